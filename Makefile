@@ -1,0 +1,36 @@
+# make demo: set up and run the main job on built-in data.  make test: set up and pass the tests.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+CONSTRAINTS := constraints.txt
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test lint setup setup-dev clean
+
+demo: setup
+	$(PY) -m winnow demo --out demo-out
+
+test: setup-dev
+	$(PY) -m pytest -n 2 --dist loadfile -q
+
+lint: setup-dev
+	$(PY) -m ruff check src tests benchmarks
+	$(PY) -m ruff format --check src tests benchmarks
+	$(PY) -m mypy
+
+setup: $(VENV)/.core
+setup-dev: $(VENV)/.dev
+
+# torch first and alone: resolved together with the rest, pip may choose a build with CUDA packages.
+$(VENV)/.core: pyproject.toml $(CONSTRAINTS)
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PIP) install -q -c $(CONSTRAINTS) torch
+	$(PIP) install -q -c $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[hf,data,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out build *.egg-info
