@@ -1,0 +1,84 @@
+"""How much goes from which layer, the total exact."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from winnow.allocate.exact import limits, whole_units
+from winnow.allocate.layer import LayerInfo
+from winnow.errors import InputError
+from winnow.masks.structure import NM, BlockShape, Structure, Unstructured, check, nearest_zeros
+
+__all__ = ["ALLOCATIONS", "NAMES", "LayerInfo", "allocate"]
+
+# name -> (module, function); the function takes (layers, zeros, caps, **options) and returns counts in order
+ALLOCATIONS: dict[str, tuple[str, str]] = {
+    "uniform": ("uniform", "uniform"),
+    "global": ("global_", "global_"),
+    "erk": ("erk", "erk"),
+    "lamp": ("lamp", "lamp"),
+    "owl": ("owl", "owl"),
+    "alphapruning": ("alphapruning", "alphapruning"),
+    "table": ("table", "table"),
+}
+NAMES = tuple(ALLOCATIONS)
+
+
+def allocate(
+    name: str,
+    layers: Sequence[LayerInfo],
+    zeros: int,
+    *,
+    table: Mapping[str, float] | None = None,
+    max_rate: float = 0.99,
+    granularity: Mapping[str, int] | None = None,
+    structure: Structure | None = None,
+    **options: float,
+) -> dict[str, int]:
+    """Zeros per layer, in layer order; they sum to exactly ``zeros``.
+
+    No layer loses more than ``max_rate`` of its weights, unless the total is so high that an even share is more, or
+    a ``table`` says so. ``options`` go to the method: owl has ``m`` and ``lam``, alphapruning ``eps``.
+
+    Where weights go in units, ``structure`` (or ``granularity``: layer -> weights in a unit) makes each count a
+    multiple of the unit and the sum the nearest that multiples reach. An n:m structure fixes every layer's count, so
+    the method has no say; ``zeros`` must agree with it to one group.
+
+    Raises InputError for an unknown name or option, a count that does not fit, repeated names, or missing weights
+    or scores.
+    """
+    if name not in ALLOCATIONS:
+        raise InputError(f"unknown allocation {name!r}: use one of {', '.join(ALLOCATIONS)}")
+    if (table is not None) != (name == "table"):
+        raise InputError(
+            "a table of rates belongs to the table allocation: "
+            + ("give table={layer or pattern: share of zeros}" if table is None else "say allocation table")
+        )
+    if len({layer.name for layer in layers}) != len(layers):
+        raise InputError("two layers have the same name: give each tensor once")
+    if not layers and not zeros:
+        return {}
+    numels = [layer.numel for layer in layers]
+    caps = limits(numels, zeros, max_rate)
+    structure = structure or Unstructured()
+    for layer in layers:
+        check(structure, layer.rows, layer.cols, layer.name)
+    nearest_zeros(structure, sum(numels), zeros, "the prunable weights")
+    if isinstance(structure, NM):
+        return {layer.name: layer.numel // structure.m * (structure.m - structure.n) for layer in layers}
+    method = getattr(import_module(f"winnow.allocate.{ALLOCATIONS[name][0]}"), ALLOCATIONS[name][1])
+    if table is not None:
+        options = {"rates": table, "max_rate": max_rate, **options}  # type: ignore[dict-item]
+    known = list(inspect.signature(method).parameters)[3:]
+    if unknown := set(options) - set(known):
+        raise InputError(
+            f"the {name} allocation has no option {', '.join(sorted(unknown))}: it takes {', '.join(known) or 'none'}"
+        )
+    counts = method(layers, zeros, caps, **options)
+    units = [structure.r * structure.c if isinstance(structure, BlockShape) else 1] * len(layers)
+    units = [(granularity or {}).get(layer.name, unit) for layer, unit in zip(layers, units)]
+    if max(units) > 1:
+        counts = whole_units(counts, units, zeros, numels if name == "table" else caps)
+    return {layer.name: count for layer, count in zip(layers, counts)}

@@ -1,0 +1,92 @@
+"""What a prunable tensor looks like to everything else: a matrix with one row per output unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+Kind = Literal["linear", "conv1d", "conv", "experts", "attention_in"]
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """One parameter whose weights may be removed, and how to see it as a matrix [rows, cols].
+
+    A row is one output unit, the columns are its inputs. Scores, masks, solvers and packed files all
+    speak of this matrix, never of the stored layout:
+
+    ===============  ==========================  ==========================  ======================
+    kind             stored                      matrix                      parts
+    ===============  ==========================  ==========================  ======================
+    linear           [out, in]                   [out, in]                   1
+    conv1d           [in, out]  (GPT-2 style)    [out, in]                   1
+    conv             [out, in/groups, *kernel]   [out, in/groups*prod(k)]    groups
+    experts          [E, out, in] or [E, in, out] (``transposed``)
+                                                 [E*out, in]                 E
+    attention_in     [3*E, E] (MultiheadAttention.in_proj_weight)
+                                                 [3*E, E]                    3
+    ===============  ==========================  ==========================  ======================
+
+    ``parts`` is the number of equal bands of rows that each see inputs of their own (an expert's routed
+    tokens, a group's channels); calibration keeps one set of input statistics per part.
+    """
+
+    name: str  # key in model.state_dict(), e.g. "model.layers.0.mlp.up_proj.weight"
+    module: str  # path of the module that owns the parameter
+    kind: Kind
+    shape: tuple[int, ...]  # as stored
+    transposed: bool = False
+    parts: int = 1
+    block: str | None = None  # path of the repeated block it lies in, None outside
+
+    @property
+    def rows(self) -> int:
+        if self.kind == "experts":
+            return self.shape[0] * self.shape[2 if self.transposed else 1]
+        return self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def cols(self) -> int:
+        return self.numel // self.rows
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def matrix(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The [rows, cols] matrix of a stored tensor (a view where the layout allows it)."""
+        if self.kind == "experts":
+            tensor = tensor.transpose(1, 2) if self.transposed else tensor
+            return tensor.reshape(self.rows, self.cols)
+        return tensor.t() if self.transposed else tensor.reshape(self.rows, self.cols)
+
+    def restore(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The stored layout of a [rows, cols] matrix; the inverse of :meth:`matrix`, contiguous."""
+        if self.kind == "experts":
+            experts, out = self.shape[0], self.rows // self.shape[0]
+            tensor = matrix.reshape(experts, out, self.cols)
+            return (tensor.transpose(1, 2) if self.transposed else tensor).contiguous()
+        return (matrix.t() if self.transposed else matrix).reshape(self.shape).contiguous()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A parameter that stays dense, and why."""
+
+    name: str
+    numel: int
+    reason: str
+
+
+@dataclass
+class Scope:
+    """What may be pruned, in the model's own order, and what is left alone."""
+
+    prunables: dict[str, Prunable] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def numel(self) -> int:
+        return sum(p.numel for p in self.prunables.values())

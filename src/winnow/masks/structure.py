@@ -1,0 +1,262 @@
+"""In what shape weights go: anywhere, n of m inputs kept, whole blocks, or coupled units."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.masks.ranking import comparable, global_counts, lowest, lowest_of_groups, lowest_per_row
+
+Unit = Literal["neuron", "head", "channel"]
+Group = Literal["layer", "row"]
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weight may go."""
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+
+@dataclass(frozen=True)
+class NM:
+    """n weights KEPT of every m consecutive inputs of a row."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise InputError(f"{self.n}:{self.m} keeps {self.n} of {self.m}: give n:m with 0 < n < m, such as 2:4")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Whole blocks of r rows by c columns go or stay."""
+
+    r: int
+    c: int
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.c < 1:
+            raise InputError(
+                f"a block of {self.r}x{self.c} holds no weight: give two positive sides, such as block:1x4"
+            )
+
+    def __str__(self) -> str:
+        return f"block:{self.r}x{self.c}"
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Whole units that several tensors share: an FFN neuron, an attention head (or KV group), a conv channel."""
+
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise InputError(f"unknown coupled unit {self.unit!r}: use one of {', '.join(get_args(Unit))}")
+
+    def __str__(self) -> str:
+        return self.unit
+
+
+Structure = Unstructured | NM | BlockShape | Coupled
+
+
+def parse_structure(text: str) -> Structure:
+    """The structure a text names: ``unstructured``, ``2:4``, ``block:1x4``, ``neuron``, ``head`` or ``channel``.
+
+    Raises InputError on anything else.
+    """
+    word = text.strip().lower()
+    if word == "unstructured":
+        return Unstructured()
+    if word in get_args(Unit):
+        return Coupled(word)  # type: ignore[arg-type]
+    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", word):
+        return NM(int(found[1]), int(found[2]))
+    if found := re.fullmatch(r"block:(\d{1,6})x(\d{1,6})", word):
+        return BlockShape(int(found[1]), int(found[2]))
+    raise InputError(
+        f"unknown structure {text!r}: use unstructured, n:m such as 2:4 (2 kept of 4), block:RxC such as block:1x4, "
+        "neuron, head or channel"
+    )
+
+
+def check(structure: Structure, rows: int, cols: int, name: str = "") -> None:
+    """Raises InputError when ``structure`` does not tile a [rows, cols] matrix."""
+    label = f"{name or 'a matrix'} of {rows} x {cols}"
+    if isinstance(structure, NM) and cols % structure.m:
+        raise InputError(
+            f"{structure} needs a multiple of {structure.m} inputs, which {label} does not have: "
+            "exclude that tensor or choose another structure"
+        )
+    if isinstance(structure, BlockShape) and (rows % structure.r or cols % structure.c):
+        raise InputError(
+            f"{structure} does not tile {label}: exclude that tensor or choose sides that divide its shape"
+        )
+
+
+def nearest_zeros(structure: Structure, numel: int, zeros: int, name: str = "the matrix") -> int:
+    """The zero count that ``numel`` weights get when ``zeros`` are asked for: the same, or the nearest whole unit.
+
+    Unstructured: ``zeros``. Blocks: the nearest multiple of the block (half rounds down). n:m: the implied
+    ``numel * (m - n) / m``, from which ``zeros`` may differ by at most one group.
+    Raises InputError when the count is out of range or does not fit n:m, and for coupled units.
+    """
+    if not 0 <= zeros <= numel:
+        raise InputError(f"{zeros} zeros do not fit {name} of {numel} weights: ask for 0 to {numel}")
+    if isinstance(structure, NM):
+        implied = numel // structure.m * (structure.m - structure.n)
+        if abs(zeros - implied) > structure.m:
+            raise InputError(
+                f"{structure} leaves {implied} zeros in {name}, not {zeros}: "
+                f"ask for sparsity {1 - structure.n / structure.m:g} or choose another structure"
+            )
+        return implied
+    if isinstance(structure, BlockShape):
+        area = structure.r * structure.c
+        return (2 * zeros + area - 1) // (2 * area) * area
+    if isinstance(structure, Coupled):
+        raise InputError(
+            f"{structure} units are selected over the whole model, not matrix by matrix: use masks.coupled"
+        )
+    return zeros
+
+
+def select(
+    scores: torch.Tensor,
+    zeros: int,
+    structure: Structure,
+    group: Group = "layer",
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which weights stay: bool [R, C], True where kept, the lowest ``scores`` [R, C] gone.
+
+    * Unstructured: exactly ``zeros`` go. ``group="row"`` gives every row floor or ceil of ``zeros / R`` (the first
+      rows the extra one), ``"layer"`` ranks the whole matrix.
+    * n:m: exactly n stay in each run of m columns; ``zeros`` must agree with that to one group.
+    * Blocks: whole blocks by their mean absolute score, to the number of blocks nearest to ``zeros``;
+      ``group="row"`` shares them over the bands of rows.
+
+    Among equal scores the lowest flat index goes first. Where ``weight`` [R, C] is given, weights that are already
+    zero (blocks: all zero) go before any other.
+
+    Raises InputError on NaN scores, a count that does not fit, or a structure that does not tile the matrix.
+    """
+    rows, cols = _shape(scores, weight)
+    if group not in get_args(Group):
+        raise InputError(f"unknown comparison group {group!r}: use layer or row")
+    check(structure, rows, cols)
+    zeros = nearest_zeros(structure, rows * cols, zeros)
+    if not scores.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    ranked = _ranked(scores, structure, weight)
+    if isinstance(structure, NM):
+        drop = lowest_of_groups(ranked.reshape(-1, structure.m), structure.m - structure.n)
+        return drop.logical_not().reshape(rows, cols)
+    count = zeros // _area(structure)
+    keep = (lowest(ranked, count) if group == "layer" else lowest_per_row(ranked, count)).logical_not_()
+    return _spread(keep, structure)
+
+
+def select_global(
+    scores: Mapping[str, torch.Tensor],
+    zeros: int,
+    structure: Structure,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    max_rate: float = 1.0,
+) -> dict[str, torch.Tensor]:
+    """One ranking over all tensors: name -> keep mask, ``zeros`` gone in all (blocks: to the nearest block).
+
+    Scores are compared as float32; among equals the earlier tensor goes first, then the lower index. ``max_rate``
+    is the share of its weights that a tensor may lose at most: 1.0 ranks freely and can empty a tensor, the
+    ``global`` allocation uses 0.99. n:m leaves no choice between tensors, so each gets its own pattern.
+
+    Raises InputError as :func:`select`, and when ``max_rate`` leaves room for fewer zeros than asked.
+    """
+    weights = weights or {}
+    shapes = {name: _shape(tensor, weights.get(name)) for name, tensor in scores.items()}
+    for name, (rows, cols) in shapes.items():
+        check(structure, rows, cols, name)
+    zeros = nearest_zeros(structure, sum(rows * cols for rows, cols in shapes.values()), zeros, "the tensors")
+    if isinstance(structure, NM):
+        share = (structure.m - structure.n) / structure.m
+        return {
+            name: select(scores[name], round(rows * cols * share), structure, weight=weights.get(name))
+            for name, (rows, cols) in shapes.items()
+        }
+    area = _area(structure)
+
+    def ranked(name: str) -> torch.Tensor:
+        return _ranked(scores[name].to(torch.float32), structure, weights.get(name), name)
+
+    caps = {name: int(max_rate * (rows * cols // area)) for name, (rows, cols) in shapes.items()}
+    counts = global_counts({name: partial(ranked, name) for name in scores}, zeros // area, caps)
+    return {name: _spread(lowest(ranked(name), counts[name]).logical_not_(), structure) for name in scores}
+
+
+def realized(structure: Structure, keep: torch.Tensor) -> bool:
+    """Whether a keep mask [R, C] shows the pattern everywhere (coupled units are not a pattern of one matrix)."""
+    rows, cols = keep.shape
+    if isinstance(structure, NM):
+        if cols % structure.m:
+            return False
+        return bool((keep.reshape(-1, structure.m).count_nonzero(dim=1) == structure.n).all())
+    if isinstance(structure, BlockShape):
+        if rows % structure.r or cols % structure.c:
+            return False
+        blocks = keep.reshape(rows // structure.r, structure.r, cols // structure.c, structure.c)
+        return bool((blocks == blocks[:, :1, :, :1]).all())
+    return True
+
+
+def verify(keep: torch.Tensor, structure: Structure, name: str = "") -> None:
+    """Raises FormatError unless the keep mask shows the pattern everywhere."""
+    if not realized(structure, keep):
+        raise FormatError(f"the mask{f' of {name}' if name else ''} breaks {structure}: write the artifact again")
+
+
+def _shape(scores: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, int]:
+    if scores.ndim != 2:
+        raise InputError(f"scores must be a matrix [rows, cols], not of shape {tuple(scores.shape)}: reshape them")
+    if weight is not None and weight.shape != scores.shape:
+        raise InputError(
+            f"weight {tuple(weight.shape)} and scores {tuple(scores.shape)} differ in shape: give the same matrix view"
+        )
+    return scores.shape[0], scores.shape[1]
+
+
+def _area(structure: Structure) -> int:
+    return structure.r * structure.c if isinstance(structure, BlockShape) else 1
+
+
+def _ranked(
+    scores: torch.Tensor, structure: Structure, weight: torch.Tensor | None = None, name: str = ""
+) -> torch.Tensor:
+    """What is ranked: a score per weight or per block, minus infinity where the weights are already zero."""
+    scores = comparable(scores, name)
+    gone = None if weight is None else weight == 0
+    if isinstance(structure, BlockShape):
+        blocks = (scores.shape[0] // structure.r, structure.r, scores.shape[1] // structure.c, structure.c)
+        scores = scores.abs().reshape(blocks).mean(dim=(1, 3), dtype=torch.float64).to(scores.dtype)
+        gone = None if gone is None else gone.reshape(blocks).all(dim=3).all(dim=1)
+    return scores if gone is None else scores.masked_fill(gone, -torch.inf)
+
+
+def _spread(keep: torch.Tensor, structure: Structure) -> torch.Tensor:
+    """A decision per block as one per weight."""
+    if not isinstance(structure, BlockShape):
+        return keep
+    return keep.repeat_interleave(structure.r, dim=0).repeat_interleave(structure.c, dim=1)
