@@ -1,0 +1,10 @@
+"""Magnitude: the size of the weight itself."""
+
+from __future__ import annotations
+
+import torch
+
+
+def magnitude(weight: torch.Tensor) -> torch.Tensor:
+    """|W|, float32 [R, C]. The oldest pruning score; reads no data."""
+    return weight.to(torch.float32).abs()

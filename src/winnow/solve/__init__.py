@@ -1,0 +1,6 @@
+"""What happens to the weights that stay: solvers of the layer-wise reconstruction problem, and chains of them."""
+
+from winnow.solve.chain import NAMES, needs_gram, needs_scores, parse_solver, solve, solve_group
+from winnow.solve.problem import Problem, Solution
+
+__all__ = ["NAMES", "Problem", "Solution", "needs_gram", "needs_scores", "parse_solver", "solve", "solve_group"]

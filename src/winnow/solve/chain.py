@@ -1,0 +1,246 @@
+"""Solvers by name, and chains of them: the first chooses the mask, the others improve mask or values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from winnow.errors import InputError
+from winnow.masks.structure import check, nearest_zeros, select
+from winnow.quantize import Quantized, round_to_nearest
+from winnow.solve.alps import alps
+from winnow.solve.error import relative_error
+from winnow.solve.factor import factor, gram_of, ridge_of, spectrum
+from winnow.solve.least_squares import least_squares
+from winnow.solve.problem import Problem, Solution
+from winnow.solve.sparsegpt import Band, sparsegpt
+from winnow.solve.swap import swap
+
+
+@dataclass
+class _Stack:
+    """Layers that read one input, one below the other, on their way through a chain."""
+
+    problems: list[Problem]
+    bands: list[Band]
+    dense: torch.Tensor  # [R, C] the weights to reproduce
+    weight: torch.Tensor  # [R, C] as they are by now
+    keep: torch.Tensor | None  # [R, C], None until chosen
+    quantized: Quantized | None = None
+    updated: bool = False  # whether values that stay have changed
+
+    @property
+    def shared(self) -> Problem:
+        """Where to read what all the problems have in common."""
+        return self.problems[0]
+
+    @property
+    def gram(self) -> torch.Tensor:
+        assert self.shared.stats is not None
+        return gram_of(self.shared.stats, self.dense.device, self.shared.where)
+
+    def mask(self) -> torch.Tensor:
+        """The mask so far, chosen from the scores if no solver has chosen one."""
+        if self.keep is None:
+            parts = []
+            for problem, band in zip(self.problems, self.bands, strict=True):
+                weight = self.dense[band.rows]
+                if band.zeros == 0:
+                    parts.append(torch.ones_like(weight, dtype=torch.bool))
+                    continue
+                if problem.scores is None:
+                    raise InputError(
+                        f"no scores for {problem.where or 'the layer'}: give some, or a solver that chooses the mask "
+                        "itself (sparsegpt, alps)"
+                    )
+                scores = problem.scores.to(weight.device)
+                parts.append(select(scores, band.zeros, problem.structure, problem.group, weight))
+            self.keep = torch.cat(parts)
+            self.weight = self.dense * self.keep
+        return self.keep
+
+
+def _none(stack: _Stack, last: bool) -> None:
+    stack.mask()
+
+
+def _sparsegpt(stack: _Stack, last: bool) -> None:
+    _loop(stack, last)
+
+
+def _loop(stack: _Stack, rounding: bool) -> None:
+    problem, device = stack.shared, stack.dense.device
+    assert problem.stats is not None
+    # Values already refined are the better target: on their mask they are as good as the dense ones.
+    target = stack.weight if stack.updated else stack.dense
+    stack.weight, stack.keep, stack.quantized = sparsegpt(
+        target,
+        factor(problem.stats, problem.damp, device, problem.where),
+        stack.bands,
+        problem.structure,
+        problem.group,
+        stack.keep,
+        problem.grid if rounding else None,
+    )
+    stack.updated = True
+
+
+def _alps(stack: _Stack, last: bool) -> None:
+    problem, gram = stack.shared, stack.gram
+    assert problem.stats is not None
+    stack.weight, stack.keep = alps(
+        stack.dense,
+        _damped(gram, problem.damp),
+        spectrum(problem.stats, problem.damp, stack.dense.device, problem.where),
+        stack.bands,
+        problem.structure,
+        problem.group,
+        stack.keep,
+    )
+    stack.updated = True
+
+
+def _lsq(stack: _Stack, last: bool) -> None:
+    gram, keep = stack.gram, stack.mask()
+    stack.weight = least_squares(stack.dense, stack.weight, keep, gram, ridge_of(gram, stack.shared.damp))
+    stack.updated = True
+
+
+def _swap(stack: _Stack, last: bool) -> None:
+    stack.keep = swap(stack.dense, stack.mask(), stack.gram, stack.shared.structure)
+    stack.weight = stack.dense * stack.keep
+    stack.updated = False
+
+
+def _damped(gram: torch.Tensor, damp: float) -> torch.Tensor:
+    hessian = gram.clone()
+    hessian.diagonal().add_(ridge_of(gram, damp)).masked_fill_(gram.diagonal() <= 0, 1.0)
+    return hessian
+
+
+_STAGES: dict[str, Callable[[_Stack, bool], None]] = {
+    "none": _none,
+    "sparsegpt": _sparsegpt,
+    "alps": _alps,
+    "lsq": _lsq,
+    "swap": _swap,
+}
+NAMES: tuple[str, ...] = tuple(_STAGES)
+
+
+def parse_solver(solver: str) -> list[str]:
+    """The names in a chain such as ``"sparsegpt+lsq"``.
+
+    Raises:
+        InputError: a name is unknown, or stands where it can do nothing.
+    """
+    names = [name.strip() for name in solver.split("+")]
+    for place, name in enumerate(names):
+        if name not in _STAGES:
+            raise InputError(f"unknown solver {name!r}: choose from {', '.join(NAMES)}, joined with '+'")
+        if place and name in ("none", "alps"):
+            raise InputError(f"{name!r} cannot follow another solver in {solver!r}: put it first")
+    return names
+
+
+def needs_gram(solver: str) -> bool:
+    """Whether the chain reads the Gram matrix of the inputs (all but ``"none"`` do)."""
+    return parse_solver(solver) != ["none"]
+
+
+def needs_scores(solver: str) -> bool:
+    """Whether the chain's first solver starts from scores (or from a mask given with the problem)."""
+    return parse_solver(solver)[0] in ("none", "lsq", "swap")
+
+
+def solve(problem: Problem, solver: str) -> Solution:
+    """Solve one layer. See :func:`solve_group`."""
+    return solve_group([problem], solver)[0]
+
+
+def solve_group(problems: list[Problem], solver: str) -> list[Solution]:
+    """Solve layers that read one input (q, k, v; gate, up), which share one ``InputStats`` object.
+
+    ``solver`` is a name or a chain: ``none`` (mask from the scores, values kept), ``sparsegpt``, ``alps``, ``lsq``
+    (mask from the scores, then least squares), ``swap`` (mask from the scores, then 1-swaps), joined with ``+``:
+    ``sparsegpt+lsq``, ``swap+lsq``. The first chooses the mask, later ones improve on it; ``sparsegpt`` after
+    another keeps its mask. A ``keep`` given with a problem takes the place of the mask from scores, and all but
+    ``swap`` hold it.
+
+    With a grid, ``sparsegpt`` as last solver rounds inside its loop (with no zeros this is GPTQ); a chain that ends
+    otherwise is followed by that loop on its mask; ``none``, or inputs without a Gram matrix, rounds to nearest.
+    Each layer's counts, scales and mask are its own, so the answer does not depend on what else is in the group
+    (values may differ by rounding).
+
+    Raises:
+        InputError: a problem does not fit the solver, or holds NaN or infinity; the message names the fix.
+    """
+    names = parse_solver(solver)
+    for problem in problems:
+        problem.check()
+        if problem.stats is not problems[0].stats:
+            raise InputError("layers solved together must share one statistics object: solve the others separately")
+    answers: dict[int, Solution] = {}
+    for alike in _alike(problems):
+        for index, solution in zip(alike, _solve([problems[i] for i in alike], names), strict=True):
+            answers[index] = solution
+    return [answers[i] for i in range(len(problems))]
+
+
+def _alike(problems: list[Problem]) -> list[list[int]]:
+    """Places of the problems that one pass over the columns can serve."""
+    found: dict[object, list[int]] = {}
+    for index, p in enumerate(problems):
+        key = (p.structure, p.group, p.grid, p.damp, p.keep is None, p.weight.device)
+        found.setdefault(key, []).append(index)
+    return list(found.values())
+
+
+def _solve(problems: list[Problem], names: list[str]) -> list[Solution]:
+    bands, start = [], 0
+    for problem in problems:
+        rows, cols = problem.weight.shape
+        check(problem.structure, rows, cols, problem.where)
+        zeros = nearest_zeros(problem.structure, rows * cols, problem.zeros, problem.where or "the layer")
+        bands.append(Band(slice(start, start + rows), zeros))
+        start += rows
+    shared = problems[0]
+    without_gram = shared.stats is None or shared.stats.gram is None
+    if without_gram and names != ["none"]:
+        if names != ["sparsegpt"] or shared.grid is None or any(band.zeros for band in bands):
+            raise InputError(
+                f"{'+'.join(names)!r} reads the Gram matrix of the inputs of {shared.where or 'the layer'}, which was not "
+                "accumulated: calibrate with it, or use the solver 'none'"
+            )
+        names = ["none"]  # nothing to prune and no data to round by: plain rounding
+    weights = [p.weight.detach().to(torch.float32) for p in problems]
+    dense = torch.cat(weights) if len(weights) > 1 else weights[0]
+    keep = None if shared.keep is None else torch.cat([p.keep for p in problems if p.keep is not None]).to(dense.device)
+    stack = _Stack(problems, bands, dense, dense if keep is None else dense * keep, keep)
+    for place, name in enumerate(names):
+        _STAGES[name](stack, place == len(names) - 1)
+    if shared.grid is not None and stack.quantized is None:
+        if names == ["none"]:
+            importance = None if shared.stats is None else shared.stats.sum_sq
+            stack.quantized = round_to_nearest(stack.weight, shared.grid, stack.mask(), importance)
+            stack.weight = stack.quantized.dequantize()
+        else:
+            _loop(stack, rounding=True)
+    return _split(stack, without_gram)
+
+
+def _split(stack: _Stack, without_gram: bool) -> list[Solution]:
+    solutions = []
+    keep, quantized = stack.mask(), stack.quantized
+    for band in stack.bands:
+        own = None
+        if quantized is not None:
+            own = Quantized(
+                quantized.codes[band.rows].clone(), quantized.scales[band.rows].clone(), quantized.bits, quantized.group
+            )
+        weight = stack.weight[band.rows].clone()
+        error = None if without_gram else relative_error(weight, stack.dense[band.rows], stack.gram)
+        solutions.append(Solution(weight, keep[band.rows].clone(), own, error))
+    return solutions

@@ -1,0 +1,545 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from winnow.calibrate.statistics import InputStats
+from winnow.errors import InputError
+from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, realized
+from winnow.quantize import Grid, round_to_nearest
+from winnow.scores import score
+from winnow.solve import Problem, needs_gram, needs_scores, parse_solver, solve, solve_group
+from winnow.solve.error import relative_error, row_errors
+from winnow.solve.factor import factor, gram_of, ridge_of, spectrum
+from winnow.solve.least_squares import least_squares
+from winnow.solve.sparsegpt import Band, sparsegpt
+from winnow.solve.swap import swap
+
+CPU = torch.device("cpu")
+
+
+def make_inputs(cols: int, tokens: int = 300, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(cols, cols, generator=generator, dtype=torch.float64) / cols**0.5
+    inputs = torch.randn(tokens, cols, generator=generator, dtype=torch.float64) @ mix
+    return inputs * torch.randn(cols, generator=generator, dtype=torch.float64).exp()
+
+
+def make_stats(inputs: torch.Tensor) -> InputStats:
+    gram = (inputs.T @ inputs).float()
+    return InputStats(inputs.shape[1], len(inputs), inputs.sum(0), inputs.square().sum(0), gram)
+
+
+def make_layer(rows: int, cols: int, seed: int = 0, tokens: int = 300):
+    generator = torch.Generator().manual_seed(1000 + seed)
+    inputs = make_inputs(cols, tokens, seed)
+    return torch.randn(rows, cols, generator=generator), inputs, make_stats(inputs)
+
+
+def damped(stats: InputStats, damp: float = 0.01) -> torch.Tensor:
+    gram = stats.gram.double()
+    return gram + torch.eye(stats.cols, dtype=torch.float64) * damp * gram.diagonal().mean()
+
+
+# --- factorizations -------------------------------------------------------------------------------------------------
+
+
+def test_one_reversed_cholesky_is_the_upper_factor_of_the_inverse():
+    _, _, stats = make_layer(1, 24)
+    found = factor(stats, 0.01, CPU)
+    hessian = damped(stats)
+    direct = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)  # the textbook way, two factorizations
+    root = found.upper.double() * found.pivot.double()
+    assert torch.allclose(root @ root.T, hessian, rtol=1e-5, atol=1e-5 * float(hessian.max()))
+    assert torch.allclose(torch.linalg.inv(root), direct, rtol=1e-3, atol=1e-5 * float(direct.max()))
+    assert torch.equal(found.upper.tril(-1), torch.zeros(24, 24)) and (found.upper.diagonal() == 1).all()
+
+
+def test_factorizations_are_computed_once_for_each_damping():
+    _, _, stats = make_layer(1, 8)
+    assert factor(stats, 0.01, CPU) is factor(stats, 0.01, CPU)
+    assert factor(stats, 0.01, CPU) is not factor(stats, 0.1, CPU)
+    assert spectrum(stats, 0.01, CPU) is spectrum(stats, 0.01, CPU)
+
+
+def test_damping_grows_until_an_indefinite_matrix_can_be_factorized():
+    _, _, stats = make_layer(4, 8)
+    stats.gram = stats.gram - torch.eye(8) * 0.05 * stats.gram.diagonal().mean()
+    assert torch.linalg.eigvalsh(stats.gram).min() < 0
+    found = factor(stats, 0.001, CPU)
+    assert found.ridge > 0.01 * float(stats.gram.diagonal().mean())
+    assert torch.isfinite(found.upper).all()
+
+
+def test_more_inputs_than_tokens_and_no_damping():
+    weight, _, stats = make_layer(6, 40, tokens=10)
+    for solver in ("sparsegpt", "sparsegpt+lsq", "alps", "swap+lsq"):
+        problem = Problem(weight, stats, 120, scores=score("wanda", weight, stats), damp=0.0)
+        found = solve(problem, solver)
+        assert torch.isfinite(found.weight).all() and int((~found.keep).sum()) == 120
+
+
+# --- SparseGPT and GPTQ against the literal recursion ---------------------------------------------------------------
+
+
+def lowest(cost: torch.Tensor, count: int) -> torch.Tensor:
+    drop = torch.zeros(cost.numel(), dtype=torch.bool)
+    drop[cost.flatten().argsort(stable=True)[:count]] = True
+    return drop.reshape(cost.shape)
+
+
+def literal_obs(weight, hessian, zeros=0, structure=None, group="layer", block=32, keep=None, grid=None):
+    """Column by column with the explicit inverse of the Hessian of the columns not yet settled, in float64."""
+    weight, structure = weight.double().clone(), structure or Unstructured()
+    rows, cols = weight.shape
+    inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(cols)]
+    price = torch.tensor([1 / float(inverse[0, 0]) for inverse in inverses], dtype=torch.float64)
+    fixed = keep is not None
+    if not fixed:
+        cost = weight.square() * price
+        if isinstance(structure, NM):
+            runs = cost.reshape(-1, structure.m)
+            keep = ~torch.stack([lowest(run, structure.m - structure.n) for run in runs]).reshape(rows, cols)
+        elif group == "row":
+            shares = [zeros // rows + (i < zeros % rows) for i in range(rows)]
+            keep = ~torch.stack([lowest(cost[i], share) for i, share in enumerate(shares)])
+        else:
+            keep = ~lowest(cost, zeros)
+    width = structure.m if isinstance(structure, NM) else block
+    size = cols + 1 if grid is None else grid.size(cols)
+    for j in range(cols):
+
+        def fit():
+            part = slice(j, min(j + size, cols))  # noqa: B023
+            return Grid(grid.bits).fit(weight[:, part].float(), keep[:, part], price[part]).double()[:, 0]
+
+        if grid is not None and j % size == 0 and size > width:
+            scale = fit()
+        if not fixed and j % width == 0:
+            here = slice(j, min(j + width, cols))
+            cost = weight[:, here].square() * price[here]
+            if isinstance(structure, NM):
+                keep[:, here] = ~torch.stack([lowest(row, structure.m - structure.n) for row in cost])
+            elif group == "row":
+                keep[:, here] = ~torch.stack([lowest(row, int((~k).sum())) for row, k in zip(cost, keep[:, here])])
+            else:
+                keep[:, here] = ~lowest(cost, int((~keep[:, here]).sum()))
+        if grid is not None and j % size == 0 and size <= width:
+            scale = fit()
+        final = weight[:, j] * keep[:, j]
+        if grid is not None:
+            final = torch.where(scale != 0, final / scale, 0.0).round().clamp(grid.low, grid.high) * scale
+        step = (weight[:, j] - final) / inverses[j][0, 0]
+        weight[:, j:] -= step[:, None] * inverses[j][0]
+        weight[:, j] = final
+    return weight, keep
+
+
+def assert_same(found, wanted, keep=None, wanted_keep=None):
+    if keep is not None:
+        assert torch.equal(keep, wanted_keep)
+    assert torch.allclose(found.double(), wanted, rtol=1e-3, atol=2e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("group", ["layer", "row"])
+@pytest.mark.parametrize("rate", [0.0, 0.31, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [(8, 24), (5, 70), (3, 140)])
+def test_sparsegpt_is_the_literal_recursion(shape, rate, group):
+    weight, _, stats = make_layer(*shape)
+    zeros = round(rate * weight.numel())
+    wanted, wanted_keep = literal_obs(weight, damped(stats), zeros, group=group)
+    found = solve(Problem(weight, stats, zeros, group=group), "sparsegpt")
+    assert_same(found.weight, wanted, found.keep, wanted_keep)
+    assert (found.weight[~found.keep] == 0).all()
+
+
+@pytest.mark.parametrize("structure", [NM(2, 4), NM(1, 4), NM(4, 8), NM(3, 5), NM(2, 40)])
+def test_sparsegpt_with_n_of_m_is_the_literal_recursion(structure):
+    weight, _, stats = make_layer(6, 160)
+    zeros = weight.numel() // structure.m * (structure.m - structure.n)
+    wanted, wanted_keep = literal_obs(weight, damped(stats), structure=structure)
+    found = solve(Problem(weight, stats, zeros, structure), "sparsegpt")
+    assert_same(found.weight, wanted, found.keep, wanted_keep)
+    assert realized(structure, found.keep)
+
+
+@pytest.mark.parametrize("group", [None, 8, 32, 48, 64, 200])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_without_zeros_it_is_gptq(bits, group):
+    weight, _, stats = make_layer(4, 100)
+    grid = Grid(bits, group)
+    wanted, _ = literal_obs(weight, damped(stats), grid=grid)
+    found = solve(Problem(weight, stats, 0, grid=grid), "sparsegpt")
+    assert_same(found.weight, wanted)
+    assert torch.equal(found.weight, found.quantized.dequantize())
+
+
+@pytest.mark.parametrize("group", [None, 16, 64])
+def test_pruned_and_rounded_in_one_loop_is_the_literal_recursion(group):
+    weight, _, stats = make_layer(6, 96)
+    grid = Grid(4, group)
+    wanted, wanted_keep = literal_obs(weight, damped(stats), weight.numel() // 2, grid=grid)
+    found = solve(Problem(weight, stats, weight.numel() // 2, grid=grid), "sparsegpt")
+    assert_same(found.weight, wanted, found.keep, wanted_keep)
+
+
+def test_a_fixed_mask_is_held():
+    weight, _, stats = make_layer(6, 70)
+    keep = torch.rand(6, 70) < 0.5
+    wanted, _ = literal_obs(weight, damped(stats), keep=keep.clone())
+    found = solve(Problem(weight, stats, int((~keep).sum()), keep=keep), "sparsegpt")
+    assert_same(found.weight, wanted, found.keep, keep)
+
+
+def test_blocks_go_by_their_summed_cost():
+    weight, _, stats = make_layer(8, 24)
+    price = 1 / torch.stack([torch.linalg.inv(damped(stats)[j:, j:])[0, 0] for j in range(24)])
+    summed = (weight.double().square() * price).reshape(4, 2, 6, 4).sum((1, 3))
+    wanted_keep = (~lowest(summed, 12)).repeat_interleave(2, 0).repeat_interleave(4, 1)
+    wanted, _ = literal_obs(weight, damped(stats), keep=wanted_keep)
+    found = solve(Problem(weight, stats, 96, BlockShape(2, 4)), "sparsegpt")
+    assert_same(found.weight, wanted, found.keep, wanted_keep)
+
+
+def test_smaller_and_larger_column_blocks_are_the_literal_recursion_too():
+    weight, _, stats = make_layer(4, 150)
+    for block in (8, 48, 128, 512):
+        wanted, wanted_keep = literal_obs(weight, damped(stats), 300, block=block)
+        found, keep, _ = sparsegpt(
+            weight, factor(stats, 0.01, CPU), [Band(slice(0, 4), 300)], Unstructured(), block=block
+        )
+        assert_same(found, wanted, keep, wanted_keep)
+
+
+# --- exact least squares --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_least_squares_is_lstsq_row_by_row(direct):
+    weight, inputs, stats = make_layer(9, 30)
+    keep = torch.rand(9, 30) < 0.5
+    keep[0], keep[1] = False, True
+    ridge = ridge_of(stats.gram, 0.01)
+    found = least_squares(weight, weight * keep, keep, stats.gram, ridge, direct=direct)
+    system = torch.cat([inputs, torch.eye(30, dtype=torch.float64) * ridge**0.5])
+    for i in range(9):
+        wanted = torch.zeros(30, dtype=torch.float64)
+        if keep[i].any():
+            wanted[keep[i]] = torch.linalg.lstsq(
+                system[:, keep[i]], system @ weight[i].double(), driver="gelsd"
+            ).solution
+        assert (found[i][~keep[i]] == 0).all()
+        lost, best = (float((system @ (w.double() - weight[i].double())).square().sum()) for w in (found[i], wanted))
+        assert lost <= best * (1 + 1e-4) + 1e-6 * ridge
+        assert torch.allclose(found[i].double(), wanted, rtol=5e-3, atol=5e-3 * float(weight[i].abs().max()))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), rate=st.floats(0, 1), damp=st.sampled_from([0.0, 0.01, 1.0]), direct=st.booleans())
+def test_no_row_is_worse_than_what_it_came_from(seed, rate, damp, direct):
+    weight, _, stats = make_layer(5, 20, seed, tokens=15)
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(5, 20, generator=generator) >= rate
+    current = weight * keep * torch.randn(5, 20, generator=generator).mul(0.1).add(1)
+    found = least_squares(weight, current, keep, stats.gram, ridge_of(stats.gram, damp), direct=direct)
+    gram = stats.gram.double()
+    before, after = (((w - weight).double() @ gram * (w - weight)).sum(1) for w in (current, found))
+    assert (after <= before * (1 + 1e-5) + 1e-6 * float(gram.max())).all()
+    assert torch.isfinite(found).all() and (found[~keep] == 0).all()
+
+
+def test_rows_of_any_support_size_in_bounded_batches(monkeypatch):
+    weight, _, stats = make_layer(30, 16)
+    keep = torch.rand(30, 16) < torch.linspace(0, 1.01, 30)[:, None]
+    ridge = ridge_of(stats.gram, 0.01)
+    whole = least_squares(weight, weight * keep, keep, stats.gram, ridge)
+    monkeypatch.setattr("winnow.solve.least_squares._BYTES", 8 * 100)
+    assert torch.allclose(least_squares(weight, weight * keep, keep, stats.gram, ridge), whole, atol=1e-5)
+
+
+# --- 1-swap ---------------------------------------------------------------------------------------------------------
+
+
+def mask_error(weight, keep, gram):
+    removed = (weight * ~keep).double()
+    return ((removed @ gram.double()) * removed).sum(-1)
+
+
+def all_swaps(keep, m=None):
+    for u, p in itertools.product(keep.nonzero().flatten().tolist(), (~keep).nonzero().flatten().tolist()):
+        if m is None or u // m == p // m:
+            changed = keep.clone()
+            changed[u], changed[p] = False, True
+            yield changed
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), NM(2, 4)])
+def test_one_step_is_the_best_of_all_swaps(structure):
+    weight, _, stats = make_layer(12, 24)
+    keep = torch.zeros(12, 6, 4, dtype=torch.bool)
+    keep[:, :, :2] = True
+    keep = keep.reshape(12, 24)
+    found = swap(weight, keep, stats.gram, structure, steps=1)
+    for i in range(12):
+        m = structure.m if isinstance(structure, NM) else None
+        options = [float(mask_error(weight[i], k, stats.gram)) for k in (keep[i], *all_swaps(keep[i], m))]
+        assert float(mask_error(weight[i], found[i], stats.gram)) == pytest.approx(min(options), rel=1e-4)
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), NM(1, 4)])
+def test_at_the_end_no_swap_helps_and_counts_stand(structure):
+    weight, _, stats = make_layer(6, 24, seed=4)
+    keep = torch.zeros(6, 6, 4, dtype=torch.bool)
+    keep[:, :, 3] = True
+    keep = keep.reshape(6, 24)
+    found = swap(weight, keep, stats.gram, structure, steps=1000)
+    assert torch.equal(found.sum(1), keep.sum(1)) and realized(structure, found)
+    m = structure.m if isinstance(structure, NM) else None
+    for i in range(6):
+        here = float(mask_error(weight[i], found[i], stats.gram))
+        assert here < float(mask_error(weight[i], keep[i], stats.gram))
+        assert all(float(mask_error(weight[i], k, stats.gram)) > here * (1 - 1e-4) for k in all_swaps(found[i], m))
+
+
+def test_every_step_lowers_the_error_also_beyond_the_shortlist():
+    weight, _, stats = make_layer(10, 120)
+    keep = score("wanda", weight, stats) > score("wanda", weight, stats).median(1, keepdim=True).values
+    before = mask_error(weight, keep, stats.gram)
+    for _ in range(10):
+        after = mask_error(weight, keep := swap(weight, keep, stats.gram, Unstructured(), steps=1), stats.gram)
+        assert (after <= before * (1 + 1e-9)).all()
+        before = after
+
+
+def test_full_and_empty_rows_stay():
+    weight, _, stats = make_layer(2, 8)
+    keep = torch.tensor([[True] * 8, [False] * 8])
+    assert torch.equal(swap(weight, keep, stats.gram, Unstructured()), keep)
+
+
+# --- ALPS -----------------------------------------------------------------------------------------------------------
+
+
+def test_alps_is_among_the_best_of_all_masks():
+    better = 0
+    for seed in range(6):
+        weight, _, stats = make_layer(1, 8, seed)
+        found = solve(Problem(weight, stats, 4, damp=1e-5), "alps+lsq")
+        assert int((~found.keep).sum()) == 4
+        errors = []
+        for kept in itertools.combinations(range(8), 4):
+            keep = torch.zeros(1, 8, dtype=torch.bool)
+            keep[0, list(kept)] = True
+            exact = least_squares(weight, weight * keep, keep, stats.gram, 0.0)
+            errors.append(relative_error(exact, weight, stats.gram))
+        assert found.error >= min(errors) * (1 - 1e-3)
+        better += sum(error < found.error * (1 - 1e-2) for error in errors)
+    assert better <= 0.03 * 6 * 70  # of six times seventy masks, each with its best values
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), NM(2, 4), BlockShape(2, 4)])
+def test_alps_beats_sparsegpt_in_every_structure(structure):
+    weight, _, stats = make_layer(32, 64)
+    zeros = weight.numel() // 2
+    found = solve(Problem(weight, stats, zeros, structure), "alps")
+    assert found.error < solve(Problem(weight, stats, zeros, structure), "sparsegpt").error
+    assert realized(structure, found.keep) and int((~found.keep).sum()) == zeros
+
+
+# --- chains ---------------------------------------------------------------------------------------------------------
+
+CHAINS = [
+    "none",
+    "lsq",
+    "swap",
+    "sparsegpt",
+    "alps",
+    "swap+lsq",
+    "sparsegpt+lsq",
+    "sparsegpt+swap+lsq",
+    "none+sparsegpt",
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    chain=st.sampled_from(CHAINS),
+    rows=st.integers(1, 7),
+    cols=st.integers(1, 40),
+    share=st.floats(0, 1),
+    group=st.sampled_from(["layer", "row"]),
+    holes=st.floats(0, 0.6),
+    dead=st.integers(0, 3),
+    grid=st.sampled_from([None, Grid(4, 16), Grid(8)]),
+    seed=st.integers(0, 10**6),
+)
+def test_exactly_the_zeros_asked_for_and_those_that_are_there_first(
+    chain, rows, cols, share, group, holes, dead, grid, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=generator)
+    weight[torch.rand(rows, cols, generator=generator) < holes] = 0
+    inputs = make_inputs(cols, 30, seed)
+    inputs[:, :dead] = 0
+    stats, zeros = make_stats(inputs), round(share * weight.numel())
+    problem = Problem(weight, stats, zeros, group=group, scores=score("wanda", weight, stats), grid=grid)
+    found = solve(problem, chain)
+    gone = ~found.keep
+    assert int(gone.sum()) == zeros
+    assert (found.weight[gone] == 0).all() and torch.isfinite(found.weight).all()
+    if group == "row":
+        assert gone.sum(1).tolist() == [zeros // rows + (i < zeros % rows) for i in range(rows)]
+    if "swap" not in chain:  # exchanges may give a zero weight its place back: it costs nothing either way
+        empty = weight == 0
+        if group == "layer":
+            assert int((gone & empty).sum()) == min(zeros, int(empty.sum()))
+        else:
+            assert torch.equal((gone & empty).sum(1), torch.minimum(gone.sum(1), empty.sum(1)))
+    if grid is not None:
+        assert torch.equal(found.weight, found.quantized.dequantize())
+        assert (found.quantized.codes[gone] == 0).all()
+        assert found.quantized.codes.min() >= grid.low and found.quantized.codes.max() <= grid.high
+
+
+@pytest.mark.parametrize("chain", ["none", "lsq", "swap+lsq", "sparsegpt", "sparsegpt+lsq", "alps"])
+@pytest.mark.parametrize("structure", [NM(2, 4), NM(1, 8)])
+@pytest.mark.parametrize("grid", [None, Grid(4, 16), Grid(4)])
+def test_n_of_m_in_every_group_of_every_chain(chain, structure, grid):
+    weight, _, stats = make_layer(8, 48)
+    weight[:, ::3] = 0
+    zeros = weight.numel() // structure.m * (structure.m - structure.n)
+    problem = Problem(weight, stats, zeros, structure, scores=score("wanda", weight, stats), grid=grid)
+    found = solve(problem, chain)
+    assert realized(structure, found.keep) and (found.weight[~found.keep] == 0).all()
+
+
+@pytest.mark.parametrize("chain", [*CHAINS])
+@pytest.mark.parametrize("grid", [None, Grid(4, 32)])
+def test_layers_solved_together_are_as_solved_alone(chain, grid):
+    _, _, stats = make_layer(1, 70)
+    problems = []
+    for rows, zeros, group in ((8, 280, "layer"), (3, 100, "layer"), (5, 123, "row"), (4, 0, "layer")):
+        weight = torch.randn(rows, 70)
+        scores = score("wanda", weight, stats)
+        problems.append(Problem(weight, stats, zeros, group=group, scores=scores, grid=grid))
+    together = solve_group(problems, chain)
+    for problem, found in zip(problems, together, strict=True):
+        alone = solve(problem, chain)
+        assert torch.equal(found.keep, alone.keep)
+        assert torch.allclose(found.weight, alone.weight, rtol=1e-3, atol=1e-4)
+        assert found.error == pytest.approx(alone.error, rel=1e-2, abs=1e-9)
+        assert (found.quantized is None) == (grid is None)
+
+
+def test_none_removes_by_score_and_changes_no_value():
+    weight, _, stats = make_layer(4, 12)
+    found = solve(Problem(weight, None, 20, scores=weight.abs()), "none")
+    assert torch.equal(found.weight, weight * found.keep) and found.error is None and found.quantized is None
+    assert float(weight[~found.keep].abs().max()) <= float(weight[found.keep].abs().min())
+    rounded = solve(Problem(weight, stats, 20, scores=weight.abs(), grid=Grid(4)), "none")
+    plain = round_to_nearest(weight * found.keep, Grid(4), found.keep, stats.sum_sq)
+    assert torch.equal(rounded.weight, plain.dequantize())
+
+
+def test_error_is_the_relative_output_error():
+    weight, inputs, stats = make_layer(6, 20)
+    for chain in ("none", "sparsegpt", "alps"):
+        found = solve(Problem(weight, stats, 60, scores=weight.abs()), chain)
+        lost = (inputs @ (found.weight - weight).double().T).square().sum()
+        assert found.error == pytest.approx(float(lost / (inputs @ weight.double().T).square().sum()), rel=1e-4)
+    assert solve(Problem(weight, stats, 0), "sparsegpt").error == pytest.approx(0, abs=1e-9)
+    assert solve(Problem(weight * 0, stats, 60, scores=weight), "none").error == 0
+
+
+def test_row_errors_over_column_chunks(monkeypatch):
+    weight, inputs, stats = make_layer(6, 50)
+    monkeypatch.setattr("winnow.solve.error._COLS", 16)
+    assert torch.allclose(row_errors(weight, stats.gram), (inputs @ weight.double().T).square().sum(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("chain", ["sparsegpt+lsq", "alps", "swap", "lsq"])
+def test_rounding_after_a_chain_holds_its_mask_and_beats_plain_rounding(chain):
+    weight, _, stats = make_layer(32, 96)
+    zeros, scores = weight.numel() // 2, score("wanda", weight, stats)
+    unrounded = solve(Problem(weight, stats, zeros, scores=scores), chain)
+    found = solve(Problem(weight, stats, zeros, scores=scores, grid=Grid(3, 32)), chain)
+    assert torch.equal(found.keep, unrounded.keep)
+    plain = round_to_nearest(unrounded.weight, Grid(3, 32), unrounded.keep, stats.sum_sq)
+    assert found.error < relative_error(plain.dequantize(), weight, stats.gram)
+
+
+def test_gptq_beats_rounding_to_nearest():
+    weight, _, stats = make_layer(32, 96)
+    for grid in (Grid(4, 32), Grid(3, 32), Grid(3)):
+        rounded = solve(Problem(weight, stats, 0, grid=grid), "none")
+        assert solve(Problem(weight, stats, 0, grid=grid), "sparsegpt").error < 0.8 * rounded.error
+
+
+def test_without_a_gram_matrix_weights_round_to_nearest():
+    weight, _, stats = make_layer(4, 32)
+    stats.gram = None
+    found = solve(Problem(weight, stats, 0, grid=Grid(4)), "sparsegpt")
+    assert torch.equal(found.weight, round_to_nearest(weight, Grid(4), importance=stats.sum_sq).dequantize())
+
+
+def test_inputs_that_never_fire_lose_their_weights_first_and_disturb_nothing():
+    weight, inputs, _ = make_layer(6, 20)
+    inputs[:, 5:9] = 0
+    stats = make_stats(inputs)
+    for chain in ("sparsegpt", "sparsegpt+lsq"):
+        found = solve(Problem(weight, stats, 24), chain)
+        assert not found.keep[:, 5:9].any() and torch.equal(found.weight[:, :5], weight[:, :5])
+        fewer = solve(Problem(weight, stats, 10), chain)
+        assert int((~fewer.keep[:, 5:9]).sum()) == 10 and torch.equal(fewer.weight[fewer.keep], weight[fewer.keep])
+
+
+def test_the_callers_tensors_are_left_alone():
+    weight, _, stats = make_layer(8, 40)
+    keep, scores = torch.rand(8, 40) < 0.5, weight.abs()
+    copies = [t.clone() for t in (weight, keep, scores, stats.gram)]
+    for chain in CHAINS:
+        for mask in (None, keep):
+            for grid in (None, Grid(4)):
+                solve(Problem(weight, stats, int((~keep).sum()), scores=scores, keep=mask, grid=grid), chain)
+    assert all(torch.equal(a, b) for a, b in zip(copies, (weight, keep, scores, stats.gram), strict=True))
+
+
+def test_names_and_what_they_need():
+    assert parse_solver("sparsegpt + lsq") == ["sparsegpt", "lsq"]
+    assert [needs_gram(name) for name in ("none", "sparsegpt", "lsq", "swap+lsq")] == [False, True, True, True]
+    assert [needs_scores(name) for name in ("none", "sparsegpt", "alps", "swap+lsq")] == [True, False, False, True]
+    for text, message in (("gptq", "choose from"), ("", "choose from"), ("lsq+alps", "first"), ("swap+none", "first")):
+        with pytest.raises(InputError, match=message):
+            parse_solver(text)
+
+
+def test_bad_input_is_one_sentence_naming_layer_and_fix():
+    weight, _, stats = make_layer(4, 12)
+    broken = weight.clone()
+    broken[1, 2] = torch.nan
+    cases = [
+        (Problem(broken, stats, 4, where="h.0"), "sparsegpt", "the weights of h.0 contain NaN"),
+        (Problem(weight, stats, 49), "sparsegpt", "48 weights"),
+        (Problem(weight, stats, 4, scores=broken), "none", "scores of the layer contain NaN"),
+        (Problem(weight, stats, 4), "lsq", "no scores"),
+        (Problem(weight, None, 4, scores=weight), "swap", "Gram"),
+        (Problem(weight[:, :8], stats, 4), "sparsegpt", "12 inputs"),
+        (Problem(weight, stats, 24, keep=weight[:2] > 0), "lsq", "mask"),
+        (Problem(weight, stats, 16, NM(5, 8)), "sparsegpt", "multiple of 8"),
+        (Problem(weight, stats, 24, NM(2, 4), grid=Grid(4, 6)), "sparsegpt", "quantization group"),
+        (Problem(weight, stats, 24, BlockShape(1, 4), scores=weight), "swap", "sparsegpt"),
+        (Problem(weight, stats, 24, Coupled("neuron")), "sparsegpt", "whole model"),
+    ]
+    for problem, solver, message in cases:
+        with pytest.raises(InputError, match=message):
+            solve(problem, solver)
+    stats = make_layer(1, 12)[2]
+    stats.gram[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"inputs of h\.1 contain NaN or infinity"):
+        solve(Problem(weight, stats, 4, where="h.1"), "sparsegpt")
+    with pytest.raises(InputError, match="no Gram matrix"):
+        gram_of(InputStats(3), CPU)
+    with pytest.raises(InputError, match="share one statistics"):
+        solve_group([Problem(weight, make_layer(1, 12)[2], 4) for _ in range(2)], "sparsegpt")
