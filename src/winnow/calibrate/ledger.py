@@ -1,0 +1,111 @@
+"""The memory limit as a promise: what a run will need is reckoned before it starts, and the peak is kept under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from winnow.errors import InputError
+from winnow.masks.prunable import Prunable
+
+COPIES = 7  # float32 copies of the weights in work: weight, scores, ranking, solution, packing
+ALLOWANCE = 48 << 20  # bytes for buffers of files, the report, and what the reckoning does not see
+MARGIN = 0.06  # of the limit, for the allocator and what the reckoning does not see
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Bytes by purpose at the moment of the highest need, beside what is resident already."""
+
+    resident: int  # interpreter, libraries, and whatever is loaded now
+    outside: int  # embeddings, norms, head
+    block: int  # the largest block, in the model's dtype
+    solving: int  # working copies and Gram matrices of one group of layers
+    activations: int  # hidden states of all calibration batches (0 when they live on disk)
+    forward: int  # temporaries of one batch in one block
+    spilled: bool = False
+    limit: int | None = None
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def need(self) -> int:
+        return ALLOWANCE + self.resident + self.outside + self.block + max(self.solving, self.forward) + self.activations
+
+    def table(self) -> list[tuple[str, int]]:
+        return [
+            ("resident before the start", self.resident),
+            ("embeddings, norms, head", self.outside),
+            ("largest block", self.block),
+            ("solver and Gram matrices", self.solving),
+            ("activations" + (" (on disk)" if self.spilled else ""), self.activations),
+            ("one forward", self.forward),
+        ]
+
+
+def reckon(
+    *,
+    units: Sequence[Sequence[Prunable]],
+    block_bytes: int,
+    outside_bytes: int,
+    tokens: int,
+    batch_tokens: int,
+    hidden: int,
+    itemsize: int,
+    gram: bool,
+    codes: bool,
+    resident: int,
+    limit: int | None,
+) -> Ledger:
+    """What pruning a model block by block will need, choosing disk for the activations when memory is short.
+
+    A batch's temporaries are reckoned at the widest layer input, four of them alive at once in ``itemsize`` bytes
+    and one in float32 for the statistics. A solver holds :data:`COPIES` of the weights it works on.
+
+    Raises:
+        InputError: the limit cannot be kept; the sentence says what would be enough.
+    """
+    matrices = [p for unit in units for p in unit]
+    widest = max((p.cols for p in matrices), default=hidden)
+    tallest = max((p.rows // p.parts for p in matrices), default=hidden)
+    largest = max((p.numel for p in matrices), default=0)
+    if gram:
+        # Layers of one width are taken to share an input (q, k, v; gate, up): solved together.
+        shared = max((_by_width(unit) for unit in units), default=0)
+        grams = max((sum({p.cols: p.parts * p.cols**2 for p in unit}.values()) for unit in units), default=0)
+        solving = 4 * COPIES * min(shared, 3 * largest) + 4 * grams + 8 * 3 * widest**2
+    else:
+        solving = 4 * COPIES * largest
+    if codes:
+        solving += largest
+    solving += (
+        max((sum(p.numel for p in unit) for unit in units), default=0) * itemsize * 3 // 4
+    )  # packed, until stored
+    forward = batch_tokens * (4 * max(widest, tallest) * itemsize + 4 * widest)
+    kept = 2 * tokens * hidden * itemsize
+    in_memory = Ledger(resident, outside_bytes, block_bytes, solving, kept, forward, limit=limit)
+    if limit is None or in_memory.need <= limit * (1 - MARGIN):
+        return in_memory
+    on_disk = Ledger(
+        resident,
+        outside_bytes,
+        block_bytes,
+        solving,
+        2 * batch_tokens * hidden * itemsize,
+        forward,
+        spilled=True,
+        limit=limit,
+    )
+    if on_disk.need <= limit * (1 - MARGIN):
+        return on_disk
+    enough = on_disk.need / (1 - MARGIN)
+    raise InputError(
+        f"--ram {limit / 1e9:.2f}GB cannot be kept: this model needs about {enough / 1e9:.2f}GB; raise the limit or lower --batch-size."
+    )
+
+
+def _by_width(unit: Sequence[Prunable]) -> int:
+    """The most weights that layers of equal input width have together."""
+    sums: dict[int, int] = {}
+    for p in unit:
+        sums[p.cols] = sums.get(p.cols, 0) + p.numel
+    return max(sums.values(), default=0)

@@ -1,0 +1,99 @@
+"""The pieces of a model that calibration stops at, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.masks.blocks import find_blocks
+from winnow.masks.prunable import Prunable, Scope
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a model that is run, pruned and run again as a whole.
+
+    A repeated block (also one without prunables: it is run there, and streamed), a prunable layer outside the
+    blocks, or the whole model (path "").
+    """
+
+    path: str
+    module: nn.Module
+    prunables: list[Prunable]
+
+
+def find_units(model: nn.Module, scope: Scope) -> tuple[list[Unit], list[Unit]]:
+    """The units of a model in module order, and those that no forward can stop at.
+
+    The second kind are owners of prunables that were asked for by name and have units below them.
+    """
+    blocks = find_blocks(model)
+    prunables: dict[str, list[Prunable]] = {block.path: [] for block in blocks}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for p in scope.prunables.values():
+        path = p.block or _callable(p, modules)
+        prunables.setdefault(path, []).append(p)
+    if not blocks:
+        return [whole(model, scope)], []
+    order = {path: i for i, path in enumerate(modules)}
+    units: list[Unit] = []
+    loose: list[Unit] = []
+    for path in sorted(prunables, key=order.__getitem__):
+        above = any(other != path and (not path or other.startswith(f"{path}.")) for other in prunables)
+        (loose if above else units).append(Unit(path, modules[path], prunables[path]))
+    return units, loose
+
+
+def whole(model: nn.Module, scope: Scope) -> Unit:
+    """The model as one unit."""
+    return Unit("", model, list(scope.prunables.values()))
+
+
+def _callable(p: Prunable, modules: Mapping[str, nn.Module]) -> str:
+    above = p.module.rpartition(".")[0]
+    return above if isinstance(modules[above], nn.MultiheadAttention) else p.module
+
+
+def probe(units: list[Unit], forward: Callable[[], Any]) -> list[str]:
+    """Paths of the units in the order ``forward`` calls them, repetitions included."""
+    calls: list[str] = []
+    with ExitStack() as stack:
+        for unit in units:
+            stack.callback(unit.module.register_forward_pre_hook(_note(calls, unit.path)).remove)
+        forward()
+    return calls
+
+
+def _note(calls: list[str], path: str) -> Callable[..., None]:
+    def note(module: nn.Module, args: Any) -> None:
+        calls.append(path)
+
+    return note
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """The model's ordinary forward on a batch: a mapping of arguments, a tuple or list of them, or one tensor."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
+
+
+def first_example(batch: Any) -> Any | None:
+    """The batch cut to its first example, or None where its tensors do not share a first dimension."""
+    items = (
+        list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    )
+    tensors = [t for t in items if isinstance(t, torch.Tensor)]
+    if not tensors or any(t.dim() == 0 for t in tensors) or len({t.shape[0] for t in tensors}) > 1:
+        return None
+    cut = [t[:1] if isinstance(t, torch.Tensor) else t for t in items]
+    if isinstance(batch, Mapping):
+        return dict(zip(batch.keys(), cut))
+    return cut if isinstance(batch, (tuple, list)) else cut[0]

@@ -1,0 +1,302 @@
+"""Block by block through any model: statistics of each dense block fed by its already pruned predecessors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from winnow.calibrate.capture import Capture
+from winnow.calibrate.padding import Padding
+from winnow.calibrate.quiet import calibrating
+from winnow.calibrate.spill import Spill
+from winnow.calibrate.statistics import InputStats
+from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
+from winnow.calibrate.units import Unit, call_model, find_units, first_example, probe, whole
+from winnow.errors import InputError
+from winnow.masks.experts import find_experts
+from winnow.masks.prunable import Prunable, Scope
+
+Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
+
+
+class Walker:
+    """Walks the units of a model over calibration batches, without tracing and without knowing the architecture.
+
+    The model's ordinary forward of every batch waits at the unit in work (:class:`SuspendedPass`). The unit
+    is run dense on all of them while its input statistics are taken, ``visit`` prunes it in place, and it is
+    run again so that the passes go on with what the pruned unit puts out. Masks, rotary tables and cross
+    attention are the model's own throughout, so encoder-decoders and several towers need nothing special.
+
+    A batch is a mapping (``model(**batch)``), a tuple or list (``model(*batch)``) or a tensor; padding is left out
+    by its ``attention_mask`` and ``decoder_attention_mask`` (or torch's key padding masks). ``gram`` says which
+    prunables get a Gram matrix. ``device`` runs units on an accelerator, "cpu" leaves them where their weights
+    are. ``enter`` and ``leave`` are called around the time a unit's weights are needed. ``spill`` is a folder for
+    the hidden states of waiting batches. ``progress`` gets (runs done, runs in all, path of the unit).
+
+    ``notes`` and ``unreached`` (prunables the data never came to) are filled by :meth:`walk`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        scope: Scope,
+        *,
+        gram: bool | Callable[[Prunable], bool],
+        device: torch.device | str = "cpu",
+        enter: Callable[[Unit], None] | None = None,
+        leave: Callable[[Unit], None] | None = None,
+        spill: Path | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        if not len(batches):
+            raise InputError("there is no calibration data: give at least one batch")
+        self.notes: list[str] = []
+        self.unreached: list[Prunable] = []
+        self._model, self._batches, self._scope = model, batches, scope
+        self._gram = gram if callable(gram) else (lambda p: bool(gram))
+        self._device = torch.device(device)
+        self._enter, self._leave = enter or _nothing, leave or _nothing
+        self._spill_folder, self._progress = spill, progress
+        self._units: list[Unit] | None = None
+        self._loose: list[Unit] = []
+
+    def units(self) -> list[Unit]:
+        """The units in the order a first example reaches them (in module order on a meta-device skeleton)."""
+        if self._units is None:
+            units, self._loose = find_units(self._model, self._scope)
+            if len(units) > 1 and not any(p.is_meta for p in self._model.parameters()):
+                units = self._ordered(units)
+            self._units = units
+        return self._units
+
+    def _ordered(self, units: list[Unit]) -> list[Unit]:
+        kinds = {frozenset(b) if isinstance(b, Mapping) else None: b for b in reversed(self._batches)}
+        with calibrating(self._model):
+            runs = [self._calls(units, batch) for batch in reversed(kinds.values())]
+        runs.sort(key=len, reverse=True)  # stable; the batches that reach most set the order
+        calls = [path for run in runs for path in run]
+        weighty = {unit.path for unit in units if unit.prunables}
+        twice = next((path for run in runs for path in run if path in weighty and run.count(path) > 1), None)
+        if twice is not None:
+            self.notes.append(
+                f"{twice} runs more than once in a forward, so the whole model is calibrated as one block"
+            )
+            self._loose = []
+            return [whole(self._model, self._scope)]
+        first = {path: i for i, path in reversed(list(enumerate(calls)))}
+        return sorted(units, key=lambda unit: first.get(unit.path, len(calls)))  # stable: unreached ones come last
+
+    def _calls(self, units: list[Unit], batch: Any) -> list[str]:
+        """What one example of a batch calls; the whole batch where it cannot be cut along one dimension."""
+        example = first_example(batch)
+        if example is not None:
+            with contextlib.suppress(Exception):
+                return probe(units, partial(call_model, self._model, example))
+        return probe(units, partial(call_model, self._model, batch))
+
+    def walk(self, visit: Visit, *, skip: Callable[[Unit], bool] | None = None) -> None:
+        """Visit every unit that has prunables with the statistics of its inputs, one list entry a part.
+
+        Order: ``enter(unit)``, the dense runs, ``visit(unit, stats)``, the runs that feed the next unit,
+        ``leave(unit)``. ``visit`` changes the unit's parameters in place. Where ``skip(unit)`` is true (asked
+        after ``enter``) the unit is run as it is, once, and not visited. Units no batch reaches are visited
+        at the end with statistics of no tokens. An exception in the model, in ``visit`` or from the keyboard
+        leaves the model's forwards, modes and settings as they were.
+        """
+        self.unreached.clear()
+        units = self.units()
+        _Walk(self, units, visit, skip or (lambda unit: False)).run()
+
+
+def _nothing(unit: Unit) -> None:
+    return None
+
+
+class _Walk:
+    """One walk: the passes, where each waits, and what remains to be done."""
+
+    def __init__(self, walker: Walker, units: list[Unit], visit: Visit, skip: Callable[[Unit], bool]) -> None:
+        self.w, self.units, self.visit, self.skip = walker, units, visit, skip
+        self.rank = {unit.path: i for i, unit in enumerate(units)}
+        self.left = {unit.path for unit in units if unit.prunables}
+        self.finished: set[str] = set()
+        self.routed = {group.path for group in find_experts(walker._model)}
+        self.steps, self.total = 0, 2 * len(units) * len(walker._batches)
+        self.passes: list[SuspendedPass] = []
+        self.paddings: list[Padding] = []
+        self.spill: Spill | None = None
+
+    def run(self) -> None:
+        model = self.w._model
+        with calibrating(model), stopping_at({u.module: u for u in self.units}) as self.forwards, self._spilling():
+            try:
+                self._start()
+                while self.left and (unit := self._next()) is not None:
+                    self._unit(unit)
+            finally:
+                for one in self.passes:
+                    one.halt()
+            for unit in [*self.units, *self.w._loose]:
+                if unit.path not in self.finished and unit.prunables:
+                    self._unreached(unit)
+        self._report(self.total - self.steps, self.units[-1])
+
+    @contextmanager
+    def _spilling(self) -> Iterator[None]:
+        if self.w._spill_folder is not None:
+            owned = [*self.w._model.parameters(), *self.w._model.buffers()]
+            for batch in self.w._batches:
+                tree_map_only(torch.Tensor, owned.append, dict(batch) if isinstance(batch, Mapping) else batch)
+            self.spill = Spill(self.w._spill_folder, [t for t in owned if not t.is_meta])
+        try:
+            yield
+        finally:
+            if self.spill is not None:
+                self.spill.close()
+
+    def _start(self) -> None:
+        model, threads = self.w._model, pool_size(len(self.w._batches))
+        for i, batch in enumerate(self.w._batches):
+            self.paddings.append(Padding(batch))
+            self.passes.append(SuspendedPass(partial(call_model, model, batch), threads))
+            self.passes[i].start()
+            self._settle(i)
+
+    def _settle(self, i: int) -> None:
+        """After pass ``i`` has moved: where it met a unit that is done already, run that and let it go on."""
+        one = self.passes[i]
+        while not one.finished and one.stop.path in self.finished:
+            unit = one.stop
+            if unit.prunables:
+                self._again(unit)
+            self.w._enter(unit)
+            with self._placed(unit):
+                output = self._forward(unit, i)
+            self.w._leave(unit)
+            one.resume(output)
+        if self.spill is not None and not one.finished:
+            self.spill.park(i, one.call)
+
+    def _again(self, unit: Unit) -> None:
+        if any(p.is_meta for p in self.w._model.parameters()):
+            raise InputError(
+                f"{unit.path} runs more than once in a forward, so this model cannot be streamed block by block: "
+                "run it without a memory limit"
+            )
+        note = f"{unit.path} was reached again after it was pruned; that call is not in its statistics"
+        if note not in self.w.notes:
+            self.w.notes.append(note)
+
+    def _next(self) -> Unit | None:
+        waiting = [one.stop for one in self.passes if not one.finished]
+        return min(waiting, key=lambda unit: self.rank[unit.path], default=None)
+
+    def _unit(self, unit: Unit) -> None:
+        here = [i for i, one in enumerate(self.passes) if one.stop is unit]
+        self.w._enter(unit)
+        with self._placed(unit):
+            if unit.prunables and not self.skip(unit):
+                self.visit(unit, self._statistics(unit, here))
+            self.finished.add(unit.path)
+            self.left.discard(unit.path)
+            if self.left:  # after the last unit nobody needs the outputs, nor the head
+                for i in here:
+                    self._fetch(i)
+                    output = self._forward(unit, i)
+                    if self.spill is not None:
+                        self.spill.release(i)
+                    self._report(1, unit)
+                    self.passes[i].resume(output)
+                    del output
+                    self._settle(i)
+        self.w._leave(unit)
+
+    def _statistics(self, unit: Unit, here: list[int]) -> dict[str, list[InputStats]]:
+        device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
+        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
+        routed = any(_within(path, unit.path) for path in self.routed)
+        writes = False
+        for n, i in enumerate(here):
+            self._fetch(i)
+            call = self.passes[i].call
+            args, kwargs = call
+            self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=capture.time_first)
+            tensors = _tensors(call)
+            # A block that writes to its own input would see its own traces in the second run.
+            copies = [t.clone() for t in tensors] if writes or n == 0 else []
+            versions = [t._version for t in tensors]
+            with capture.watching(self.paddings[i], routed=routed):
+                capture.read(unit.module, args, kwargs)
+                self._forward(unit, i)
+            writes = writes or [t._version for t in tensors] != versions
+            if writes:
+                for tensor, copy in zip(tensors, copies):
+                    tensor.copy_(copy)
+            del copies, tensors, call, args, kwargs
+            if self.spill is not None:
+                self.spill.drop(i)
+            self._report(1, unit)
+        return capture.results(ran=bool(here))
+
+    def _fetch(self, i: int) -> None:
+        if self.spill is not None:
+            self.spill.fetch(i)
+
+    def _forward(self, unit: Unit, i: int) -> Any:
+        args, kwargs = self.passes[i].call
+        device = self.w._device
+        if device.type == "cpu":
+            return self.forwards[unit.module](*args, **kwargs)
+        home = next((t.device for t in _tensors((args, kwargs))), torch.device("cpu"))
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
+        output = self.forwards[unit.module](*args, **kwargs)
+        return tree_map_only(torch.Tensor, lambda t: t.to(home), output)
+
+    @contextmanager
+    def _placed(self, unit: Unit) -> Iterator[None]:
+        device = self.w._device
+        homes = {p.device for p in unit.module.parameters()}
+        if device.type == "cpu" or homes <= {device}:
+            yield
+            return
+        home = next(iter(homes), torch.device("cpu"))
+        unit.module.to(device)
+        try:
+            yield
+        finally:
+            unit.module.to(home)
+
+    def _unreached(self, unit: Unit) -> None:
+        self.w._enter(unit)
+        self.w.unreached.extend(unit.prunables)
+        if not self.skip(unit):
+            with self._placed(unit):
+                device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
+                self.visit(
+                    unit, Capture(unit.module, unit.path, unit.prunables, self.w._gram, device).results(ran=False)
+                )
+        self.w._leave(unit)
+
+    def _report(self, steps: int, unit: Unit) -> None:
+        self.steps += steps
+        if self.w._progress is not None:
+            self.w._progress(self.steps, self.total, unit.path)
+
+
+def _within(path: str, unit: str) -> bool:
+    return not unit or path == unit or path.startswith(f"{unit}.")
+
+
+def _tensors(call: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    tree_map_only(torch.Tensor, found.append, call)
+    return found

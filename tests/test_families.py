@@ -1,0 +1,253 @@
+"""Scope and walker on every family, against plain hooks and padding removed by other means."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import families
+from winnow.calibrate.units import call_model
+from winnow.calibrate.walker import Walker
+from winnow.masks.blocks import find_blocks
+from winnow.masks.scope import find_scope
+
+PARAMS = [
+    pytest.param(f, id=f.name, marks=[] if f.name in families.TORCH else pytest.mark.hf) for f in families.FAMILIES
+]
+
+
+@pytest.fixture(params=PARAMS)
+def family(request):
+    if request.param.name not in families.TORCH:
+        pytest.importorskip("transformers")
+    return request.param
+
+
+def tokens_of(family, layer, batch, batch_first=True):
+    """The token positions of a layer's input as a flat bool list, or None for all: straight from the batch."""
+    key = family.mask(layer)
+    if key is None or not isinstance(batch, dict) or key not in batch:
+        return None
+    mask = batch[key].bool() if "padding" not in key else ~batch[key]
+    return (mask if batch_first else mask.t()).flatten()
+
+
+def reference(family, model, batches):
+    """{prunable: [tokens, sum, gram] a part} in float64 from plain hooks on the dense model."""
+    scope = find_scope(model)
+    inputs: dict[str, list[list[torch.Tensor]]] = {
+        name: [[] for _ in range(p.parts)] for name, p in scope.prunables.items()
+    }
+    batch = None
+    handles = []
+
+    def linear(name):
+        def hook(module, args):
+            x, keep = args[0], tokens_of(family, name, batch, getattr(model, "batch_first", True))
+            x = x.reshape(-1, x.shape[-1])
+            inputs[name + ".weight"][0].append(x if keep is None else x[keep])
+
+        return hook
+
+    def conv(name):
+        def hook(module, args):
+            x = args[0]
+            pad = [
+                p for k, d in reversed(list(zip(module.kernel_size, module.dilation))) for p in [d * (k - 1) // 2] * 2
+            ]
+            if module.padding != "same":
+                pad = [p for size in reversed(module.padding) for p in (size, size)]
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = nn.functional.pad(x, pad, mode=mode)
+            x = nn.functional.unfold(x, module.kernel_size, module.dilation, 0, module.stride)  # [B, C*k, L]
+            for g, part in enumerate(x.chunk(module.groups, 1)):
+                inputs[name + ".weight"][g].append(part.transpose(1, 2).flatten(0, 1))
+
+        return hook
+
+    def attention(name):
+        def hook(module, args, kwargs):
+            x = args[0]
+            if not module.batch_first:
+                x = x.transpose(0, 1)
+            x = x.reshape(-1, x.shape[-1])[tokens_of(family, name, batch)]
+            for part in range(3):
+                inputs[name + ".in_proj_weight"][part].append(x)
+            # what the output projection reads, written out
+            q, k, v = nn.functional.linear(args[0], module.in_proj_weight, module.in_proj_bias).chunk(3, -1)
+            if not module.batch_first:
+                q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+            q, k, v = (t.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            scores = scores.masked_fill(batch["src_key_padding_mask"][:, None, None], float("-inf"))
+            y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+            y = y.reshape(-1, y.shape[-1])[tokens_of(family, name, batch)]
+            inputs[name + ".out_proj.weight"][0].append(y)
+
+        return hook
+
+    def experts(name):
+        def hook(module, args):
+            hidden, index, _ = args
+            keep = tokens_of(family, name, batch)
+            flipped = scope.prunables[name + ".down_proj"].transposed
+            for e in range(module.gate_up_proj.shape[0]):
+                x = hidden[keep][(index[keep] == e).any(-1)]
+                inputs[name + ".gate_up_proj"][e].append(x)
+                weight = module.gate_up_proj[e]
+                y = x @ (weight if flipped else weight.t())
+                if flipped:
+                    y = module._apply_gate(y + module.gate_up_proj_bias[e])
+                else:
+                    gate, up = y.chunk(2, -1)
+                    y = module.act_fn(gate) * up
+                inputs[name + ".down_proj"][e].append(y)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            handles.append(module.register_forward_pre_hook(attention(name), with_kwargs=True))
+        elif name + ".gate_up_proj" in scope.prunables:
+            handles.append(module.register_forward_pre_hook(experts(name)))
+        elif name + ".weight" in scope.prunables and not name.endswith("out_proj.weight"):
+            handles.append(
+                module.register_forward_pre_hook(conv(name) if isinstance(module, nn.Conv2d) else linear(name))
+            )
+    with torch.no_grad():
+        for batch in batches:
+            call_model(model, batch)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for name, parts in inputs.items():
+        found[name] = []
+        for rows in parts:
+            x = torch.cat(rows).double()
+            found[name].append((x.shape[0], x.sum(0), x.square().sum(0), x.t() @ x))
+    return found
+
+
+def close(a, b, scale):
+    return (a.double() - b).abs().max() <= 2e-5 * scale + 1e-9
+
+
+def test_scope_counts(family):
+    model = family.build()
+    scope = find_scope(model)
+    assert scope.numel == family.weights
+    assert [b.path for b in find_blocks(model)] == family.blocks
+    assert scope.numel + sum(s.numel for s in scope.skipped) == sum(p.numel() for p in model.parameters())
+    assert all(s.reason for s in scope.skipped)
+    for name, p in scope.prunables.items():
+        weight = model.get_parameter(name)
+        assert p.rows * p.cols == weight.numel()
+        assert torch.equal(p.restore(p.matrix(weight)), weight)
+    with torch.device("meta"):
+        skeleton = find_scope(copy.deepcopy(model).to("meta"))
+    assert skeleton.prunables == scope.prunables
+
+
+def test_statistics_are_those_of_plain_hooks(family):
+    model, batches = family.build(), family.batches()
+    expected = reference(family, copy.deepcopy(model), batches)
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    scope = find_scope(model)
+    walker = Walker(model, batches, scope, gram=True)
+    found = {}
+    walker.walk(lambda unit, stats: found.update(stats))
+    assert found.keys() == scope.prunables.keys() and not walker.unreached and not walker.notes
+    for name, parts in found.items():
+        assert len(parts) == scope.prunables[name].parts
+        for stats, (tokens, total, squares, gram) in zip(parts, expected[name]):
+            assert stats.tokens == tokens, name
+            scale = max(float(gram.abs().max()), 1e-6)
+            assert close(stats.sum, total, max(scale, float(total.abs().max()))), name
+            assert close(stats.sum_sq, squares, scale), name
+            assert close(stats.gram, gram, scale), name
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+def test_norms_without_gram_agree(family):
+    model, batches = family.build(), family.batches()
+    scope = find_scope(model)
+    with_gram, without = {}, {}
+    Walker(model, batches, scope, gram=True).walk(lambda unit, stats: with_gram.update(stats))
+    Walker(model, batches, scope, gram=False).walk(lambda unit, stats: without.update(stats))
+    for name, parts in without.items():
+        for a, b in zip(parts, with_gram[name]):
+            assert a.gram is None and a.tokens == b.tokens
+            torch.testing.assert_close(a.sum_sq, b.sum_sq, rtol=1e-5, atol=1e-8)
+            torch.testing.assert_close(a.sum, b.sum, rtol=1e-4, atol=1e-4)
+
+
+def flat(values):
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = list(values.values())
+    return [t for v in values for t in flat(v)] if isinstance(values, (tuple, list)) else []
+
+
+def test_blocks_see_the_inputs_of_a_plain_forward(family):
+    model, batches = family.build(), family.batches()
+    paths = family.blocks or [""]
+    plain: dict[str, list] = {path: [] for path in paths}
+    walked: dict[str, list] = {path: [] for path in paths}
+
+    def record(store, path, forward):
+        def recording(*args, **kwargs):
+            store[path].append([t.clone() for t in flat((args, kwargs))])
+            return forward(*args, **kwargs)
+
+        return recording
+
+    for store in (plain, walked):
+        for path in paths:
+            module = model.get_submodule(path)
+            module.forward = record(store, path, type(module).forward.__get__(module))
+        if store is plain:
+            with torch.no_grad():
+                for batch in batches:
+                    call_model(model, batch)
+        else:
+            Walker(model, batches, find_scope(model), gram=False).walk(lambda unit, stats: None)
+    for path in paths:
+        for inputs in plain[path]:
+            assert any(same(inputs, call) for call in walked[path]), path
+    # every block but the last runs twice on every batch, and the probe comes on top
+    assert sum(len(calls) for calls in walked.values()) >= len(batches) * (2 * len(paths) - 1)
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        a.shape == b.shape and bool(((a == b) | ((a.double() - b.double()).abs() <= 1e-6)).all())
+        for a, b in zip(one, other)
+    )
+
+
+SHARED = {
+    "llama": [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["mlp.gate_proj", "mlp.up_proj"]],
+    "bert": [["attention.self.query", "attention.self.key", "attention.self.value"]],
+    "t5": [["layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"]],
+    "clip": [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]],
+    "phi": [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"]],
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.hf
+def test_layers_that_read_one_input_share_statistics(name):
+    pytest.importorskip("transformers")
+    family = next(f for f in families.FAMILIES if f.name == name)
+    model = family.build()
+    found = {}
+    Walker(model, family.batches(), find_scope(model), gram=True).walk(lambda unit, stats: found.update(stats))
+    for block in family.blocks:
+        for group in SHARED[name]:
+            assert len({id(found[f"{block}.{layer}.weight"][0]) for layer in group}) == 1
+    distinct = {id(s) for parts in found.values() for s in parts}
+    assert len(distinct) < len(found)
