@@ -1,0 +1,149 @@
+"""How transformers reads a winnow folder. Imported only once transformers is (see ``formats/hf.py``).
+
+The folder is verified before the first weight is allocated. Then each group of ``<name>.winnow_*`` tensors becomes one
+dense weight as transformers' loader reaches it, so that beside the model only the packed tensors are in memory. What
+comes out is an ordinary model: ``save_pretrained`` writes an ordinary dense checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    HfQuantizer,
+    QuantizationConfigMixin,
+    register_quantization_config,
+    register_quantizer,
+)
+
+from winnow.errors import FormatError
+from winnow.formats.packed import PackedTensor
+from winnow.formats.reader import check_description, match_header, unpacked
+from winnow.formats.tensorfile import TensorFile
+from winnow.formats.units import SUFFIXES, prunable_of, split_keys
+
+_PATTERNS = {rf"\.winnow_{suffix}$": suffix for suffix in SUFFIXES}
+
+
+class WinnowConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a winnow folder."""
+
+    def __init__(self, **described: Any) -> None:
+        self.__dict__.update(described)
+        self.quant_method: Any = "winnow"
+        self.dequantize = True  # transformers then drops this configuration once the weights are loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "dequantize"}
+
+
+class WinnowQuantizer(HfQuantizer):
+    """Turns the packed tensors of a winnow folder into dense weights while transformers loads it."""
+
+    requires_calibration = True  # winnow folders are written by winnow compress, never on the fly
+
+    def __init__(self, quantization_config: WinnowConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._unpack = _Unpack()
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **_: Any
+    ) -> None:
+        described = self.quantization_config.to_dict()
+        where = str(Path(checkpoint_files[0]).parent) if checkpoint_files else "the given weights"
+        shards = check_description(described, where)
+        files = {Path(path).name: Path(path) for path in checkpoint_files or ()}
+        if set(shards) != files.keys():
+            raise FormatError(f"{where} lacks {min(set(shards) ^ files.keys())}: copy the whole folder again")
+        wanted = model.state_dict()
+        self._dtypes = {name: _planned_dtype(model, name, tensor) for name, tensor in wanted.items()}
+        for name in shards:
+            file = TensorFile(files[name])
+            match_header(file, described["files"][name])
+            file.verify()
+            packed, dense = split_keys(file)
+            if any(described["tensors"].get(key) != about for key, about in packed.items()):
+                raise FormatError(f"{where}/config.json does not describe {name}: copy the whole folder again")
+            for key, about in packed.items():
+                target = _target(key, wanted, model.base_model_prefix)
+                if target is not None:
+                    prunable = prunable_of(key, about)
+                    _same_shape(where, key, prunable.shape, wanted[target])
+                    self._unpack.targets[target] = (prunable, about, self._dtypes[target])
+            for key in dense:
+                target = _target(key, wanted, model.base_model_prefix)
+                if target is not None:
+                    _same_shape(where, key, file.shape(key), wanted[target])
+
+    def update_weight_conversions(self, weight_conversions: list) -> list:
+        """Only winnow's own: the names in the folder are already those of the model's state dict."""
+        return [WeightConverter(list(_PATTERNS), "", operations=[self._unpack], force_cpu=True)]
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        # Without this record save_pretrained uses the model's default mapping, as for a model made in memory.
+        model.__dict__.pop("_weight_conversions", None)
+        # Where only the prefix of a name was changed, transformers leaves the type of the file.
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if self._dtypes.get(name, tensor.dtype) != tensor.dtype and tensor.is_floating_point():
+                tensor.data = tensor.data.to(self._dtypes[name])
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+class _Unpack(ConversionOps):
+    """One packed tensor -> one dense weight."""
+
+    def __init__(self) -> None:
+        self.targets: dict[str, tuple] = {}
+
+    def __deepcopy__(self, memo: dict) -> _Unpack:
+        return self  # transformers copies the operation for every tensor; the table is shared and only read
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Any]:
+        name = kwargs["full_layer_name"]
+        prunable, about, dtype = self.targets[name]
+        parts = {_PATTERNS[pattern]: tensors[0].cpu() for pattern, tensors in input_dict.items()}
+        return {name: unpacked(prunable, PackedTensor.from_tensors(about, parts), dtype)}
+
+
+def register() -> None:
+    """Enter winnow in transformers' registries, once."""
+    if "winnow" not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config("winnow")(WinnowConfig)
+        register_quantizer("winnow")(WinnowQuantizer)
+
+
+def _target(name: str, wanted: dict[str, torch.Tensor], prefix: str) -> str | None:
+    """The model's own name of a stored tensor: a head may have been added to, or taken from, the base model."""
+    candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+    return next((candidate for candidate in candidates if candidate in wanted), None)
+
+
+def _planned_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:
+    """The type transformers gives a weight: the one of the skeleton, except where the class keeps float32."""
+    kept = list(model._keep_in_fp32_modules_strict or ()) if tensor.dtype in (torch.float16, torch.bfloat16) else []
+    if tensor.dtype == torch.float16:
+        kept += list(model._keep_in_fp32_modules or ())
+    return torch.float32 if any(re.search(pattern.replace("*", ".*"), name) for pattern in kept) else tensor.dtype
+
+
+def _same_shape(where: str, name: str, shape: tuple[int, ...], tensor: torch.Tensor) -> None:
+    if tuple(shape) != tuple(tensor.shape):
+        raise FormatError(
+            f"{name} is {list(shape)} in {where} and {list(tensor.shape)} in the model: "
+            "its config.json does not belong to these weights"
+        )

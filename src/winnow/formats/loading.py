@@ -1,0 +1,127 @@
+"""From an artifact back to a model, or to a folder that needs no winnow."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats.artifact import as_json
+from winnow.formats.disk import OutputFolder, copy_file, write_text
+from winnow.formats.reader import Artifact, read_artifact
+from winnow.formats.shards import SHARD_BYTES, ShardWriter
+
+Factory = Callable[[], torch.nn.Module]
+
+
+def load(folder: Path | str, factory: Factory | str | None = None, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The model of an artifact, weights dense in memory, every checksum, shape and zero count verified.
+
+    Parameters
+    ----------
+    folder: an artifact of ``winnow compress``.
+    factory: for a plain torch model, the function (or ``package.module:function``) that builds it. The name that the
+        folder itself records is never run, because that would be running code a file asks for.
+    dtype: of the floating-point weights; default: the ones the model had.
+
+    Raises FormatError for a damaged folder or one that does not fit the model, InputError where ``factory`` is missing
+    or the architecture is unknown. The model is in evaluation mode.
+    """
+    artifact = read_artifact(folder)
+    if artifact.is_transformers:
+        if factory is not None:
+            raise InputError(f"{folder} is a transformers model and needs no factory: leave it out")
+        return _load_transformers(artifact, dtype)
+    return _load_plain(artifact, _build(artifact, factory), dtype)
+
+
+def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Write the model of an artifact to ``out`` as ordinary dense safetensors that need no winnow.
+
+    One tensor after the other, so that a model larger than memory can be exported. For transformers the result is a
+    normal model folder, tokenizer and other files included; its tensors have the names of the model's state dict.
+    Raises InputError where ``out`` holds anything.
+    """
+    artifact = read_artifact(folder)
+    output = OutputFolder(Path(out), lambda _: False)
+    try:
+        shards = ShardWriter(output.path, shard_bytes, described=False)
+        for name, tensor in artifact.state_dict():
+            shards.add({name: tensor}, {})
+        shards.close()
+        if artifact.is_transformers:
+            config = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
+            write_text(output.path / "config.json", as_json(config))
+            for path in artifact.other_files:
+                copy_file(path, output.path / path.name)
+        return output.publish()
+    except BaseException:
+        output.discard()
+        raise
+
+
+def _load_transformers(artifact: Artifact, dtype: torch.dtype | None) -> torch.nn.Module:
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(f"{artifact.folder} is a transformers model: pip install 'winnow[hf]'") from None
+
+    from winnow.formats.hf import install_hook
+
+    install_hook()
+    if "auto_map" in artifact.config:
+        raise InputError(f"{artifact.folder} asks to run code of its own, which winnow never does: load it yourself")
+    architecture = (artifact.config.get("architectures") or [None])[0]
+    cls = getattr(transformers, str(architecture), None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise InputError(f"transformers {transformers.__version__} knows no architecture {architecture!r}: update it")
+    loaded: Any = cls.from_pretrained(
+        artifact.folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True
+    )
+    model, info = loaded
+    missing = set(info["missing_keys"]) - set(model.all_tied_weights_keys)
+    problems = sorted([*missing, *info["unexpected_keys"], *(str(key) for key in info["mismatched_keys"])])
+    if problems:
+        raise FormatError(f"{artifact.folder} does not fit {architecture} ({problems[0]}): write it again")
+    return model
+
+
+def _build(artifact: Artifact, factory: Factory | str | None) -> torch.nn.Module:
+    if factory is None:
+        recorded = repr(artifact.factory) if artifact.factory else "'package.module:function'"
+        raise InputError(f"{artifact.folder} is a plain torch model: pass factory={recorded} to say what builds it")
+    if isinstance(factory, str):
+        module, _, function = factory.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"the factory {factory!r} cannot be imported ({error}): give package.module:function"
+            ) from None
+    model: Any = factory() if callable(factory) else factory
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"the factory gave a {type(model).__name__}: it must return a torch.nn.Module")
+    return model
+
+
+@torch.no_grad()
+def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype | None) -> torch.nn.Module:
+    wanted = model.state_dict()
+    different = sorted(set(artifact.names) ^ wanted.keys())
+    if different:
+        raise FormatError(f"{artifact.folder} and the factory's model differ in {different[0]}: pass the right factory")
+    for name, tensor in wanted.items():
+        if artifact.shape(name) != tuple(tensor.shape):
+            raise FormatError(
+                f"{name} is {list(artifact.shape(name))} in {artifact.folder} and {list(tensor.shape)} "
+                "in the factory's model: pass the right factory"
+            )
+    own = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
+    for name, tensor in artifact.state_dict():
+        # .data keeps the Parameter object, and with it any tie or optimizer that holds it.
+        own[name].data = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+    return model.eval()

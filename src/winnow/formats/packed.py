@@ -1,0 +1,322 @@
+"""Packed form of a pruned matrix: which weights stay, and their values, with no bit spent on the zeros.
+
+==========  =================================================================================================
+encoding    where the kept weights are
+==========  =================================================================================================
+dense       nothing pruned, no index
+bitmask     one bit a weight, row-major, little-endian bits, each row padded to a byte: uint8 [R, ceil(C/8)]
+nm          n kept of every m along a row: rank of the pattern (``formats/nm.py``), ceil(log2 C(m,n)) bits a
+            group, bits of a row padded to a byte: uint8 [R, ceil(C/m * bits / 8)]
+block       one bit a block of r x c weights, row-major, each row of blocks padded to a byte
+==========  =================================================================================================
+
+The kept values follow in row-major order (block by block for ``block``, each block row-major): floats and int8 as
+they are, int4 two to a byte, low nibble first, each row (row of blocks) padded to a byte. Integer values carry
+float16 scales [R, groups]. Unpacking is exact, bit for bit: floats come back as they were, pruned positions as +0;
+integers come back as ``Quantized.dequantize`` gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats import bits, nm
+from winnow.formats.soundness import FLOATS, INTEGERS, Encoding, problem_of
+from winnow.masks.structure import NM, BlockShape, Structure, check
+from winnow.quantize import Quantized
+
+_SAME_SIZE_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A matrix [rows, cols] in packed form. Made by :func:`pack` or :meth:`from_tensors`, never by hand."""
+
+    rows: int
+    cols: int
+    encoding: Encoding
+    values: str  # "float64" | "float32" | "float16" | "bfloat16" | "int8" | "int4"
+    dtype: str  # of the tensor in the model: what a reader casts integer or rounded values to
+    structure: str
+    zeros: int  # pruned positions; a kept weight that happens to be 0 is not counted
+    pattern: tuple[int, int] | None = None  # (n, m) for "nm", (r, c) for "block"
+    group: int | None = None  # weights that share one scale along a row, None: the whole row
+    mask: torch.Tensor | None = field(default=None, repr=False)
+    data: torch.Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    scales: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is stored for this matrix: index, values, scales."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / max(self.numel, 1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored, by suffix: ``values`` always, ``mask`` and ``scales`` where there are any."""
+        stored = {"mask": self.mask, "values": self.data, "scales": self.scales}
+        return {suffix: tensor for suffix, tensor in stored.items() if tensor is not None}
+
+    def meta(self) -> dict[str, Any]:
+        """What the tensors do not say themselves, as JSON."""
+        return {
+            "rows": self.rows,
+            "cols": self.cols,
+            "encoding": self.encoding,
+            "values": self.values,
+            "dtype": self.dtype,
+            "structure": self.structure,
+            "zeros": self.zeros,
+            "pattern": list(self.pattern) if self.pattern else None,
+            "group": self.group,
+        }
+
+    @classmethod
+    def from_tensors(cls, meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> PackedTensor:
+        """The inverse of :meth:`meta` and :meth:`tensors`. Raises FormatError where they do not fit each other."""
+        try:
+            pattern = meta["pattern"]
+            packed = cls(
+                **{key: meta[key] for key in ("rows", "cols", "encoding", "values", "dtype", "structure", "zeros")},
+                pattern=tuple(pattern) if pattern is not None else None,
+                group=meta["group"],
+                mask=tensors.get("mask"),
+                data=tensors["values"],
+                scales=tensors.get("scales"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"the description of a packed tensor lacks or garbles {error}: write it again") from None
+        problem = problem_of(packed)
+        if problem:
+            raise FormatError(f"a packed tensor does not fit its description ({problem}): copy or write the file again")
+        return packed
+
+    def unpack(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The matrix [rows, cols]: floats in the stored type, integers dequantized to float32; cast to ``dtype``.
+
+        The cast is made band by band, so that no second full-size copy exists. Raises FormatError where the index
+        and the values do not agree.
+        """
+        stored = FLOATS.get(self.values, torch.float32)
+        out = torch.empty(self.rows, self.cols, dtype=dtype or stored)
+        for rows, band in self._bands():
+            if self.values in INTEGERS:
+                band = self._quantized(band, rows).dequantize()
+            out[rows] = band if self.values in INTEGERS else band.view(stored)
+        return out
+
+    def quantized(self) -> Quantized:
+        """The codes and scales of an integer tensor, as the quantizer made them. InputError for a float tensor."""
+        if self.values not in INTEGERS:
+            raise InputError(f"this tensor holds {self.values} values, not integer codes: use unpack()")
+        codes = torch.empty(self.rows, self.cols, dtype=torch.int8)
+        for rows, band in self._bands():
+            codes[rows] = band
+        return self._quantized(codes, slice(None))
+
+    def keep(self) -> torch.Tensor:
+        """The keep mask [rows, cols], bool, True where the weight stays."""
+        keep = torch.ones(self.rows, self.cols, dtype=torch.bool)
+        if self.mask is not None:
+            for lines in bits.bands(self.rows // self._height, self.cols * self._height):
+                keep[self._rows(lines)] = torch.from_numpy(self._to_rows(self._decode(lines)))
+        return keep
+
+    @property
+    def _height(self) -> int:
+        """Matrix rows in one line of the layout: the height of a block, else 1."""
+        return self.pattern[0] if self.encoding == "block" and self.pattern else 1
+
+    def _rows(self, lines: slice) -> slice:
+        return slice(lines.start * self._height, lines.stop * self._height)
+
+    def _to_rows(self, lines: np.ndarray) -> np.ndarray:
+        return _from_blocks(lines, self.pattern, self.cols) if self.encoding == "block" else lines
+
+    def _quantized(self, codes: torch.Tensor, rows: slice) -> Quantized:
+        assert self.scales is not None
+        return Quantized(codes=codes, scales=self.scales[rows], bits=INTEGERS[self.values], group=self.group)
+
+    def _decode(self, lines: slice) -> np.ndarray:
+        """Keep pattern of some lines of the layout: bool [lines, cols * height]."""
+        width = self.cols * self._height
+        if self.mask is None:
+            return np.ones((lines.stop - lines.start, width), dtype=np.bool_)
+        mask = self.mask[lines].numpy()
+        if self.encoding == "bitmask":
+            return bits.unpack_bits(mask, width)
+        assert self.pattern is not None
+        if self.encoding == "nm":
+            n, m = self.pattern
+            return nm.unrank(bits.unpack_uints(mask, self.cols // m, nm.index_bits(n, m)), n, m)
+        area = self.pattern[0] * self.pattern[1]
+        return np.repeat(bits.unpack_bits(mask, width // area), area, axis=1)
+
+    def _bands(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, integers of the stored size [rows, cols] with zeros filled in), band after band."""
+        data = _as_integers(self.data).reshape(-1).numpy()
+        start = 0
+        for lines in bits.bands(self.rows // self._height, self.cols * self._height):
+            keep = self._decode(lines)
+            if self.values == "int4":
+                size = int(bits.nibble_bytes(np.count_nonzero(keep, axis=1)).sum())
+            else:
+                size = int(np.count_nonzero(keep))
+            part = data[start : start + size]
+            start += size
+            if part.size != size:
+                break
+            if self.values == "int4":
+                band = bits.unpack_nibbles(part, keep)
+            elif self.mask is None:
+                band = part.reshape(keep.shape)
+            else:
+                band = np.zeros(keep.shape, dtype=data.dtype)
+                band[keep] = part
+            yield self._rows(lines), torch.from_numpy(np.ascontiguousarray(self._to_rows(band)))
+        if start != data.size:
+            raise FormatError(
+                "a packed tensor's index and values disagree: the file is damaged; copy or write it again"
+            )
+
+
+def pack(
+    matrix: torch.Tensor,
+    keep: torch.Tensor | None,
+    structure: Structure,
+    quantized: Quantized | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> PackedTensor:
+    """Pack a pruned matrix [R, C].
+
+    Parameters
+    ----------
+    matrix: the pruned weights, float; stored in this type (cast to bfloat16 first to store bfloat16). With
+        ``quantized`` only its shape and type count.
+    keep: bool [R, C], True where the weight stays; None: nothing is pruned.
+    structure: the shape the pattern has; n:m and block patterns are checked, group by group.
+    quantized: integer codes to store instead of floats; codes of pruned positions are 0.
+    dtype: type of the tensor in the model, by default that of ``matrix``.
+
+    Raises InputError for NaN or infinite weights, for non-zero weights at pruned positions, and for a pattern that
+    is not of the structure.
+    """
+    if matrix.ndim != 2:
+        raise InputError(f"pack takes a matrix [rows, cols], not a tensor of shape {list(matrix.shape)}")
+    if keep is not None and (keep.dtype != torch.bool or keep.shape != matrix.shape):
+        raise InputError(f"the keep mask must be bool {list(matrix.shape)}, not {keep.dtype} {list(keep.shape)}")
+    values = f"int{quantized.bits}" if quantized is not None else str(matrix.dtype).removeprefix("torch.")
+    if values not in FLOATS and values not in INTEGERS:
+        raise InputError(f"values of type {values} cannot be packed: use {', '.join([*FLOATS, *INTEGERS])}")
+    rows, cols = matrix.shape
+    zeros = 0 if keep is None else keep.numel() - int(np.count_nonzero(keep.cpu().numpy()))
+    encoding, pattern = _encoding_of(structure, rows, cols) if zeros else ("dense", None)
+    source = matrix if quantized is None else quantized.codes
+    if source.shape != matrix.shape:
+        raise InputError(f"the codes have shape {list(source.shape)}, the matrix {list(matrix.shape)}")
+    packed_mask, packed_values = [], []
+    height = pattern[0] if encoding == "block" and pattern else 1
+    for lines in bits.bands(rows // height, cols * height):
+        band = source[lines.start * height : lines.stop * height].detach().cpu().contiguous()
+        if quantized is None and not bool(torch.isfinite(band).all()):
+            raise InputError("the weights hold NaN or infinity: repair the model before it is packed")
+        numbers = _as_integers(band).numpy()
+        if encoding == "block":
+            numbers = _to_blocks(numbers, pattern)
+        if encoding == "dense":
+            kept = np.ones(numbers.shape, dtype=np.bool_) if values == "int4" else None
+        else:
+            assert keep is not None
+            kept = keep[lines.start * height : lines.stop * height].cpu().numpy()
+            if np.any((band != 0).numpy() & ~kept):
+                raise InputError("the matrix holds non-zero weights at pruned positions: apply the mask before packing")
+            kept = _to_blocks(kept, pattern) if encoding == "block" else kept
+            packed_mask.append(_encode(kept, encoding, pattern))
+        packed_values.append(_take(numbers, kept, values))
+    data = torch.from_numpy(np.concatenate(packed_values)) if packed_values else torch.empty(0, dtype=torch.int8)
+    packed = PackedTensor(
+        rows=rows,
+        cols=cols,
+        encoding=encoding,
+        values=values,
+        dtype=str(dtype or matrix.dtype).removeprefix("torch."),
+        structure=str(structure),
+        zeros=zeros,
+        pattern=pattern,
+        group=quantized.group if quantized is not None else None,
+        mask=torch.from_numpy(np.concatenate(packed_mask)) if packed_mask else None,
+        data=data.view(FLOATS[values]) if values in FLOATS else data,
+        scales=quantized.scales.detach().cpu().contiguous() if quantized is not None else None,
+    )
+    problem = problem_of(packed)
+    if problem:
+        raise InputError(f"this matrix cannot be packed: {problem}")
+    return packed
+
+
+def _encoding_of(structure: Structure, rows: int, cols: int) -> tuple[Encoding, tuple[int, int] | None]:
+    check(structure, rows, cols)
+    if isinstance(structure, NM) and structure.m <= nm.LARGEST_GROUP:
+        return "nm", (structure.n, structure.m)
+    if isinstance(structure, BlockShape):
+        return "block", (structure.r, structure.c)
+    return "bitmask", None
+
+
+def _encode(keep: np.ndarray, encoding: Encoding, pattern: tuple[int, int] | None) -> np.ndarray:
+    if encoding == "bitmask":
+        return bits.pack_bits(keep)
+    assert pattern is not None
+    if encoding == "nm":
+        n, m = pattern
+        if np.any(np.count_nonzero(keep.reshape(keep.shape[0], -1, m), axis=2) != n):
+            raise InputError(
+                f"the mask does not keep exactly {n} of every {m} weights along a row: select it as {n}:{m}"
+            )
+        return bits.pack_uints(nm.rank(keep, n, m), nm.index_bits(n, m))
+    blocks = keep.reshape(keep.shape[0], -1, pattern[0] * pattern[1])
+    kept = np.all(blocks, axis=2)
+    if np.any(np.any(blocks, axis=2) != kept):
+        raise InputError(f"the mask splits blocks of {pattern[0]} x {pattern[1]}: select it with that block structure")
+    return bits.pack_bits(kept)
+
+
+def _take(numbers: np.ndarray, keep: np.ndarray | None, values: str) -> np.ndarray:
+    if values == "int4":
+        assert keep is not None
+        if numbers.size and (numbers.min() < -8 or numbers.max() > 7):
+            raise InputError("int4 codes must lie in -8..7: quantize to 4 bits first")
+        return bits.pack_nibbles(numbers, keep)
+    return numbers.reshape(-1) if keep is None else numbers[keep]
+
+
+def _as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """The same bits as integers of the same size: numpy has no bfloat16, and integers are copied bit for bit."""
+    return tensor.view(_SAME_SIZE_INT[tensor.element_size()]) if tensor.is_floating_point() else tensor
+
+
+def _to_blocks(band: np.ndarray, pattern: tuple[int, int] | None) -> np.ndarray:
+    """[k * r, C] -> [k, C * r], the weights of a block side by side."""
+    assert pattern is not None
+    r, c = pattern
+    return band.reshape(-1, r, band.shape[1] // c, c).swapaxes(1, 2).reshape(-1, band.shape[1] * r)
+
+
+def _from_blocks(lines: np.ndarray, pattern: tuple[int, int] | None, cols: int) -> np.ndarray:
+    """The inverse of :func:`_to_blocks`."""
+    assert pattern is not None
+    r, c = pattern
+    return lines.reshape(-1, cols // c, r, c).swapaxes(1, 2).reshape(-1, cols)

@@ -1,0 +1,222 @@
+"""Opening an artifact: everything it says about itself is checked before a tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats.packed import PackedTensor
+from winnow.formats.shards import INDEX
+from winnow.formats.soundness import FLOATS
+from winnow.formats.tensorfile import TensorFile, check_version, parse_json, sha256
+from winnow.formats.units import prunable_of, read_packed, split_keys, stored_key
+from winnow.masks.prunable import Prunable
+
+OWN_FILES = ("config.json", "manifest.json", "recipe.yaml", INDEX)
+_LARGEST_CONFIG = 1 << 28
+
+
+class Artifact:
+    """A folder of :class:`ArtifactWriter`, opened for reading: headers verified at once, tensors as they are read.
+
+    Raises FormatError for anything truncated, altered, missing or of an unknown version, InputError for a folder that
+    winnow did not write. Attributes: ``folder``, ``config`` (the whole config.json), ``manifest``, ``recipe``
+    (None where there is none), ``factory`` (the recorded ``package.module:function``, never run by itself).
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.config = _read_config(self.folder)
+        described = description_of(self.config)
+        if described is None:
+            raise InputError(f"{self.folder} is no winnow artifact: give a folder that winnow compress wrote")
+        self.is_transformers = "winnow" not in self.config
+        self._files = {name: TensorFile(self.folder / name) for name in check_description(described, str(self.folder))}
+        self._packed: dict[str, tuple[TensorFile, dict[str, Any]]] = {}
+        self._dense: dict[str, TensorFile] = {}
+        for name, file in self._files.items():
+            match_header(file, described["files"][name])
+            packed, dense = split_keys(file)
+            self._packed |= {key: (file, about) for key, about in packed.items()}
+            self._dense |= dict.fromkeys(dense, file)
+        if {name: about for name, (_, about) in self._packed.items()} != described["tensors"]:
+            raise FormatError(
+                f"{self.folder}/config.json does not describe the tensors beside it: copy the whole folder"
+            )
+        self.aliases: dict[str, str] = described.get("aliases", {})
+        self.factory: str | None = described.get("factory")
+        if self._packed.keys() & self._dense.keys() or not self._aliases_sound():
+            raise FormatError(f"{self.folder} names a tensor twice: copy or write it again")
+        self.manifest = self._read_manifest()
+
+    def _aliases_sound(self) -> bool:
+        stored = self._packed.keys() | self._dense.keys()
+        return isinstance(self.aliases, dict) and all(
+            isinstance(target, str) and target in stored and name not in stored for name, target in self.aliases.items()
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor of the model's state dict that is stored or tied to a stored one."""
+        return sorted([*self._packed, *self._dense, *self.aliases])
+
+    @property
+    def packed_names(self) -> list[str]:
+        return sorted(self._packed)
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            return None
+        import yaml
+
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    def prunable(self, name: str) -> Prunable:
+        return prunable_of(name, self._packed[self._known(name, self._packed)][1])
+
+    def packed(self, name: str) -> PackedTensor:
+        """A packed tensor; its checksums, counts and shapes verified."""
+        return read_packed(self._packed[self._known(name, self._packed)][0], name, self._packed[name][1])
+
+    def dense(self, name: str) -> torch.Tensor:
+        """A tensor that was stored as it is."""
+        return self._dense[self._known(name, self._dense)].read(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape in the model's own layout, known without reading the tensor."""
+        name = self.aliases.get(name, name)
+        return self.prunable(name).shape if name in self._packed else self._dense[name].shape(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor in the model's own layout and type, whether packed or dense, its zeros counted."""
+        name = self.aliases.get(name, name)
+        if name in self._dense:
+            return self.dense(name)
+        return unpacked(self.prunable(name), self.packed(name))
+
+    def state_dict(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) one after the other, in the model's own layout and type; tied names share one tensor."""
+        tied: dict[str, list[str]] = {}
+        for name, target in self.aliases.items():
+            tied.setdefault(target, []).append(name)
+        for name in sorted([*self._packed, *self._dense]):
+            tensor = self.tensor(name)
+            for key in (name, *tied.get(name, ())):
+                yield key, tensor
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes on disk: ``values``, ``masks``, ``scales`` of packed tensors, ``dense`` tensors, ``other`` files and
+        headers. They add up to all files of the folder."""
+        sizes = dict.fromkeys(("values", "masks", "scales", "dense"), 0)
+        for name, (file, _) in self._packed.items():
+            for suffix, category in (("values", "values"), ("mask", "masks"), ("scales", "scales")):
+                key = stored_key(name, suffix)
+                sizes[category] += file.nbytes(key) if key in file else 0
+        sizes["dense"] = sum(file.nbytes(name) for name, file in self._dense.items())
+        total = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return {**sizes, "other": total - sum(sizes.values())}
+
+    @property
+    def other_files(self) -> list[Path]:
+        """The files of the folder that are neither shards nor winnow's own (tokenizer, report, licence ...)."""
+        return [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.is_file() and path.name not in self._files and path.name not in OWN_FILES
+        ]
+
+    def verify(self) -> None:
+        """Read every file once and check every checksum: of each tensor, and of each file in the manifest."""
+        for file in self._files.values():
+            file.verify()
+        for name, digest in self.manifest.get("files", {}).items():
+            path = self.folder / name
+            if not path.is_file() or sha256(path) != digest:
+                raise FormatError(f"{path} is not the file that was written: copy the folder again")
+
+    def _known(self, name: str, among: dict[str, Any]) -> str:
+        if name not in among:
+            raise InputError(f"{self.folder} holds no such tensor as {name}: its names are in Artifact.names")
+        return name
+
+    def _read_manifest(self) -> dict[str, Any]:
+        """manifest.json ({} where it was not copied along); config.json must be the one it names."""
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            return {}
+        manifest = parse_json(path.read_bytes(), str(path))
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            raise FormatError(f"{path} is garbled: copy the folder again")
+        if manifest["files"].get("config.json") != sha256(self.folder / "config.json"):
+            raise FormatError(
+                f"{self.folder}/config.json was changed after it was written: restore it, "
+                "or delete manifest.json if the change is yours"
+            )
+        return manifest
+
+
+def read_artifact(folder: Path | str) -> Artifact:
+    """Open an artifact. Raises InputError for any other folder, FormatError for a damaged one."""
+    return Artifact(folder)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds a winnow artifact, sound or damaged."""
+    try:
+        return description_of(_read_config(Path(folder))) is not None
+    except (InputError, FormatError):
+        return False
+
+
+def description_of(config: Any) -> dict[str, Any] | None:
+    """winnow's part of a ``config.json``, None where it has none."""
+    if not isinstance(config, dict):
+        return None
+    plain, packed = config.get("winnow"), config.get("quantization_config")
+    if isinstance(plain, dict):
+        return plain
+    return packed if isinstance(packed, dict) and packed.get("quant_method") == "winnow" else None
+
+
+def check_description(described: dict[str, Any], where: str) -> list[str]:
+    """Names of the shards a description speaks of. Raises FormatError for an unknown version or a garbled one."""
+    check_version(described.get("format_version"), where)
+    files, tensors = described.get("files"), described.get("tensors")
+    if not isinstance(files, dict) or not files or not isinstance(tensors, dict):
+        raise FormatError(f"{where}/config.json does not name the shards: copy or write the folder again")
+    for name in files:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise FormatError(f"{where}/config.json names {name!r} as a shard: copy or write the folder again")
+    return list(files)
+
+
+def match_header(file: TensorFile, digest: Any) -> None:
+    """Raises FormatError where a shard is not the one its config.json speaks of."""
+    if file.header_digest != digest:
+        raise FormatError(f"{file.path} is not the shard that config.json speaks of: copy the whole folder again")
+
+
+def unpacked(prunable: Prunable, packed: PackedTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A packed tensor in the model's own layout, of ``dtype`` (default: its own), its zeros counted."""
+    matrix = packed.unpack(dtype or FLOATS[packed.dtype])
+    zeros = int(np.count_nonzero((matrix == 0).numpy()))  # ten times faster than torch.count_nonzero
+    if zeros < packed.zeros:
+        raise FormatError(f"{prunable.name} has {zeros} zeros, not the {packed.zeros} it was written with")
+    return prunable.restore(matrix)
+
+
+def _read_config(folder: Path) -> Any:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: give a folder that winnow compress wrote")
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise FormatError(f"{path} is too large to be a configuration: copy or write the folder again")
+    return parse_json(path.read_bytes(), str(path))

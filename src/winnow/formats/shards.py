@@ -1,0 +1,91 @@
+"""Shards of one model, written as they fill: never more than one of them in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import InputError
+from winnow.formats.disk import disk_errors, link_or_copy, write_text
+from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+
+SHARD_BYTES = 512 << 20
+INDEX = "model.safetensors.index.json"
+
+
+class ShardWriter:
+    """Collects tensors into files of at most ``shard_bytes`` (a larger tensor gets a file of its own).
+
+    ``described`` False writes plain safetensors files, without a word of winnow.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, described: bool = True) -> None:
+        self._folder = folder
+        self._limit = shard_bytes
+        self._described = described
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._packed: dict[str, Any] = {}
+        self._pending = 0
+        self._keys: list[list[str]] = []
+        self._seen: set[str] = set()
+        self._bytes = 0
+
+    def add(self, tensors: dict[str, torch.Tensor], packed: dict[str, Any]) -> None:
+        """Append tensors that belong together (one packed tensor's parts stay in one file)."""
+        self._claim(tensors)
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        if self._tensors and self._pending + size > self._limit:
+            self._flush()
+        # A view would keep its whole storage alive while it waits: copy it unless it spans most of it.
+        self._tensors |= {
+            key: t.detach().clone() if 2 * t.numel() * t.element_size() < t.untyped_storage().nbytes() else t.detach()
+            for key, t in tensors.items()
+        }
+        self._packed |= packed
+        self._pending += size
+        if self._pending >= self._limit:
+            self._flush()
+
+    def adopt(self, file: TensorFile) -> None:
+        """Take over a finished file as a shard of its own; its content is verified, not loaded."""
+        self._claim(file.keys)
+        file.verify()
+        link_or_copy(file.path, self._path())
+        self._keys.append(file.keys)
+        self._bytes += sum(file.nbytes(key) for key in file.keys)
+
+    def close(self) -> list[Path]:
+        """Write what is pending and give the shards their final names, with an index where there are several."""
+        if self._tensors or not self._keys:
+            self._flush()
+        count, paths = len(self._keys), []
+        weight_map: dict[str, str] = {}
+        for index, keys in enumerate(self._keys, start=1):
+            name = "model.safetensors" if count == 1 else f"model-{index:05d}-of-{count:05d}.safetensors"
+            paths.append(self._folder / name)
+            with disk_errors(paths[-1]):
+                self._path(index - 1).rename(paths[-1])
+            weight_map |= dict.fromkeys(keys, name)
+        if count > 1:
+            index_json = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
+            write_text(self._folder / INDEX, json.dumps(index_json, indent=2, sort_keys=True) + "\n")
+        return paths
+
+    def _path(self, index: int | None = None) -> Path:
+        return self._folder / f"shard-{len(self._keys) if index is None else index:05d}"
+
+    def _claim(self, keys: dict[str, torch.Tensor] | list[str]) -> None:
+        for key in keys:
+            if key in self._seen:
+                raise InputError(f"{key} is written twice: give every tensor a name of its own")
+            self._seen.add(key)
+
+    def _flush(self) -> None:
+        about = {"format_version": FORMAT_VERSION, "packed": self._packed} if self._described else None
+        write_tensors(self._path(), self._tensors, about)
+        self._keys.append(list(self._tensors))
+        self._bytes += self._pending
+        self._tensors, self._packed, self._pending = {}, {}, 0

@@ -1,0 +1,486 @@
+"""AutoModel.from_pretrained on winnow folders, over families with unlike layouts, ties and names."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats import ArtifactWriter, export_dense, load, pack, read_artifact, save_packed
+from winnow.formats.hf import install_hook
+from winnow.masks.prunable import Prunable
+from winnow.masks.structure import NM, Unstructured
+from winnow.quantize import Quantized
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.hf
+install_hook()
+
+SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+TEXT = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+
+def llama(tied):
+    config = transformers.LlamaConfig(**SMALL, **TEXT, num_key_value_heads=2, tie_word_embeddings=tied)
+    return transformers.LlamaForCausalLM(config), "AutoModelForCausalLM"
+
+
+def bert():
+    config = transformers.BertConfig(**SMALL, vocab_size=64, num_labels=3)
+    return transformers.BertForSequenceClassification(config), "AutoModelForSequenceClassification"
+
+
+def t5():
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, vocab_size=64
+    )
+    return transformers.T5ForConditionalGeneration(config), "AutoModelForSeq2SeqLM"
+
+
+def gpt2():
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, **TEXT)
+    return transformers.GPT2LMHeadModel(config), "AutoModelForCausalLM"
+
+
+def vit():
+    config = transformers.ViTConfig(**SMALL, image_size=16, patch_size=4, num_labels=3)
+    return transformers.ViTForImageClassification(config), "AutoModelForImageClassification"
+
+
+def mixtral():
+    config = transformers.MixtralConfig(**SMALL, **TEXT, num_key_value_heads=2, num_local_experts=3)
+    return transformers.MixtralForCausalLM(config), "AutoModelForCausalLM"
+
+
+FAMILIES = {
+    "llama-tied": lambda: llama(True),
+    "llama-untied": lambda: llama(False),
+    "bert": bert,
+    "t5": t5,
+    "gpt2": gpt2,
+    "vit": vit,
+    "mixtral": mixtral,
+}
+
+
+def inputs_of(model):
+    if model.config.model_type == "vit":
+        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
+    ids = torch.arange(3, 23).reshape(2, 10)
+    return (
+        {"input_ids": ids, "decoder_input_ids": ids[:, :4]} if model.config.model_type == "t5" else {"input_ids": ids}
+    )
+
+
+@torch.no_grad()
+def outputs_of(model, **change):
+    return model.eval()(**inputs_of(model)).logits
+
+
+def prunables(model):
+    tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        owner = model.get_submodule(module)
+        shape = tuple(parameter.shape)
+        if name in tied or name.startswith(("lm_head", "classifier", "score")):
+            continue
+        if isinstance(owner, torch.nn.Linear) and parameter.ndim == 2:
+            yield Prunable(name, module, "linear", shape)
+        elif isinstance(owner, transformers.pytorch_utils.Conv1D) and parameter.ndim == 2:
+            yield Prunable(name, module, "conv1d", shape, transposed=True)
+        elif isinstance(owner, torch.nn.Conv2d) and parameter.ndim == 4:
+            yield Prunable(name, module, "conv", shape)
+        elif "experts" in name and parameter.ndim == 3:
+            yield Prunable(name, module, "experts", shape, parts=shape[0])
+
+
+@torch.no_grad()
+def prune(model, values="keep", structure=None):
+    """Halve every prunable in place; -> name -> (prunable, packed)."""
+    packed = {}
+    structure = structure or Unstructured()
+    for prunable in list(prunables(model)):
+        parameter = model.get_parameter(prunable.name)
+        matrix = prunable.matrix(parameter.data)
+        width = structure.m if isinstance(structure, NM) else matrix.shape[1]
+        groups = matrix.float().abs().reshape(-1, width)
+        keep = torch.zeros_like(groups, dtype=torch.bool)
+        keep = keep.scatter_(1, groups.topk(width // 2).indices, True).reshape(matrix.shape)
+        quantized = None
+        if values in ("int8", "int4"):
+            bits = int(values[3:])
+            top = 2 ** (bits - 1) - 1
+            scales = (matrix.float().abs().amax(dim=1, keepdim=True) / top).clamp_min(1e-4).half()
+            codes = (matrix.float() / scales.float()).round().clamp(-top, top).to(torch.int8) * keep
+            quantized = Quantized(codes=codes, scales=scales, bits=bits)
+            matrix = quantized.dequantize().to(matrix.dtype)
+        matrix = torch.where(keep, matrix, torch.zeros((), dtype=matrix.dtype))
+        parameter.copy_(prunable.restore(matrix))
+        packed[prunable.name] = (prunable, pack(matrix, keep, structure, quantized))
+    assert len(packed) >= 2
+    return packed
+
+
+def config_of(model):
+    return {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
+
+
+def write(folder, model, packed, shard_bytes=1 << 20, **finish):
+    with ArtifactWriter(folder, shard_bytes) as writer:
+        writer.add_model(model, packed)
+        return writer.finish(config_of(model), **finish)
+
+
+@pytest.fixture
+def tied_llama(tmp_path):
+    model, _ = llama(True)
+    packed = prune(model)
+    return model, write(tmp_path / "out", model, packed, 20_000)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("values, structure", [("keep", None), ("int4", NM(2, 4))], ids=["keep", "int4-2:4"])
+def test_save_load_same_outputs(tmp_path, family, values, structure):
+    model, auto = FAMILIES[family]()
+    packed = prune(model, values, structure)
+    folder = write(tmp_path / "out", model, packed)
+    expected = outputs_of(model)
+    for again in (getattr(transformers, auto).from_pretrained(folder), load(folder)):
+        assert type(again) is type(model)
+        assert same(again.state_dict(), model.state_dict())
+        assert torch.equal(outputs_of(again), expected)
+        assert again.all_tied_weights_keys == model.all_tied_weights_keys
+        for name, target in model.all_tied_weights_keys.items():
+            assert again.get_parameter(name) is again.get_parameter(target)
+    for name, (_, tensor) in packed.items():
+        assert int((again.get_parameter(name) == 0).sum()) >= tensor.zeros > 0
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "t5", "mixtral"])
+def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
+    model, auto = FAMILIES[family]()
+    folder = write(tmp_path / "out", model, prune(model))
+    again = getattr(transformers, auto).from_pretrained(folder)
+    again.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    model.save_pretrained(tmp_path / "reference")
+    stored, expected = (
+        {path.name: path.read_bytes() for path in sorted((tmp_path / place).glob("*.safetensors"))}
+        for place in ("dense", "reference")
+    )
+    assert stored == expected  # byte for byte what transformers writes for the model in memory
+    dense = getattr(transformers, auto).from_pretrained(tmp_path / "dense")
+    assert torch.equal(outputs_of(dense), outputs_of(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_export_dense_needs_no_winnow(tmp_path, family):
+    model, auto = FAMILIES[family]()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    folder = write(tmp_path / "out", model, prune(model, "int8"), files=[tmp_path / "tokenizer.json"])
+    out = export_dense(folder, tmp_path / "dense", shard_bytes=30_000)
+    assert (out / "tokenizer.json").exists() and len(list(out.glob("*.safetensors"))) > 1
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert torch.equal(outputs_of(getattr(transformers, auto).from_pretrained(out)), outputs_of(model))
+
+
+def test_shards_and_their_size(tied_llama):
+    model, folder = tied_llama
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    assert torch.equal(outputs_of(load(folder)), outputs_of(model))
+
+
+def test_dtype_is_honoured(tmp_path):
+    model = llama(False)[0].to(torch.bfloat16)
+    packed = prune(model)
+    folder = write(tmp_path / "out", model, packed)
+    model.save_pretrained(tmp_path / "dense")  # loaded again, for .to() above rounded the rotary table too
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(outputs_of(again), outputs_of(model))
+    wide = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert same(wide.state_dict(), {k: v.float() for k, v in model.state_dict().items()})
+    assert same(load(folder, dtype=torch.float32).state_dict(), wide.state_dict())
+
+
+def test_a_configuration_without_dtype_is_completed(tmp_path):
+    model, _ = llama(False)
+    packed = prune(model.to(torch.bfloat16), "int8")
+    config = {key: value for key, value in config_of(model).items() if key not in ("dtype", "torch_dtype")}
+    with ArtifactWriter(tmp_path / "out") as writer:
+        writer.add_model(model, packed)
+        folder = writer.finish(config)
+    assert {p.dtype for p in transformers.AutoModelForCausalLM.from_pretrained(folder).parameters()} == {torch.bfloat16}
+
+
+def test_modules_kept_in_float32_stay_so(tmp_path):
+    model, _ = t5()  # T5 keeps its "wo" weights in float32 where half precision is asked for
+    model.save_pretrained(tmp_path / "dense")
+    dense = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "dense", dtype=torch.float16)
+    packed = prune(model)
+    again = load(write(tmp_path / "out", model, packed), dtype=torch.float16)
+    assert {n: p.dtype for n, p in again.named_parameters()} == {n: p.dtype for n, p in dense.named_parameters()}
+    assert {p.dtype for p in again.parameters()} == {torch.float16, torch.float32}
+
+
+def test_base_model_and_new_head(tied_llama, tmp_path):
+    model, folder = tied_llama
+    base = transformers.AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
+    assert same(base.state_dict(), {k: v.bfloat16() for k, v in model.model.state_dict().items()})
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    assert same(other.model.state_dict(), model.model.state_dict())
+    bert_base = transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=64))
+    packed = prune(bert_base)
+    headed = transformers.AutoModelForSequenceClassification.from_pretrained(write(tmp_path / "b", bert_base, packed))
+    assert same(headed.bert.state_dict(), bert_base.state_dict())
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_device_map(tied_llama, device_map):
+    pytest.importorskip("accelerate")
+    model, folder = tied_llama
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map=device_map)
+    assert torch.equal(outputs_of(again), outputs_of(model))
+
+
+def test_the_loaded_model_trains(tied_llama):
+    _, folder = tied_llama
+    model = load(folder).train()
+    model(**inputs_of(model), labels=inputs_of(model)["input_ids"]).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_streamed_equals_in_memory(tmp_path):
+    model, _ = llama(True)
+    packed = prune(model, "int8")
+    whole = write(tmp_path / "whole", model, packed)
+    with ArtifactWriter(tmp_path / "streamed", 20_000) as writer:
+        state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+        for block in ("model.layers.0.", "model.layers.1."):
+            mine = {k: state.pop(k) for k in list(state) if k.startswith(block)}
+            save_packed(
+                tmp_path / f"{block}unit",
+                {k: packed[k] for k in mine if k in packed},
+                {k: v for k, v in mine.items() if k not in packed},
+            )
+            writer.adopt(tmp_path / f"{block}unit")
+        for name, tensor in state.items():
+            writer.add_dense(name, tensor)
+        streamed = writer.finish(config_of(model))
+    assert same(load(streamed).state_dict(), load(whole).state_dict())
+    assert same(dict(read_artifact(streamed).state_dict()), dict(read_artifact(whole).state_dict()))
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name, values", [("minilm-l6", "keep"), ("minilm-l6", "int8"), ("reference-lm", "int4")])
+def test_real_models(tmp_path, shared_data, name, values):
+    config = json.loads((shared_data / name / "config.json").read_text())
+    cls = getattr(transformers, config["architectures"][0])
+    model = cls.from_pretrained(shared_data / name)
+    packed = prune(model, values)
+    folder = write(tmp_path / "out", model, packed)
+    again = load(folder)
+    assert same(again.state_dict(), model.state_dict())
+    ids = torch.arange(5, 105).reshape(4, 25)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(input_ids=ids)[0], model.eval()(input_ids=ids)[0])
+    sizes = read_artifact(folder).bytes
+    weights = sum(tensor.numel for _, tensor in packed.values())
+    bits = {"keep": 32, "int8": 8, "int4": 4}[values]
+    assert 8 * (sizes["values"] + sizes["masks"]) <= 1.02 * weights * (0.5 * bits + 1)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_flipped_bits_never_give_a_wrong_model(tied_llama):
+    model, folder = tied_llama
+    (folder / "manifest.json").unlink()  # as from a hub cache, where only weights and configuration are fetched
+    truth, rng = model.state_dict(), random.Random(0)
+    shards = sorted(folder.glob("*.safetensors"))
+    refused = 0
+    for _ in range(30):
+        path = rng.choice(shards)
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert same(transformers.LlamaForCausalLM.from_pretrained(folder).state_dict(), truth)
+        except FormatError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        path.write_bytes(whole)
+    assert refused == 30
+    for length in (0, 7, 200, path.stat().st_size - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FormatError, match="damaged"):
+            transformers.LlamaForCausalLM.from_pretrained(folder)
+
+
+def edit(folder, change):
+    (folder / "manifest.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda c: c["quantization_config"].update(format_version=9), "format version 9"),
+        (lambda c: c["quantization_config"].pop("format_version"), "format version None"),
+        (lambda c: c["quantization_config"].pop("files"), "does not name the shards"),
+        (lambda c: c["quantization_config"]["files"].popitem(), "lacks"),
+        (lambda c: c["quantization_config"]["tensors"].popitem(), "does not describe"),
+        (lambda c: c.update(intermediate_size=96), "in the model"),
+        (lambda c: c.update(hidden_size=64), "in the model"),
+        (lambda c: c.update(vocab_size=63), "in the model"),
+    ],
+    ids=range(8),
+)
+def test_a_configuration_that_does_not_belong_is_refused(tied_llama, change, match):
+    _, folder = tied_llama
+    edit(folder, change)
+    with pytest.raises(FormatError, match=match):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(FormatError):
+        load(folder)
+
+
+def test_swapped_shard_is_refused(tied_llama, tmp_path):
+    _, folder = tied_llama
+    other_model, _ = llama(True)
+    other = write(tmp_path / "other", other_model, prune(other_model), 20_000)
+    name = sorted(path.name for path in folder.glob("*.safetensors"))[1]
+    shutil.copy(other / name, folder / name)
+    with pytest.raises(FormatError, match="not the shard"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_missing_and_unexpected_tensors_are_refused_by_load(tied_llama):
+    _, folder = tied_llama
+    edit(folder, lambda c: c.update(num_hidden_layers=3))
+    with pytest.raises(FormatError, match="does not fit"):
+        load(folder)
+    edit(folder, lambda c: c.update(num_hidden_layers=1))
+    with pytest.raises(FormatError, match="does not fit"):
+        load(folder)
+
+
+def test_code_of_the_folder_is_never_run(tied_llama):
+    _, folder = tied_llama
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    edit(folder, lambda c: c.update(auto_map={"AutoModelForCausalLM": "evil.Model"}))
+    with pytest.raises(InputError, match="code of its own"):
+        load(folder)
+
+
+@pytest.mark.parametrize("architectures", [["NoSuchModel"], ["__version__"], ["AutoModel"], [], None])
+def test_unknown_architecture(tied_llama, architectures):
+    _, folder = tied_llama
+    edit(folder, lambda c: c.update(architectures=architectures))
+    with pytest.raises(InputError, match="knows no architecture"):
+        load(folder)
+
+
+def test_a_factory_is_not_for_transformers(tied_llama):
+    with pytest.raises(InputError, match="needs no factory"):
+        load(tied_llama[1], factory=lambda: None)
+
+
+def test_aliases_are_for_plain_models(tmp_path):
+    with ArtifactWriter(tmp_path / "out") as writer:
+        writer.add_dense("a", torch.zeros(2))
+        writer.add_alias("b", "a")
+        with pytest.raises(InputError, match="plain torch"):
+            writer.finish({"model_type": "llama"})
+
+
+# --- import order -----------------------------------------------------------------------------------------------------
+
+ORDERS = {
+    "winnow first": "HOOK; import transformers",
+    "transformers first": "import transformers; HOOK",
+    "model class before winnow": "from transformers import LlamaForCausalLM; HOOK; import transformers",
+    "hook twice": "HOOK; HOOK; import transformers; HOOK",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_import_order(tied_llama, order):
+    _, folder = tied_llama
+    hook = "import winnow; from winnow.formats.hf import install_hook; install_hook()"
+    lines = [hook if part.strip() == "HOOK" else part.strip() for part in ORDERS[order].split(";")]
+    if lines[0] == hook:
+        lines.insert(1, "import sys; assert not any(m.split('.')[0] == 'transformers' for m in sys.modules)")
+    check = f"""
+    model = transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})
+    assert (model.model.layers[0].mlp.up_proj.weight == 0).float().mean() == 0.5
+    print("loaded")
+    """
+    run = run_python("\n".join(lines) + textwrap.dedent(check))
+    assert run.returncode == 0 and run.stdout.strip() == "loaded", run.stderr
+
+
+def test_hook_module_imports_only_the_standard_library():
+    code = """
+    import importlib.util, sys, types
+    for name, path in (("winnow", None), ("winnow.formats", None)):  # without the packages' own __init__
+        sys.modules[name] = types.ModuleType(name)
+    found = importlib.util.spec_from_file_location("winnow.formats.hf", PATH)
+    module = importlib.util.module_from_spec(found)
+    before = set(sys.modules)
+    found.loader.exec_module(module)
+    module.install_hook()
+    new = {name.partition(".")[0] for name in set(sys.modules) - before}
+    assert new <= set(sys.stdlib_module_names), new
+    """
+    import winnow.formats.hf as hf
+
+    run = run_python(f"PATH = {hf.__file__!r}\n" + textwrap.dedent(code))
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_old_transformers_gets_a_warning_not_an_error(tmp_path):
+    package = tmp_path / "transformers" / "quantizers"
+    package.mkdir(parents=True)
+    (tmp_path / "transformers" / "__init__.py").write_text("from .quantizers import auto\n")
+    (package / "__init__.py").write_text("")
+    (package / "auto.py").write_text("value = 7\n")
+    code = f"""
+    import sys, warnings
+    sys.path.insert(0, {str(tmp_path)!r})
+    from winnow.formats.hf import install_hook
+    install_hook()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import transformers.quantizers.auto as auto
+    assert auto.value == 7
+    assert any("winnow[hf]" in str(w.message) for w in caught)
+    """
+    run = run_python(textwrap.dedent(code))
+    assert run.returncode == 0, run.stderr
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
