@@ -1,0 +1,8 @@
+"""Data of any form: opened, split without overlap, and turned into calibration batches."""
+
+from winnow.data.open import open_data
+from winnow.data.records import Records
+from winnow.data.split import overlap, passages, split_disjoint
+from winnow.data.text import calibration_batches, lm_segments
+
+__all__ = ["Records", "calibration_batches", "lm_segments", "open_data", "overlap", "passages", "split_disjoint"]

@@ -1,0 +1,148 @@
+"""Reading text and table files, each also gzipped, with errors that name the fix."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from winnow.data.records import EOS, Records
+from winnow.data.tables import table_records
+from winnow.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that says what a file holds: ".csv" for both a.csv and a.csv.gz."""
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file, decompressed when its name ends in .gz."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from None
+    if path.suffix.lower() != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again.") from None
+
+
+def read_text(path: Path) -> str:
+    """The contents of a UTF-8 text file, newlines as ``\\n``."""
+    data = read_bytes(path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}): convert it, "
+            "for example with iconv -f latin1 -t utf-8."
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_plain(path: Path) -> Records:
+    """A text file: documents where lines ``<|endoftext|>`` end them, otherwise the lines of one running text.
+
+    Blank lines stay glued to the line before them, so that the lines joined give the text back.
+    """
+    text = read_text(path)
+    lines = text.split("\n")
+    if any(line.strip() == END_OF_TEXT for line in lines):
+        documents: list[str] = []
+        current: list[str] = []
+        for line in [*lines, END_OF_TEXT]:
+            if line.strip() == END_OF_TEXT:
+                documents.append("\n".join(current).strip("\n"))
+                current = []
+            else:
+                current.append(line)
+        return Records("text", [d for d in documents if d.strip()], name=str(path), joiner=EOS)
+    glued: list[str] = []
+    for line in lines:
+        if glued and (not line.strip() or not glued[-1].strip()):
+            glued[-1] += "\n" + line
+        else:
+            glued.append(line)
+    return Records("text", [g for g in glued if g.strip()], name=str(path), joiner="\n")
+
+
+def read_table(path: Path, column: str | None, label: str | None) -> Records:
+    """A jsonl, csv, tsv or parquet file as records; see :func:`winnow.data.tables.table_records`."""
+    readers: dict[str, Callable[[Path], tuple[list[str] | None, list[Any]]]] = {
+        ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet,
+    }  # fmt: skip
+    header, rows = readers[suffix_of(path)](path)
+    return table_records(header, rows, column=column, label=label, name=str(path))
+
+
+def _read_jsonl(path: Path) -> tuple[list[str] | None, list[Any]]:
+    rows: list[Any] = []
+    keys: dict[str, None] = {}
+    # str.splitlines would also cut at U+2028 and others, which JSON strings may hold.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is not JSON ({error}): write one object a line.") from None
+        if isinstance(row, str):
+            row = {"text": row}
+        if not isinstance(row, dict):
+            raise InputError(f"{path} line {number} is a {type(row).__name__}, not an object: write one object a line.")
+        keys.update(dict.fromkeys(row))
+        rows.append(row)
+    return list(keys), rows
+
+
+def _read_csv(path: Path) -> tuple[list[str] | None, list[Any]]:
+    return _cells(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+
+
+def _read_tsv(path: Path) -> tuple[list[str] | None, list[Any]]:
+    # Quotes in tab-separated files (GLUE's, for one) are plain characters.
+    text = io.StringIO(read_text(path), newline="")
+    return _cells(path, csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _cells(path: Path, reader: Any) -> tuple[list[str] | None, list[Any]]:
+    csv.field_size_limit(1 << 30)
+    try:
+        rows = [row for row in reader if row and any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not a table row ({error}): mend its quoting.") from None
+    width = len(rows[0]) if rows else 0
+    for number, row in enumerate(rows, 1):
+        if len(row) != width:
+            raise InputError(f"{path}: row {number} has {len(row)} columns, the first has {width}: mend or quote it.")
+    return None, rows
+
+
+def _read_parquet(path: Path) -> tuple[list[str] | None, list[Any]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError(f"{path}: parquet files need pyarrow: pip install 'winnow[data]'.") from None
+    try:
+        table = parquet.read_table(io.BytesIO(read_bytes(path)))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path} is not a whole parquet file ({str(error).splitlines()[0][:120]}): fetch it again."
+        ) from None
+    return list(table.column_names), table.to_pylist()

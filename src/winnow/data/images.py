@@ -1,0 +1,217 @@
+"""Images: folders and arrays in, normalised float batches out. No torchvision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from winnow.data.records import Records
+from winnow.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
+
+
+class ImageFiles(Sequence[np.ndarray]):
+    """Image files, decoded to uint8 RGB [H, W, 3] when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return decode(self.paths[index])
+
+    def subset(self, indices: Iterable[int]) -> ImageFiles:
+        return ImageFiles([self.paths[i] for i in indices])
+
+
+def decode(source: Any) -> np.ndarray:
+    """A file (or an opened PIL image) as uint8 RGB [H, W, 3]."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("reading images needs Pillow: pip install 'winnow[data]'.") from None
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{source} is not a readable image ({error}): remove it or fetch it again.") from None
+
+
+def read_folder(folder: Path, split: str | None = None) -> Records:
+    """A folder of images: subfolders are classes (in sorted order), a flat folder has no labels.
+
+    ``split`` names a subfolder such as "test" that holds the classes.
+    """
+    if split is not None and (folder / split).is_dir():
+        folder = folder / split
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and any(_images(p)))
+    if not classes:
+        files = list(_images(folder))
+        if not files:
+            raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)}): give the folder that does.")
+        return Records("images", ImageFiles(files), name=str(folder))
+    parts = [p.name for p in classes if p.name.lower() in _SPLITS]
+    if parts and len(parts) == len(classes):
+        raise InputError(f"{folder} holds the splits {', '.join(parts)}: give the folder of one of them.")
+    found = [(file, number) for number, path in enumerate(classes) for file in _images(path)]
+    labels = np.asarray([number for _, number in found], dtype=np.int64)
+    names = tuple(path.name for path in classes)
+    return Records("images", ImageFiles([file for file, _ in found]), labels, names, name=str(folder))
+
+
+def _images(folder: Path) -> Iterable[Path]:
+    return (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def as_pixels(array: np.ndarray) -> np.ndarray | None:
+    """A uint8 array as images [n, H, W] or [n, H, W, C]; None when it is not shaped like images."""
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        return None
+    if array.ndim == 4 and array.shape[-1] not in (1, 3, 4):
+        if array.shape[1] not in (1, 3, 4):
+            return None
+        array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    return array
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """uint8 images to float32 [n, C, H, W]: resize, centre crop, rescale, normalise, in that order.
+
+    The steps and their defaults are those of transformers' image processors, as ``preprocessor_config.json`` tells.
+    """
+
+    size: tuple[int, int] | None = None  # height, width
+    shortest: int | None = None  # edge length, aspect ratio kept
+    crop: tuple[int, int] | None = None  # height, width
+    rescale: float | None = 1 / 255
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resample: int = 2  # PIL's bilinear
+
+    def __call__(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+        arrays = [self._shaped(np.asarray(image)) for image in images]
+        if len({array.shape for array in arrays}) > 1:
+            raise InputError(
+                "the images have different sizes: give a model folder with preprocessor_config.json, or resize them to one size."
+            )
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(torch.float32)
+        if self.rescale is not None:
+            pixels = pixels * self.rescale
+        if self.mean is not None and self.std is not None:
+            if pixels.shape[1] == 1 and len(self.mean) > 1:
+                pixels = pixels.expand(-1, len(self.mean), -1, -1)
+            mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            pixels = (pixels - mean) / std
+        return pixels.contiguous()
+
+    def _shaped(self, image: np.ndarray) -> np.ndarray:
+        image = image[..., None] if image.ndim == 2 else image
+        height, width = image.shape[:2]
+        target = self.size
+        if self.shortest is not None:
+            short = min(height, width)
+            target = (int(height * self.shortest / short), int(width * self.shortest / short))
+        if target is not None and target != (height, width):
+            image = _resize(image, target, self.resample)
+        if self.crop is not None and self.crop != image.shape[:2]:
+            image = _centre_crop(image, self.crop)
+        return np.ascontiguousarray(image)
+
+
+def _resize(image: np.ndarray, target: tuple[int, int], resample: int) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("resizing images needs Pillow: pip install 'winnow[data]'.") from None
+    gray = image.shape[2] == 1
+    resized = Image.fromarray(image[..., 0] if gray else image).resize((target[1], target[0]), resample=resample)
+    array = np.asarray(resized)
+    return array[..., None] if gray else array
+
+
+def _centre_crop(image: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+    short = [max(0, want - have) for want, have in zip(crop, image.shape[:2])]
+    if any(short):
+        image = np.pad(image, [((s + 1) // 2, s - (s + 1) // 2) for s in short] + [(0, 0)])
+    top, left = ((have - want) // 2 for want, have in zip(crop, image.shape[:2]))
+    return image[top : top + crop[0], left : left + crop[1]]
+
+
+def image_transform(processor: Any) -> Callable[[Any], torch.Tensor]:
+    """What turns uint8 images into model input.
+
+    ``processor`` is None (only rescaled to [0, 1]), a transformers image processor (or one that holds it), its settings
+    as a dict, a ``preprocessor_config.json`` or its folder, or a function of a uint8 tensor [n, C, H, W].
+    """
+    if processor is None or isinstance(processor, ImageTransform):
+        return processor or ImageTransform()
+    processor = getattr(processor, "image_processor", processor)
+    if isinstance(processor, (str, Path)):
+        path = Path(processor)
+        path = path / "preprocessor_config.json" if path.is_dir() else path
+        try:
+            processor = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as image settings ({error}): give the model's own file.") from None
+    if isinstance(processor, dict):
+        return _from_settings(processor)
+    if hasattr(processor, "image_mean") and hasattr(processor, "to_dict"):
+        return _from_settings(processor.to_dict())
+    if callable(processor):
+        return lambda images: processor(_uint8(images))
+    raise InputError(
+        f"a {type(processor).__name__} cannot prepare images: give a function or preprocessor_config.json."
+    )
+
+
+def _uint8(images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+    raw = replace(ImageTransform(), rescale=None)(images)
+    return raw.to(torch.uint8)
+
+
+def _from_settings(settings: dict[str, Any]) -> ImageTransform:
+    size = settings.get("size") if settings.get("do_resize", True) else None
+    crop = settings.get("crop_size") if settings.get("do_center_crop", False) else None
+    normalise = settings.get("do_normalize", settings.get("image_mean") is not None)
+    rescale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else None
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    return ImageTransform(
+        size=None if shortest else _pair(size),
+        shortest=shortest,
+        crop=_pair(crop),
+        rescale=rescale,
+        mean=_floats(settings.get("image_mean")) if normalise else None,
+        std=_floats(settings.get("image_std")) if normalise else None,
+        resample=int(settings.get("resample", 2)),
+    )
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, dict):
+        if "height" not in size or "width" not in size:
+            raise InputError(f"the image size {size} is not known here: give height and width, or shortest_edge.")
+        return int(size["height"]), int(size["width"])
+    return int(size[0]), int(size[-1])
+
+
+def _floats(values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    return tuple(float(v) for v in (values if isinstance(values, (list, tuple)) else [values]))

@@ -1,0 +1,112 @@
+"""Agreement with the dense model, for data without labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from winnow.data.records import Records
+from winnow.data.tokens import context_length
+from winnow.errors import InputError
+from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.feed import Feed, call, embeddings_of, has_logits, logits_of
+from winnow.measure.intervals import mean_interval
+from winnow.measure.task import Progress, Task, bounded, matches
+
+
+class AgreementTask(Task):
+    """How often a model gives the dense model's answer; no labels are needed, and none are used.
+
+    Models with logits: the share of equal top-1 answers (averaged over positions where an example has several). Models
+    that put out hidden states: the mean cosine of an example's embedding with the dense model's. Without a reference
+    the model is compared with itself: 1.
+    """
+
+    name = "agreement with the dense model"
+    metric = "agreement"
+
+    def __init__(
+        self,
+        records: Records,
+        processor: Any = None,
+        *,
+        length: int | None = None,
+        limit: int | None = None,
+        config: Any = None,
+    ) -> None:
+        """Arguments as for :class:`winnow.measure.classification.ClassificationTask`."""
+        records = records.limited(limit)
+        self.records = records
+        self._feed = Feed(records, processor, length or context_length(processor, config, "agreement"))
+        super().__init__(records.name, records.sha256, len(records))
+
+    def _answers(self) -> int:
+        return self.n
+
+    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+        answers: list[np.ndarray] = []
+        order: list[np.ndarray] = []
+        done = 0
+        for rows, batch in self._feed.batches(model):
+            output = call(model, batch)
+            if has_logits(output):
+                logits = logits_of(output)
+                logits = logits.movedim(1, -1) if logits.ndim == 4 else logits  # segmentation: [n, classes, h, w]
+                answers += list(_top(logits))
+                # One row of log-probabilities per example: its last position.
+                watch.log_probs(done, logits.reshape(len(rows), -1, logits.shape[-1])[:, -1])
+            else:
+                mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+                vectors = embeddings_of(output, mask)
+                answers += list(vectors.cpu().numpy())
+                watch.embeddings(done, vectors)
+            order.append(rows)
+            done += len(rows)
+            progress(done, self.n)
+        predictions = _stacked(answers, np.concatenate(order))
+        return self._evaluation(predictions, watch.reference)
+
+    def _evaluation(self, predictions: np.ndarray, reference: Reference | None) -> Evaluation:
+        dense = reference.evaluation.predictions if reference is not None else predictions
+        details: dict[str, Any] = {}
+        if predictions.dtype.kind == "f":
+            same = _cosines(predictions, dense)
+            bad = np.isnan(same)
+        else:
+            same = matches(predictions, dense)
+            bad = (predictions < 0).reshape(self.n, -1).any(axis=1)
+        low, high = bounded(mean_interval(same))
+        value = float(same.mean())
+        if bad.any():
+            details["nan_examples"] = int(bad.sum())
+            value = low = high = float("nan")
+        return Evaluation(self.metric, value, low, high, same, predictions, self.n, details=details)
+
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+        if evaluation.predictions.dtype.kind == "f":
+            return {"embedding_cosine": evaluation.value}
+        return super()._agreement(evaluation, dense, watch)
+
+
+def _top(logits: torch.Tensor) -> np.ndarray:
+    top = logits.argmax(-1)
+    return torch.where(logits.isnan().any(-1), torch.full_like(top, -1), top).cpu().numpy().astype(np.int32)
+
+
+def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosine of vectors of length 1, float64 [n]."""
+    return np.einsum("nd,nd->n", vectors.astype(np.float64), others.astype(np.float64))
+
+
+def _stacked(answers: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    shapes = {answer.shape for answer in answers}
+    if len(shapes) > 1:
+        raise InputError(
+            "the model answers with a different number of positions per text: measure perplexity (--task perplexity)."
+        )
+    stacked = np.empty((len(answers), *answers[0].shape), dtype=answers[0].dtype)
+    stacked[rows] = np.stack(answers)
+    return stacked

@@ -1,0 +1,118 @@
+"""Accuracy of a classifier of texts, images or tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from winnow.data.records import Records
+from winnow.data.tokens import context_length
+from winnow.errors import InputError
+from winnow.measure.evaluation import Evaluation, Watch
+from winnow.measure.feed import Feed, call, logits_of
+from winnow.measure.intervals import proportion_interval
+from winnow.measure.task import Progress, Task
+
+
+class ClassificationTask(Task):
+    """Accuracy, with the recall of each class and macro-F1 (the plain mean of the classes' F1) in ``details``.
+
+    Works for models whose output has ``.logits`` and for plain modules that return logits [n, classes].
+    """
+
+    name = "accuracy"
+    metric = "accuracy"
+
+    def __init__(
+        self,
+        records: Records,
+        processor: Any = None,
+        *,
+        length: int | None = None,
+        limit: int | None = None,
+        config: Any = None,
+    ) -> None:
+        """
+        Args:
+            processor: the tokenizer; for images the image processor, its settings, or a function of uint8 images.
+            length: tokens a text is cut to; by default the model's context, at most 512.
+            limit: at most so many examples, evenly spaced.
+            config: the model's configuration: context length, and ``label2id`` for labels that are words.
+
+        Raises:
+            InputError: no labels, or labels that are not classes.
+        """
+        records = records.limited(limit)
+        self.records = records
+        self.truth = _model_order(records, config)
+        self.class_names = _names(records, config)
+        self._feed = Feed(records, processor, length or context_length(processor, config, "classification"))
+        super().__init__(records.name, records.sha256, len(records))
+
+    def _answers(self) -> int:
+        return self.n
+
+    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+        predictions = np.full(self.n, -1, dtype=np.int64)
+        classes = done = 0
+        for rows, batch in self._feed.batches(model):
+            logits = logits_of(call(model, batch))
+            if logits.ndim != 2 or len(logits) != len(rows):
+                raise InputError(
+                    f"the model returned {list(logits.shape)} for {len(rows)} examples: accuracy needs a classifier."
+                )
+            classes = logits.shape[1]
+            if int(self.truth.max()) >= classes:
+                raise InputError(
+                    f"{self.data_name} has label {int(self.truth.max())}, the model knows the {classes} classes 0 to "
+                    f"{classes - 1}: check --label, or use the model trained on this data."
+                )
+            top = logits.argmax(-1).cpu().numpy()
+            predictions[rows] = np.where(logits.isnan().any(-1).cpu().numpy(), -1, top)
+            watch.log_probs(done, logits)
+            done += len(rows)
+            progress(done, self.n)
+        return self._evaluation(predictions, classes)
+
+    def _evaluation(self, predictions: np.ndarray, classes: int) -> Evaluation:
+        right = (predictions == self.truth).astype(np.float64)
+        low, high = proportion_interval(int(right.sum()), self.n)
+        names = self.class_names or [str(i) for i in range(classes)]
+        details: dict[str, Any] = {"classes": names[:classes] + [str(i) for i in range(len(names), classes)]}
+        details |= class_figures(self.truth, predictions, classes)
+        value = float(right.mean())
+        if (predictions < 0).any():
+            details["nan_examples"] = int((predictions < 0).sum())
+            value = low = high = float("nan")
+        return Evaluation(self.metric, value, low, high, right, predictions, self.n, self.truth, details)
+
+
+def class_figures(truth: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, Any]:
+    """Support and recall of each class (None without examples), and macro-F1 over the classes seen or answered."""
+    support = np.bincount(truth, minlength=classes)
+    answered = np.bincount(predictions[predictions >= 0], minlength=classes)
+    hits = np.bincount(truth[truth == predictions], minlength=classes)
+    recall = [float(h / s) if s else None for h, s in zip(hits, support)]
+    occurs = support + answered > 0
+    f1 = 2 * hits[occurs] / (support + answered)[occurs]
+    return {"support": support.tolist(), "recall": recall, "macro_f1": float(f1.mean())}
+
+
+def _model_order(records: Records, config: Any) -> np.ndarray:
+    """Class numbers as the model counts them: by its ``label2id`` where the labels are words it names."""
+    labels = records.class_labels()
+    known = {str(name).lower(): int(number) for name, number in (getattr(config, "label2id", None) or {}).items()}
+    names = records.label_names
+    if names is None or not known or not all(name.lower() in known for name in names):
+        return labels
+    return np.asarray([known[name.lower()] for name in names], dtype=np.int64)[labels]
+
+
+def _names(records: Records, config: Any) -> list[str] | None:
+    given = getattr(config, "id2label", None) or {}
+    named = [str(given[i]) for i in sorted(given)]
+    if named and not all(name.upper() == f"LABEL_{i}" for i, name in enumerate(named)):
+        return named
+    return list(records.label_names) if records.label_names is not None else None

@@ -1,0 +1,151 @@
+"""What an evaluation found: the figure, its interval, and every example behind it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from winnow.errors import FormatError
+
+CAP = 64 << 20  # bytes: of log-probabilities kept of the dense model, and of logits in one batch
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """One model on one task.
+
+    Attributes:
+        metric: "perplexity", "accuracy", "spearman" or "agreement".
+        value: the figure: a perplexity, or a fraction (correlation) of at most 1; NaN when the model put out NaN.
+        low, high: its 95 % interval.
+        per_example: [n] float64, what the figure is the mean of: mean negative log-likelihood of each segment (nats),
+            1 or 0 for right or wrong, agreement, similarity.
+        predictions: [n, ...] the answers: class, next token at each position, or similarity; -1 (NaN) where NaN.
+        n: examples (segments of a text).
+        truth: [n] labels or scores, None where there are none.
+        details: metric-dependent figures; ``nan_examples`` is there when the model put out NaN.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    per_example: np.ndarray
+    predictions: np.ndarray
+    n: int
+    truth: np.ndarray | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """All but the arrays, for JSON."""
+        kept = ("metric", "value", "low", "high", "n", "details")
+        return {key: value for key, value in asdict(self).items() if key in kept}
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz that :meth:`load` reads back; nothing is pickled."""
+        arrays: dict[str, Any] = {"per_example": self.per_example, "predictions": self.predictions}
+        if self.truth is not None:
+            arrays["truth"] = self.truth
+        with open(path, "wb") as file:
+            np.savez(file, summary=np.frombuffer(json.dumps(self.summary()).encode(), dtype=np.uint8), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                summary = json.loads(archive["summary"].tobytes())
+                truth = archive.get("truth")
+                return cls(
+                    per_example=archive["per_example"], predictions=archive["predictions"], truth=truth, **summary
+                )
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise FormatError(f"{path} is not a whole stored evaluation ({error}): delete it and run again.") from None
+
+
+@dataclass(eq=False)
+class Reference:
+    """The dense model's answers, to compare others with.
+
+    ``evaluation`` holds its figure and top-1 answers; ``outputs`` float16 log-probabilities [k, classes] (embeddings for
+    similarity) of the answers numbered ``chosen`` [k], evenly spaced, at most 64 MB.
+    """
+
+    evaluation: Evaluation
+    chosen: np.ndarray
+    outputs: torch.Tensor
+
+
+class Watch:
+    """Keeps a model's outputs while it is evaluated, or measures how far they are from a reference's."""
+
+    def __init__(self, total: int, reference: Reference | None, keep: bool) -> None:
+        self.total = total
+        self.reference = reference
+        self.keep = keep
+        self.chosen = reference.chosen if reference else None
+        self._slots: dict[int, torch.Tensor] = {}
+        self._distances: list[torch.Tensor] = []
+
+    def log_probs(self, first: int, logits: torch.Tensor) -> None:
+        """Answers ``first`` ... of the whole as logits [m, classes] (any float type)."""
+        rows = self._rows(first, logits)
+        if rows is None:
+            return
+        index, place = rows
+        picked = torch.log_softmax(logits[index].float(), dim=-1)
+        if self.keep:
+            self._store(place, picked)
+        if self.reference is not None:
+            self._distances.append(_kl(self.reference.outputs[place].to(picked.device), picked).cpu())
+
+    def embeddings(self, first: int, vectors: torch.Tensor) -> None:
+        """Answers as vectors of length 1 [m, width]; the distance is 1 - cosine."""
+        rows = self._rows(first, vectors)
+        if rows is None:
+            return
+        index, place = rows
+        picked = vectors[index].float()
+        if self.keep:
+            self._store(place, picked)
+        if self.reference is not None:
+            dense = torch.nn.functional.normalize(self.reference.outputs[place].to(picked.device).float(), dim=-1)
+            self._distances.append((1 - (dense * picked).sum(-1)).cpu())
+
+    @property
+    def distance(self) -> float | None:
+        """Mean KL(dense || this) in nats, or mean 1 - cosine; None without a reference."""
+        return float(torch.cat(self._distances).mean()) if self._distances else None
+
+    def outputs(self) -> tuple[np.ndarray, torch.Tensor]:
+        chosen = self.chosen if self.chosen is not None else np.zeros(0, dtype=np.int64)
+        kept = [self._slots[place] for place in sorted(self._slots)]
+        return chosen, torch.cat(kept) if kept else torch.zeros(0, 0, dtype=torch.float16)
+
+    def _rows(self, first: int, values: torch.Tensor) -> tuple[torch.Tensor, slice] | None:
+        if not self.keep and self.reference is None:
+            return None
+        if self.chosen is None:
+            count = min(self.total, max(1, CAP // (2 * values.shape[-1])))
+            self.chosen = (np.arange(count, dtype=np.int64) * self.total) // count
+        start, stop = np.searchsorted(self.chosen, [first, first + values.shape[0]])
+        if start == stop:
+            return None
+        index = torch.from_numpy(self.chosen[start:stop] - first).to(values.device)
+        return index, slice(int(start), int(stop))
+
+    def _store(self, place: slice, picked: torch.Tensor) -> None:
+        self._slots[place.start] = picked.to("cpu", torch.float16)
+
+
+def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(dense || other) per row in nats; the stored float16 is brought back to a distribution first."""
+    p = torch.log_softmax(dense.float(), dim=-1)
+    terms = torch.where(p.exp() > 0, p.exp() * (p - other), torch.zeros_like(p))
+    return terms.sum(-1)

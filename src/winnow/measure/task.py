@@ -1,0 +1,101 @@
+"""What every task has in common: built once from data, evaluated on many models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.feed import evaluating
+from winnow.measure.intervals import mean_interval
+
+Progress = Callable[[int, int], None]
+
+
+class Task(ABC):
+    """Quality on one data set.
+
+    Attributes:
+        name: what is measured, for a person.
+        metric: "perplexity", "accuracy", "spearman" or "agreement".
+        higher_is_better: whether more is better.
+        unit: unit of a difference between two models: "points" (hundredths) or "%" (of perplexity).
+        scale: factor from :attr:`Evaluation.value` to the usual way to write it (100 for accuracy, 1 for perplexity).
+        n: examples (segments of a text).
+        data_name: where the data came from; ``data_sha256`` its contents.
+    """
+
+    name: str
+    metric: str
+    higher_is_better: bool = True
+    unit: str = "points"
+    scale: float = 100.0
+
+    def __init__(self, data_name: str, data_sha256: str, n: int) -> None:
+        if n < 2:
+            raise InputError(f"{data_name} gives {n} examples to evaluate on: give at least two.")
+        self.data_name = data_name
+        self.data_sha256 = data_sha256
+        self.n = n
+
+    def describe(self) -> str:
+        """One line: figure, data and their number."""
+        return f"{self.name} on {self.data_name}, {self.n:,} examples"
+
+    def evaluate(
+        self, model: nn.Module, reference: Reference | None = None, progress: Progress | None = None
+    ) -> Evaluation:
+        """Runs the model over all examples, in eval and inference mode.
+
+        Args:
+            reference: the dense model's answers (:meth:`reference`); ``details`` then holds "agreement" (share of equal
+                top-1 answers) with "agreement_low" and "agreement_high", and "kl" (mean KL(dense || model), nats).
+            progress: called with (examples done, examples in all) after each batch.
+        """
+        return self._run(model, reference, keep=False, progress=progress)[0]
+
+    def reference(self, model: nn.Module, progress: Progress | None = None) -> Reference:
+        """The dense model's evaluation and answers, in one pass."""
+        evaluation, watch = self._run(model, None, keep=True, progress=progress)
+        return Reference(evaluation, *watch.outputs())
+
+    def _run(
+        self, model: nn.Module, reference: Reference | None, *, keep: bool, progress: Progress | None
+    ) -> tuple[Evaluation, Watch]:
+        if reference is not None and (reference.evaluation.n, reference.evaluation.metric) != (self.n, self.metric):
+            raise InputError("the reference was made by another task: make it with this task's reference(dense_model).")
+        watch = Watch(self._answers(), reference, keep)
+        with evaluating(model):
+            evaluation = self._measure(model, watch, progress or (lambda done, total: None))
+        if reference is not None:
+            evaluation.details.update(self._agreement(evaluation, reference.evaluation, watch))
+        return evaluation, watch
+
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+        same = matches(evaluation.predictions, dense.predictions)
+        low, high = bounded(mean_interval(same))
+        return {"agreement": float(same.mean()), "agreement_low": low, "agreement_high": high, "kl": watch.distance}
+
+    @abstractmethod
+    def _answers(self) -> int:
+        """How many answers the model gives: examples, or tokens."""
+
+    @abstractmethod
+    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+        """One pass over the data."""
+
+
+def matches(predictions: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of equal answers of each example, float64 [n]; an answer of -1 (NaN) equals nothing."""
+    same = (predictions == others) & (predictions >= 0)
+    return same.reshape(len(same), -1).mean(axis=1, dtype=np.float64)
+
+
+def bounded(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval of a share, cut to [0, 1]."""
+    return max(0.0, interval[0]), min(1.0, interval[1])
