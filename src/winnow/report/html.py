@@ -1,0 +1,108 @@
+"""report.html and report.json: one file each, no network, the same bytes for the same report."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import FormatError, InputError, WinnowError
+from .schema import FORMAT, Report
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PAGE, DATA = "report.html", "report.json"
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    from .view import ticks
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["ticks"] = ticks
+    return environment.from_string(_packaged(PAGE))
+
+
+@lru_cache(maxsize=2)
+def _packaged(name: str) -> str:
+    return files("winnow.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def render(report: Report) -> str:
+    """The whole page as one string: styles and pictures inside, nothing loaded from anywhere."""
+    from markupsafe import Markup
+
+    from .view import view
+
+    return _template().render(css=Markup(_packaged("report.css")), **view(report)) + "\n"
+
+
+def write(report: Report, folder: str | os.PathLike[str]) -> Path:
+    """Writes report.html and report.json into a folder (made when missing) and returns the page's path.
+
+    Each file appears whole or not at all. Raises InputError when the folder cannot be written to, WinnowError when
+    the disk is full.
+    """
+    page, data = render(report), report.model_dump_json(indent=2) + "\n"
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _replace(target / DATA, data)
+        _replace(target / PAGE, page)
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(f"cannot write the report to {target}: choose a folder you may write to") from error
+    except OSError as error:
+        raise WinnowError(f"could not write the report to {target}: {error.strerror or error}") from error
+    return target / PAGE
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read(folder: str | os.PathLike[str]) -> Report:
+    """The report stored in a folder (or in a report.json named directly).
+
+    Raises InputError when there is none, FormatError when it is damaged or of a format this version does not know.
+    """
+    import json
+
+    from pydantic import ValidationError
+
+    path = Path(folder)
+    path = path / DATA if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"no {DATA} in {folder}: name a folder that winnow compress has written") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged (not JSON): write it again with winnow compress") from error
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if version != FORMAT:
+        raise FormatError(
+            f"{path} has report format {version!r}, this winnow reads {FORMAT}: use the version that wrote it"
+        )
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(
+            f"{path} is damaged ({where}: {first['msg']}): write it again with winnow compress"
+        ) from error

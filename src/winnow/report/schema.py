@@ -1,0 +1,238 @@
+"""What a report holds: the pydantic models behind report.json.
+
+Imported lazily only. A field that is not known is None (or an empty list); pages leave its place out.
+
+Units, everywhere: ``sparsity``, ``agreement`` and every ``*_share`` are fractions between 0 and 1; sizes are bytes;
+times are seconds. ``quality``, ``low`` and ``high`` are the metric's own value in ``task.unit`` (accuracy 91.2 with the
+unit "%", perplexity 12.3 with the unit ""), so are the two columns of ``classes``. ``drop`` is what was lost against
+the dense model, positive when worse: in points (the metric's own unit) where higher is better, else in per cent of
+the dense value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+FORMAT: Literal[1] = 1
+
+# control characters (terminals obey some) and the marks that reorder the text after them
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}\Z")
+
+
+def _clean(value: Any) -> Any:
+    """Text that any file can hold: lone surrogates, control and reordering characters become U+FFFD."""
+    if not isinstance(value, str):
+        return value
+    return _CONTROL.sub("\ufffd", value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _image(value: str) -> str:
+    if not _IMAGE.match(value):
+        raise ValueError("an image is a base64 data URI of a png, jpeg, gif or webp file")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_clean)]
+Image = Annotated[str, AfterValidator(_image)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Kind = Literal["dense", "pruned", "quantized", "pruned+quantized"]
+
+
+class _Part(BaseModel):
+    # Perplexity may be infinite; JSON has no word for that, so it is written as the string "Infinity".
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class Verdict(_Part):
+    """The answer in one sentence, and whether it is good news."""
+
+    sentence: Text
+    tone: Literal["good", "mixed", "bad"] = "good"
+
+
+class ModelInfo(_Part):
+    """The dense model the run started from."""
+
+    name: Text
+    architecture: Text | None = None
+    kind: Text | None = None  # what it does: "causal-lm", "image classifier" ...
+    parameters: Count | None = None
+    prunable: Count | None = None  # weights in scope
+    prunable_share: Share | None = None
+    hash: Text | None = None
+
+
+class TaskInfo(_Part):
+    """What quality means here, and on which data it was measured."""
+
+    name: Text | None = None
+    metric: Text = "quality"
+    higher_is_better: bool = True
+    unit: Text = ""
+    evaluation_data: Text | None = None
+    calibration_data: Text | None = None
+    n: Count | None = None  # examples or predicted tokens behind the figure
+    segment_length: Count | None = None  # tokens per segment of a perplexity
+    disjoint: bool | None = None  # evaluation shares no example with calibration
+    calibration_tokens: Count | None = None
+
+
+class Candidate(_Part):
+    """One model on the frontier: the dense one, a pruned one, or a plainly quantized one."""
+
+    name: Text
+    kind: Kind
+    sparsity: Share | None = None  # of the prunable weights
+    values: Text | None = None  # "keep", "bf16", "int8", "int4" ...
+    method: Text | None = None
+    bits_per_weight: float | None = None  # of the prunable weights, masks and scales counted
+    file_bytes: Count | None = None  # of the whole file
+    quality: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    agreement: Share | None = None  # same top-1 answer as the dense model
+    kl: float | None = None  # nats
+    seconds: float | None = None
+    folder: Text | None = None
+    chosen: bool = False
+    note: Text | None = None
+
+
+class Layer(_Part):
+    """One pruned matrix of the chosen candidate."""
+
+    name: Text
+    block: Text | None = None
+    kind: Text | None = None
+    rows: Count | None = None
+    cols: Count | None = None
+    zeros: Count | None = None
+    sparsity: Share | None = None
+    error: float | None = None  # ||WX - W'X||^2 / ||WX||^2
+    bits_per_weight: float | None = None
+    seconds: float | None = None
+
+
+class Requested(_Part):
+    """What was asked for, and what was reached."""
+
+    budget: Text | None = None  # "sparsity 0.5", "3 bits per weight", "40 MB", "at most 1 point worse"
+    zeros_requested: Count | None = None
+    zeros_reached: Count | None = None
+    structure: Text | None = None
+    difference: int | None = None  # reached - requested
+
+
+class SkippedTensor(_Part):
+    """A parameter that stayed dense, and why."""
+
+    name: Text
+    numel: Count
+    reason: Text
+
+
+class Sizes(_Part):
+    """Where the bytes of the file went."""
+
+    dense_file: Count | None = None
+    file: Count | None = None
+    packed_values: Count | None = None
+    masks: Count | None = None
+    scales: Count | None = None
+    dense_tensors: Count | None = None
+    other: Count | None = None
+
+
+class Memory(_Part):
+    """The most memory the run held at once, and the limit it was given."""
+
+    peak_bytes: Count | None = None
+    limit_bytes: Count | None = None
+
+
+class Stage(_Part):
+    """Time of one stage of the run."""
+
+    stage: Text
+    seconds: float
+
+
+class Cost(_Part):
+    """What compressing itself cost."""
+
+    seconds_total: float | None = None
+    calibration_tokens: Count | None = None
+    energy: Text | None = None  # a note: measured how, or why not
+
+
+class ClassQuality(_Part):
+    """Recall of one class before and after."""
+
+    name: Text
+    n: Count | None = None
+    dense: float | None = None
+    pruned: float | None = None
+
+
+class ChangedExample(_Part):
+    """An input whose answer changed."""
+
+    input: Text
+    truth: Text | None = None
+    dense: Text | None = None
+    pruned: Text | None = None
+    image: Image | None = None
+
+
+class Report(_Part):
+    """Everything a run has to say. Serialized as report.json, drawn as report.html."""
+
+    format: Literal[1] = FORMAT
+    title: Text
+    created: Text | None = None  # ISO 8601
+    verdict: Verdict
+    next_step: Text | None = None
+    undo: Text | None = None  # how to go back
+    command: Text | None = None  # the exact command that repeats the run
+    model: ModelInfo
+    task: TaskInfo = Field(default_factory=TaskInfo)
+    chosen: Text | None = None  # name of a candidate
+    candidates: list[Candidate] = Field(default_factory=list)
+    layers: list[Layer] = Field(default_factory=list)
+    requested: Requested = Field(default_factory=Requested)
+    skipped: list[SkippedTensor] = Field(default_factory=list)
+    sizes: Sizes = Field(default_factory=Sizes)
+    memory: Memory = Field(default_factory=Memory)
+    timing: list[Stage] = Field(default_factory=list)
+    cost: Cost = Field(default_factory=Cost)
+    classes: list[ClassQuality] = Field(default_factory=list)
+    changed: list[ChangedExample] = Field(default_factory=list)
+    notes: list[Text] = Field(default_factory=list)  # warnings
+    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    seeds: dict[str, Any] = Field(default_factory=dict)
+    hashes: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def dense(self) -> Candidate | None:
+        """The dense candidate, the yardstick of every other."""
+        return next((c for c in self.candidates if c.kind == "dense"), None)
+
+    @property
+    def picked(self) -> Candidate | None:
+        """The candidate that was chosen: by its flag, else by the report's ``chosen`` name."""
+        flagged = next((c for c in self.candidates if c.chosen), None)
+        return flagged or next((c for c in self.candidates if c.name == self.chosen), None)
+
+    @property
+    def ranked(self) -> list[Candidate]:
+        """Candidates from most bits per weight to fewest, the unmeasured last: the order of every table and figure."""
+        return sorted(self.candidates, key=lambda c: -c.bits_per_weight if c.bits_per_weight is not None else 1.0)

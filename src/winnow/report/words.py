@@ -1,0 +1,204 @@
+"""Numbers as people read them: sizes, times, shares, and the change of a metric."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from .schema import Candidate, TaskInfo
+
+MINUS = "\u2212"
+
+
+def number(value: float | None) -> str:
+    """About four significant digits, thousands with commas: 12.3 -> "12.30", 2572 -> "2,572"."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("∞" if value > 0 else MINUS + "∞")
+    size = abs(value)
+    if size >= 1e7:
+        mantissa, exponent = f"{size:.2e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    elif 0 < size < 1e-3:
+        text = f"{size:.2g}"
+    else:
+        digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4
+        text = f"{size:,.{digits}f}"
+    return (MINUS if value < 0 else "") + text
+
+
+def short(value: float | None) -> str:
+    """For axes and cells: :func:`number` without trailing zeros, 12.50 -> "12.5"."""
+    text = number(value)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}".replace("-", MINUS)
+
+
+def bulk(value: int | None) -> str:
+    """A large count in one word: 11015040 -> "11.0 million"."""
+    if value is None:
+        return ""
+    for limit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= limit:
+            return f"{value / limit:.3g} {word}" if value >= 100 * limit else f"{value / limit:.1f} {word}"
+    return count(value)
+
+
+def size(value: int | None) -> str:
+    """Decimal units, as file managers count: 22036200 -> "22.0 MB"."""
+    if value is None:
+        return ""
+    for limit, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        # 999,950 bytes would round to 1000.0 kB
+        if value >= limit * 0.99995:
+            scaled = value / limit
+            return f"{scaled:.0f} {unit}" if scaled >= 999.5 else f"{scaled:.{1 if scaled < 100 else 0}f} {unit}"
+    return f"{value} bytes"
+
+
+def ratio(before: int | None, after: int | None) -> str:
+    """22.0 MB to 5.5 MB -> "4.0× smaller"; the other way round -> "larger"."""
+    if not before or not after:
+        return ""
+    times = before / after if before >= after else after / before
+    text = f"{times:.0f}" if times >= 100 else f"{times:.1f}" if times >= 2 else f"{times:.2f}"
+    if text == "1.00":
+        return "same size"
+    return f"{text}× {'smaller' if before >= after else 'larger'}"
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 -> "0.4 s", 75 -> "1 min 15 s", 7500 -> "2 h 5 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    whole = round(seconds / 60)
+    hours, minutes = divmod(whole, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def percent(share: float | None, digits: int = 1, fixed: bool = False) -> str:
+    """0.5 -> "50 %" (``fixed``: "50.0 %"), 0.505 -> "50.5 %"."""
+    if share is None or not math.isfinite(share):
+        return ""
+    exact = f"{100 * share:.{digits}f}"
+    text = exact.rstrip("0").rstrip(".") if "." in exact else exact
+    # A share that only rounds to all or nothing must not read as all or nothing.
+    if text == "100" and share < 1:
+        return f"> {100 - 10**-digits:.{digits}f} %"
+    if text in ("0", "-0") and share > 0:
+        return f"< {10**-digits:.{digits}f} %"
+    return f"{exact if fixed else text} %"
+
+
+def when(created: str | None) -> str:
+    """ISO 8601 as "22 November 2026, 18:49 UTC"; anything else as it stands."""
+    if not created:
+        return ""
+    try:
+        moment = datetime.fromisoformat(created.replace("Z", "+00:00"))
+    except ValueError:
+        return created
+    month = (
+        [
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
+        ]
+    )[moment.month - 1]
+    text = f"{moment.day} {month} {moment.year}"
+    if "T" in created or ":" in created:
+        text += f", {moment:%H:%M}"
+        if moment.tzinfo is not None:
+            text += " UTC" if not moment.utcoffset() else f" UTC{moment:%z}"
+    return text
+
+
+def quality(value: float | None, task: TaskInfo) -> str:
+    """A metric's value with its unit: "91.25 %", "43.20"."""
+    if value is None:
+        return ""
+    text = f"{value:.2f}" if task.unit == "%" and math.isfinite(value) else number(value)
+    return f"{text} {task.unit}".strip()
+
+
+def span(low: float | None, high: float | None, task: TaskInfo) -> str:
+    """An interval of the metric: "90.10 to 92.40 %"."""
+    if low is None or high is None:
+        return ""
+    bare = task.model_copy(update={"unit": ""})
+    if task.unit == "%":
+        return f"{low:.2f} to {high:.2f} %"
+    return f"{quality(low, bare)} to {quality(high, bare)} {task.unit}".strip()
+
+
+def _digits(magnitude: float, task: TaskInfo) -> int:
+    if magnitude < 1 and task.higher_is_better and task.unit != "%":
+        return 3
+    return 2 if magnitude < 10 else 1 if magnitude < 1000 else 0
+
+
+def _signed(value: float, digits: int) -> str:
+    if not math.isfinite(value):
+        return number(value)
+    text = f"{abs(value):,.{digits}f}"
+    if not any(c in "123456789" for c in text):
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def change(candidate: Candidate, task: TaskInfo) -> str:
+    """What happened to the metric: a drop of 1.2 points is "−1.20 points", of 6 % of perplexity "+6.00 %"."""
+    if candidate.drop is None or candidate.kind == "dense":
+        return ""
+    toward = -1 if task.higher_is_better else 1
+    unit = "points" if task.higher_is_better else "%"
+    return f"{_signed(toward * candidate.drop, _digits(abs(candidate.drop), task))} {unit}"
+
+
+def change_span(candidate: Candidate, task: TaskInfo) -> str:
+    """The interval of :func:`change`, the lower figure first, without its unit."""
+    if candidate.drop_low is None or candidate.drop_high is None or candidate.kind == "dense":
+        return ""
+    toward = -1 if task.higher_is_better else 1
+    low, high = sorted((toward * candidate.drop_low, toward * candidate.drop_high))
+    digits = _digits(max(abs(low), abs(high)), task)
+    return f"{_signed(low, digits)} to {_signed(high, digits)}"
+
+
+def clip(text: str, limit: int) -> str:
+    """At most ``limit`` characters, the cut marked."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def clip_middle(text: str, limit: int) -> str:
+    """At most ``limit`` characters; the middle goes, since paths differ at their ends."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return text[:head] + "…" + text[len(text) - (limit - 1 - head) :]
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,528 @@
+"""The report: what the page promises, that it loads nothing, and that hostile text stays text."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from rich.console import Console
+
+import report_samples
+from winnow.errors import FormatError, InputError, WinnowError
+from winnow.report import frontier, html, labels, layer_map, words
+from winnow.report.axes import Scale, bit_ticks
+from winnow.report.console import summary
+from winnow.report.frontier import Point, front
+from winnow.report.schema import Candidate, ChangedExample, Layer, ModelInfo, Report, TaskInfo, Verdict
+
+SAMPLES = {
+    "language model": report_samples.language_model,
+    "301 layers": lambda: report_samples.language_model(301),
+    "classifier": report_samples.classifier,
+    "minimal": report_samples.minimal,
+    "hostile": report_samples.hostile,
+}
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text; fails on tags that do not match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.headings: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+            if tag == "h2":
+                self.headings.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+        if self.open and self.open[-1] == "h2":
+            self.headings[-1] += data
+
+
+@pytest.fixture(params=SAMPLES)
+def report(request: pytest.FixtureRequest) -> Report:
+    return SAMPLES[request.param]()
+
+
+def test_loads_nothing_from_anywhere(report: Report) -> None:
+    page = html.render(report)
+    parsed = Page(page)
+    assert not re.search(r"https?://|url\(|@import", page)
+    for tag, attributes in parsed.tags:
+        assert tag not in {
+            "script",
+            "link",
+            "iframe",
+            "object",
+            "embed",
+            "form",
+            "base",
+            "image",
+            "use",
+            "foreignobject",
+        }
+        assert "href" not in attributes and "srcset" not in attributes
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        assert not any(name.startswith("on") for name in attributes)
+    policies = [a["content"] for t, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies and policies[0].startswith("default-src 'none'")
+
+
+def test_hostile_text_stays_text() -> None:
+    report = report_samples.hostile()
+    page = html.render(report)
+    parsed = Page(page)
+    assert "<script" not in page and "onerror=alert" in parsed.text
+    assert "<script>alert('x')</script>" in parsed.text
+    assert "{{ 7 * 7 }}" in parsed.text and "& 49 " not in parsed.text
+    assert not any(tag == "img" and "onerror" in a for tag, a in parsed.tags)
+    assert not any(tag == "b" and a for tag, a in parsed.tags)
+
+
+def test_code_marks_do_not_open_a_way_in() -> None:
+    report = report_samples.minimal().model_copy(update={"next_step": "run `winnow <b>x</b>` & go"})
+    assert "run <code>winnow &lt;b&gt;x&lt;/b&gt;</code> &amp; go" in html.render(report)
+
+
+def test_first_screen_of_the_language_model() -> None:
+    page = Page(html.render(report_samples.language_model())).text
+    first = page[: page.index("Quality against size")]
+    for promised in (
+        "Three times smaller, but plain 3-bit GPTQ reaches a lower perplexity in the same bytes.",
+        "It depends",
+        "3.1× smaller",  # 22,036,200 / 7,012,400 = 3.142
+        "22.0 MB → 7.0 MB",
+        "3.13 bits per prunable weight",
+        "+9.53 %",  # 46.90 / 42.82 = 1.09528
+        "42.82 → 46.90",
+        "95 % interval +8.7 to +10.3",
+        "95 % interval 46.20 to 47.60",
+        "3 min 12 s",
+        "32,768 calibration tokens",
+        "612 MB",
+        "of 2.0 GB allowed",
+        "exactly as asked",
+        "How to go back",
+        "it is still at",
+        "Next step",
+        "Keep this one if you plan to fine-tune",
+        "She was born in Vienna",
+        "Germany",
+    ):
+        assert promised in first, promised
+    assert first.index("3.1× smaller") < first.index("+9.53 %") < first.index("3 min 12 s")
+    assert "the best plain quantization measured is int3 GPTQ g128: perplexity 45.70, against 46.90" in page
+
+
+def test_first_screen_of_the_classifier() -> None:
+    page = Page(html.render(report_samples.classifier())).text
+    first = page[: page.index("Quality against size")]
+    assert "−0.70 points" in first and "92.60 % → 91.90 %" in first and "−1.00 to −0.40" in first
+    # dense - now is largest for cat (4.1), dog (2.8), bird and truck (1.9), deer (0.6); frog gained
+    table = first[first.index("Classes that lost most") : first.index("All 10 classes")]
+    names = [c.name for c in report_samples.classifier().classes]
+    assert [w for w in re.findall(r"[a-z]+", table) if w in names] == ["cat", "dog", "bird", "truck", "deer"]
+    assert "−4.10 points" in table
+    assert "3 more" in first  # seven changed examples, four in sight
+    assert html.render(report_samples.classifier()).count("data:image/png;base64,") == 7
+
+
+def test_every_candidate_and_layer_is_in_a_table() -> None:
+    report = report_samples.language_model()
+    page = Page(html.render(report)).text
+    table = page[page.index("# Model") : page.index("Layer by layer")]
+    for c in report.candidates:
+        assert c.name in table and f"{c.bits_per_weight:.2f}" in table and words.number(c.quality) in table
+    assert table.count("chosen") == 1
+    layers = page[page.index("All 42 layers") :]
+    for layer in report.layers:
+        assert layer.name in layers and f"{layer.zeros:,}" in layers
+
+
+def test_provenance_is_on_the_page() -> None:
+    report = report_samples.language_model()
+    page = Page(html.render(report)).text
+    for group in (report.versions, report.seeds, report.hashes):
+        for key, value in group.items():
+            assert key.replace("_", " ") in page and str(value) in page
+    assert report.command and report.command in page
+    assert "14 tensors with 3,150,336 parameters stayed as they were" in page
+    assert "tied to model.embed_tokens.weight" in page and "disjoint" in page and "256 tokens" in page
+
+
+def test_minimal_report_has_no_empty_section() -> None:
+    parsed = Page(html.render(report_samples.minimal()))
+    assert parsed.headings == []
+    assert "None" not in parsed.text and "nan" not in parsed.text
+    assert not {"table", "svg", "dl", "figure", "ul", "details"} & {tag for tag, _ in parsed.tags}
+    assert "Nothing was measured yet." in parsed.text
+
+
+@pytest.mark.parametrize("field", [name for name in Report.model_fields if not Report.model_fields[name].is_required()])
+def test_any_part_may_be_missing(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier, "place", lambda *_: [])
+    blank = Report(title="t", verdict=Verdict(sentence="s"), model=ModelInfo(name="m"))
+    parsed = Page(html.render(report_samples.classifier().model_copy(update={field: getattr(blank, field)})))
+    assert "None" not in parsed.text
+    Console(file=io.StringIO()).print(
+        summary(report_samples.classifier().model_copy(update={field: getattr(blank, field)}))
+    )
+
+
+def test_any_known_figure_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each optional value of each nested part, taken out of every place it occurs."""
+    full = report_samples.classifier().model_dump()
+    monkeypatch.setattr(frontier, "place", lambda *_: [])  # the slow part, and none of this test's business
+    taken = 0
+    for part, value in full.items():
+        rows = value if isinstance(value, list) else [value]
+        for key in {k for row in rows if isinstance(row, dict) for k in row}:
+            changed = [{**row, key: None} if isinstance(row, dict) else row for row in rows]
+            try:
+                report = Report.model_validate({**full, part: changed if isinstance(value, list) else changed[0]})
+            except ValidationError:
+                continue  # required
+            taken += 1
+            text = Page(html.render(report)).text
+            assert "None" not in text, (part, key)
+    assert taken > 60
+
+
+def test_json_round_trip(report: Report, tmp_path: Path) -> None:
+    page = html.write(report, tmp_path / "out")
+    assert page == tmp_path / "out" / "report.html" and page.read_text(encoding="utf-8") == html.render(report)
+    assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+    assert html.read(page.parent) == report == html.read(page.parent / "report.json")
+
+
+def test_output_is_deterministic(report: Report, tmp_path: Path) -> None:
+    again = Report.model_validate_json(Report.model_validate(report.model_dump()).model_dump_json())
+    assert html.render(again) == html.render(report)
+    first, second = html.write(report, tmp_path / "a"), html.write(report, tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_infinite_perplexity_is_valid_json_and_has_a_place(tmp_path: Path) -> None:
+    report = report_samples.language_model()
+    report.candidates.append(
+        Candidate(name="collapsed", kind="pruned", bits_per_weight=1.4, quality=math.inf, drop=math.inf)
+    )
+    page = html.write(report, tmp_path)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert html.read(tmp_path) == report
+    text = Page(page.read_text(encoding="utf-8")).text
+    assert "collapsed (∞)" in text and "inf" not in text.replace("infinite", "")
+
+
+def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    html.write(report_samples.classifier(), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WinnowError, match="No space left"):
+        html.write(report_samples.language_model(), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="choose a folder"):
+        html.write(report_samples.minimal(), tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_reading_what_is_not_a_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no report\.json"):
+        html.read(tmp_path)
+    html.write(report_samples.minimal(), tmp_path)
+    path = tmp_path / "report.json"
+    good = path.read_text()
+    for text, match in (
+        (good[:-20], "not JSON"),
+        ("\x00\xff", "not JSON"),
+        ("[]", "format None"),
+        (good.replace('"format": 1', '"format": 2'), "format 2, this winnow reads 1"),
+        (good.replace('"tone": "mixed"', '"tone": "great"'), "verdict.tone"),
+        (good.replace('"title"', '"tittle"'), "title"),
+    ):
+        path.write_text(text)
+        with pytest.raises(FormatError, match=match):
+            html.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://example.com/x.png",
+        "javascript:alert(1)",
+        "data:text/html;base64,PGI+",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+        'data:image/png;base64,AA=="onerror="alert(1)',
+        "data:image/png;base64,AAAA\n",
+    ],
+)
+def test_only_plain_pictures_are_taken(uri: str) -> None:
+    with pytest.raises(ValidationError):
+        ChangedExample(input="x", image=uri)
+
+
+def test_text_is_cleaned_where_it_enters() -> None:
+    example = ChangedExample(input="a\ud800b\x1b[31mc\u202ed\ne", pruned="é😀")
+    assert example.input == "a\ufffdb\ufffd[31mc\ufffdd\ne" and example.pruned == "é😀"
+    example.model_dump_json().encode("utf-8")
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (words.number(43.2), "43.20"),
+        (words.number(2572.4), "2,572"),
+        (words.number(-0.25), "−0.2500"),
+        (words.number(math.inf), "∞"),
+        (words.number(None), ""),
+        (words.short(12.5), "12.5"),
+        (words.short(100), "100"),
+        (words.size(22_036_200), "22.0 MB"),
+        (words.size(999), "999 bytes"),
+        (words.size(999_999), "1.0 MB"),
+        (words.size(148_500), "148 kB"),
+        (words.size(2_000_000_000), "2.0 GB"),
+        (words.ratio(22_036_200, 7_012_400), "3.1× smaller"),
+        (words.ratio(100, 150), "1.50× larger"),
+        (words.ratio(1000, 1001), "same size"),
+        (words.ratio(None, 5), ""),
+        (words.duration(0.04), "40 ms"),
+        (words.duration(59.7), "1 min"),
+        (words.duration(75), "1 min 15 s"),
+        (words.duration(7500), "2 h 5 min"),
+        (words.duration(3599.8), "1 h"),
+        (words.percent(0.5), "50 %"),
+        (words.percent(0.99999), "> 99.9 %"),
+        (words.percent(0.00001), "< 0.1 %"),
+        (words.percent(1.0), "100 %"),
+        (words.bulk(11_015_040), "11.0 million"),
+        (words.bulk(272_474), "272,474"),
+        (words.when("2026-11-22T18:49:03Z"), "22 November 2026, 18:49 UTC"),
+        (words.when("2026-11-22"), "22 November 2026"),
+        (words.when("yesterday"), "yesterday"),
+        (words.clip("abcdef", 4), "abc…"),
+        (words.clip_middle("abcdefgh", 5), "ab…gh"),
+    ],
+)
+def test_numbers_as_people_read_them(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def test_the_sign_of_a_change_follows_the_metric() -> None:
+    worse = Candidate(name="c", kind="pruned", drop=1.2, drop_low=-0.3, drop_high=2.7)
+    accuracy, perplexity = TaskInfo(metric="accuracy", unit="%"), TaskInfo(metric="p", higher_is_better=False)
+    spearman = TaskInfo(metric="Spearman")
+    assert words.change(worse, accuracy) == "−1.20 points"
+    assert words.change_span(worse, accuracy) == "−2.70 to +0.30"
+    assert words.change(worse, perplexity) == "+1.20 %"
+    assert words.change_span(worse, perplexity) == "−0.30 to +2.70"
+    assert words.change(worse.model_copy(update={"drop": 0.0123}), spearman) == "−0.012 points"
+    assert words.change(worse.model_copy(update={"drop": -0.5}), accuracy) == "+0.50 points"
+    assert words.change(worse.model_copy(update={"drop": 1e-9}), accuracy) == "0.00 points"
+
+
+# Figures
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 400), st.floats(0, 300), st.integers(1, 40)),
+        min_size=1,
+        max_size=25,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_labels_never_overlap_nor_leave_their_area(points: list[tuple[float, float, int]]) -> None:
+    area, banned = labels.Box(0, 0, 400, 300), labels.Box(300, 0, 400, 20)
+    wanted = [labels.Wanted(i, x, y, ("n" * n, f"#{i}"), area) for i, (x, y, n) in enumerate(points)]
+    placed = labels.place(wanted, 12, [[(0, 0), (400, 300)]], [banned])
+    assert len({p.key for p in placed}) == len(placed)
+    for i, one in enumerate(placed):
+        assert one.box.inside(area) and not one.box.hits(banned)
+        assert not any(one.box.hits(other.box) for other in placed[i + 1 :])
+        for w in wanted:  # nor does one hide a mark
+            assert not one.box.hits(labels.Box(w.x - 4, w.y - 4, w.x + 4, w.y + 4))
+
+
+def test_a_lone_point_gets_its_full_name() -> None:
+    area = labels.Box(0, 0, 400, 300)
+    (label,) = labels.place([labels.Wanted(0, 200, 150, ("a model", "#1"), area)], 12, [], [])
+    assert label.text == "a model" and label.leader is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["dense", "quantized", "pruned"]), st.integers(1, 6), st.integers(1, 6)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_front_is_what_nothing_beats(rows: list[tuple[str, int, int]], higher: bool) -> None:
+    points = [Point(i, Candidate(name="c", kind=k), float(b), float(q)) for i, (k, b, q) in enumerate(rows)]
+    best = front(points, ("dense", "quantized"), higher)
+
+    def beats(a: Point, b: Point) -> bool:
+        gain = a.quality - b.quality if higher else b.quality - a.quality
+        return a.bits <= b.bits and gain >= 0 and (a.bits < b.bits or gain > 0)
+
+    family = [p for p in points if p.candidate.kind != "pruned"]
+    expected = {(p.bits, p.quality) for p in family if not any(beats(q, p) for q in family)}
+    assert {(p.bits, p.quality) for p in best} == expected and len(best) == len(expected)
+
+
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e5), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_ticks_lie_on_the_axis_and_apart(low: float, span: float, log: bool) -> None:
+    low = abs(low) + 1e-3 if log else low
+    scale = Scale(low, low + span, 400, 20, log)
+    places = [scale(v) for v in scale.ticks(24)]
+    assert all(20 - 1e-6 <= p <= 400 + 1e-6 for p in places)
+    assert all(a - b >= 24 - 1e-6 for a, b in pairwise(places))
+    assert scale(low) == pytest.approx(400) and scale(low + span) == pytest.approx(20)
+
+
+def test_bit_ticks_prefer_powers_of_two() -> None:
+    ticks = bit_ticks(Scale(1.5, 34, 0, 300, log=True), 30)
+    assert {2, 4, 8, 16, 32} <= set(ticks) and ticks == sorted(ticks)
+
+
+def test_the_picture_shows_every_measured_candidate() -> None:
+    report = report_samples.language_model()
+    page = html.render(report)
+    for rendition in re.findall(r'<svg class="figure frontier.*?</svg>', page, re.S):
+        assert rendition.count('class="mark') == len(report.candidates) == 16
+        assert rendition.count('class="ring"') == 1
+        assert rendition.count('class="arrow') == 4  # 401, 2572, 60.1 and 63 lie beyond the scale
+        for c in report.candidates:
+            assert c.name in rendition
+    assert page.count('<svg class="figure frontier') == 2
+
+
+def test_one_candidate_is_no_picture() -> None:
+    report = report_samples.language_model()
+    report = report.model_copy(update={"candidates": report.candidates[:1]})
+    assert 'class="figure frontier' not in html.render(report)
+
+
+@pytest.mark.parametrize("quality", [0.0, 100.0])
+def test_equal_candidates_have_an_axis(quality: float) -> None:
+    candidates = [Candidate(name=n, kind="pruned", bits_per_weight=4, quality=quality) for n in "ab"]
+    for higher in (True, False):
+        task = TaskInfo(higher_is_better=higher)
+        report = report_samples.minimal().model_copy(update={"candidates": candidates, "task": task})
+        assert html.render(report).count('class="figure frontier') == 2
+
+
+def test_differences_within_the_noise_look_it() -> None:
+    """0.2 points between models known to 2.6 points: the axis spans the intervals, not the difference."""
+    candidates = [
+        Candidate(name="dense", kind="dense", bits_per_weight=32, quality=97.8, low=96.1, high=98.8),
+        Candidate(name="c", kind="pruned", bits_per_weight=10, quality=97.6, low=95.9, high=98.6, chosen=True),
+    ]
+    task = TaskInfo(metric="accuracy", unit="%")
+    report = report_samples.minimal().model_copy(update={"candidates": candidates, "task": task})
+    page = html.render(report)
+    spans = [float(a) - float(b) for a, b in re.findall(r'class="whisker[^>]*y1="([\d.]+)"[^>]*y2="([\d.]+)"', page)]
+    assert len(spans) == 4 and all(abs(s) > 200 for s in spans)
+    assert 'class="arrow' not in page
+
+
+def test_layers_are_arranged_by_block() -> None:
+    grid, rest = layer_map.arrange(report_samples.language_model(301).layers)
+    assert grid is not None and not rest
+    assert len(grid.kinds) == 7 and [len(blocks) for _, blocks in grid.stacks] == [43]
+    assert all(len(members) == 1 for members in grid.cells.values()) and len(grid.cells) == 301
+    grid, rest = layer_map.arrange(report_samples.classifier().layers)
+    assert grid is not None and [layer.name for layer in rest] == ["conv1.weight"]
+    assert [path for path, _ in grid.stacks] == ["layer1", "layer2", "layer3"]
+
+
+def test_experts_of_one_block_share_a_cell() -> None:
+    layers = [
+        Layer(name=f"m.{b}.experts.{e}.up.weight", block=f"m.{b}", sparsity=0.25 * (e % 2), rows=1 + 2 * e, cols=3)
+        for b in range(3)
+        for e in range(2)
+    ]
+    grid, _ = layer_map.arrange(layers)
+    assert grid is not None and grid.kinds == ["experts.*.up"] and len(grid.cells) == 3
+    report = report_samples.minimal().model_copy(update={"layers": layers})
+    # weighted by size: (0 * 3 + 0.25 * 9) / 12
+    assert "m.0.experts.*.up: sparsity 18.75 % (mean of 2)" in html.render(report)
+
+
+@pytest.mark.parametrize("count", [1, 6, 40, 41, 300])
+def test_layers_without_blocks(count: int) -> None:
+    layers = [Layer(name=f"conv{i}.weight", sparsity=i / count, error=10.0**-i if i < 300 else 0) for i in range(count)]
+    report = report_samples.minimal().model_copy(update={"layers": layers})
+    for rendition in re.findall(r'<svg class="figure layers.*?</svg>', html.render(report), re.S):
+        assert rendition.count("<rect") == 2 * count
+        assert all(f"conv{i}.weight: sparsity" in rendition for i in range(count))
+
+
+# Terminal
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_summary_fits_the_terminal(report: Report, width: int) -> None:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False).print(summary(report))
+    text = out.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    assert report.verdict.sentence[:20] in text
+    if report.picked is not None:  # names are cut, figures are not
+        for figure in (f"{report.picked.bits_per_weight:.2f}", words.change(report.picked, report.task)):
+            assert figure in text
+
+
+def test_summary_marks_the_chosen_one() -> None:
+    out = io.StringIO()
+    Console(file=out, width=120).print(summary(report_samples.language_model()))
+    (chosen,) = [line for line in out.getvalue().splitlines() if line.startswith("> ")]
+    for figure in ("SparseGPT 50 % + int4", "50 %", "3.13", "7.0 MB", "46.90", "+9.53 %", "+8.7 to +10.3"):
+        assert figure in chosen
+    assert "dense bf16" in out.getvalue() and "4 more in the report" in out.getvalue()
