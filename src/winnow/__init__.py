@@ -1,0 +1,53 @@
+"""winnow: smaller, faster neural networks by removing weights - with the proof, and a way back.
+
+Importing it costs no more than importing torch: everything else is imported where it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from winnow.formats.hf import install_hook
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "compress": "winnow.compression",
+    "evaluate": "winnow.verbs.evaluate",
+    "inspect": "winnow.verbs.inspect",
+    "load": "winnow.formats",
+    "export_dense": "winnow.formats",
+    "find_scope": "winnow.masks.scope",
+    "Budget": "winnow.budget",
+    "Mask": "winnow.masks.mask",
+    "MaskSet": "winnow.masks.mask",
+    "WinnowError": "winnow.errors",
+    "InputError": "winnow.errors",
+    "FormatError": "winnow.errors",
+    "GateError": "winnow.errors",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from winnow.budget import Budget as Budget
+    from winnow.compression import compress as compress
+    from winnow.errors import FormatError as FormatError, GateError as GateError, InputError as InputError, WinnowError as WinnowError
+    from winnow.formats import export_dense as export_dense, load as load
+    from winnow.masks.mask import Mask as Mask, MaskSet as MaskSet
+    from winnow.masks.scope import find_scope as find_scope
+    from winnow.verbs.evaluate import evaluate as evaluate
+    from winnow.verbs.inspect import inspect as inspect
+
+install_hook()  # AutoModel.from_pretrained reads packed folders from here on; transformers is not imported for it
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'winnow' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

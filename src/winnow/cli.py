@@ -1,0 +1,302 @@
+"""The command line: one command a verb, no logic. Exit codes: 0 done, 1 failed, 2 bad arguments, 3 a gate said no."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from winnow.errors import WinnowError
+
+app = typer.Typer(
+    help="Make trained neural networks smaller and faster by removing weights, and prove whether it paid.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, a Hugging Face name, or package.module:function.")
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="State dict (.safetensors) for package.module:function.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model folder brings.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Calibration data: text, jsonl, csv, tsv, parquet (also .gz), npz, a folder of images, a data set name, or package.module:function."),
+]  # fmt: skip
+Eval = Annotated[
+    str | None, typer.Option("--eval", help="Data to measure on; by default a part of --data is held out.")
+]
+Task = Annotated[str, typer.Option("--task", help="auto, lm, classification, similarity, agreement or none.")]
+Column = Annotated[str | None, typer.Option("--column", help="Column of the text (two for pairs: a,b).")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
+Length = Annotated[int | None, typer.Option("--length", help="Tokens per sequence.")]
+EvalLimit = Annotated[
+    int | None, typer.Option("--eval-limit", help="At most this many examples (segments, for text) are measured.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="Arithmetic: auto, float32 or bfloat16.")]
+
+
+@app.command(no_args_is_help=True)
+def compress(
+    model: Model,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(help="Share of zeros among the prunable weights, e.g. 0.6 or 60%; several: 0.5,0.7,0.9."),
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="Bits per prunable weight, index and scales counted.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the weights file, e.g. 40MB.")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Find the smallest file that loses at most this many points (per cent, for perplexity)."),
+    ] = None,
+    eval: Eval = None,
+    task: Task = "auto",
+    column: Column = None,
+    label: Label = None,
+    method: Annotated[str, typer.Option(help="A whole recipe by name; auto chooses and says why.")] = "auto",
+    score: Annotated[str | None, typer.Option(help="Which weight matters less: magnitude, wanda, ria, random.")] = None,
+    group: Annotated[str | None, typer.Option(help="What competes: layer or row.")] = None,
+    allocation: Annotated[
+        str | None, typer.Option(help="How much from which layer: uniform, global, erk, lamp, owl, alphapruning.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="JSON of rates by name or pattern, as allocation.")] = None,
+    structure: Annotated[
+        str, typer.Option(help="unstructured, n:m (n kept of m), block:RxC, neuron, head or channel.")
+    ] = "unstructured",
+    solver: Annotated[
+        str | None,
+        typer.Option(help="What happens to weights that stay: none, sparsegpt, alps, lsq, swap, joined by +."),
+    ] = None,
+    values: Annotated[str, typer.Option(help="How kept weights are stored: keep, bf16, int8 or int4.")] = "keep",
+    group_size: Annotated[int, typer.Option(help="Inputs that share an int4 scale.")] = 128,
+    baselines: Annotated[str, typer.Option(help="What to compare with: all, rtn (quick) or none.")] = "all",
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Also write this candidate, e.g. int4-g128-gptq; repeatable.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Prune these too (name or pattern); repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave these alone (name or pattern); repeatable.")] = None,
+    samples: Annotated[int, typer.Option(help="Calibration sequences or images.")] = 128,
+    length: Length = None,
+    batch_size: Annotated[int, typer.Option(help="Calibration sequences per forward.")] = 8,
+    eval_limit: EvalLimit = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    damp: Annotated[float, typer.Option(help="Damping of the Gram matrix, share of its mean diagonal.")] = 0.01,
+    recalibrate: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics.")] = True,
+    ram: Annotated[
+        str | None, typer.Option(help="Memory limit, e.g. 2GB: the model is streamed from its shards.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where blocks are computed, one at a time, e.g. cuda.")] = "cpu",
+    dtype: Dtype = "auto",
+    weights: Weights = None,
+    trust_remote_code: Trust = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model to a budget, pack it, measure it, and report."""
+    from winnow import compress as run
+    from winnow.compression.reporting import command_line
+    from winnow.errors import InputError
+    from winnow.terminal import Bars, plan_table
+
+    if out is None and not dry_run:
+        raise InputError("say where to write: --out DIR (or --dry-run to see the plan).")
+    options: dict[str, Any] = dict(
+        sparsity=sparsity, bits_per_weight=bits_per_weight, size=size, max_drop=max_drop, eval=eval, task=task, column=column,
+        label=label, method=method, score=score, group=group, allocation=allocation, table=_table(table), structure=structure,
+        solver=solver, values=values, group_size=group_size, baselines=baselines, keep=tuple(keep or ()), include=tuple(include or ()),
+        exclude=tuple(exclude or ()), samples=samples, length=length, batch_size=batch_size, eval_limit=eval_limit, seed=seed,
+        damp=damp, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if dry_run:
+        plan: Any = run(model, data, out=out, dry_run=True, **options)
+        _show(plan_table(plan), plan, as_json)
+        return
+    with Bars(quiet=as_json) as bars:
+        result = run(model, data, out=out, progress=bars.stage, command=command_line(), **options)
+    _finished(result.report, out, as_json)  # type: ignore[union-attr, arg-type]
+
+
+@app.command(no_args_is_help=True)
+def eval(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="Data to measure on.")],
+    task: Task = "auto",
+    column: Column = None,
+    label: Label = None,
+    length: Length = None,
+    eval_limit: EvalLimit = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Compare with this (dense) model: paired change, agreement, KL.")
+    ] = None,
+    harness: Annotated[list[str] | None, typer.Option(help="Also run this local lm-eval task; repeatable.")] = None,
+    harness_path: Annotated[Path | None, typer.Option(help="Folder of the lm-eval task files.")] = None,
+    dtype: Dtype = "auto",
+    weights: Weights = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model, packed or dense, alone or against another."""
+    from winnow.terminal import Bars, evaluation_table
+    from winnow.verbs.evaluate import evaluate
+
+    with Bars(quiet=as_json) as bars:
+        found = evaluate(
+            model, data, task=task, column=column, label=label, length=length, eval_limit=eval_limit, reference=reference,
+            harness_tasks=harness or [], harness_path=harness_path, dtype=dtype, weights=weights,
+            trust_remote_code=trust_remote_code, progress=bars.stage,
+        )  # fmt: skip
+    _show(evaluation_table(found), found, as_json)
+
+
+@app.command(no_args_is_help=True)
+def inspect(
+    model: Model,
+    include: Annotated[list[str] | None, typer.Option(help="Count these as prunable too; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave these alone; repeatable.")] = None,
+    weights: Weights = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """List a model's or a packed folder's layers: shape, prunable or why not, sparsity, bits."""
+    from winnow.terminal import inspection_table
+    from winnow.verbs.inspect import inspect as look
+
+    found = look(
+        model, weights=weights, include=include or (), exclude=exclude or (), trust_remote_code=trust_remote_code
+    )
+    _show(inspection_table(found), found, as_json)
+
+
+@app.command(no_args_is_help=True)
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that compress wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html again from report.json, and print its summary."""
+    from winnow.report.html import read, write
+
+    found = read(folder)
+    write(found, folder)
+    _finished(found, folder, as_json)
+
+
+@app.command(no_args_is_help=True)
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that compress wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    to: Annotated[str, typer.Option(help="dense: a folder that loads without winnow.")] = "dense",
+    as_json: Json = False,
+) -> None:
+    """Write a packed folder in another form."""
+    from winnow.errors import InputError
+    from winnow.formats import export_dense
+
+    if to != "dense":
+        raise InputError(f"--to {to!r} is not known: choose dense.")
+    written = export_dense(folder, out)
+    _print(json.dumps({"folder": str(written)}) if as_json else f"wrote {written}: it loads without winnow.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("winnow-demo"),
+    sparsity: Annotated[str, typer.Option(help="Share of zeros.")] = "0.7",
+    seed: Annotated[int, typer.Option(help="Seed of training and compression.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The main job on built-in data: train a small network on scikit-learn's digits, compress it, report."""
+    from winnow.terminal import Bars
+    from winnow.verbs.demo import run
+
+    with Bars(quiet=as_json) as bars:
+        result = run(out, sparsity=sparsity, seed=seed, progress=bars.stage)
+    _finished(result.report, out, as_json)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        from winnow import __version__
+
+        _print(f"winnow {__version__}")
+        raise typer.Exit
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: every foreseen failure is one sentence on standard error and an exit code."""
+    try:
+        app(args=argv, prog_name="winnow", standalone_mode=True)
+    except WinnowError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing was lost: the same command goes on where this one was.", 1)
+    except MemoryError:
+        _fail("memory ran out: give --ram a limit to stream the model, or lower --batch-size.", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(
+            f"the disk is full ({error.filename or 'output folder'}): free some space and run the same command again.",
+            1,
+        )
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"winnow: {sentence.strip().rstrip('.')}.", file=sys.stderr)
+    sys.exit(code)
+
+
+def _finished(report: Any, folder: Path, as_json: bool) -> None:
+    from winnow.report.console import summary
+    from winnow.terminal import console
+
+    if as_json:
+        _print(report.model_dump_json())
+        return
+    screen = console()
+    screen.print(summary(report))
+    screen.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True)
+
+
+def _show(table: Any, found: Any, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from winnow.terminal import console
+
+    if as_json:
+        _print(json.dumps(asdict(found), default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
+    else:
+        console().print(table)
+
+
+def _print(text: str) -> None:
+    print(text)
+
+
+def _table(path: Path | None) -> dict[str, float] | None:
+    from winnow.errors import InputError
+
+    if path is None:
+        return None
+    try:
+        table = json.loads(path.read_text())
+        return {str(k): float(v) for k, v in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not a JSON object of rates by name ({error}).") from None

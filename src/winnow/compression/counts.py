@@ -1,0 +1,128 @@
+"""From a budget to integers: how many weights go in all, and how many from each tensor."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from winnow.allocate import LayerInfo, allocate
+from winnow.budget import Budget, zeros_for
+from winnow.calibrate.statistics import InputStats
+from winnow.compression.hosts import Host
+from winnow.masks.prunable import Prunable, Scope
+from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
+from winnow.run.recipe import Recipe
+from winnow.scores import needs_data, score
+
+VALUE_BITS = {"bf16": 16, "int8": 8, "int4": 4}
+
+
+def stored_bits(host: Host, scope: Scope, values: str, group_size: int) -> float:
+    """Bits one kept weight takes on average, its share of the scales included."""
+    if values == "keep":
+        bits = sum(p.numel * host.stored_dtype[n].itemsize * 8 for n, p in scope.prunables.items())
+        return bits / scope.numel
+    return float(VALUE_BITS[values])
+
+
+def scale_bytes(scope: Scope, values: str, group_size: int) -> int:
+    """Bytes of the float16 scales, which dense positions pay for whether kept or not."""
+    if values == "int8":
+        return 2 * sum(p.rows for p in scope.prunables.values())
+    if values == "int4":
+        return 2 * sum(p.rows * -(-p.cols // group_size) for p in scope.prunables.values())
+    return 0
+
+
+def total_zeros(
+    budget: Budget, host: Host, scope: Scope, structure: str, values: str, group_size: int, dense_bytes: int
+) -> int:
+    """The number of zeros the budget comes to over all prunable weights."""
+    return zeros_for(
+        budget,
+        {n: p.numel for n, p in scope.prunables.items()},
+        stored_bits(host, scope, values, group_size),
+        within_tensor(parse_structure(structure)),
+        dense_bytes=dense_bytes,
+        overhead_bytes=scale_bytes(scope, values, group_size),
+    )
+
+
+def per_tensor(
+    recipe: Recipe,
+    host: Host,
+    scope: Scope,
+    stats: dict[str, list[InputStats]] | None = None,
+) -> dict[str, int]:
+    """How many weights each tensor gives up; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
+
+    Raises:
+        InputError: a tensor the structure does not tile, naming it.
+    """
+    layers = [
+        LayerInfo(
+            name=p.name,
+            rows=p.rows,
+            cols=p.cols,
+            block=p.block,
+            shape=p.shape,
+            weight=partial(_matrix, host, p),
+            scores=partial(_scores, host, p, recipe, stats),
+        )
+        for p in scope.prunables.values()
+    ]
+    structure = within_tensor(parse_structure(recipe.structure))
+    return allocate(recipe.allocation, layers, recipe.zeros, table=recipe.table, structure=structure)
+
+
+def allocation_needs_data(recipe: Recipe) -> bool:
+    """Whether the split over layers reads activations, so that the dense model is walked once before."""
+    return (recipe.allocation == "global" and needs_data(recipe.score)) or recipe.allocation == "owl"
+
+
+def dense_statistics(
+    host: Host, scope: Scope, batches: Sequence[Any], progress: Any = None
+) -> dict[str, list[InputStats]]:
+    """Input norms of every layer of the dense model, for allocations and units that compare across layers."""
+    from winnow.calibrate.walker import Walker
+
+    found: dict[str, list[InputStats]] = {}
+    walker = Walker(
+        host.model,
+        batches,
+        scope,
+        gram=False,
+        enter=lambda unit: host.enter(unit.path),
+        leave=lambda unit: host.leave(unit.path),
+        progress=progress,
+    )
+    walker.walk(lambda unit, stats: found.update(stats))
+    return found
+
+
+def _matrix(host: Host, p: Prunable) -> torch.Tensor:
+    return p.matrix(host.original(p.name)).float()
+
+
+def _scores(host: Host, p: Prunable, recipe: Recipe, stats: dict[str, list[InputStats]] | None) -> torch.Tensor:
+    weight = _matrix(host, p)
+    if stats is None or not needs_data(recipe.score):
+        return score(
+            recipe.score if not needs_data(recipe.score) else "magnitude", weight, None, seed=layer_seed(recipe, p)
+        )
+    band = p.rows // p.parts
+    return torch.cat([score(recipe.score, weight[i * band : (i + 1) * band], s) for i, s in enumerate(stats[p.name])])
+
+
+def layer_seed(recipe: Recipe, p: Prunable) -> int:
+    """A seed of its own for every tensor, whatever the order they are visited in."""
+    return recipe.seed + zlib.crc32(p.name.encode())
+
+
+def within_tensor(structure: Structure) -> Structure:
+    """Coupled units are rows and columns that go whole: inside one tensor they are stored as unstructured."""
+    return Unstructured() if isinstance(structure, Coupled) else structure

@@ -1,0 +1,84 @@
+"""A goal instead of a rate: the smallest file whose loss of quality stays, with confidence, within a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from winnow.compression.candidates import Candidate
+from winnow.compression.runner import Outcome
+from winnow.errors import GateError
+from winnow.run.recipe import Recipe
+
+GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+VALUES = ("keep", "int8", "int4")
+
+
+@dataclass
+class Search:
+    """What was tried on the selection data, and what was taken."""
+
+    tried: list[Outcome]
+    taken: Outcome
+
+
+def search(
+    recipe_at: Callable[[float, str], Recipe],
+    plain: Sequence[Candidate],
+    make: Callable[[Candidate], Outcome],
+    primary: Callable[[Recipe], Candidate],
+    max_drop: float,
+    values: Sequence[str] = VALUES,
+) -> Search:
+    """Finds, per value type, the highest sparsity of ``GRID`` whose upper bound holds, and takes the smallest file of all.
+
+    Loss grows with sparsity, so the grid is bisected rather than walked: about three models per value type. Plain
+    quantization competes on the same terms.
+
+    Args:
+        recipe_at: the recipe for a sparsity and a value type.
+        make: compresses and measures a candidate on the *selection* data.
+        max_drop: points, or per cent of perplexity; the paired upper 95 % bound must not exceed it.
+
+    Raises:
+        GateError: nothing holds; the sentence names the closest.
+    """
+    tried: dict[str, Outcome] = {}
+
+    def holds(candidate: Candidate) -> bool:
+        if candidate.name not in tried:
+            tried[candidate.name] = make(candidate)
+        return within(tried[candidate.name], max_drop)
+
+    for candidate in plain:
+        holds(candidate)
+    for kind in values:
+        low, high = -1, len(GRID)  # GRID[low] holds, GRID[high] does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if holds(primary(recipe_at(GRID[middle], kind))):
+                low = middle
+            else:
+                high = middle
+    good = [o for o in tried.values() if within(o, max_drop)]
+    if not good:
+        raise GateError(nothing_holds(list(tried.values()), max_drop))
+    return Search(list(tried.values()), min(good, key=lambda o: (o.file_bytes, o.name)))
+
+
+def within(outcome: Outcome, max_drop: float) -> bool:
+    """Whether the upper 95 % bound of the loss is at most ``max_drop`` (a NaN never is)."""
+    return outcome.comparison is not None and outcome.comparison.high <= max_drop
+
+
+def nothing_holds(tried: Sequence[Outcome], max_drop: float) -> str:
+    """The sentence for a gate that said no."""
+    closest = min(
+        tried,
+        key=lambda o: o.comparison.high if o.comparison and o.comparison.high == o.comparison.high else float("inf"),
+    )
+    bound = closest.comparison.high if closest.comparison else float("nan")
+    return (
+        f"nothing stays within --max-drop {max_drop:g} with 95 % confidence (closest: {closest.candidate.label}, bound {bound:.2f}); "
+        "nothing was written - allow more, or give more evaluation data to narrow the interval."
+    )

@@ -1,0 +1,124 @@
+"""What the user asked for, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from winnow.budget import Budget, parse_size, parse_sparsity
+from winnow.errors import InputError
+from winnow.masks.structure import NM, parse_structure
+
+VALUES = ("keep", "bf16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of ``winnow.compress``; see there for their meaning."""
+
+    model: str | Path | nn.Module
+    data: Any = None
+    sparsity: float | str | Sequence[float] | None = None
+    bits_per_weight: float | None = None
+    size: str | int | None = None
+    max_drop: float | None = None
+    out: Path | None = None
+    eval: Any = None
+    task: str = "auto"
+    column: str | None = None
+    label: str | None = None
+    method: str = "auto"
+    score: str | None = None
+    group: str | None = None
+    allocation: str | None = None
+    table: dict[str, float] | None = None
+    structure: str = "unstructured"
+    solver: str | None = None
+    values: str = "keep"
+    group_size: int = 128
+    baselines: str = "all"
+    keep: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    samples: int = 128
+    length: int | None = None
+    batch_size: int = 8
+    eval_limit: int | None = None
+    seed: int = 0
+    damp: float = 0.01
+    recalibrate: bool = True
+    ram: str | int | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    weights: Path | None = None
+    tokenizer: Any = None
+    trust_remote_code: bool = False
+
+    def budgets(self) -> list[Budget]:
+        """One budget per requested sparsity, or the single other budget.
+
+        Raises:
+            InputError: none or several kinds of budget, or a value out of range.
+        """
+        given = [k for k in ("sparsity", "bits_per_weight", "size", "max_drop") if getattr(self, k) is not None]
+        fixed = isinstance(parse_structure(self.structure), NM)
+        if len(given) > 1:
+            raise InputError(
+                f"{' and '.join('--' + g.replace('_', '-') for g in given)} exclude each other: say one budget."
+            )
+        if fixed:
+            if given and given != ["sparsity"]:
+                raise InputError(
+                    f"--structure {self.structure} fixes the sparsity: leave out --{given[0].replace('_', '-')}."
+                )
+            shape = parse_structure(self.structure)
+            rate = 1 - shape.n / shape.m  # type: ignore[union-attr]
+            if given and [round(s, 6) for s in self._sparsities()] != [round(rate, 6)]:
+                raise InputError(
+                    f"--structure {self.structure} means a sparsity of {rate:g}: leave out --sparsity, or choose another pattern."
+                )
+            return [Budget.of(sparsity=rate)]
+        if not given:
+            raise InputError("say a budget: --sparsity 0.5, --bits-per-weight 3, --size 40MB or --max-drop 1.")
+        if given == ["sparsity"]:
+            return [Budget.of(sparsity=s) for s in self._sparsities()]
+        if given == ["max_drop"]:
+            if not (isinstance(self.max_drop, (int, float)) and self.max_drop > 0):
+                raise InputError(f"--max-drop {self.max_drop} must be above 0 (points, or per cent of perplexity).")
+            return []
+        return [Budget.of(bits_per_weight=self.bits_per_weight, size=self.size)]
+
+    def check(self) -> None:
+        """Raises InputError for arguments that are wrong whatever the model and data."""
+        self.budgets()
+        if self.values not in VALUES:
+            raise InputError(f"--values {self.values!r} is not known: choose one of {', '.join(VALUES)}.")
+        if self.group_size not in (32, 64, 128, 256):
+            raise InputError(f"--group-size {self.group_size} is not offered: choose 32, 64, 128 or 256.")
+        for name in ("samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1.")
+        if self.length is not None and self.length < 2:
+            raise InputError("--length must be at least 2 tokens.")
+        if self.table is not None and self.allocation not in (None, "table"):
+            raise InputError(f"a table of rates and --allocation {self.allocation} exclude each other.")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"--dtype {self.dtype!r} is not known: choose auto, float32 or bfloat16.")
+        self.memory_limit()
+
+    def memory_limit(self) -> int | None:
+        return None if self.ram is None else parse_size(self.ram)
+
+    def _sparsities(self) -> list[float]:
+        given = self.sparsity
+        parts: Sequence[Any] = (
+            given.split(",") if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]
+        )
+        rates = [parse_sparsity(p) for p in parts]
+        if len(set(rates)) != len(rates):
+            raise InputError("--sparsity names the same rate twice: give each once.")
+        return rates

@@ -1,0 +1,80 @@
+"""The named recipes: each is a choice of score, group, allocation and solver, and nothing more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from winnow.errors import InputError
+from winnow.masks.prunable import Scope
+
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": dict(score="magnitude", group="layer", allocation="uniform", solver="none"),
+    "global": dict(score="magnitude", group="layer", allocation="global", solver="none"),
+    "lamp": dict(score="magnitude", group="layer", allocation="lamp", solver="none"),
+    "random": dict(score="random", group="layer", allocation="uniform", solver="none"),
+    "wanda": dict(score="wanda", group="row", allocation="uniform", solver="none"),
+    "ria": dict(score="ria", group="layer", allocation="uniform", solver="none"),
+    "owl": dict(score="wanda", group="row", allocation="owl", solver="none"),
+    "sparsegpt": dict(score="magnitude", group="layer", allocation="uniform", solver="sparsegpt"),
+    "sparsegpt+lsq": dict(score="magnitude", group="layer", allocation="uniform", solver="sparsegpt+lsq"),
+    "swap+lsq": dict(score="wanda", group="row", allocation="uniform", solver="swap+lsq"),
+    "alps": dict(score="magnitude", group="layer", allocation="uniform", solver="alps"),
+}
+
+
+def choose(scope: Scope, *, has_data: bool, structure: str) -> tuple[str, str]:
+    """The method for a user who named none, and the reason, in words.
+
+    Convolutional networks lose most where a layer is small, which LAMP spares, and their batch norms can be
+    repaired; block-structured transformers gain more from solving for the weights that stay.
+    """
+    conv = sum(p.numel for p in scope.prunables.values() if p.kind == "conv")
+    if structure in ("neuron", "head", "channel"):
+        return "magnitude", f"whole {structure}s are chosen by their weights"
+    if conv * 2 > scope.numel:
+        return (
+            "magnitude" if _fixed(structure) else "lamp"
+        ), "most prunable weights are convolutions: LAMP spares small layers" + (
+            ", and batch norms are recalibrated" if has_data else ""
+        )
+    if not has_data:
+        return "magnitude", "there is no calibration data to learn from (--data)"
+    return (
+        "sparsegpt+lsq",
+        "the model is built of linear layers: SparseGPT chooses the zeros, least squares refits the weights that stay",
+    )
+
+
+def resolve(
+    method: str,
+    *,
+    score: str | None = None,
+    group: str | None = None,
+    allocation: str | None = None,
+    solver: str | None = None,
+) -> dict[str, Any]:
+    """The parts of a named method, with single parts replaced where the user named them."""
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}: choose one of {', '.join(['auto', *METHODS])}.")
+    parts = dict(METHODS[method])
+    for key, value in dict(score=score, group=group, allocation=allocation, solver=solver).items():
+        if value is not None:
+            parts[key] = value
+    from winnow.allocate import NAMES as ALLOCATIONS
+    from winnow.scores import NAMES as SCORES
+    from winnow.solve import parse_solver
+
+    if parts["score"] not in SCORES:
+        raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.")
+    if parts["allocation"] not in ALLOCATIONS:
+        raise InputError(f"there is no allocation {parts['allocation']!r}: choose one of {', '.join(ALLOCATIONS)}.")
+    if parts["group"] not in ("layer", "row"):
+        raise InputError(
+            f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation)."
+        )
+    parse_solver(parts["solver"])
+    return parts
+
+
+def _fixed(structure: str) -> bool:
+    return ":" in structure and not structure.startswith("block")

@@ -1,0 +1,141 @@
+"""Data for a compression: what calibrates, what selects, what is reported on - disjoint, and named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from winnow.data import Records, calibration_batches, open_data, overlap, split_disjoint
+from winnow.errors import InputError
+from winnow.measure.quality import Task, open_task
+from winnow.models import ModelSource
+
+ModelKind = Literal["causal-lm", "encoder", "seq2seq", "vision", "clip", "tensors"]
+
+
+@dataclass
+class Prepared:
+    """Calibration batches, and the tasks that select and report. Any of them may be missing."""
+
+    kind: ModelKind
+    batches: list[Any] = field(default_factory=list)
+    task: Task | None = None
+    selection: Task | None = None
+    calibration: Records | None = None
+    evaluation: Records | None = None
+    length: int | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def model_kind(source: ModelSource) -> ModelKind:
+    """What the model's forward takes, from its configuration (plain torch modules take tensors)."""
+    config = source.config
+    if config is None:
+        return "tensors"
+    name = source.architecture
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq"
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        return "clip"
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal-lm"
+    if "ImageClassification" in name or (hasattr(config, "image_size") and not hasattr(config, "vocab_size")):
+        return "vision"
+    return "encoder"
+
+
+def prepare(
+    source: ModelSource,
+    data: Any,
+    evaluation: Any,
+    *,
+    task: str,
+    column: str | None,
+    label: str | None,
+    samples: int,
+    length: int | None,
+    batch_size: int,
+    seed: int,
+    eval_limit: int | None,
+    select: bool,
+    tokenizer: Any = None,
+) -> Prepared:
+    """Opens the data, splits it, and builds batches and tasks.
+
+    Without evaluation data of its own, a part of ``data`` is held out for it; with ``select`` a further part, never
+    reported on, is held out for choosing among candidates.
+
+    Raises:
+        InputError: unreadable data, calibration and evaluation data that overlap, no tokenizer for text.
+    """
+    kind = model_kind(source)
+    found = Prepared(kind)
+    if data is None and evaluation is None:
+        if select:
+            raise InputError("--max-drop needs data to measure on: give --data (and --eval).")
+        return found
+    records = open_data(data, column=column, label=label) if data is not None else None
+    held_out = open_data(evaluation, column=column, label=label) if evaluation is not None else None
+    selection = None
+    if held_out is None and task != "none" and records is not None:
+        sizes = (0.25, 0.35, 0.4) if select else (0.3, 0.7)
+        records, *rest = split_disjoint(records, seed, sizes)
+        selection, held_out = rest if select else (None, rest[0])
+        found.notes.append(
+            f"no --eval given: {len(held_out):,} of the records of {held_out.name} were held out for measuring."
+        )
+    elif select and records is not None:
+        records, selection = split_disjoint(records, seed, (0.4, 0.6))
+    if records is not None and held_out is not None and (shared := overlap(records, held_out)):
+        raise InputError(
+            f"calibration and evaluation data share {shared:,} records: give --eval data that is not in --data, or leave --eval out to have a part held out."
+        )
+    processor = tokenizer if tokenizer is not None else _processor(source, kind, records or held_out)
+    found.length = length
+    if records is not None:
+        found.calibration = records
+        found.batches = calibration_batches(
+            records,
+            processor,
+            model_kind=kind,
+            samples=samples,
+            length=length,
+            batch_size=batch_size,
+            seed=seed,
+            config=source.config,
+        )
+        found.hashes["calibration"] = records.sha256
+    if task == "none":
+        return found
+
+    def build(part: Records) -> Task:
+        named = None if task == "auto" else task
+        return open_task(
+            part, processor, model_kind=kind, task=named, length=length, limit=eval_limit, config=source.config
+        )
+
+    found.evaluation = held_out
+    if held_out is not None:
+        found.hashes["evaluation"] = held_out.sha256
+        found.task = build(held_out)
+    if selection is not None:
+        found.hashes["selection"] = selection.sha256
+        found.selection = build(selection)
+    return found
+
+
+def _processor(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
+    if kind == "vision" or (records is not None and records.kind == "images"):
+        return source.image_processing()
+    tokenizer = source.tokenizer()
+    if tokenizer is None and records is not None and records.kind in ("text", "pairs"):
+        raise InputError(
+            f"{source.spec} brings no tokenizer for the text in {records.name}: put its tokenizer files into the folder, or pass tokenizer=."
+        )
+    return tokenizer
+
+
+def written_unit(task: Task) -> str:
+    """What stands behind a figure of this task: "%" for shares, nothing for perplexities and correlations."""
+    return "%" if task.metric in ("accuracy", "agreement") else ""

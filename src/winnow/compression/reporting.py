@@ -1,0 +1,273 @@
+"""From outcomes to the report: every number the page shows, and where it comes from."""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from winnow.calibrate.batches import token_count
+from winnow.compression.prepare import written_unit
+from winnow.compression.runner import Outcome, Runner
+from winnow.compression.verdict import judge
+from winnow.data.records import first_tensor
+from winnow.formats.artifact import read_artifact
+from winnow.measure.machine import machine
+from winnow.measure.memory import peak_rss
+from winnow.measure.quality import Task, changed_examples, class_changes
+from winnow.report.schema import (
+    Candidate,
+    ChangedExample,
+    ClassQuality,
+    Cost,
+    Layer,
+    Memory,
+    ModelInfo,
+    Report,
+    Requested,
+    Sizes,
+    SkippedTensor,
+    Stage,
+    TaskInfo,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from winnow.compression.verb import Setup
+
+EXAMPLES = 8  # changed answers shown
+
+
+def build_report(
+    setup: Setup,
+    runner: Runner,
+    outcomes: list[Outcome],
+    chosen: list[Outcome],
+    folders: dict[str, Path],
+    *,
+    started: float,
+    command: str | None,
+) -> Report:
+    """The report of a run. The first of ``chosen`` is the one the first screen speaks of."""
+    from winnow import __version__
+
+    main, task, job = chosen[0], runner.task, setup.job
+    assert main.pruned is not None and main.candidate.recipe is not None
+    recipe = main.candidate.recipe
+    place = str(folders.get(main.name, job.out or "OUT"))
+    verdict = judge(main, [o for o in outcomes if o is not main], task, runner.dense, setup.dense_file, place)
+    environment = machine()
+    info = setup.source.config
+    prepared = setup.prepared
+    dense = runner.dense
+    return Report(
+        title=f"{_short(setup.source.spec)}: {main.candidate.label}",
+        created=datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
+        verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone),
+        next_step=verdict.next_step,
+        undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.sha256()[:12]}). "
+        f"`winnow export {place} --to dense` writes this one for use without winnow.",
+        command=command,
+        model=ModelInfo(
+            name=_short(setup.source.spec),
+            architecture=setup.source.architecture,
+            kind=getattr(info, "model_type", None) or "plain torch",
+            parameters=setup.plan.total,
+            prunable=setup.scope.numel,
+            prunable_share=setup.scope.numel / max(setup.plan.total, 1),
+            hash=setup.source.sha256(),
+        ),
+        task=TaskInfo()
+        if task is None
+        else TaskInfo(
+            name=task.name,
+            metric=task.metric,
+            higher_is_better=task.higher_is_better,
+            unit=written_unit(task),
+            evaluation_data=task.data_name,
+            calibration_data=prepared.calibration.name if prepared.calibration is not None else None,
+            n=task.n,
+            segment_length=getattr(task, "length", None) if task.metric == "perplexity" else None,
+            disjoint=True if prepared.calibration is not None else None,
+            calibration_tokens=token_count(prepared.batches) or None,
+        ),
+        chosen=main.name,
+        candidates=[
+            *([_dense_row(setup, runner)] if dense is not None else []),
+            *(_row(o, o is main, folders.get(o.name), task.scale if task else 1.0) for o in outcomes),
+        ],
+        layers=[
+            Layer(
+                name=x.name, block=x.block, kind=x.kind, rows=x.rows, cols=x.cols, zeros=x.zeros, sparsity=x.sparsity,
+                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds,
+            )
+            for x in main.pruned.layers
+        ],
+        requested=Requested(
+            budget=_budget(setup),
+            zeros_requested=recipe.zeros,
+            zeros_reached=main.pruned.zeros,
+            structure=recipe.structure,
+            difference=main.pruned.zeros - recipe.zeros,
+        ),
+        skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
+        sizes=Sizes(dense_file=setup.dense_file, file=main.file_bytes),
+        memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
+        timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
+        cost=Cost(
+            seconds_total=time.time() - started,
+            calibration_tokens=token_count(prepared.batches) or None,
+            energy="not measured: no meter was read",
+        ),
+        classes=_classes(runner, main),
+        changed=_changed(runner, main),
+        notes=list(dict.fromkeys([*setup.notes, f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        machine=environment,
+        versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
+        seeds={"seed": job.seed},
+        hashes={"model": setup.source.sha256(), **prepared.hashes},
+    )  # fmt: skip
+
+
+def sizes_on_disk(report: Report, folder: Path, runner: Runner, started: float) -> Report:
+    """The report with the written folder's real bytes, the last timings and the final peak of memory."""
+    parts = read_artifact(folder).bytes
+    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    sizes = report.sizes.model_copy(
+        update=dict(
+            file=weights,
+            packed_values=parts.get("values"),
+            masks=parts.get("masks"),
+            scales=parts.get("scales"),
+            dense_tensors=parts.get("dense"),
+            other=parts.get("other"),
+        )
+    )
+    return report.model_copy(
+        update=dict(
+            sizes=sizes,
+            memory=report.memory.model_copy(update=dict(peak_bytes=peak_rss())),
+            timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
+            cost=report.cost.model_copy(update=dict(seconds_total=time.time() - started)),
+        )
+    )
+
+
+def command_line(argv: list[str] | None = None) -> str:
+    """The command that was typed, quoted so that it can be pasted."""
+    import shlex
+
+    argv = sys.argv if argv is None else argv
+    return " ".join(["winnow", *(shlex.quote(a) for a in argv[1:])])
+
+
+def _dense_row(setup: Setup, runner: Runner) -> Candidate:
+    e = runner.dense
+    assert e is not None and runner.task is not None
+    scale = runner.task.scale
+    bits = (
+        sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
+        / setup.scope.numel
+    )
+    return Candidate(
+        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits, file_bytes=setup.dense_file,
+        quality=_number(scale * e.value), low=_number(scale * e.low), high=_number(scale * e.high), drop=0.0,
+    )  # fmt: skip
+
+
+def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candidate:
+    recipe, e, c = o.candidate.recipe, o.evaluation, o.comparison
+    assert recipe is not None and o.pruned is not None
+    numel = sum(x.numel for x in o.pruned.layers)
+    details = e.details if e is not None else {}
+    return Candidate(
+        name=o.name,
+        kind=o.candidate.kind,
+        sparsity=o.pruned.zeros / numel,
+        values=recipe.values,
+        method=recipe.method,
+        bits_per_weight=o.pruned.bits_per_weight,
+        file_bytes=o.file_bytes,
+        quality=_number(scale * e.value) if e else None,
+        low=_number(scale * e.low) if e else None,
+        high=_number(scale * e.high) if e else None,
+        drop=_number(c.drop) if c else None,
+        drop_low=_number(c.low) if c else None,
+        drop_high=_number(c.high) if c else None,
+        agreement=_number(details.get("agreement")),
+        kl=_number(details.get("kl")),
+        seconds=o.seconds,
+        folder=str(folder) if folder is not None else None,
+        chosen=chosen,
+        note="the outputs hold NaN" if e is not None and e.value != e.value else None,
+    )
+
+
+def _classes(runner: Runner, main: Outcome) -> list[ClassQuality]:
+    if runner.dense is None or main.evaluation is None or runner.task is None or runner.task.metric != "accuracy":
+        return []
+    rows = class_changes(runner.dense, main.evaluation)
+    return [ClassQuality(name=r["name"], n=r["n"], dense=100 * r["before"], pruned=100 * r["after"]) for r in rows]
+
+
+def _changed(runner: Runner, main: Outcome) -> list[ChangedExample]:
+    if runner.dense is None or main.evaluation is None or runner.task is None:
+        return []
+    rows = changed_examples(runner.task, runner.dense, main.evaluation, k=EXAMPLES)
+    return [
+        ChangedExample(
+            input=r["input"] or f"example {r['index']}",
+            truth=r["truth"],
+            dense=r["dense"],
+            pruned=r["pruned"],
+            image=_image(runner.task, r["index"]) if r["input"] is None else None,
+        )
+        for r in rows
+    ]
+
+
+def _image(task: Task, index: int) -> str | None:
+    """A changed image as a data URI of at most 96 pixels a side; None for inputs that are not images."""
+    records = getattr(task, "records", None)
+    if records is None or records.kind not in ("images", "tensors"):
+        return None
+    array = np.asarray(records.inputs[index] if records.kind == "images" else first_tensor(records.inputs)[index])
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)) or max(array.shape[:2]) > 1024:
+        return None
+    if array.dtype != np.uint8:
+        low, high = float(array.min()), float(array.max())
+        array = ((array - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    from PIL import Image as Picture
+
+    buffer = io.BytesIO()
+    picture = Picture.fromarray(array.squeeze())
+    picture.thumbnail((96, 96))
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _budget(setup: Setup) -> str:
+    job = setup.job
+    if job.max_drop is not None:
+        return f"at most {job.max_drop:g} worse (points, or per cent of perplexity)"
+    if job.bits_per_weight is not None:
+        return f"{job.bits_per_weight:g} bits per prunable weight"
+    if job.size is not None:
+        return f"weights file of at most {job.size}"
+    return f"sparsity {setup.recipes[0].sparsity:.6g}"
+
+
+def _short(spec: str) -> str:
+    return Path(spec).name if "/" in spec and Path(spec).exists() else spec
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value or value in (float("inf"), float("-inf")) else float(value)

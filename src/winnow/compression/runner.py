@@ -1,0 +1,224 @@
+"""Makes and measures candidates one after another; every finished piece is stored, so a killed run goes on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.compression.candidates import Candidate
+from winnow.compression.counts import allocation_needs_data, dense_statistics, per_tensor
+from winnow.compression.hosts import Host
+from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
+from winnow.formats.packed import PackedTensor
+from winnow.formats.units import load_packed, save_packed
+from winnow.masks.prunable import Scope
+from winnow.measure.quality import Comparison, Evaluation, Task, compare
+from winnow.run.recipe import Recipe
+from winnow.run.store import Store, stage_key
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Outcome:
+    """A candidate that was made and measured. ``pruned`` is None for the dense model."""
+
+    candidate: Candidate
+    pruned: Pruned | None
+    evaluation: Evaluation | None
+    comparison: Comparison | None
+    file_bytes: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+
+class Runner:
+    """Holds what all candidates share: the host, the scope, the batches, the task, the store."""
+
+    def __init__(
+        self,
+        host: Host,
+        scope: Scope,
+        batches: Sequence[Any],
+        task: Task | None,
+        store: Store,
+        *,
+        identity: dict[str, str],
+        dense_bytes: int,
+        spill: bool = False,
+        device: str = "cpu",
+        progress: Callable[[str], Progress] | None = None,
+    ) -> None:
+        self.host, self.scope, self.batches, self.task, self.store = host, scope, batches, task, store
+        self.identity, self.dense_bytes, self.device = identity, dense_bytes, device
+        self.spill = store.folder("activations") if spill else None
+        self._progress = progress
+        self._statistics: dict[str, Any] | None = None
+        self._reference: Any = None
+        self.dense: Evaluation | None = None
+        self.timing: dict[str, float] = {}
+
+    def progress(self, stage: str) -> Progress | None:
+        return self._progress(stage) if self._progress else None
+
+    def _measuring(self, name: str) -> Callable[[int, int], None] | None:
+        stage = self.progress(f"measuring {name}")
+        return (lambda done, total: stage(done, total, "")) if stage else None
+
+    def measure_dense(self) -> Evaluation | None:
+        """Measures the unpruned model and keeps its answers for agreement."""
+        if self.task is None:
+            return None
+        started = time.perf_counter()
+        with self.host.dense() as model:
+            self._reference = self.task.reference(model, progress=self._measuring("dense"))
+        self.dense = self._reference.evaluation
+        self.timing["measure dense"] = time.perf_counter() - started
+        return self.dense
+
+    def run(self, candidate: Candidate) -> Outcome:
+        """Makes a candidate (or finds it made) and measures it (or finds it measured)."""
+        if candidate.recipe is None:
+            raise ValueError("the dense model is measured by measure_dense")
+        started = time.perf_counter()
+        pruned, key = self._pruned(candidate)
+        self.timing[f"compress {candidate.name}"] = time.perf_counter() - started
+        evaluation = None
+        if self.task is not None:
+            measuring = time.perf_counter()
+
+            def measure() -> Evaluation:
+                assert self.task is not None
+                with self.host.with_weights(self.weights(pruned), self.scope, pruned.extra) as model:
+                    return self.task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
+
+            evaluation = self._evaluated(key, measure)
+            self.timing[f"measure {candidate.name}"] = time.perf_counter() - measuring
+        comparison = (
+            compare(self.dense, evaluation, higher_is_better=self.task.higher_is_better)
+            if self.task is not None and self.dense is not None and evaluation is not None
+            else None
+        )
+        return Outcome(candidate, pruned, evaluation, comparison, self.file_bytes(pruned), pruned.seconds, pruned.notes)
+
+    def weights(self, pruned: Pruned) -> Callable[[str], torch.Tensor]:
+        """The stored-layout weight of a tensor after pruning, in its stored dtype."""
+
+        def weight(name: str) -> torch.Tensor:
+            p = self.scope.prunables[name]
+            return p.restore(pruned.packed(name).unpack()).to(self.host.stored_dtype[name])
+
+        return weight
+
+    def file_bytes(self, pruned: Pruned) -> int:
+        """Bytes of the weights file: packed tensors and everything dense beside them."""
+        return self.dense_bytes + sum(round(x.bits_per_weight * x.numel / 8) for x in pruned.layers)
+
+    def counts(self, recipe: Recipe) -> dict[str, int]:
+        """How many weights each tensor gives up; walks the dense model first where the split reads activations."""
+        if recipe.zeros == 0:
+            return dict.fromkeys(self.scope.prunables, 0)
+        stats = None
+        if allocation_needs_data(recipe) and self.batches:
+            stats = self.statistics()
+        return per_tensor(recipe, self.host, self.scope, stats)
+
+    def statistics(self) -> dict[str, Any]:
+        """Input norms of the dense model, computed once."""
+        if self._statistics is None:
+            self.host.restore(self.scope)
+            self._statistics = dense_statistics(
+                self.host, self.scope, self.batches, self.progress("statistics of the dense model")
+            )
+        return self._statistics
+
+    def _pruned(self, candidate: Candidate) -> tuple[Pruned, str]:
+        recipe = candidate.recipe
+        assert recipe is not None
+        key = stage_key("prune", recipe=recipe.key(), **self.identity)
+        folder = self.store.folder(key)
+        done = self.store.read(key)
+        if done is None:
+            self.host.restore(self.scope)
+            keeps, extra = self._coupled(recipe)
+            zeros = {n: int((~k).sum()) for n, k in keeps.items()} if keeps is not None else self.counts(recipe)
+            for name in self.scope.prunables:
+                zeros.setdefault(name, 0)
+            pruner = Pruner(
+                self.host, self.scope, recipe, zeros, self.batches, folder=folder, keeps=keeps, spill=self.spill,
+                device=self.device, progress=self.progress(f"compressing to {candidate.name}"),
+            )  # fmt: skip
+            pruned = pruner.run()
+            pruned.extra = {**extra, **self._recalibrated(recipe, extra)}
+            self._store_extra(folder, pruned.extra)
+            done = dict(layers=[asdict(x) for x in pruned.layers], notes=pruned.notes, seconds=pruned.seconds)
+            self.store.write(key, done)
+        return Pruned(
+            layers := [LayerOutcome(**x) for x in done["layers"]],
+            _reader(folder, layers),
+            self._load_extra(folder),
+            done["notes"],
+            done["seconds"],
+        ), key
+
+    def _coupled(self, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
+        from winnow.masks.structure import Coupled, parse_structure
+
+        structure = parse_structure(recipe.structure)
+        if not isinstance(structure, Coupled):
+            return None, {}
+        from winnow.compression.units import coupled_masks
+
+        return coupled_masks(self, recipe, structure.unit)
+
+    def _recalibrated(self, recipe: Recipe, extra: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        from winnow.solve.batchnorm import has_batchnorm, recalibrate
+
+        if not (
+            recipe.recalibrate
+            and self.batches
+            and recipe.zeros
+            and not self.host.streamed
+            and has_batchnorm(self.host.model)
+        ):
+            return {}
+        self.host.put(extra)
+        return recalibrate(self.host.model, self.batches)
+
+    def _store_extra(self, folder: Path, extra: dict[str, torch.Tensor]) -> None:
+        if extra:
+            save_packed(folder / "extra.safetensors", {}, dense=extra)
+
+    def _load_extra(self, folder: Path) -> dict[str, torch.Tensor]:
+        file = folder / "extra.safetensors"
+        return load_packed(file)[1] if file.exists() else {}
+
+    def _evaluated(self, key: str, measure: Callable[[], Evaluation]) -> Evaluation:
+        assert self.task is not None
+        path = self.store.root / f"{stage_key('measure', of=key, task=self.task.describe(), **self.identity)}.npz"
+        if path.exists():
+            return Evaluation.load(path)
+        evaluation = measure()
+        temporary = path.with_suffix(".tmp")
+        evaluation.save(temporary)
+        temporary.replace(path)
+        return evaluation
+
+
+def _reader(folder: Path, layers: list[LayerOutcome]) -> Callable[[str], PackedTensor]:
+    """Reads one packed tensor at a time from the stored units; nothing is held."""
+    unit_of = {x.name: x.unit for x in layers}
+
+    def read(name: str) -> PackedTensor:
+        return read_unit(unit_file(folder, unit_of[name]), name)
+
+    return read

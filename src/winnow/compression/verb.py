@@ -1,0 +1,241 @@
+"""``compress``: a model in, a smaller one and the proof out."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from winnow.budget import Budget
+from winnow.compression.candidates import Candidate, baselines, primary
+from winnow.compression.counts import total_zeros
+from winnow.compression.goal import Search, nothing_holds, search, within
+from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
+from winnow.compression.job import Job
+from winnow.compression.methods import choose, resolve
+from winnow.compression.plan import Plan, make_plan
+from winnow.compression.prepare import Prepared, prepare
+from winnow.compression.result import Result, check_output, finish
+from winnow.compression.runner import Outcome, Progress, Runner
+from winnow.errors import GateError, InputError
+from winnow.masks.prunable import Scope
+from winnow.masks.scope import find_scope
+from winnow.models import ModelSource, open_model
+from winnow.run.recipe import Recipe
+from winnow.run.store import Store
+
+ProgressFactory = Callable[[str], Progress]
+
+
+@dataclass
+class Setup:
+    """Everything opened and checked, before any work."""
+
+    job: Job
+    source: ModelSource
+    host: Host
+    scope: Scope
+    prepared: Prepared
+    recipes: list[Recipe]
+    reason: str  # why this method
+    dense_bytes: int  # of the tensors that stay as they are
+    dense_file: int  # of the dense model's weights
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+
+    def recipe_at(self, sparsity: float, values: str) -> Recipe:
+        """The job's recipe at another rate and value type."""
+        base = self.recipes[0]
+        return base.model_copy(update=dict(sparsity=sparsity, zeros=round(sparsity * self.scope.numel), values=values))
+
+
+def set_up(job: Job) -> Setup:
+    """Opens the model and the data and turns the budget into integers. Prunes nothing, writes nothing.
+
+    Raises:
+        InputError: anything about the job, the model or the data that would stop it later.
+    """
+    job.check()
+    source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
+    if job.out is not None:
+        check_output(job.out)
+    limit = job.memory_limit()
+    if limit is not None:
+        _import_ahead()
+    host: Host = (
+        Streamed(source)
+        if limit is not None and source.kind == "folder" and not source.is_artifact
+        else Loaded(source, dtype=_compute_dtype(job, source))
+    )
+    scope = find_scope(host.model, include=job.include, exclude=job.exclude)
+    _check_finite(host, scope)
+    prepared = prepare(
+        source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=job.samples, length=job.length,
+        batch_size=job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
+    )  # fmt: skip
+    method, reason = job.method, "named by you"
+    if method == "auto":
+        method, reason = choose(scope, has_data=bool(prepared.batches), structure=job.structure)
+    allocation = "table" if job.table is not None else job.allocation
+    parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
+    dense_bytes, dense_file = _bytes(host, scope)
+    recipes = []
+    budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later
+    for budget in budgets:
+        zeros = (
+            0
+            if budget is None
+            else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
+        )
+        recipes.append(
+            Recipe(
+                method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
+                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, recalibrate=job.recalibrate, table=job.table,
+                include=job.include, exclude=job.exclude, samples=job.samples, length=prepared.length, batch_size=job.batch_size, seed=job.seed,
+            )
+        )  # fmt: skip
+    if any(r.needs_data for r in recipes) and not prepared.batches:
+        raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
+    plan = make_plan(
+        job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
+    )
+    return Setup(
+        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes)
+    )
+
+
+def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
+    """Makes and measures the candidates, takes one, and writes the folder and the report.
+
+    Raises:
+        GateError: ``max_drop`` cannot be kept; nothing was written.
+    """
+    job, started = setup.job, time.time()
+    with contextlib.ExitStack() as stack:
+        if job.out is None:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-")))
+        else:
+            root = job.out.with_name(job.out.name + ".work")
+        store = Store(root)
+        setup.host.begin(setup.scope)
+        runner = Runner(
+            setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),
+            dense_bytes=setup.dense_bytes, spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
+        )  # fmt: skip
+        if job.max_drop is None:
+            outcomes, chosen = _at_rates(setup, runner)
+        else:
+            outcomes, chosen = _at_goal(setup, runner, store, progress)
+        result = finish(setup, runner, outcomes, chosen, started=started, command=command)
+        if job.out is None:
+            result.hold(stack.pop_all())  # the packed units live as long as the result
+        else:
+            store.remove()
+    return result
+
+
+def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome]]:
+    """The requested rates, and beside them what they are compared with."""
+    requested = [primary(r) for r in setup.recipes]
+    others = (
+        baselines(setup.recipes, setup.job.baselines, has_data=bool(setup.prepared.batches))
+        if runner.task is not None
+        else []
+    )
+    names = {c.name for c in (*requested, *others)}
+    if unknown := sorted(set(setup.job.keep) - names):
+        raise InputError(f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.")
+    runner.measure_dense()
+    outcomes = [runner.run(c) for c in (*requested, *others)]
+    return outcomes, outcomes[: len(requested)]
+
+
+def _at_goal(
+    setup: Setup, runner: Runner, store: Store, progress: ProgressFactory | None
+) -> tuple[list[Outcome], list[Outcome]]:
+    """The smallest file within the limit: searched on the selection data, confirmed on data no choice has seen."""
+    limit = setup.job.max_drop
+    assert limit is not None and setup.prepared.selection is not None
+    selecting = Runner(
+        setup.host, setup.scope, setup.prepared.batches, setup.prepared.selection, store,
+        identity={**_identity(setup), "evaluation": setup.prepared.hashes["selection"]},
+        dense_bytes=setup.dense_bytes, spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
+    )  # fmt: skip
+    selecting.measure_dense()
+    plain = baselines(
+        setup.recipes, "all" if setup.job.baselines == "all" else "rtn", has_data=bool(setup.prepared.batches)
+    )
+    values = [setup.job.values] if setup.job.values != "keep" else ["keep", "int8", "int4"]
+    found: Search = search(
+        setup.recipe_at,
+        plain=[c for c in plain if c.kind == "quantized"],
+        make=selecting.run,
+        primary=primary,
+        max_drop=limit,
+        values=values,
+    )
+    runner.measure_dense()
+    runner.timing.update(selecting.timing)
+    ranked = sorted((o for o in found.tried if within(o, limit)), key=lambda o: (o.file_bytes, o.name))
+    confirmed = None
+    for outcome in ranked[:1]:  # one look at the reported data: a second would be choosing on it
+        confirmed = runner.run(outcome.candidate)
+    assert confirmed is not None
+    if not within(confirmed, limit):
+        raise GateError(nothing_holds([confirmed], limit))
+    outcomes = [confirmed, *(runner.run(o.candidate) for o in found.tried if o.name != confirmed.name)]
+    return outcomes, [confirmed]
+
+
+def _identity(setup: Setup) -> dict[str, str]:
+    return {
+        "model": setup.source.sha256(),
+        "device": setup.job.device,
+        "dtype": setup.job.dtype,
+        **setup.prepared.hashes,
+    }
+
+
+def _compute_dtype(job: Job, source: ModelSource) -> torch.dtype | None:
+    """Arithmetic in float32 unless asked otherwise or the model would not fit: half precision on a CPU is slow or coarse."""
+    if job.dtype != "auto":
+        return getattr(torch, job.dtype)
+    from winnow.measure.memory import available_memory
+
+    stored = sum(f.stat().st_size for f in source.weight_files())
+    return torch.float32 if 4 * stored < available_memory() and job.device == "cpu" else None
+
+
+def _bytes(host: Host, scope: Scope) -> tuple[int, int]:
+    """Bytes of the tensors that stay dense, and of all tensors, as the dense file stores them."""
+    total = sum(stored_sizes(host).values())
+    prunable = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
+    return total - prunable, total
+
+
+def _import_ahead() -> None:
+    """Libraries used later take memory too: with a limit they are there before it is reckoned with."""
+    import matplotlib.figure
+    import scipy.stats  # noqa: F401
+
+    import winnow.compression.reporting  # noqa: F401
+    import winnow.report.html  # noqa: F401
+
+
+def _check_finite(host: Host, scope: Scope) -> None:
+    """NaN weights are found before an hour of work, where they can be read without it."""
+    if host.streamed:
+        return  # each block is checked when it is read
+    for name in scope.prunables:
+        if not torch.isfinite(host.model.get_parameter(name)).all():
+            raise InputError(
+                f"{name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
+            )
+
+
+__all__ = ["Candidate", "Setup", "run", "set_up"]

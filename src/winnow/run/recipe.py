@@ -1,0 +1,79 @@
+"""The recipe of a compression: everything that decides its result, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from winnow.errors import InputError
+
+Values = Literal["keep", "bf16", "int8", "int4"]
+Group = Literal["layer", "row"]
+
+
+class Recipe(BaseModel):
+    """How weights are chosen, what happens to those that stay, and how they are stored.
+
+    The four nouns (score, allocation, structure, solver) are orthogonal; ``compression.methods`` has the named
+    combinations. ``zeros`` is the integer the budget came to over all prunable weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    score: str = "magnitude"
+    group: Group = "layer"
+    allocation: str = "uniform"
+    structure: str = "unstructured"
+    solver: str = "none"
+    values: Values = "keep"
+    group_size: int = Field(128, ge=8)
+    sparsity: float = Field(ge=0, lt=1)
+    zeros: int = Field(ge=0)
+    damp: float = Field(0.01, gt=0)
+    recalibrate: bool = True  # batch-norm statistics, where there are any
+    table: dict[str, float] | None = None  # allocation="table": rate by name or pattern
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    samples: int = Field(128, ge=1)
+    length: int | None = None  # tokens per calibration sequence
+    batch_size: int = Field(8, ge=1)
+    seed: int = 0
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any part of it reads calibration activations (batch-norm repair is a bonus, not a need)."""
+        from winnow.scores import needs_data
+        from winnow.solve import needs_scores
+
+        scored = needs_data(self.score) and (needs_scores(self.solver) or self.allocation == "global")
+        return scored or self.needs_gram or self.allocation == "owl"
+
+    @property
+    def needs_gram(self) -> bool:
+        from winnow.solve import needs_gram
+
+        return needs_gram(self.solver)
+
+    def key(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def save(recipe: Recipe, path: Path) -> None:
+    path.write_text(yaml.safe_dump(recipe.key(), sort_keys=False))
+
+
+def load(path: Path) -> Recipe:
+    """Reads ``recipe.yaml``; InputError names the field that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}.") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as a recipe ({str(error).splitlines()[0]}).") from None

@@ -1,0 +1,49 @@
+"""``demo``: the main job on data that every installation has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from winnow.errors import InputError
+
+FACTORY = "winnow.demo_data:digits_vit"
+
+if TYPE_CHECKING:
+    from winnow.compression.result import Result
+
+
+def run(
+    out: Path,
+    *,
+    sparsity: str = "0.7",
+    seed: int = 0,
+    progress: Callable[[str], Callable[[int, int, str], None]] | None = None,
+) -> Result:
+    """Trains a small vision transformer on scikit-learn's digits (1,797 real images), compresses it to zeros and int4, and reports.
+
+    Writes the dense weights and the data beside the result (``OUT-data``), so that the command in the report can be
+    run by hand and varied.
+    """
+    from winnow.compression import compress
+    from winnow.demo_data import save_digits
+    from winnow.formats.artifact import is_artifact
+
+    if out.exists() and any(out.iterdir()) and not is_artifact(out):
+        raise InputError(f"{out} holds something else: choose another --out.")
+    training = progress("training on digits") if progress else None
+    data = save_digits(
+        out.with_name(out.name + "-data"),
+        seed=seed,
+        progress=(lambda done, total: training(done, total, "")) if training else None,
+    )
+    command = (
+        f"winnow compress {FACTORY} --weights {data.weights} --data {data.calibration} --eval {data.test} "
+        f"--sparsity {sparsity} --values int4 --out {out}"
+    )
+    result = compress(
+        FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
+        progress=progress, command=command,
+    )  # fmt: skip
+    return result  # type: ignore[return-value]

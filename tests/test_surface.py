@@ -1,0 +1,68 @@
+"""The public surface, written down once: changing any of it is a decision, made here too."""
+
+import typer
+
+import winnow
+from winnow import errors
+from winnow.cli import app
+from winnow.compression.job import Job
+from winnow.compression.methods import METHODS
+from winnow.formats.tensorfile import FORMAT_VERSION
+
+NAMES = {
+    "__version__", "compress", "evaluate", "inspect", "load", "export_dense", "find_scope", "Budget", "Mask", "MaskSet",
+    "WinnowError", "InputError", "FormatError", "GateError",
+}  # fmt: skip
+
+FLAGS = {
+    "compress": {
+        "--data", "--out", "--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label",
+        "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
+        "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
+        "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--dry-run", "--json",
+    },
+    "eval": {
+        "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",
+        "--dtype", "--weights", "--trust-remote-code", "--json",
+    },
+    "inspect": {"--include", "--exclude", "--weights", "--trust-remote-code", "--json"},
+    "report": {"--json"},
+    "export": {"--out", "--to", "--json"},
+    "demo": {"--out", "--sparsity", "--seed", "--json"},
+}  # fmt: skip
+
+
+def test_python_names():
+    assert set(winnow.__all__) == NAMES
+
+
+def test_verbs_and_flags():
+    command = typer.main.get_command(app)
+    found = {
+        name: {p.opts[0] for p in sub.params if p.param_type_name == "option" and p.name != "help"}
+        for name, sub in command.commands.items()
+    }
+    assert found == FLAGS
+
+
+def test_every_flag_of_compress_is_an_option_in_python():
+    command = typer.main.get_command(app).commands["compress"]
+    names = {p.name for p in command.params} - {"as_json", "dry_run", "help"}
+    assert names - {"model", "data", "out"} == set(Job.__dataclass_fields__) - {"model", "data", "out", "tokenizer"}
+
+
+def test_exit_codes():
+    codes = {
+        e.__name__: e.exit_code for e in (errors.WinnowError, errors.InputError, errors.FormatError, errors.GateError)
+    }
+    assert codes == {"WinnowError": 1, "InputError": 2, "FormatError": 1, "GateError": 3}
+
+
+def test_format_version():
+    assert FORMAT_VERSION == 0
+
+
+def test_methods():
+    assert set(METHODS) == {
+        "magnitude", "global", "lamp", "random", "wanda", "ria", "owl", "sparsegpt", "sparsegpt+lsq", "swap+lsq", "alps",
+    }  # fmt: skip
