@@ -102,7 +102,9 @@ def sentences(n: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS) for _ in range(rng.randint(6, 14))) + " ." for _ in range(n)]
 
 
-def save_llama(folder: Path, *, layers: int = 3, tied: bool = False, shards: bool = False, dtype: torch.dtype = torch.float32) -> Path:
+def save_llama(
+    folder: Path, *, layers: int = 3, tied: bool = False, shards: bool = False, dtype: torch.dtype = torch.float32
+) -> Path:
     """A tiny random Llama with a word tokenizer, as a Hugging Face folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -37,9 +37,15 @@ def test_every_method_is_exact_and_leaves_the_given_model_alone(model, method):
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sparsity=st.floats(0, 0.97), allocation=st.sampled_from(["uniform", "erk", "lamp", "global"]), group=st.sampled_from(["layer", "row"]))
+@given(
+    sparsity=st.floats(0, 0.97),
+    allocation=st.sampled_from(["uniform", "erk", "lamp", "global"]),
+    group=st.sampled_from(["layer", "row"]),
+)
 def test_any_rate_is_met_to_the_weight(model, sparsity, allocation, group):
-    result = winnow.compress(model, None, sparsity=sparsity, method="magnitude", allocation=allocation, group=group, baselines="none")
+    result = winnow.compress(
+        model, None, sparsity=sparsity, method="magnitude", allocation=allocation, group=group, baselines="none"
+    )
     assert sum(zeros_of(result.model, result).values()) == min(round(sparsity * 6912), 6911)
 
 
@@ -76,7 +82,9 @@ def test_neurons_go_whole_and_their_mean_moves_into_the_bias(model):
 
 def test_saved_folder_loads_to_the_same_outputs(model, tmp_path):
     x, y = points(seed=5)
-    result = winnow.compress(model, points(), eval=(x, y), sparsity=0.6, values="int8", baselines="none", samples=64, out=tmp_path / "out")
+    result = winnow.compress(
+        model, points(), eval=(x, y), sparsity=0.6, values="int8", baselines="none", samples=64, out=tmp_path / "out"
+    )
     loaded = winnow.load(tmp_path / "out", factory=classifier)
     with torch.no_grad():
         assert torch.equal(loaded(x), result.model(x))
@@ -86,7 +94,9 @@ def test_saved_folder_loads_to_the_same_outputs(model, tmp_path):
 
 def test_report_numbers_are_those_of_the_model(model, tmp_path):
     x, y = points(seed=5)
-    result = winnow.compress(model, points(), eval=(x, y), sparsity=0.6, values="int8", samples=64, out=tmp_path / "out")
+    result = winnow.compress(
+        model, points(), eval=(x, y), sparsity=0.6, values="int8", samples=64, out=tmp_path / "out"
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     by_name = {c["name"]: c for c in report["candidates"]}
     assert {c["kind"] for c in report["candidates"]} == {"dense", "pruned", "quantized", "pruned+quantized"}
@@ -106,9 +116,22 @@ def test_report_numbers_are_those_of_the_model(model, tmp_path):
 
 def test_several_rates_are_written_side_by_side(model, tmp_path):
     result = winnow.compress(
-        model, points(), eval=points(seed=5), sparsity=[0.5, 0.8], baselines="rtn", keep=("int8-rtn",), samples=64, out=tmp_path / "out"
+        model,
+        points(),
+        eval=points(seed=5),
+        sparsity=[0.5, 0.8],
+        baselines="rtn",
+        keep=("int8-rtn",),
+        samples=64,
+        out=tmp_path / "out",
     )
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["int8-rtn", "report.html", "report.json", "s50", "s80"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "int8-rtn",
+        "report.html",
+        "report.json",
+        "s50",
+        "s80",
+    ]
     for name, zeros in (("s50", 3456), ("s80", 5530), ("int8-rtn", 0)):
         loaded = winnow.load(tmp_path / "out" / name, factory=classifier)
         found = sum(int((loaded.get_parameter(x.name) == 0).sum()) for x in result.layers)
@@ -116,9 +139,13 @@ def test_several_rates_are_written_side_by_side(model, tmp_path):
 
 
 def test_bits_and_bytes_budgets_are_kept(model, tmp_path):
-    result = winnow.compress(model, None, bits_per_weight=9.0, method="magnitude", baselines="none", out=tmp_path / "bits")
+    result = winnow.compress(
+        model, None, bits_per_weight=9.0, method="magnitude", baselines="none", out=tmp_path / "bits"
+    )
     assert result.chosen.pruned.bits_per_weight <= 9.0
-    fewer = winnow.compress(model, None, sparsity=(result.chosen.pruned.zeros - 64) / 6912, method="magnitude", baselines="none")
+    fewer = winnow.compress(
+        model, None, sparsity=(result.chosen.pruned.zeros - 64) / 6912, method="magnitude", baselines="none"
+    )
     assert fewer.chosen.pruned.bits_per_weight > 9.0
     winnow.compress(model, None, size="20kB", method="magnitude", baselines="none", out=tmp_path / "size")
     tensors = winnow.inspect("small:classifier", weights=None).file_bytes
@@ -140,7 +167,9 @@ def test_batch_norms_are_recalibrated(tmp_path):
 
 def test_same_seed_same_bytes(model, tmp_path):
     for name in ("a", "b"):
-        winnow.compress(model, points(), sparsity=0.5, method="sparsegpt", baselines="none", samples=64, out=tmp_path / name)
+        winnow.compress(
+            model, points(), sparsity=0.5, method="sparsegpt", baselines="none", samples=64, out=tmp_path / name
+        )
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 

@@ -92,7 +92,7 @@ def test_importance_moves_the_error_to_where_it_does_not_matter():
     assert torch.equal(round_to_nearest(weight, Grid(3), importance=torch.zeros(32)).codes, plain.codes)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-12, 1e-7, 1e-5, 1.0, 1e4, 1e6, 1e30, 3e38])
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-12, 1e-7, 1e-5, 1e-2, 1.0, 1e4, 1e6, 1e30, 3e38])
 @pytest.mark.parametrize("bits", BITS)
 def test_any_magnitude_stays_finite(scale, bits):
     weight = torch.linspace(-1, 1, 64).reshape(2, 32) * scale
@@ -101,7 +101,7 @@ def test_any_magnitude_stays_finite(scale, bits):
     assert torch.isfinite(value).all() and torch.isfinite(found.scales).all()
     if scale <= 1e-12:  # below what float16 can hold as a scale: exact zeros
         assert (found.codes == 0).all() and (found.scales == 0).all()
-    if 1e-5 <= scale <= 1e4:
+    if 1e-2 <= scale <= 1e4:
         assert (value - weight).abs().max() < scale * 1.3 / 2 ** (bits - 1)
     if scale >= 1e30:  # saturates instead of overflowing
         assert value.abs().max() == 65504.0 * 2 ** (bits - 1)

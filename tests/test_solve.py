@@ -165,7 +165,7 @@ def test_sparsegpt_with_n_of_m_is_the_literal_recursion(structure):
     assert realized(structure, found.keep)
 
 
-@pytest.mark.parametrize("group", [None, 8, 32, 48, 64, 200])
+@pytest.mark.parametrize("group", [None, 1, 8, 32, 48, 64, 90, 200])
 @pytest.mark.parametrize("bits", [3, 4])
 def test_without_zeros_it_is_gptq(bits, group):
     weight, _, stats = make_layer(4, 100)
@@ -176,9 +176,9 @@ def test_without_zeros_it_is_gptq(bits, group):
     assert torch.equal(found.weight, found.quantized.dequantize())
 
 
-@pytest.mark.parametrize("group", [None, 16, 64])
+@pytest.mark.parametrize("group", [None, 16, 48, 64, 192])
 def test_pruned_and_rounded_in_one_loop_is_the_literal_recursion(group):
-    weight, _, stats = make_layer(6, 96)
+    weight, _, stats = make_layer(6, 288)
     grid = Grid(4, group)
     wanted, wanted_keep = literal_obs(weight, damped(stats), weight.numel() // 2, grid=grid)
     found = solve(Problem(weight, stats, weight.numel() // 2, grid=grid), "sparsegpt")
@@ -205,7 +205,7 @@ def test_blocks_go_by_their_summed_cost():
 
 def test_smaller_and_larger_column_blocks_are_the_literal_recursion_too():
     weight, _, stats = make_layer(4, 150)
-    for block in (8, 48, 128, 512):
+    for block in (1, 8, 48, 128, 512):
         wanted, wanted_keep = literal_obs(weight, damped(stats), 300, block=block)
         found, keep, _ = sparsegpt(
             weight, factor(stats, 0.01, CPU), [Band(slice(0, 4), 300)], Unstructured(), block=block
@@ -522,6 +522,7 @@ def test_bad_input_is_one_sentence_naming_layer_and_fix():
     cases = [
         (Problem(broken, stats, 4, where="h.0"), "sparsegpt", "the weights of h.0 contain NaN"),
         (Problem(weight, stats, 49), "sparsegpt", "48 weights"),
+        (Problem(weight, stats, 4, group="column"), "sparsegpt", "layer or row"),
         (Problem(weight, stats, 4, scores=broken), "none", "scores of the layer contain NaN"),
         (Problem(weight, stats, 4), "lsq", "no scores"),
         (Problem(weight, None, 4, scores=weight), "swap", "Gram"),

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.hf
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    return write_lines(folder / "calibration.txt", sentences(200)), write_lines(folder / "eval.txt", sentences(60, seed=1))
+    return write_lines(folder / "calibration.txt", sentences(200)), write_lines(
+        folder / "eval.txt", sentences(60, seed=1)
+    )
 
 
 @pytest.mark.parametrize(("tied", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])

@@ -173,9 +173,14 @@ def open_model(
         module, _, function = text.rpartition(":")
         if module and function.isidentifier():
             file = Path(weights).expanduser() if weights else None
+            build(text, call=False)
+            if file is not None and file.is_dir():
+                packed = ModelSource(spec=text, folder=file, factory=text)
+                if not packed.is_artifact:
+                    raise InputError(f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.")
+                return packed
             if file is not None and not file.is_file():
                 raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
-            build(text, call=False)
             return ModelSource(spec=text, factory=text, weights=file)
     if path.is_file():
         raise InputError(f"{text} is a file: give the model as package.module:function and this file with --weights.")
@@ -190,7 +195,11 @@ def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | 
     config = _read_json(path / "config.json")
     source = ModelSource(spec=spec, folder=path, trust_remote_code=trust_remote_code)
     if source.is_artifact:
-        source.factory = (config.get("winnow") or {}).get("factory")
+        if "winnow" in config:
+            factory = config["winnow"].get("factory") or "package.module:function"
+            raise InputError(
+                f"{path} holds a plain torch model, which needs its own code: give {factory} as MODEL and this folder with --weights."
+            )
         return source
     if not config:
         raise InputError(f"{path} has no config.json: give a folder written by save_pretrained.")
@@ -283,6 +292,8 @@ def build(factory: str | None, call: bool = True) -> Any:
         raise InputError(
             f"{factory} cannot be found ({error}): give package.module:function importable from here."
         ) from None
+    if not callable(target):
+        raise InputError(f"{factory} is a {type(target).__name__}: name a function that returns a torch.nn.Module.")
     if not call:
         return target
     model = target()

@@ -32,7 +32,7 @@ class Candidate:
         if self.kind == "quantized":
             return f"{values} {'GPTQ' if self.recipe.solver == 'sparsegpt' else 'RTN'}"
         pattern = "" if self.recipe.structure == "unstructured" else f" {self.recipe.structure}"
-        return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g} %{pattern} zeros", values)))
+        return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g}\u00a0%{pattern} zeros", values)))
 
 
 def primary(recipe: Recipe) -> Candidate:

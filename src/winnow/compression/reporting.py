@@ -66,6 +66,8 @@ def build_report(
     info = setup.source.config
     prepared = setup.prepared
     dense = runner.dense
+    written = prepared.kind in ("causal-lm", "encoder", "seq2seq")
+    tokens = token_count(prepared.batches) or None if written else None
     return Report(
         title=f"{_short(setup.source.spec)}: {main.candidate.label}",
         created=datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
@@ -95,7 +97,7 @@ def build_report(
             n=task.n,
             segment_length=getattr(task, "length", None) if task.metric == "perplexity" else None,
             disjoint=True if prepared.calibration is not None else None,
-            calibration_tokens=token_count(prepared.batches) or None,
+            calibration_tokens=tokens,
         ),
         chosen=main.name,
         candidates=[
@@ -117,12 +119,12 @@ def build_report(
             difference=main.pruned.zeros - recipe.zeros,
         ),
         skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
-        sizes=Sizes(dense_file=setup.dense_file, file=main.file_bytes),
+        sizes=_sizes(setup, main, folders.get(main.name)),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
         cost=Cost(
             seconds_total=time.time() - started,
-            calibration_tokens=token_count(prepared.batches) or None,
+            calibration_tokens=tokens,
             energy="not measured: no meter was read",
         ),
         classes=_classes(runner, main),
@@ -133,30 +135,6 @@ def build_report(
         seeds={"seed": job.seed},
         hashes={"model": setup.source.sha256(), **prepared.hashes},
     )  # fmt: skip
-
-
-def sizes_on_disk(report: Report, folder: Path, runner: Runner, started: float) -> Report:
-    """The report with the written folder's real bytes, the last timings and the final peak of memory."""
-    parts = read_artifact(folder).bytes
-    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    sizes = report.sizes.model_copy(
-        update=dict(
-            file=weights,
-            packed_values=parts.get("values"),
-            masks=parts.get("masks"),
-            scales=parts.get("scales"),
-            dense_tensors=parts.get("dense"),
-            other=parts.get("other"),
-        )
-    )
-    return report.model_copy(
-        update=dict(
-            sizes=sizes,
-            memory=report.memory.model_copy(update=dict(peak_bytes=peak_rss())),
-            timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
-            cost=report.cost.model_copy(update=dict(seconds_total=time.time() - started)),
-        )
-    )
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -206,6 +184,21 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candida
         folder=str(folder) if folder is not None else None,
         chosen=chosen,
         note="the outputs hold NaN" if e is not None and e.value != e.value else None,
+    )
+
+
+def _sizes(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
+    if folder is None:
+        return Sizes(dense_file=setup.dense_file, file=main.file_bytes)
+    parts = read_artifact(folder).bytes
+    return Sizes(
+        dense_file=setup.dense_file,
+        file=main.file_bytes,
+        packed_values=parts["values"],
+        masks=parts["masks"],
+        scales=parts["scales"],
+        dense_tensors=parts["dense"],
+        other=parts["other"],
     )
 
 
@@ -262,7 +255,7 @@ def _budget(setup: Setup) -> str:
         return f"{job.bits_per_weight:g} bits per prunable weight"
     if job.size is not None:
         return f"weights file of at most {job.size}"
-    return f"sparsity {setup.recipes[0].sparsity:.6g}"
+    return "sparsity " + ", ".join(f"{r.sparsity:g}" for r in setup.recipes)
 
 
 def _short(spec: str) -> str:
@@ -270,4 +263,4 @@ def _short(spec: str) -> str:
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or value != value or value in (float("inf"), float("-inf")) else float(value)
+    return None if value is None or value != value else float(value)

@@ -91,8 +91,11 @@ class Result:
             raise InputError(
                 f"there is no candidate {candidate!r}: choose one of {', '.join(o.name for o in self.outcomes)}."
             )
-        folder = write_folder(self._setup, self._runner, outcome, Path(out), self.report if candidate is None else None)
+        folder = write_folder(self._setup, self._runner, outcome, Path(out))
         if candidate is None:
+            from winnow.report.html import write
+
+            write(self.report, folder)
             self.folder = folder
         return folder
 
@@ -110,37 +113,43 @@ def finish(
 ) -> Result:
     """Writes the folders asked for and the report."""
     from winnow.compression.reporting import build_report
+    from winnow.report.html import write
 
     out = setup.job.out
     kept = [o for o in outcomes if o.name in setup.job.keep and o not in chosen]
-    several = len(chosen) > 1
     folders: dict[str, Path] = {}
     if out is not None:
-        folders = {o.name: out / o.name if several or o in kept else out for o in (*chosen, *kept)}
-    report = build_report(setup, runner, outcomes, chosen, folders, started=started, command=command)
-    result = Result([*chosen, *(o for o in outcomes if o not in chosen)], report, None, setup, runner)
-    if out is not None:
         writing = time.perf_counter()
-        for outcome in chosen if several else []:
-            write_folder(setup, runner, outcome, folders[outcome.name])
-        if not several:
-            write_folder(setup, runner, chosen[0], out, report)
-        for outcome in kept:
-            write_folder(setup, runner, outcome, folders[outcome.name])
+        folders = {o.name: out if chosen == [o] else out / o.name for o in (*chosen, *kept)}
+        for name in folders:
+            outcome = next(o for o in outcomes if o.name == name)
+            write_folder(setup, runner, outcome, folders[name])
+        _real_sizes(outcomes, folders)
         runner.timing["write"] = time.perf_counter() - writing
+    report = build_report(setup, runner, outcomes, chosen, folders, started=started, command=command)
+    result = Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, runner)
+    if out is not None:
         for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name)
-        from winnow.compression.reporting import sizes_on_disk
-        from winnow.report.html import write
-
-        report = sizes_on_disk(report, folders[chosen[0].name], runner, started)
         write(report, out)
-        result.report, result.folder = report, out
     return result
 
 
-def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path, report: Report | None = None) -> Path:
+def _real_sizes(outcomes: list[Outcome], folders: dict[str, Path]) -> None:
+    """File sizes as written; what headers and padding came to there is added to the ones that were only reckoned."""
+    overhead = 0
+    for outcome in outcomes:
+        if outcome.name in folders:
+            size = sum(f.stat().st_size for f in folders[outcome.name].glob("*.safetensors"))
+            overhead = overhead or size - outcome.file_bytes
+            outcome.file_bytes = size
+    for outcome in outcomes:
+        if outcome.name not in folders:
+            outcome.file_bytes += overhead
+
+
+def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -> Path:
     """One candidate as a folder that loads: packed weights, everything dense as it was, companions and provenance."""
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host

@@ -220,10 +220,9 @@ def _bytes(host: Host, scope: Scope) -> tuple[int, int]:
 
 def _import_ahead() -> None:
     """Libraries used later take memory too: with a limit they are there before it is reckoned with."""
-    import matplotlib.figure
     import scipy.stats  # noqa: F401
 
-    import winnow.compression.reporting  # noqa: F401
+    import winnow.compression.reporting
     import winnow.report.html  # noqa: F401
 
 

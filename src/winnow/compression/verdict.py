@@ -40,7 +40,7 @@ def judge(
     )
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
         return Judgement(
-            f"{shrank}; quality was not measured.", "mixed", "Measure it: give evaluation data with --eval.", None
+            f"{shrank}; quality was not measured.", "mixed", "Measure it: give evaluation data with `--eval`.", None
         )
     worse = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)} ({change(task, chosen)})"
     better = winner(chosen, others)
@@ -53,14 +53,14 @@ def judge(
             sentence = f"Plain quantization is the better answer here: {better.candidate.label} gives {gain}."
         else:
             sentence = f"Store the same zeros in narrower values: {better.candidate.label} gives {gain}."
-        step = f"Take that model instead: add --keep {better.name} to the command, and it is written to {next_folder}/{better.name}."
+        step = f"Take that model instead: add `--keep {better.name}` to the command, and it is written to {next_folder}/{better.name}."
         return Judgement(sentence, "bad" if better.candidate.kind == "quantized" else "mixed", step, better.name)
     drop = chosen.comparison.drop
     if drop != drop or drop > LARGE_DROP:
         return Judgement(
             f"{shrank}, but it lost too much: {worse}.",
             "bad",
-            "Ask for less: a lower --sparsity, or --max-drop 1 to let winnow find the smallest file that stays within one point.",
+            "Ask for less: a lower `--sparsity`, or `--max-drop 1` to let winnow find the smallest file that stays within one point.",
             None,
         )
     tone: Literal["good", "mixed"] = "good" if chosen.comparison.high <= SMALL_DROP or drop <= 0 else "mixed"
@@ -68,13 +68,13 @@ def judge(
         return Judgement(
             f"The file did not get smaller ({size(dense_file)} to {size(chosen.file_bytes)}): {worse}.",
             "bad",
-            "Ask for more zeros or narrower values, e.g. --values int8.",
+            "Ask for more zeros or narrower values, e.g. `--values int8`.",
             None,
         )
     following = (
-        f"Use it: winnow.load({next_folder!r}), or from_pretrained after `import winnow`."
+        f"Use it: `winnow.load({next_folder!r})`, or `from_pretrained` after `import winnow`."
         if tone == "good"
-        else "Check the examples below that changed; with more evaluation data (--eval) the interval narrows."
+        else "Check the examples below that changed; with more evaluation data (`--eval`) the interval narrows."
     )
     return Judgement(f"{shrank}; {worse}.", tone, following, None)
 
@@ -99,19 +99,20 @@ def winner(chosen: Outcome, others: Sequence[Outcome]) -> Outcome | None:
 
 
 def change(task: Task, outcome: Outcome) -> str:
-    """The paired change with its interval, e.g. "0.4 points worse, 95 %: 0.1 better to 0.9 worse"."""
+    """The paired change with its interval as a reader expects the signs: minus is worse (perplexity: plus)."""
     c = outcome.comparison
     assert c is not None
-    unit = "per cent" if c.relative else "points"
-    return f"{_signed(c.drop)} {unit}, 95 % interval {_signed(c.low)} to {_signed(c.high)}"
+    unit, sign = (" per cent", 1) if c.relative else (" points", -1)
+    low, high = sorted((sign * c.low, sign * c.high))
+    return f"{_signed(sign * c.drop)}{unit}, 95\u00a0% interval {_signed(low)} to {_signed(high)}"
 
 
-def _signed(worse: float) -> str:
-    """Quality change with the sign a reader expects: minus means worse."""
-    return f"{-worse:+.2f}"
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212")
 
 
 def _value(task: Task, evaluation: Evaluation | None) -> str:
     assert evaluation is not None
     unit = written_unit(task)
-    return f"{number(task.scale * evaluation.value)}{' ' if unit else ''}{unit}"
+    space = "\u00a0" if unit else ""
+    return f"{number(task.scale * evaluation.value)}{space}{unit}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from winnow.errors import InputError
-from winnow.masks.structure import check, nearest_zeros, select
+from winnow.masks.structure import Group, check, nearest_zeros, select
 from winnow.quantize import Quantized, round_to_nearest
 from winnow.solve.alps import alps
 from winnow.solve.error import relative_error
@@ -37,6 +37,10 @@ class _Stack:
         return self.problems[0]
 
     @property
+    def group(self) -> Group:
+        return "row" if self.shared.group == "row" else "layer"
+
+    @property
     def gram(self) -> torch.Tensor:
         assert self.shared.stats is not None
         return gram_of(self.shared.stats, self.dense.device, self.shared.where)
@@ -56,7 +60,7 @@ class _Stack:
                         "itself (sparsegpt, alps)"
                     )
                 scores = problem.scores.to(weight.device)
-                parts.append(select(scores, band.zeros, problem.structure, problem.group, weight))
+                parts.append(select(scores, band.zeros, problem.structure, self.group, weight))
             self.keep = torch.cat(parts)
             self.weight = self.dense * self.keep
         return self.keep
@@ -80,7 +84,7 @@ def _loop(stack: _Stack, rounding: bool) -> None:
         factor(problem.stats, problem.damp, device, problem.where),
         stack.bands,
         problem.structure,
-        problem.group,
+        stack.group,
         stack.keep,
         problem.grid if rounding else None,
     )
@@ -96,7 +100,7 @@ def _alps(stack: _Stack, last: bool) -> None:
         spectrum(problem.stats, problem.damp, stack.dense.device, problem.where),
         stack.bands,
         problem.structure,
-        problem.group,
+        stack.group,
         stack.keep,
     )
     stack.updated = True

@@ -7,7 +7,7 @@ import torch
 from winnow.solve.conjugate import masked_cg
 from winnow.solve.error import row_errors
 
-_DIRECT = 512  # up to this many inputs one Cholesky factorization a row is cheaper than iterating
+_DIRECT = 128  # up to this many inputs one Cholesky factorization a row is as cheap as iterating
 _BYTES = 1 << 26  # memory for the systems of the rows solved together
 _STEPS = 200
 _TOLERANCE = 1e-5
@@ -24,7 +24,7 @@ def least_squares(
     """Weights [R, C] on ``keep`` that lower the output error of ``current`` [R, C] as far as that mask allows.
 
     For each row with support K: w_K = (H_KK)^-1 (H w0)_K with H = G + ridge * I and w0 the row of ``reference``.
-    ``direct`` (default: C <= 512) factorizes each row's system, in float64; otherwise conjugate gradients from
+    ``direct`` (default: C <= 128) factorizes each row's system, in float64; otherwise conjugate gradients from
     ``current`` in float32. No row gets worse: one whose error on G does not fall keeps its ``current`` values.
     """
     direct = gram.shape[0] <= _DIRECT if direct is None else direct

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 
 from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
-from winnow.masks.structure import Structure, Unstructured
+from winnow.masks.structure import Group, Structure, Unstructured
 from winnow.quantize import Grid, Quantized
 
 
@@ -36,6 +37,8 @@ class Problem:
             raise InputError(
                 f"the weights of {name} contain NaN or infinity: repair the checkpoint or exclude the layer"
             )
+        if self.group not in get_args(Group):
+            raise InputError(f"unknown comparison group {self.group!r}: use {' or '.join(get_args(Group))}")
         if not 0 <= self.zeros <= self.weight.numel():
             raise InputError(
                 f"{self.zeros} zeros asked of {name}, which has {self.weight.numel()} weights: ask for fewer"

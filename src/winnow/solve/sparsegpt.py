@@ -79,7 +79,8 @@ class _Loop:
         self.factor, self.bands, self.structure, self.group, self.grid = factor, bands, structure, group, grid
         self.delta = weight.t().clone(memory_format=torch.contiguous_format)  # w0; w0 - w_final once a column is final
         self.work = self.delta.clone()  # w0 + the feedback so far; w_final once a column is final
-        self.zero = (self.work == 0) if keep is None else None
+        zero = self.work == 0
+        self.zero = zero if keep is None and bool(zero.any()) else None
         self.chosen = keep is not None or not isinstance(structure, Unstructured | NM)
         # Not yet chosen, the mask is the one that today's costs give: it says how many go in each block of columns.
         mask = self._by_cost_now(weight) if keep is None else keep
@@ -107,15 +108,18 @@ class _Loop:
             step = group if group is not None and size > group else unit
             return max(size // step, 1) * step
 
-        chosen, outer = fitted(block), max(fitted(block), group or 1)
+        chosen = fitted(block)
+        outer, lazy = max(chosen, group or 1), max(_LAZY // chosen, 1) * chosen
         sizes = {max(_LAZY // outer, 1) * outer, chosen, fitted(_PANEL), unit, group or unit}
+        if group is not None and lazy < group:
+            sizes.add(lazy)
         self.choices: set[int] = set()
         if isinstance(self.structure, NM) and not self.chosen:
             # Also at the start of each quantization group, where the fit needs a first idea of the mask.
             self.choices = {unit, group or unit}
         elif not self.chosen:
             self.choices = {chosen}
-        return sorted(sizes - {1} or {1}, reverse=True)
+        return sorted((size for size in sizes if size > 1 or size in self.choices or size == group), reverse=True)
 
     def run(self, start: int, stop: int, levels: list[int]) -> None:
         """Settle the columns ``start`` to ``stop``, which already know of every error to their left."""

@@ -5,44 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from winnow.masks.prunable import Prunable
-from winnow.models import ModelSource, open_model
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One parameter. ``zeros`` is None where the weights were not read."""
+    """One tensor. ``zeros`` is None for tensors that are not prunable (or not packed, in a packed folder)."""
 
     name: str
     shape: tuple[int, ...]
     numel: int
     prunable: bool
-    reason: str  # why not prunable, or its kind
+    reason: str  # its kind, or why not prunable
     zeros: int | None
-    bits_per_weight: float | None
+    bits_per_weight: float
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every parameter of a model, and totals."""
+    """Every tensor of a model, and totals."""
 
     spec: str
     architecture: str
     parameters: int
     prunable: int
-    zeros: int | None
+    zeros: int
     file_bytes: int
     layers: list[LayerInfo]
 
     @property
     def sparsity(self) -> float | None:
         """Share of zeros among the prunable weights."""
-        return None if self.zeros is None or not self.prunable else self.zeros / self.prunable
+        return self.zeros / self.prunable if self.prunable else None
 
 
 def inspect(
@@ -55,57 +53,66 @@ def inspect(
 ) -> Inspection:
     """Lists a model's parameters: shape, prunable or why not, zeros, and bits per weight as stored.
 
+    A folder that winnow wrote is read from its own description, without building the model.
+
     Raises:
         InputError: the model cannot be opened, or a pattern matches nothing.
         FormatError: a packed folder is damaged.
     """
+    from winnow.formats.artifact import is_artifact
     from winnow.masks.scope import find_scope
+    from winnow.models import open_model
 
+    folder = None if isinstance(model, nn.Module) else Path(str(model)).expanduser()
+    if folder is not None and folder.is_dir() and is_artifact(folder):
+        return _packed_folder(folder)
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
     module = source.load()
     scope = find_scope(module, include=include, exclude=exclude)
     skipped = {s.name: s.reason for s in scope.skipped}
-    packed = _packed_bits(source)
     layers = []
     for name, parameter in module.named_parameters():
         p = scope.prunables.get(name)
         zeros = int((parameter == 0).sum()) if p is not None else None
-        bits = packed.get(name, float(parameter.element_size() * 8))
-        layers.append(
-            LayerInfo(
-                name,
-                tuple(parameter.shape),
-                parameter.numel(),
-                p is not None,
-                _kind(p) if p else skipped.get(name, ""),
-                zeros,
-                bits,
+        reason = _kind(p) if p is not None else skipped.get(name, "")
+        bits = 8.0 * parameter.element_size()
+        layers.append(LayerInfo(name, tuple(parameter.shape), parameter.numel(), p is not None, reason, zeros, bits))
+    size = sum(f.stat().st_size for f in source.weight_files())
+    size = size or sum(t.numel() * t.element_size() for t in module.state_dict().values() if torch.is_tensor(t))
+    return _total(str(source.spec), source.architecture, size, layers)
+
+
+def _packed_folder(folder: Path) -> Inspection:
+    from winnow.formats.artifact import read_artifact
+
+    artifact = read_artifact(folder)
+    layers = []
+    for name in artifact.names:
+        if name in artifact.packed_names:
+            p, packed = artifact.prunable(name), artifact.packed(name)
+            kind = f"{_kind(p)}, {packed.encoding}, {packed.values}"
+            layers.append(LayerInfo(name, p.shape, p.numel, True, kind, packed.zeros, packed.bits_per_weight))
+        else:
+            tensor = artifact.dense(name)
+            reason = "stored as it was"
+            layers.append(
+                LayerInfo(name, tuple(tensor.shape), tensor.numel(), False, reason, None, 8.0 * tensor.element_size())
             )
-        )
-    size = sum(f.stat().st_size for f in source.weight_files()) or sum(_bytes(t) for t in module.state_dict().values())
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    return _total(str(folder), ", ".join(artifact.config.get("architectures") or ["plain torch"]), size, layers)
+
+
+def _total(spec: str, architecture: str, size: int, layers: list[LayerInfo]) -> Inspection:
     return Inspection(
-        str(source.spec),
-        source.architecture,
+        spec,
+        architecture,
         sum(x.numel for x in layers),
-        scope.numel,
+        sum(x.numel for x in layers if x.prunable),
         sum(x.zeros or 0 for x in layers),
         size,
         layers,
     )
 
 
-def _packed_bits(source: ModelSource) -> dict[str, float]:
-    if not source.is_artifact or source.folder is None:
-        return {}
-    from winnow.formats.artifact import read_artifact
-
-    artifact = read_artifact(source.folder)
-    return {name: artifact.packed(name).bits_per_weight for name in artifact.packed_names}
-
-
 def _kind(p: Prunable) -> str:
     return p.kind if p.parts == 1 else f"{p.kind} x {p.parts}"
-
-
-def _bytes(tensor: Any) -> int:
-    return tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0

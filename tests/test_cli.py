@@ -1,0 +1,159 @@
+"""The command line as a person meets it: exit codes, one-sentence errors, JSON, and nothing written by a dry run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+from small import classifier, points, trained
+
+TESTS = Path(__file__).parent
+
+
+def winnow(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "winnow", *map(str, args)], capture_output=True, text=True, env=env, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    x, y = points()
+    save_file(trained(classifier(), x, y).state_dict(), folder / "weights.safetensors")
+    np.savez(folder / "train.npz", x=x.numpy(), y=y)
+    held_out, truth = points(seed=5)
+    np.savez(folder / "test.npz", x=held_out.numpy(), y=truth)
+    return folder
+
+
+def model(files: Path) -> list[object]:
+    return ["small:classifier", "--weights", files / "weights.safetensors"]
+
+
+def refused(done: subprocess.CompletedProcess, code: int = 2) -> str:
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("winnow: ") and lines[0].endswith("."), done.stderr
+    return lines[0]
+
+
+def test_compress_report_inspect_eval_export(files, tmp_path):
+    out = tmp_path / "out"
+    done = winnow(
+        "compress", *model(files), "--data", files / "train.npz", "--eval", files / "test.npz", "--sparsity", "60%", "--values", "int8",
+        "--samples", 64, "--baselines", "rtn", "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout and str(out / "report.html") in done.stdout
+    report = json.loads((out / "report.json").read_text())
+    assert report["command"].startswith("winnow compress small:classifier") and "--sparsity 60%" in report["command"]
+
+    seen = json.loads(winnow("inspect", out, "--json").stdout)
+    assert seen["zeros"] == round(0.6 * 6912) and seen["prunable"] == 6912
+
+    measured = winnow("eval", "small:classifier", "--weights", out, "--data", files / "test.npz", "--json")
+    chosen = next(c for c in report["candidates"] if c["chosen"])
+    assert json.loads(measured.stdout)["value"] == pytest.approx(chosen["quality"])
+
+    (out / "report.html").unlink()
+    assert winnow("report", out).returncode == 0 and (out / "report.html").exists()
+
+    assert winnow("export", out, "--out", tmp_path / "dense").returncode == 0
+    plain = winnow(
+        "eval",
+        "small:classifier",
+        "--weights",
+        next((tmp_path / "dense").glob("*.safetensors")),
+        "--data",
+        files / "test.npz",
+        "--json",
+    )
+    assert json.loads(plain.stdout)["value"] == pytest.approx(chosen["quality"])
+
+
+def test_dry_run_writes_nothing(files, tmp_path):
+    done = winnow(
+        "compress", *model(files), "--data", files / "train.npz", "--sparsity", "0.5", "--dry-run", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3,456 weights go" in done.stdout and "peak memory" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    plan = json.loads(
+        winnow("compress", *model(files), "--sparsity", "0.5", "--dry-run", "--json", cwd=tmp_path).stdout
+    )
+    assert plan["prunable"] == 6912
+
+
+def test_max_drop_takes_the_smallest_that_holds_or_ends_with_3(files, tmp_path):
+    good = winnow(
+        "compress", *model(files), "--data", files / "train.npz", "--eval", files / "test.npz", "--max-drop", "5", "--samples", 64,
+        "--out", tmp_path / "good", "--json",
+    )  # fmt: skip
+    assert good.returncode == 0, good.stderr
+    report = json.loads(good.stdout)
+    chosen = next(c for c in report["candidates"] if c["chosen"])
+    assert chosen["drop_high"] <= 5
+    refused(
+        winnow(
+            "compress", *model(files), "--data", files / "train.npz", "--eval", files / "test.npz", "--max-drop", "0.0001", "--samples", 64,
+            "--out", tmp_path / "none", "--method", "random", "--baselines", "none",
+        ),
+        code=3,
+    )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--sparsity", "0.5"], "--out"),
+        (["--out", "o", "--sparsity", "fifty"], "fifty"),
+        (["--out", "o", "--sparsity", "1.2"], "1.2"),
+        (["--out", "o"], "say a budget"),
+        (["--out", "o", "--sparsity", "0.5", "--data", "nowhere.csv"], "nowhere.csv"),
+        (["--out", "o", "--sparsity", "0.5", "--structure", "5:4"], "5:4"),
+        (["--out", "o", "--sparsity", "0.5", "--table", "nowhere.json"], "nowhere.json"),
+        (["--out", "/proc/winnow", "--sparsity", "0.5", "--method", "magnitude"], "/proc"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_end_with_2_and_one_sentence(files, tmp_path, args, words):
+    assert words in refused(winnow("compress", *model(files), *args, cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("./nothing", "does not exist"),
+        ("small:nothing", "cannot be found"),
+        ("no_such_package:f", "cannot be found"),
+        ("small:WORDS", ""),
+    ],
+)
+def test_models_that_are_not_there(spec, words, tmp_path):
+    assert words in refused(winnow("inspect", spec, cwd=tmp_path))
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    assert "config.json" in refused(winnow("inspect", folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "code.Model"}}))
+    assert "--trust-remote-code" in refused(winnow("inspect", folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "safetensors" in refused(winnow("inspect", folder))
+    (folder / "config.json").write_text("{half")
+    assert "JSON" in refused(winnow("inspect", folder))
+
+
+def test_unknown_flag_and_version():
+    done = winnow("compress", "m", "--sparsty", "0.5")
+    assert done.returncode == 2 and "--sparsty" in done.stderr
+    done = winnow("--version")
+    assert done.returncode == 0 and done.stdout.startswith("winnow 0.")
