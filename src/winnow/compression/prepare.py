@@ -91,7 +91,10 @@ def prepare(
         raise InputError(
             f"calibration and evaluation data share {shared:,} records: give --eval data that is not in --data, or leave --eval out to have a part held out."
         )
-    processor = tokenizer if tokenizer is not None else _processor(source, kind, records or held_out)
+    given = records if records is not None else held_out
+    if given is not None and given.kind == "tensors":
+        kind = found.kind = "tensors"  # already what the model's forward takes
+    processor = tokenizer if tokenizer is not None else _processor(source, kind, given)
     found.length = length
     if records is not None:
         found.calibration = records
@@ -126,9 +129,11 @@ def prepare(
 
 
 def _processor(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
-    if kind == "vision" or (records is not None and records.kind == "images"):
+    if kind != "clip" and (kind == "vision" or (records is not None and records.kind == "images")):
         return source.image_processing()
     tokenizer = source.tokenizer()
+    if kind == "clip":
+        return tokenizer, source.image_processing()
     if tokenizer is None and records is not None and records.kind in ("text", "pairs"):
         raise InputError(
             f"{source.spec} brings no tokenizer for the text in {records.name}: put its tokenizer files into the folder, or pass tokenizer=."

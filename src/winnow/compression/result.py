@@ -165,6 +165,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
         if source.config is not None:
             config = source.config.to_dict()
             config.pop("quantization_config", None)
+            config["architectures"] = config.get("architectures") or [type(host.model).__name__]
         return writer.finish(
             config=config,
             files=source.companions(),

@@ -176,8 +176,8 @@ class CutProbe:
         graph, generator = _Graph(), torch.Generator().manual_seed(2)
 
         def replace(path: str, n: int, out: torch.Tensor) -> torch.Tensor:
-            if scale and not self.sites[path].through:
-                out = noise(out, generator) * scale
+            if scale:
+                out = noise(out, generator) * scale + (out if self.sites[path].through else 0)
             leaf = torch.zeros_like(out, requires_grad=True)
             graph.leaves.setdefault(path, []).append(leaf)
             return out + leaf

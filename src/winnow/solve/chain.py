@@ -215,8 +215,8 @@ def _solve(problems: list[Problem], names: list[str]) -> list[Solution]:
     if without_gram and names != ["none"]:
         if names != ["sparsegpt"] or shared.grid is None or any(band.zeros for band in bands):
             raise InputError(
-                f"{'+'.join(names)!r} reads the Gram matrix of the inputs of {shared.where or 'the layer'}, which was not "
-                "accumulated: calibrate with it, or use the solver 'none'"
+                f"{'+'.join(names)!r} reads the Gram matrix of {shared.where or 'the layer'}'s inputs, which was "
+                "not accumulated: calibrate with it, or use the solver 'none'"
             )
         names = ["none"]  # nothing to prune and no data to round by: plain rounding
     weights = [p.weight.detach().to(torch.float32) for p in problems]
@@ -244,7 +244,7 @@ def _split(stack: _Stack, without_gram: bool) -> list[Solution]:
             own = Quantized(
                 quantized.codes[band.rows].clone(), quantized.scales[band.rows].clone(), quantized.bits, quantized.group
             )
-        weight = stack.weight[band.rows].clone()
+        weight = stack.weight[band.rows] + 0.0  # a copy of its own, with no negative zeros
         error = None if without_gram else relative_error(weight, stack.dense[band.rows], stack.gram)
         solutions.append(Solution(weight, keep[band.rows].clone(), own, error))
     return solutions
