@@ -20,7 +20,7 @@ Replace = Callable[[str, int, torch.Tensor], torch.Tensor]  # (layer, call numbe
 # (layer or norm, call number, input of a layer or output of a norm, feature axis) -> the norm's output if changed;
 # the module's own outputs come with path "" and no axis
 See = Callable[[str, int, torch.Tensor, "int | None"], "torch.Tensor | None"]
-NOISE = 30.0  # size of replayed outputs that wake a dead ReLU
+STRONG = 30.0  # noise that wakes a dead ReLU, in standard deviations
 
 
 @dataclass
@@ -60,7 +60,7 @@ class CutProbe:
         self.sites = {path: site for path, site in self.sites.items() if path in self.recorded}
         self.producers = {path: site.outputs for path, site in self.sites.items()}
         self.consumers = {path: site.inputs for path, site in self.sites.items() if not site.through}
-        self._graphs = [self._graph(0.0)]
+        self._graphs = [self._graph(False)]
         if self._any_silent():
             self._wake()
 
@@ -75,7 +75,7 @@ class CutProbe:
     def _wake(self) -> None:
         # Where noise is senseless to the module (routing, say) it may fail: NaN will find the silent rows.
         with suppress(*ERRORS):
-            self._graphs.append(self._graph(NOISE))
+            self._graphs.append(self._graph(True))
 
     def escaping(self) -> Rows:
         """Output features that reach the module's output without passing another layer."""
@@ -129,7 +129,7 @@ class CutProbe:
         """
         still: dict[str, torch.Tensor] = {}
         for _ in range(2):  # first to find such norms, then with their features at zero
-            first, second = (self._noisy(rows, vary, still, scale) for scale in (1.0, NOISE))
+            first, second = (self._noisy(rows, vary, still, scale) for scale in (1.0, STRONG))
             found = {
                 path: torch.stack([same(a, b) for a, b in zip(values, second[path])]).all(0)
                 for path, values in first.items()
@@ -172,12 +172,14 @@ class CutProbe:
             if grad is not None:
                 found[path] |= reached(grad.abs() > 0, self.sites[path].axis)
 
-    def _graph(self, scale: float) -> _Graph:
+    def _graph(self, awake: bool) -> _Graph:
         graph, generator = _Graph(), torch.Generator().manual_seed(2)
 
         def replace(path: str, n: int, out: torch.Tensor) -> torch.Tensor:
-            if scale:
-                out = noise(out, generator) * scale + (out if self.sites[path].through else 0)
+            if awake:
+                # Sizes from 0.1 to 100: somewhere each feature is alive, whatever the bias or the clamp after it.
+                size = 10 ** (3 * torch.rand(out.shape, generator=generator) - 1).to(out.device, out.dtype)
+                out = noise(out, generator) * size + (out if self.sites[path].through else 0)
             leaf = torch.zeros_like(out, requires_grad=True)
             graph.leaves.setdefault(path, []).append(leaf)
             return out + leaf

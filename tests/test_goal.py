@@ -1,0 +1,110 @@
+"""The goal search and the verdict on outcomes made by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from winnow.compression.candidates import Candidate, baselines, primary
+from winnow.compression.goal import GRID, search
+from winnow.compression.runner import Outcome
+from winnow.compression.verdict import judge, winner
+from winnow.errors import GateError
+from winnow.measure.quality import Comparison, Evaluation
+from winnow.run.recipe import Recipe
+
+BITS = {"keep": 32, "int8": 8, "int4": 4}
+
+
+def recipe(sparsity, values="keep", **more):
+    return Recipe(method="magnitude", sparsity=sparsity, zeros=round(1000 * sparsity), values=values, **more)
+
+
+def outcome(candidate, drop, size, half=0.2):
+    value = 0.9 - drop / 100
+    evaluation = Evaluation("accuracy", value, value - 0.01, value + 0.01, np.zeros(4), np.zeros(4, int), 4)
+    return Outcome(
+        candidate, None, evaluation, Comparison(drop, drop - half, drop + half, False, 4, "given"), size, 1.0
+    )
+
+
+class Task:
+    metric, scale, higher_is_better, unit = "accuracy", 100.0, True, "points"
+
+
+DENSE = Evaluation("accuracy", 0.9, 0.88, 0.92, np.zeros(4), np.zeros(4, int), 4)
+
+
+def drop_of(candidate):
+    """Loss grows with sparsity and with fewer bits."""
+    r = candidate.recipe
+    return 4 * r.sparsity**2 + {"keep": 0, "int8": 0.05, "int4": 0.6}[r.values]
+
+
+def size_of(candidate):
+    r = candidate.recipe
+    return round(1000 * ((1 - r.sparsity) * BITS[r.values] + (1 if r.sparsity else 0)))
+
+
+def make(calls):
+    def made(candidate):
+        calls.append(candidate.name)
+        return outcome(candidate, drop_of(candidate), size_of(candidate))
+
+    return made
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.8, 1.0, 1.5, 2.5, 4.5, 9])
+def test_search_finds_what_trying_everything_finds(limit):
+    plain = [c for c in baselines([recipe(0.0)], "rtn", has_data=False) if c.kind == "quantized"]
+    calls = []
+    found = search(recipe, plain, make(calls), primary, limit)
+    everything = [*plain, *(primary(recipe(s, v)) for s in GRID for v in BITS)]
+    good = [c for c in everything if drop_of(c) + 0.2 <= limit]
+    assert found.taken.file_bytes == min(size_of(c) for c in good)
+    assert len(calls) == len(set(calls)) <= len(plain) + 3 * 4
+
+
+def test_nothing_within_the_limit_says_how_close_it_came():
+    with pytest.raises(GateError, match=r"closest: .*bound 0\.2"):
+        search(recipe, [], lambda c: outcome(c, 0.05, 10), primary, 0.1)
+    with pytest.raises(GateError):
+        search(recipe, [], lambda c: outcome(c, math.nan, 10), primary, 100)
+
+
+def test_plain_quantization_wins_only_when_no_larger_and_no_worse():
+    chosen = outcome(primary(recipe(0.5)), 1.0, 500)
+    plain = Candidate("int4-g128-rtn", "quantized", recipe(0.0, "int4"))
+    assert winner(chosen, [outcome(plain, 0.5, 400)]).name == "int4-g128-rtn"
+    assert winner(chosen, [outcome(plain, 0.5, 600), outcome(plain, 1.1, 400)]) is None
+    assert winner(chosen, [outcome(plain, 1.0, 500)]) is None
+    assert winner(chosen, [outcome(plain, math.nan, 400)]) is None
+
+
+@pytest.mark.parametrize(
+    ("drop", "others", "tone", "words"),
+    [
+        (0.1, [], "good", "2.00x smaller"),
+        (1.0, [], "mixed", "points"),
+        (9.0, [], "bad", "lost too much"),
+        (math.nan, [], "bad", "lost too much"),
+        (1.0, [("int4-g128-rtn", "quantized", 0.2, 400)], "bad", "Plain quantization is the better answer"),
+        (1.0, [("s50-int8", "pruned+quantized", 1.0, 300)], "mixed", "narrower values"),
+    ],
+)
+def test_verdict(drop, others, tone, words):
+    chosen = outcome(primary(recipe(0.5)), drop, 500)
+    rivals = [
+        outcome(Candidate(n, k, recipe(0.5, "int8") if k != "quantized" else recipe(0.0, "int4")), d, s)
+        for n, k, d, s in others
+    ]
+    found = judge(chosen, rivals, Task(), DENSE, 1000, "out")
+    assert found.tone == tone and words in found.sentence
+    assert (found.better is not None) == bool(others)
+    if others:
+        assert f"--keep {others[0][0]}" in found.next_step
+
+
+def test_a_file_that_did_not_shrink_is_said():
+    chosen = outcome(primary(recipe(0.01)), 0.0, 1010)
+    assert "did not get smaller" in judge(chosen, [], Task(), DENSE, 1000, "out").sentence
