@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+
 from small import classifier, points, trained
 
 TESTS = Path(__file__).parent

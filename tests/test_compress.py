@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import classifier, convnet, images, points, trained
 
 import winnow
+from small import classifier, convnet, images, points, trained
 from winnow.compression.methods import METHODS
 from winnow.errors import InputError
 

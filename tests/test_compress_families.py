@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from families import FAMILIES
 
 import winnow
+from families import FAMILIES
 from winnow.calibrate.batches import call
 
 pytest.importorskip("transformers")

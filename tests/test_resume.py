@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import points
 
 import winnow
+from small import points
 
 SCRIPT = """
 import sys, time, torch
@@ -76,7 +76,6 @@ def test_killed_at_random_points_and_resumed_is_bit_for_bit_equal(uninterrupted,
 
 def test_another_recipe_never_takes_over_stored_blocks(tmp_path):
     from small import classifier
-
     from winnow.run.store import Store, stage_key
 
     a = stage_key("prune", recipe={"zeros": 1}, model="x")

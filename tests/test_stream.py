@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from small import save_llama, sentences, write_lines
 
 import winnow
+from small import save_llama, sentences, write_lines
 from winnow.calibrate.stream import Shards
 from winnow.errors import FormatError, InputError
 

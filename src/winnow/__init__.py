@@ -31,9 +31,14 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from winnow.budget import Budget as Budget
     from winnow.compression import compress as compress
-    from winnow.errors import FormatError as FormatError, GateError as GateError, InputError as InputError, WinnowError as WinnowError
-    from winnow.formats import export_dense as export_dense, load as load
-    from winnow.masks.mask import Mask as Mask, MaskSet as MaskSet
+    from winnow.errors import FormatError as FormatError
+    from winnow.errors import GateError as GateError
+    from winnow.errors import InputError as InputError
+    from winnow.errors import WinnowError as WinnowError
+    from winnow.formats import export_dense as export_dense
+    from winnow.formats import load as load
+    from winnow.masks.mask import Mask as Mask
+    from winnow.masks.mask import MaskSet as MaskSet
     from winnow.masks.scope import find_scope as find_scope
     from winnow.verbs.evaluate import evaluate as evaluate
     from winnow.verbs.inspect import inspect as inspect
