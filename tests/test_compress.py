@@ -232,3 +232,12 @@ def test_rerun_replaces_the_result_and_keeps_nothing_else(model, tmp_path):
         winnow.compress(model, None, sparsity=rate, method="magnitude", baselines="none", out=tmp_path / "out")
     loaded = winnow.load(tmp_path / "out", factory=classifier)
     assert sum(int((b.up.weight == 0).sum() + (b.down.weight == 0).sum()) for b in loaded.blocks) == round(0.7 * 6912)
+
+
+def test_model_card_says_where_it_comes_from_and_how_to_load(model, tmp_path):
+    result = winnow.compress(model, points(), eval=points(seed=5), sparsity=0.6, baselines="none", samples=64)
+    result.save(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\ntags:\n- winnow")
+    assert "| zeros among prunable weights |  | 60 % |" in card.replace("\u00a0", " ")
+    assert "winnow.load(" in card and "original model is unchanged" in card

@@ -29,7 +29,9 @@ class Ledger:
 
     @property
     def need(self) -> int:
-        return ALLOWANCE + self.resident + self.outside + self.block + max(self.solving, self.forward) + self.activations
+        return (
+            ALLOWANCE + self.resident + self.outside + self.block + max(self.solving, self.forward) + self.activations
+        )
 
     def table(self) -> list[tuple[str, int]]:
         return [

@@ -93,9 +93,11 @@ class Result:
             )
         folder = write_folder(self._setup, self._runner, outcome, Path(out))
         if candidate is None:
+            from winnow.report import card
             from winnow.report.html import write
 
             write(self.report, folder)
+            card.write(self.report, folder)
             self.folder = folder
         return folder
 
@@ -113,6 +115,7 @@ def finish(
 ) -> Result:
     """Writes the folders asked for and the report."""
     from winnow.compression.reporting import build_report
+    from winnow.report import card
     from winnow.report.html import write
 
     out = setup.job.out
@@ -133,6 +136,8 @@ def finish(
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name)
         write(report, out)
+        if chosen == outcomes[:1]:
+            card.write(report, out)
     return result
 
 
