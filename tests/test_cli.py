@@ -158,3 +158,51 @@ def test_unknown_flag_and_version():
     assert done.returncode == 2 and "--sparsty" in done.stderr
     done = winnow("--version")
     assert done.returncode == 0 and done.stdout.startswith("winnow 0.")
+
+
+def test_interrupt_is_one_sentence_and_the_work_stays(files, tmp_path):
+    script = (
+        "import os, signal, sys, threading\n"
+        "from winnow.compression import prune\n"
+        "from winnow.cli import main\n"
+        "work = prune.Pruner._prune\n"
+        "def stop(self, path, *a):\n"
+        "    work(self, path, *a)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "prune.Pruner._prune = stop\n"
+        "main(sys.argv[1:])\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    args = ["compress", *model(files), "--data", files / "train.npz", "--sparsity", "0.5", "--out", tmp_path / "out"]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True, env=env)
+    assert "goes on where this one was" in refused(done, code=1)
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out.work").glob("prune-*/unit-*.safetensors"))
+
+
+def test_full_disk_is_one_sentence_and_the_rerun_goes_on(files, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mount.returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    args = [
+        "compress",
+        *model(files),
+        "--data",
+        files / "train.npz",
+        "--sparsity",
+        "0.5",
+        "--method",
+        "wanda",
+        "--task",
+        "none",
+    ]
+    try:
+        refused(winnow(*args, "--out", small / "out"), code=1)
+        assert not (small / "out").exists()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        assert winnow(*args, "--out", small / "out").returncode == 0
+        assert (small / "out" / "report.html").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

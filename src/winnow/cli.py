@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a Hugging Face name, or package.module:function.")
 ]
@@ -239,7 +241,10 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def main(argv: list[str] | None = None) -> None:
     """Entry point: every foreseen failure is one sentence on standard error and an exit code."""
     try:
-        app(args=argv, prog_name="winnow", standalone_mode=True)
+        code = app(args=argv, prog_name="winnow", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
     except WinnowError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -250,12 +255,18 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(
             f"the disk is full ({error.filename or 'output folder'}): free some space and run the same command again.",
             1,
         )
+    except Exception as error:
+        show = getattr(error, "show", None)  # a usage error of the command line: it knows how to say itself
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def _fail(sentence: str, code: int) -> None:
