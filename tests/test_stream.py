@@ -31,7 +31,7 @@ def test_streamed_equals_in_memory(tmp_path, texts, tied, dtype, method):
     assert len(list(folder.glob("*.safetensors"))) > 1
     calibration, held_out = map(str, texts)
     options = dict(
-        eval=held_out, sparsity=0.5, method=method, values="int8", samples=16, length=32, baselines="rtn",
+        eval=held_out, sparsity=0.5, method=method, values="int8", sequential="block", samples=16, length=32, baselines="rtn",
         dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
     )  # fmt: skip
     whole = winnow.compress(folder, calibration, out=tmp_path / "whole", **options)

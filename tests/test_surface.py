@@ -19,7 +19,7 @@ FLAGS = {
         "--data", "--out", "--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label",
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
-        "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--dry-run", "--json",
+        "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--dry-run", "--json",
     },
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",

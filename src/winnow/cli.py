@@ -97,6 +97,12 @@ def compress(
     eval_limit: EvalLimit = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     damp: Annotated[float, typer.Option(help="Damping of the Gram matrix, share of its mean diagonal.")] = 0.01,
+    sequential: Annotated[
+        str,
+        typer.Option(
+            help="A layer's statistics follow the pruned layers (layer) or blocks (block) before it; auto chooses."
+        ),
+    ] = "auto",
     recalibrate: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics.")] = True,
     ram: Annotated[
         str | None, typer.Option(help="Memory limit, e.g. 2GB: the model is streamed from its shards.")
@@ -121,7 +127,7 @@ def compress(
         label=label, method=method, score=score, group=group, allocation=allocation, table=_table(table), structure=structure,
         solver=solver, values=values, group_size=group_size, baselines=baselines, keep=tuple(keep or ()), include=tuple(include or ()),
         exclude=tuple(exclude or ()), samples=samples, length=length, batch_size=batch_size, eval_limit=eval_limit, seed=seed,
-        damp=damp, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code,
+        damp=damp, sequential=sequential, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if dry_run:
         plan: Any = run(model, data, out=out, dry_run=True, **options)

@@ -21,14 +21,14 @@ from winnow.masks.prunable import Prunable
 Slot = tuple[str, int]  # prunable, part
 
 
-class _Input:
+class Seen:
     """Recognises one activation: the same memory, still alive and not written to since."""
 
     def __init__(self, x: torch.Tensor) -> None:
         self._alive = StorageWeakRef(x.untyped_storage())
         self._key = (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x.shape[-1], x._version)
 
-    def same(self, other: _Input) -> bool:
+    def same(self, other: Seen) -> bool:
         return self._key == other._key and not self._alive.expired()
 
 
@@ -46,7 +46,7 @@ class Capture:
         self._prunables = {p.name: p for p in prunables}
         self._device = device
         self._stats: dict[Slot, InputStats] = {}
-        self._last: dict[int, tuple[_Input, set[Slot]]] = {}  # by id of the statistics
+        self._last: dict[int, tuple[Seen, set[Slot]]] = {}  # by id of the statistics
         self._calls: dict[Slot, int] = {}
         self.padding: Padding | None = None
         self._hooked: dict[nn.Module, list[Prunable]] = {}
@@ -118,7 +118,7 @@ class Capture:
         self._add(p, parts, x, rows)
 
     def _add(self, p: Prunable, parts: range, x: torch.Tensor, rows: torch.Tensor | None) -> None:
-        seen = _Input(x)
+        seen = Seen(x)
         for part in parts:
             slot = (p.name, part)
             self._calls[slot] = self._calls.get(slot, 0) + 1
@@ -135,7 +135,7 @@ class Capture:
             tokens = x.reshape(-1, x.shape[-1])
             stats.update(tokens if rows is None else tokens[rows])
 
-    def _shared(self, p: Prunable, seen: _Input) -> InputStats | None:
+    def _shared(self, p: Prunable, seen: Seen) -> InputStats | None:
         for slot, stats in self._stats.items():
             last = self._last.get(id(stats))
             same = last is not None and stats.cols == p.cols and last[0].same(seen)

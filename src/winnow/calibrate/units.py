@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,18 +27,21 @@ class Unit:
     prunables: list[Prunable]
 
 
-def find_units(model: nn.Module, scope: Scope) -> tuple[list[Unit], list[Unit]]:
+def find_units(
+    model: nn.Module, scope: Scope, by: Literal["block", "layer"] = "block"
+) -> tuple[list[Unit], list[Unit]]:
     """The units of a model in module order, and those that no forward can stop at.
 
-    The second kind are owners of prunables that were asked for by name and have units below them.
+    ``by`` "layer" stops at every prunable layer, inside blocks too. The second kind are owners of prunables that were
+    asked for by name and have units below them.
     """
     blocks = find_blocks(model)
-    prunables: dict[str, list[Prunable]] = {block.path: [] for block in blocks}
+    prunables: dict[str, list[Prunable]] = {block.path: [] for block in blocks if by == "block"}
     modules = dict(model.named_modules(remove_duplicate=False))
     for p in scope.prunables.values():
-        path = p.block or _callable(p, modules)
+        path = p.block if p.block and by == "block" else _callable(p, modules)
         prunables.setdefault(path, []).append(p)
-    if not blocks:
+    if not blocks and by == "block":
         return [whole(model, scope)], []
     order = {path: i for i, path in enumerate(modules)}
     units: list[Unit] = []
@@ -47,6 +50,18 @@ def find_units(model: nn.Module, scope: Scope) -> tuple[list[Unit], list[Unit]]:
         above = any(other != path and (not path or other.startswith(f"{path}.")) for other in prunables)
         (loose if above else units).append(Unit(path, modules[path], prunables[path]))
     return units, loose
+
+
+def one_stream(model: nn.Module) -> bool:
+    """Whether a layer alone tells which padding its input has: one stack of blocks, or nothing embedded (images).
+
+    Encoder-decoders and several towers need the arguments of the whole block for that, and torch's
+    MultiheadAttention reads its weights inside one call.
+    """
+    if any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
+        return False
+    stacks = {block.path.rpartition(".")[0] for block in find_blocks(model)}
+    return len(stacks) < 2 or not any(isinstance(m, nn.Embedding) for m in model.modules())
 
 
 def whole(model: nn.Module, scope: Scope) -> Unit:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from winnow.calibrate.capture import Capture
+from winnow.calibrate.capture import Capture, Seen
 from winnow.calibrate.padding import Padding
 from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
-from winnow.calibrate.units import Unit, call_model, find_units, first_example, probe, whole
+from winnow.calibrate.units import Unit, call_model, find_units, first_example, one_stream, probe, whole
 from winnow.errors import InputError
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import Prunable, Scope
@@ -37,7 +39,9 @@ class Walker:
 
     A batch is a mapping (``model(**batch)``), a tuple or list (``model(*batch)``) or a tensor; padding is left out
     by its ``attention_mask`` and ``decoder_attention_mask`` (or torch's key padding masks). ``gram`` says which
-    prunables get a Gram matrix. ``device`` runs units on an accelerator, "cpu" leaves them where their weights
+    prunables get a Gram matrix. ``by`` "layer" stops at every prunable layer instead of every block: a layer's inputs
+    then come from all pruned layers before it, those of its own block too, and every layer runs once instead of twice
+    (its statistics need only its input), while more hidden states wait at a time. ``device`` runs units on an accelerator, "cpu" leaves them where their weights
     are. ``enter`` and ``leave`` are called around the time a unit's weights are needed. ``spill`` is a folder for
     the hidden states of waiting batches. ``progress`` gets (runs done, runs in all, path of the unit).
 
@@ -51,6 +55,7 @@ class Walker:
         scope: Scope,
         *,
         gram: bool | Callable[[Prunable], bool],
+        by: Literal["block", "layer"] = "block",
         device: torch.device | str = "cpu",
         enter: Callable[[Unit], None] | None = None,
         leave: Callable[[Unit], None] | None = None,
@@ -66,13 +71,18 @@ class Walker:
         self._device = torch.device(device)
         self._enter, self._leave = enter or _nothing, leave or _nothing
         self._spill_folder, self._progress = spill, progress
+        self._by = by
         self._units: list[Unit] | None = None
         self._loose: list[Unit] = []
 
     def units(self) -> list[Unit]:
         """The units in the order a first example reaches them (in module order on a meta-device skeleton)."""
         if self._units is None:
-            units, self._loose = find_units(self._model, self._scope)
+            if self._by == "layer" and not one_stream(self._model):
+                raise InputError(
+                    "this model has several stacks of blocks or torch's MultiheadAttention: calibrate it block by block"
+                )
+            units, self._loose = find_units(self._model, self._scope, self._by)
             if len(units) > 1 and not any(p.is_meta for p in self._model.parameters()):
                 units = self._ordered(units)
             self._units = units
@@ -134,6 +144,7 @@ class _Walk:
         self.passes: list[SuspendedPass] = []
         self.paddings: list[Padding] = []
         self.spill: Spill | None = None
+        self.recent: _Recent | None = None
 
     def run(self) -> None:
         model = self.w._model
@@ -222,6 +233,8 @@ class _Walk:
 
     def _statistics(self, unit: Unit, here: list[int]) -> dict[str, list[InputStats]]:
         device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
+        if self._runs_once(unit):
+            return self._read(unit, here, device)
         capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
         routed = any(_within(path, unit.path) for path in self.routed)
         writes = False
@@ -246,6 +259,37 @@ class _Walk:
                 self.spill.drop(i)
             self._report(1, unit)
         return capture.results(ran=bool(here))
+
+    def _runs_once(self, unit: Unit) -> bool:
+        """Whether the unit is a layer whose statistics need its input only."""
+        if len(unit.prunables) != 1 or unit.prunables[0].module != unit.path:
+            return False
+        return isinstance(unit.module, (nn.Linear, _ConvNd)) or unit.prunables[0].kind == "conv1d"
+
+    def _read(self, unit: Unit, here: list[int], device: torch.device) -> dict[str, list[InputStats]]:
+        """Statistics of one layer from its waiting inputs; those of the layer before where it reads the same."""
+        p = unit.prunables[0]
+        seen: dict[int, Seen] = {}
+        if self.spill is None and p.kind != "conv":
+            seen = {i: Seen(_first(self.passes[i].call)) for i in here}
+            last = self.recent
+            if last is not None and last.serves(p, seen, self.w._gram(p)):
+                self._report(len(here), unit)
+                return {p.name: [last.stats]}
+        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
+        for i in here:
+            self._fetch(i)
+            args, kwargs = self.passes[i].call
+            self.paddings[i].enter(args, kwargs, whole=False, time_first=False)
+            with capture.watching(self.paddings[i], routed=False):
+                capture.read(unit.module, args, kwargs)
+            del args, kwargs
+            if self.spill is not None:
+                self.spill.drop(i)
+            self._report(1, unit)
+        found = capture.results(ran=bool(here))
+        self.recent = _Recent(seen, found[p.name][0], self.w._gram(p)) if seen else None
+        return found
 
     def _fetch(self, i: int) -> None:
         if self.spill is not None:
@@ -290,6 +334,28 @@ class _Walk:
         self.steps += steps
         if self.w._progress is not None:
             self.w._progress(self.steps, self.total, unit.path)
+
+
+@dataclass
+class _Recent:
+    """The inputs that the last layer read, pass by pass, and their statistics."""
+
+    inputs: dict[int, Seen]
+    stats: InputStats
+    gram: bool
+
+    def serves(self, p: Prunable, seen: dict[int, Seen], gram: bool) -> bool:
+        return (
+            self.stats.cols == p.cols
+            and self.gram == gram
+            and seen.keys() == self.inputs.keys()
+            and all(self.inputs[i].same(one) for i, one in seen.items())
+        )
+
+
+def _first(call: Any) -> torch.Tensor:
+    args, kwargs = call
+    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
 
 
 def _within(path: str, unit: str) -> bool:

@@ -50,6 +50,7 @@ class Job:
     eval_limit: int | None = None
     seed: int = 0
     damp: float = 0.01
+    sequential: str = "auto"
     recalibrate: bool = True
     ram: str | int | None = None
     device: str = "cpu"
@@ -108,6 +109,8 @@ class Job:
             raise InputError(f"a table of rates and --allocation {self.allocation} exclude each other.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype {self.dtype!r} is not known: choose auto, float32 or bfloat16.")
+        if self.sequential not in ("auto", "layer", "block"):
+            raise InputError(f"--sequential {self.sequential!r} is not known: choose auto, layer or block.")
         self.memory_limit()
 
     def memory_limit(self) -> int | None:

@@ -112,8 +112,8 @@ def solve_unit(
         for (p, part), solution in zip(members, solve_group(problems, solver)):
             found[p.name][part] = solution
         del problems
-        if shared is not None:
-            shared.cache.clear()
+        if shared is not None and len(groups) > 1:
+            shared.cache.clear()  # a layer alone may be followed by one that reads the same input
         for p, _ in members:
             if len(found.get(p.name, ())) == p.parts:
                 parts = found.pop(p.name)
@@ -193,6 +193,7 @@ class Pruner:
                 self.batches,
                 self.scope,
                 gram=gram,
+                by=self.recipe.sequential,
                 device=self.device,
                 enter=self._enter,
                 leave=lambda unit: self.host.leave(unit.path),

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from winnow.budget import Budget
+from winnow.calibrate.batches import token_count
+from winnow.calibrate.units import one_stream
 from winnow.compression.candidates import Candidate, baselines, primary
 from winnow.compression.counts import total_zeros
 from winnow.compression.goal import Search, nothing_holds, search, within
@@ -25,6 +28,7 @@ from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.errors import GateError, InputError
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
+from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
 from winnow.run.store import Store
@@ -82,6 +86,7 @@ def set_up(job: Job) -> Setup:
     if method == "auto":
         method, reason = choose(scope, has_data=bool(prepared.batches), structure=job.structure)
     allocation = "table" if job.table is not None else job.allocation
+    sequential = _sequential(job, host, scope, prepared)
     parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
@@ -95,7 +100,7 @@ def set_up(job: Job) -> Setup:
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, recalibrate=job.recalibrate, table=job.table,
+                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=job.recalibrate, table=job.table,
                 include=job.include, exclude=job.exclude, samples=job.samples, length=prepared.length, batch_size=job.batch_size, seed=job.seed,
             )
         )  # fmt: skip
@@ -205,8 +210,6 @@ def _compute_dtype(job: Job, source: ModelSource) -> torch.dtype | None:
     """Arithmetic in float32 unless asked otherwise or the model would not fit: half precision on a CPU is slow or coarse."""
     if job.dtype != "auto":
         return getattr(torch, job.dtype)
-    from winnow.measure.memory import available_memory
-
     stored = sum(f.stat().st_size for f in source.weight_files())
     return torch.float32 if 4 * stored < available_memory() and job.device == "cpu" else None
 
@@ -216,6 +219,19 @@ def _bytes(host: Host, scope: Scope) -> tuple[int, int]:
     total = sum(stored_sizes(host).values())
     prunable = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
     return total - prunable, total
+
+
+def _sequential(job: Job, host: Host, scope: Scope, prepared: Prepared) -> Literal["layer", "block"]:
+    """Layer by layer takes half the forwards and holds more hidden states: where they fit, and the model allows it."""
+    if job.sequential == "layer" and host.streamed:
+        raise InputError("--sequential layer needs the model in memory: leave out --ram, or choose block.")
+    if job.sequential != "auto":
+        return "layer" if job.sequential == "layer" else "block"
+    if host.streamed or not prepared.batches or not one_stream(host.model):
+        return "block"
+    widths = [p.cols for p in scope.prunables.values() if p.kind != "conv"] or [0]
+    waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
+    return "layer" if waiting < available_memory() / 4 else "block"
 
 
 def _import_ahead() -> None:

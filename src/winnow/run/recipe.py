@@ -34,6 +34,7 @@ class Recipe(BaseModel):
     sparsity: float = Field(ge=0, lt=1)
     zeros: int = Field(ge=0)
     damp: float = Field(0.01, gt=0)
+    sequential: Literal["layer", "block"] = "block"  # whose pruned predecessors feed a layer's statistics
     recalibrate: bool = True  # batch-norm statistics, where there are any
     table: dict[str, float] | None = None  # allocation="table": rate by name or pattern
     include: tuple[str, ...] = ()
