@@ -39,7 +39,12 @@ class Winnow:
         from winnow.run.recipe import Recipe
 
         recipe = Recipe(
-            method=method, **resolve(method), sparsity=sparsity, zeros=round(sparsity * self.scope.numel), damp=0.01
+            method=method,
+            **resolve(method),
+            sparsity=sparsity,
+            zeros=round(sparsity * self.scope.numel),
+            damp=0.01,
+            sequential="layer",
         )
         if self.pruned:
             self.host.restore(self.scope)
