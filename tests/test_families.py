@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import families
-from winnow.calibrate.units import call_model
+from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.walker import Walker
 from winnow.masks.blocks import find_blocks
 from winnow.masks.scope import find_scope

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import families
+from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.statistics import InputStats
-from winnow.calibrate.units import call_model
 from winnow.calibrate.walker import Walker
 from winnow.calibrate.windows import update_windows
 from winnow.errors import InputError, WinnowError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 def call(model: nn.Module, batch: Any) -> Any:
     """``model(**batch)``, ``model(*batch)`` or ``model(batch)``, whichever the batch's type means."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         return model(*batch)
@@ -21,7 +22,7 @@ def token_count(batches: list[Any]) -> int:
     """Positions that count: unpadded tokens where there is a mask, otherwise rows (images, feature vectors)."""
     total = 0
     for batch in batches:
-        if isinstance(batch, dict):
+        if isinstance(batch, Mapping):
             mask = batch.get("attention_mask")
             first = mask if mask is not None else next(v for v in batch.values() if torch.is_tensor(v))
             total += (

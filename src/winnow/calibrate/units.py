@@ -91,15 +91,6 @@ def _note(calls: list[str], path: str) -> Callable[..., None]:
     return note
 
 
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """The model's ordinary forward on a batch: a mapping of arguments, a tuple or list of them, or one tensor."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
-
-
 def first_example(batch: Any) -> Any | None:
     """The batch cut to its first example, or None where its tensors do not share a first dimension."""
     items = (

@@ -1,0 +1,268 @@
+"""One walk over the units of a model: the suspended passes, where each waits, and what remains to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map_only
+
+from winnow.calibrate.batches import call as call_model
+from winnow.calibrate.capture import Capture, Seen
+from winnow.calibrate.padding import Padding
+from winnow.calibrate.quiet import calibrating
+from winnow.calibrate.spill import Spill
+from winnow.calibrate.statistics import InputStats
+from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
+from winnow.calibrate.units import Unit
+from winnow.errors import InputError
+from winnow.masks.experts import find_experts
+from winnow.masks.prunable import Prunable
+
+if TYPE_CHECKING:
+    from winnow.calibrate.walker import Walker
+
+Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
+
+
+class Walk:
+    """One walk: the passes, where each waits, and what remains to be done."""
+
+    def __init__(self, walker: Walker, units: list[Unit], visit: Visit, skip: Callable[[Unit], bool]) -> None:
+        self.w, self.units, self.visit, self.skip = walker, units, visit, skip
+        self.rank = {unit.path: i for i, unit in enumerate(units)}
+        self.left = {unit.path for unit in units if unit.prunables}
+        self.finished: set[str] = set()
+        self.routed = {group.path for group in find_experts(walker._model)}
+        self.steps, self.total = 0, 2 * len(units) * len(walker._batches)
+        self.passes: list[SuspendedPass] = []
+        self.paddings: list[Padding] = []
+        self.spill: Spill | None = None
+        self.recent: _Recent | None = None
+
+    def run(self) -> None:
+        model = self.w._model
+        with calibrating(model), stopping_at({u.module: u for u in self.units}) as self.forwards, self._spilling():
+            try:
+                self._start()
+                while self.left and (unit := self._next()) is not None:
+                    self._unit(unit)
+            finally:
+                for one in self.passes:
+                    one.halt()
+            for unit in [*self.units, *self.w._loose]:
+                if unit.path not in self.finished and unit.prunables:
+                    self._unreached(unit)
+        self._report(self.total - self.steps, self.units[-1])
+
+    @contextmanager
+    def _spilling(self) -> Iterator[None]:
+        if self.w._spill_folder is not None:
+            owned = [*self.w._model.parameters(), *self.w._model.buffers()]
+            for batch in self.w._batches:
+                tree_map_only(torch.Tensor, owned.append, dict(batch) if isinstance(batch, Mapping) else batch)
+            self.spill = Spill(self.w._spill_folder, [t for t in owned if not t.is_meta])
+        try:
+            yield
+        finally:
+            if self.spill is not None:
+                self.spill.close()
+
+    def _start(self) -> None:
+        model, threads = self.w._model, pool_size(len(self.w._batches))
+        for i, batch in enumerate(self.w._batches):
+            self.paddings.append(Padding(batch))
+            self.passes.append(SuspendedPass(partial(call_model, model, batch), threads))
+            self.passes[i].start()
+            self._settle(i)
+
+    def _settle(self, i: int) -> None:
+        """After pass ``i`` has moved: where it met a unit that is done already, run that and let it go on."""
+        one = self.passes[i]
+        while not one.finished and one.stop.path in self.finished:
+            unit = one.stop
+            if unit.prunables:
+                self._again(unit)
+            self.w._enter(unit)
+            with self._placed(unit):
+                output = self._forward(unit, i)
+            self.w._leave(unit)
+            one.resume(output)
+        if self.spill is not None and not one.finished:
+            self.spill.park(i, one.call)
+
+    def _again(self, unit: Unit) -> None:
+        if any(p.is_meta for p in self.w._model.parameters()):
+            raise InputError(
+                f"{unit.path} runs more than once in a forward, so this model cannot be streamed block by block: "
+                "run it without a memory limit"
+            )
+        note = f"{unit.path} was reached again after it was pruned; that call is not in its statistics"
+        if note not in self.w.notes:
+            self.w.notes.append(note)
+
+    def _next(self) -> Unit | None:
+        waiting = [one.stop for one in self.passes if not one.finished]
+        return min(waiting, key=lambda unit: self.rank[unit.path], default=None)
+
+    def _unit(self, unit: Unit) -> None:
+        here = [i for i, one in enumerate(self.passes) if one.stop is unit]
+        self.w._enter(unit)
+        with self._placed(unit):
+            if unit.prunables and not self.skip(unit):
+                self.visit(unit, self._statistics(unit, here))
+            self.finished.add(unit.path)
+            self.left.discard(unit.path)
+            if self.left:  # after the last unit nobody needs the outputs, nor the head
+                for i in here:
+                    self._fetch(i)
+                    output = self._forward(unit, i)
+                    if self.spill is not None:
+                        self.spill.release(i)
+                    self._report(1, unit)
+                    self.passes[i].resume(output)
+                    del output
+                    self._settle(i)
+        self.w._leave(unit)
+
+    def _statistics(self, unit: Unit, here: list[int]) -> dict[str, list[InputStats]]:
+        device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
+        if self._runs_once(unit):
+            return self._read(unit, here, device)
+        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
+        routed = any(_within(path, unit.path) for path in self.routed)
+        writes = False
+        for n, i in enumerate(here):
+            self._fetch(i)
+            call = self.passes[i].call
+            args, kwargs = call
+            self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=capture.time_first)
+            tensors = _tensors(call)
+            # A block that writes to its own input would see its own traces in the second run.
+            copies = [t.clone() for t in tensors] if writes or n == 0 else []
+            versions = [t._version for t in tensors]
+            with capture.watching(self.paddings[i], routed=routed):
+                capture.read(unit.module, args, kwargs)
+                self._forward(unit, i)
+            writes = writes or [t._version for t in tensors] != versions
+            if writes:
+                for tensor, copy in zip(tensors, copies):
+                    tensor.copy_(copy)
+            del copies, tensors, call, args, kwargs
+            if self.spill is not None:
+                self.spill.drop(i)
+            self._report(1, unit)
+        return capture.results(ran=bool(here))
+
+    def _runs_once(self, unit: Unit) -> bool:
+        """Whether the unit is a layer whose statistics need its input only."""
+        if len(unit.prunables) != 1 or unit.prunables[0].module != unit.path:
+            return False
+        return isinstance(unit.module, (nn.Linear, _ConvNd)) or unit.prunables[0].kind == "conv1d"
+
+    def _read(self, unit: Unit, here: list[int], device: torch.device) -> dict[str, list[InputStats]]:
+        """Statistics of one layer from its waiting inputs; those of the layer before where it reads the same."""
+        p = unit.prunables[0]
+        seen: dict[int, Seen] = {}
+        if self.spill is None and p.kind != "conv":
+            seen = {i: Seen(_first(self.passes[i].call)) for i in here}
+            last = self.recent
+            if last is not None and last.serves(p, seen, self.w._gram(p)):
+                self._report(len(here), unit)
+                return {p.name: [last.stats]}
+        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
+        for i in here:
+            self._fetch(i)
+            args, kwargs = self.passes[i].call
+            self.paddings[i].enter(args, kwargs, whole=False, time_first=False)
+            with capture.watching(self.paddings[i], routed=False):
+                capture.read(unit.module, args, kwargs)
+            del args, kwargs
+            if self.spill is not None:
+                self.spill.drop(i)
+            self._report(1, unit)
+        found = capture.results(ran=bool(here))
+        self.recent = _Recent(seen, found[p.name][0], self.w._gram(p)) if seen else None
+        return found
+
+    def _fetch(self, i: int) -> None:
+        if self.spill is not None:
+            self.spill.fetch(i)
+
+    def _forward(self, unit: Unit, i: int) -> Any:
+        args, kwargs = self.passes[i].call
+        device = self.w._device
+        if device.type == "cpu":
+            return self.forwards[unit.module](*args, **kwargs)
+        home = next((t.device for t in _tensors((args, kwargs))), torch.device("cpu"))
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
+        output = self.forwards[unit.module](*args, **kwargs)
+        return tree_map_only(torch.Tensor, lambda t: t.to(home), output)
+
+    @contextmanager
+    def _placed(self, unit: Unit) -> Iterator[None]:
+        device = self.w._device
+        homes = {p.device for p in unit.module.parameters()}
+        if device.type == "cpu" or homes <= {device}:
+            yield
+            return
+        home = next(iter(homes), torch.device("cpu"))
+        unit.module.to(device)
+        try:
+            yield
+        finally:
+            unit.module.to(home)
+
+    def _unreached(self, unit: Unit) -> None:
+        self.w._enter(unit)
+        self.w.unreached.extend(unit.prunables)
+        if not self.skip(unit):
+            with self._placed(unit):
+                device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
+                self.visit(
+                    unit, Capture(unit.module, unit.path, unit.prunables, self.w._gram, device).results(ran=False)
+                )
+        self.w._leave(unit)
+
+    def _report(self, steps: int, unit: Unit) -> None:
+        self.steps += steps
+        if self.w._progress is not None:
+            self.w._progress(self.steps, self.total, unit.path)
+
+
+@dataclass
+class _Recent:
+    """The inputs that the last layer read, pass by pass, and their statistics."""
+
+    inputs: dict[int, Seen]
+    stats: InputStats
+    gram: bool
+
+    def serves(self, p: Prunable, seen: dict[int, Seen], gram: bool) -> bool:
+        return (
+            self.stats.cols == p.cols
+            and self.gram == gram
+            and seen.keys() == self.inputs.keys()
+            and all(self.inputs[i].same(one) for i, one in seen.items())
+        )
+
+
+def _first(call: Any) -> torch.Tensor:
+    args, kwargs = call
+    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
+
+
+def _within(path: str, unit: str) -> bool:
+    return not unit or path == unit or path.startswith(f"{unit}.")
+
+
+def _tensors(call: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    tree_map_only(torch.Tensor, found.append, call)
+    return found
