@@ -162,7 +162,8 @@ def test_unknown_flag_and_version():
 
 def test_interrupt_is_one_sentence_and_the_work_stays(files, tmp_path):
     script = (
-        "import os, signal, sys, threading\n"
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the parent runs in the background\n"
         "from winnow.compression import prune\n"
         "from winnow.cli import main\n"
         "work = prune.Pruner._prune\n"

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from winnow.calibrate.statistics import InputStats
@@ -239,6 +239,7 @@ def test_least_squares_is_lstsq_row_by_row(direct):
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), rate=st.floats(0, 1), damp=st.sampled_from([0.0, 0.01, 1.0]), direct=st.booleans())
+@example(seed=512, rate=0.0, damp=0.0, direct=False)  # fewer tokens than inputs, no damping: values ran off
 def test_no_row_is_worse_than_what_it_came_from(seed, rate, damp, direct):
     weight, _, stats = make_layer(5, 20, seed, tokens=15)
     generator = torch.Generator().manual_seed(seed)

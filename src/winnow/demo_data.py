@@ -52,8 +52,7 @@ class DigitsViT(nn.Module):
     def __init__(self, dim: int = 96, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, dim, kernel_size=2, stride=2)
-        # As large as a patch's own embedding: with the usual 0.02 the mean over patches hides where a stroke is, and
-        # the same training ends at 60 %.
+        # As large as a patch's own embedding: with the usual 0.02 the mean over patches hides where a stroke is.
         self.position = nn.Parameter(torch.randn(1, 16, dim) * 0.5)
         self.blocks = nn.ModuleList(DigitsBlock(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)

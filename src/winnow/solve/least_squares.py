@@ -10,6 +10,7 @@ from winnow.solve.error import row_errors
 _DIRECT = 128  # up to this many inputs one Cholesky factorization a row is as cheap as iterating
 _BYTES = 1 << 26  # memory for the systems of the rows solved together
 _STEPS = 200
+_ROUNDING = 5e-7  # a few units in the last place of float32
 _TOLERANCE = 1e-5
 
 
@@ -36,7 +37,10 @@ def least_squares(
         found = _factorized(reference, keep, hessian.double()).to(reference.dtype)
     else:
         found = masked_cg(reference, current, keep, hessian, _STEPS, _TOLERANCE)
-    better = row_errors(found - reference, gram) < row_errors(current - reference, gram)
+    change = found - reference
+    # |d|^T |G| |d| bounds what rounding may hide: without damping, values can run off along inputs nobody used.
+    rounding = _ROUNDING * (change.abs().double() @ gram.diagonal().clamp_min(0).double().sqrt()).square()
+    better = row_errors(change, gram) + rounding < row_errors(current - reference, gram)
     return torch.where(better[:, None], found, current)
 
 
