@@ -31,6 +31,7 @@ status = pathlib.Path(sys.argv.pop(1))
 atexit.register(lambda: status.write_text(pathlib.Path("/proc/self/status").read_text()))
 sys.argv.pop(0)
 if sys.argv[0].endswith(".py"):
+    sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
 else:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -74,7 +74,7 @@ def build_report(
         verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone),
         next_step=verdict.next_step,
         undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.sha256()[:12]}). "
-        f"`winnow export {place} --to dense` writes this one for use without winnow.",
+        f"`winnow export {place} --out {place}-dense` writes this one for use without winnow.",
         command=command,
         model=ModelInfo(
             name=_short(setup.source.spec),
