@@ -207,3 +207,9 @@ def test_full_disk_is_one_sentence_and_the_rerun_goes_on(files, tmp_path):
         assert (small / "out" / "report.html").exists()
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_pattern_that_does_not_divide_leaves_nothing_behind(files, tmp_path):
+    args = ["--structure", "3:5", "--method", "magnitude", "--out", tmp_path / "out"]
+    assert "3:5" in refused(winnow("compress", *model(files), *args))
+    assert list(tmp_path.iterdir()) == []

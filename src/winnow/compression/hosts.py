@@ -27,8 +27,8 @@ class Loaded:
 
     def __init__(self, source: ModelSource, *, dtype: torch.dtype | None = None) -> None:
         self.source = source
-        model = source.load()
         self.shards = Shards(source.folder) if source.folder is not None and not source.is_artifact else None
+        model = source.load()
         self.names = name_map(model, self.shards) if self.shards is not None else {}
         self.stored_dtype = {n: p.dtype for n, p in model.named_parameters(remove_duplicate=False)}
         self.dense_model = None if self.shards is not None else model  # what cannot be read again is kept

@@ -16,7 +16,7 @@ from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
 from winnow.compression.candidates import Candidate, baselines, primary
-from winnow.compression.counts import total_zeros
+from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import Job
@@ -28,6 +28,7 @@ from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.errors import GateError, InputError
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
+from winnow.masks.structure import check, parse_structure
 from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
@@ -77,6 +78,8 @@ def set_up(job: Job) -> Setup:
         else Loaded(source, dtype=_compute_dtype(job, source))
     )
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
+    for p in scope.prunables.values():
+        check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
     _check_finite(host, scope)
     prepared = prepare(
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=job.samples, length=job.length,
