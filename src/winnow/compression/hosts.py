@@ -61,7 +61,8 @@ class Loaded:
         """Nothing to do: the weights are there."""
 
     def leave(self, path: str) -> None:
-        """Nothing to do: the weights stay."""
+        """The weights stay; what solving them took goes back to the system."""
+        give_back()
 
     def restore(self, scope: Scope) -> None:
         """Puts the dense weights, biases and buffers back."""
