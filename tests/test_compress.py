@@ -147,9 +147,9 @@ def test_bits_and_bytes_budgets_are_kept(model, tmp_path):
         model, None, sparsity=(result.chosen.pruned.zeros - 64) / 6912, method="magnitude", baselines="none"
     )
     assert fewer.chosen.pruned.bits_per_weight > 9.0
-    winnow.compress(model, None, size="20kB", method="magnitude", baselines="none", out=tmp_path / "size")
-    tensors = winnow.inspect("small:classifier", weights=None).file_bytes
-    assert tensors > 20_000
+    winnow.compress(model, None, size="30kB", method="magnitude", baselines="none", out=tmp_path / "size")
+    written = sum(f.stat().st_size for f in (tmp_path / "size").glob("*.safetensors"))
+    assert 20_000 < written <= 30_000
 
 
 def test_batch_norms_are_recalibrated(tmp_path):

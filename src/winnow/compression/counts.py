@@ -38,6 +38,11 @@ def scale_bytes(scope: Scope, values: str, group_size: int) -> int:
     return 0
 
 
+def header_bytes(scope: Scope) -> int:
+    """What the file says about its tensors, at most: names, shapes, patterns and checksums, per tensor."""
+    return sum(1400 + 8 * len(name) for name in scope.prunables) + sum(300 + 2 * len(s.name) for s in scope.skipped)
+
+
 def total_zeros(
     budget: Budget, host: Host, scope: Scope, structure: str, values: str, group_size: int, dense_bytes: int
 ) -> int:
@@ -48,7 +53,7 @@ def total_zeros(
         stored_bits(host, scope, values, group_size),
         within_tensor(parse_structure(structure)),
         dense_bytes=dense_bytes,
-        overhead_bytes=scale_bytes(scope, values, group_size),
+        overhead_bytes=scale_bytes(scope, values, group_size) + (header_bytes(scope) if budget.kind == "size" else 0),
     )
 
 
