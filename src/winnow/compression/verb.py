@@ -15,7 +15,7 @@ import torch
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
-from winnow.compression.candidates import Candidate, baselines, primary
+from winnow.compression.candidates import baselines, primary
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
@@ -189,11 +189,7 @@ def _at_goal(
     )
     runner.measure_dense()
     runner.timing.update(selecting.timing)
-    ranked = sorted((o for o in found.tried if within(o, limit)), key=lambda o: (o.file_bytes, o.name))
-    confirmed = None
-    for outcome in ranked[:1]:  # one look at the reported data: a second would be choosing on it
-        confirmed = runner.run(outcome.candidate)
-    assert confirmed is not None
+    confirmed = runner.run(found.taken.candidate)  # one look at the reported data: a second would be choosing on it
     if not within(confirmed, limit):
         raise GateError(nothing_holds([confirmed], limit))
     outcomes = [confirmed, *(runner.run(o.candidate) for o in found.tried if o.name != confirmed.name)]
@@ -254,6 +250,3 @@ def _check_finite(host: Host, scope: Scope) -> None:
             raise InputError(
                 f"{name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
             )
-
-
-__all__ = ["Candidate", "Setup", "run", "set_up"]
