@@ -162,7 +162,7 @@ def test_other_readers_open_the_shards(artifact):
     assert torch.equal(tensors["norm.running_mean"], read_artifact(artifact).dense("norm.running_mean"))
     with safe_open(artifact / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "pt" and json.loads(metadata["winnow"])["format_version"] == 0
+    assert metadata["format"] == "pt" and json.loads(metadata["winnow"])["format_version"] == 1
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):
@@ -509,7 +509,7 @@ HOSTILE = {
     ),
     "entry is no object": lambda header, about: header.update(extra=3),
     "one tensor more": lambda header, about: header.update(c={"dtype": "F32", "shape": [0], "data_offsets": [24, 24]}),
-    "unknown version": lambda header, about: about.update(format_version=1),
+    "unknown version": lambda header, about: about.update(format_version=2),
     "version is no number": lambda header, about: about.update(format_version=False),
     "no version": lambda header, about: about.pop("format_version"),
     "no packed": lambda header, about: about.pop("packed"),

@@ -59,7 +59,7 @@ def test_exit_codes():
 
 
 def test_format_version():
-    assert FORMAT_VERSION == 0
+    assert FORMAT_VERSION == 1
 
 
 def test_methods():

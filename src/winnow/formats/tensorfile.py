@@ -22,7 +22,7 @@ import torch
 from winnow.errors import FormatError, InputError
 from winnow.formats.disk import disk_errors
 
-FORMAT_VERSION = 0
+FORMAT_VERSION = 1
 _CHUNK = 1 << 22
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors package itself
 _DTYPES = {
