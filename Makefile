@@ -22,7 +22,7 @@ setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
 
 # torch first and alone: resolved together with the rest, pip may choose a build with CUDA packages.
-$(VENV)/.core: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.core: pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(wildcard native/*)
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PIP) install -q -c $(CONSTRAINTS) torch
 	$(PIP) install -q -c $(CONSTRAINTS) -e .

@@ -1,0 +1,154 @@
+"""The native kernels: which are there, which one runs, and torch's own threads handed over to them.
+
+Without the extension (no compiler when winnow was installed) everything runs on :mod:`winnow.kernels.reference`, and one
+warning says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from winnow.errors import InputError
+
+if TYPE_CHECKING:
+    from winnow.kernels.matrix import PackedMatrix
+
+VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+
+@lru_cache(maxsize=1)
+def _extension() -> Any:
+    """The extension module, None where it was not built."""
+    try:
+        from winnow.kernels import _native  # type: ignore[attr-defined]
+    except ImportError as error:
+        warnings.warn(
+            f"winnow runs packed weights on slow PyTorch code, because its native kernels are missing ({error}): "
+            "install a C++ compiler and CMake, then pip install --force-reinstall --no-deps winnow",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    _share_threads(_native)
+    return _native
+
+
+def _share_threads(extension: Any) -> None:
+    """Run the kernels on the OpenMP threads that torch has already: a second pool would fight with them."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if "libgomp" in line}
+    except OSError:  # not Linux: the kernels have a pool of their own
+        return
+    # torch's wheels bring their own copy; it is the one whose threads torch's operators use.
+    for path in sorted(paths, key=lambda path: "torch" not in path):
+        try:
+            entry = ctypes.CDLL(path).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        extension.use_openmp(ctypes.cast(entry, ctypes.c_void_p).value)
+        return
+
+
+def available() -> bool:
+    """Whether the native kernels are there."""
+    return _extension() is not None
+
+
+def isas() -> list[str]:
+    """Instruction paths this build has and this processor runs, slowest first; empty without the extension."""
+    extension = _extension()
+    return list(extension.isas()) if extension is not None else []
+
+
+def isa() -> str:
+    """The instruction path in use: the best one, or the one that the environment variable WINNOW_ISA names.
+
+    Raises InputError where WINNOW_ISA names one that this processor or build has not.
+    """
+    return kernels().name if available() else "reference"
+
+
+def kernels() -> Any:
+    """The table of native functions in use. Raises InputError for an unknown WINNOW_ISA."""
+    return _kernels(os.environ.get("WINNOW_ISA"))
+
+
+@lru_cache(maxsize=8)
+def _kernels(wanted: str | None) -> Any:
+    usable = isas()
+    if wanted is None:
+        wanted = usable[-1]
+    elif wanted not in usable:
+        raise InputError(f"WINNOW_ISA={wanted} is not to be had here: use one of {', '.join(usable)}")
+    return _extension().kernels(wanted)
+
+
+def describe(matrix: PackedMatrix) -> Any:
+    """The native view of a packed matrix; the caller keeps ``matrix`` alive as long as it uses the view."""
+    return _extension().Matrix(
+        matrix.rows,
+        matrix.cols,
+        VALUES[matrix.values],
+        matrix.block,
+        matrix.group or matrix.cols,
+        0 if matrix.mask is None else matrix.mask.data_ptr(),
+        0 if matrix.mask is None else matrix.mask.shape[1],
+        matrix.data.data_ptr(),
+        matrix.data.numel() * matrix.data.element_size(),
+        matrix.starts.data_ptr(),
+        0 if matrix.scales is None else matrix.scales.data_ptr(),
+    )
+
+
+def fill_starts(view: Any, starts: torch.Tensor) -> bool:
+    """Fill ``starts`` (int32 holding uint32, [rows + 1]); False where index and values do not agree."""
+    return _extension().starts(view, starts.data_ptr())
+
+
+def linear(
+    view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, int8_activations: bool = False
+) -> None:
+    """y [batch, rows] = x [batch, cols] W^T (+ bias); x and y of one type, rows of x contiguous, bias float32."""
+    _extension().linear(
+        kernels(),
+        view,
+        x.data_ptr(),
+        x.stride(0),
+        TYPES[x.dtype],
+        x.shape[0],
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        y.stride(0),
+        int8_activations,
+        torch.get_num_threads(),
+    )
+
+
+def expand(view: Any, start: int, stop: int, out: torch.Tensor) -> None:
+    """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
+    _extension().expand(
+        kernels(), view, start, stop, out.data_ptr(), out.stride(0), TYPES[out.dtype], torch.get_num_threads()
+    )
+
+
+def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """y [rows, n] = W x [cols, n] (+ bias of each row), float32, rows of x and y contiguous."""
+    _extension().times(
+        kernels(),
+        view,
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[1],
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        y.stride(0),
+        torch.get_num_threads(),
+    )
