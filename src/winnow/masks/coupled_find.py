@@ -62,7 +62,7 @@ def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> C
     relative = {owner: owner[len(path) + 1 :] if path else owner for owner in owners}
     held = {o: {n: p for n, p in inside.items() if n.startswith(f"{o}." if o else "")} for o in owners}
     direct = {n: p for n, p in inside.items() if not any(n in names for names in held.values())}
-    attempt(lambda: _cut_units(CutProbe(module, call), path, scope, reasons), list(direct))
+    attempt(lambda: cut_units(CutProbe(module, call), path, scope, reasons), list(direct))
     calls: dict[str, Call] = {}
     if owners:
         fresh = call.fresh()
@@ -104,7 +104,9 @@ def _avoids(name: str, component: Component) -> bool:
     return name not in component.rows and name not in component.cols
 
 
-def _cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str]) -> list[Unit]:
+def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str]) -> list[Unit]:
+    """The coupled units of a probed module at ``path``; ``reasons`` gets why a parameter of the scope has none."""
+
     def prunable(name: str) -> Prunable | None:
         transposed = isinstance(probe.sites[name].module, nn.modules.conv._ConvTransposeNd)
         return None if transposed else scope.prunables.get(_join(path, name, "weight"))

@@ -1,0 +1,201 @@
+"""Smaller dense shapes where whole coupled units are zero."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.masks.coupled import Refused
+from winnow.masks.prunable import Scope
+from winnow.shrinking.attributes import name_of
+from winnow.shrinking.check import Check
+from winnow.shrinking.dead import Dead, Group, coupled_units, grouped, wide_scope
+from winnow.shrinking.example import make_example
+from winnow.shrinking.recipe import apply
+from winnow.shrinking.writing import Choice, Writer
+
+LAST = "all of them are zero, and one has to stay"
+UNEVEN = "experts are stacked in one tensor: each has to lose as many, to a width that grouped products take"
+STEP = 8  # grouped products of experts take rows of a multiple of 16 bytes
+APART = "these heads are zero here, but not in every layer that shares its number of heads with this one"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Units that went from one place of the model."""
+
+    kind: str  # neuron | head | channel
+    name: str  # path of the module that holds them
+    count: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Zero units, or (kind "row") zero rows of a layer that belongs to no unit, that stay, and why."""
+
+    kind: str
+    name: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """The smaller model, what went, what stayed and why, and the plan that makes it again (:func:`apply`)."""
+
+    model: nn.Module
+    removed: list[Removed]
+    skipped: list[Skipped]
+    plan: dict[str, Any] = field(repr=False)
+
+
+def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:
+    """A model whose coupled units that are entirely zero are gone from its dense shapes.
+
+    A unit (neuron, attention head or KV group, conv channel) goes when all that read it are zero, or when its own
+    rows are and what comes of them is constant: zero, or a number that moves into the next layer's bias. With it
+    go the columns of its readers, entries of biases and normalizations, depthwise filters, and the counts
+    kept in attributes and (where all layers agree) in a transformers config. Every removal is run against
+    the given model - in float64 up to 134 million weights - and put back with its reason where they differ.
+
+    The given model stays as it was; parameters that are not cut are shared with it. ``example`` is what
+    its forward takes (a tensor, a tuple, or keyword arguments); without one an input is made from its config or
+    its first layer. Raises InputError when no example can be made or the model cannot run on it.
+    """
+    made, removed, skipped = _decide(model, example)
+    return ShrinkResult(apply(model, made), removed, skipped, made)
+
+
+def plan(model: nn.Module, example: Any = None) -> dict[str, Any]:
+    """What :func:`shrink` would do, as the JSON that :func:`apply` takes."""
+    return _decide(model, example)[0]
+
+
+def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Removed], list[Skipped]]:
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError("a model on the meta device holds no values to look for zeros in: load its weights first")
+    scope = wide_scope(model)
+    if not scope.prunables:
+        return Writer(model, scope, []).plan([]), [], []
+    if example is None:
+        example = make_example(model)
+    check = Check(model, example)
+    units, refused = coupled_units(model, scope, example)
+    groups = grouped(units, scope)
+    dead = Dead(check.model, scope, groups, check.example)
+    dead.find()
+    skipped = [Skipped("row", scope.prunables[n].module, c, r.reason) for r in refused for n, c in _rows(dead, r)]
+
+    def skip(group: Group, count: int, reason: str) -> None:
+        skipped.append(Skipped(group.kind, name_of(group, scope.prunables), count, reason))
+
+    choices = []
+    for group in groups:
+        for reason in dict.fromkeys(group.refused.values()):
+            skip(group, list(group.refused.values()).count(reason), reason)
+        positions, why = _removable(group, scope)
+        if len(positions) < len(group.dead):
+            skip(group, len(group.dead) - len(positions), why)
+        if positions:
+            choices.append(Choice(group, positions))
+    writer = Writer(model, scope, groups)
+    kept = _Settler(writer, check, skip).settle(choices)
+    removed = [
+        Removed(c.group.kind, name_of(c.group, scope.prunables), len(c.positions), len(c.group.units)) for c in kept
+    ]
+    return _best(writer, check, kept)[0], removed, skipped
+
+
+def _rows(dead: Dead, refused: Refused) -> list[tuple[str, int]]:
+    counts = [(n, dead.zero_row_count(n)) for n in refused.names]
+    return [(n, c) for n, c in counts if c]
+
+
+def _removable(group: Group, scope: Scope) -> tuple[tuple[int, ...], str]:
+    """Dead units that may go: one stays, and of stacked experts each loses as many."""
+    dead = sorted(group.dead)
+    experts = [m for m in group.units[0].members if m.part is not None and scope.prunables[m.name].kind == "experts"]
+    if not experts:
+        return tuple(dead[len(dead) == len(group.units) :]), LAST
+    owner = [next(m.part for m in u.members if m.part is not None) for u in group.units]
+    by_expert: dict[int, list[int]] = {e: [] for e in owner}
+    for i in dead:
+        by_expert[owner[i]].append(i)
+    size = len(group.units) // len(by_expert)
+    least = min(min(map(len, by_expert.values())), size - 1)
+    if size % STEP == 0:
+        least -= least % STEP
+    return tuple(sorted(i for found in by_expert.values() for i in found[len(found) - least :])), UNEVEN
+
+
+def _best(writer: Writer, check: Check, choices: Sequence[Choice]) -> tuple[dict[str, Any], str]:
+    """The plan of a choice and what is wrong with it: with config entries where it runs with them, else without."""
+    made = writer.plan(choices)
+    why = check.reason(made)
+    if why and made["config"]:
+        plain = {**made, "config": []}
+        if not (other := check.reason(plain)):
+            return plain, other
+    return made, why
+
+
+class _Settler:
+    """Finds the largest part of the choices that leaves the outputs as they were."""
+
+    def __init__(self, writer: Writer, check: Check, skip: Any) -> None:
+        self.writer, self.check, self.skip = writer, check, skip
+
+    def settle(self, choices: list[Choice]) -> list[Choice]:
+        if not choices or not _best(self.writer, self.check, choices)[1]:
+            return choices
+        kept: list[Choice] = []
+        for kind in dict.fromkeys(c.group.kind for c in choices):
+            own = [c for c in choices if c.group.kind == kind]
+            kept = self._halves(kept, own) if kind != "head" else self._heads(kept, own)
+        return kept
+
+    def _heads(self, kept: list[Choice], own: list[Choice]) -> list[Choice]:
+        """Heads that only go together with those of other layers (a table shared by all layers) go where all agree."""
+        for agreed in (own, self._agreed(own)):
+            if agreed and not _best(self.writer, self.check, kept + agreed)[1]:
+                went = {id(c.group): len(c.positions) for c in agreed}
+                for c in own:
+                    if len(c.positions) > (n := went.get(id(c.group), 0)):
+                        self.skip(c.group, len(c.positions) - n, APART)
+                return kept + agreed
+        return self._halves(kept, own)
+
+    def _agreed(self, own: list[Choice]) -> list[Choice]:
+        """Of groups that are called alike in all layers, the positions that are dead in each."""
+        alike: dict[str, list[Choice]] = {}
+        counts: dict[str, int] = {}
+        for group in self.writer.groups:
+            if group.kind == "head":
+                counts[self._pattern(group)] = counts.get(self._pattern(group), 0) + 1
+        for c in own:
+            alike.setdefault(self._pattern(c.group), []).append(c)
+        found = []
+        for pattern, members in alike.items():
+            common = set.intersection(*(set(c.positions) for c in members))
+            if common and len(members) == counts[pattern]:
+                found += [Choice(c.group, tuple(sorted(common))) for c in members]
+        return found
+
+    def _pattern(self, group: Group) -> str:
+        return re.sub(r"\d+", "*", name_of(group, self.writer.prunables))
+
+    def _halves(self, kept: list[Choice], own: list[Choice]) -> list[Choice]:
+        why = _best(self.writer, self.check, kept + own)[1]
+        if not why:
+            return kept + own
+        if len(own) == 1:
+            self.skip(own[0].group, len(own[0].positions), why)
+            return kept
+        middle = len(own) // 2
+        return self._halves(self._halves(kept, own[:middle]), own[middle:])
