@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint setup setup-dev clean
+.PHONY: demo test test-triton sanitize lint setup setup-dev clean
 
 demo: setup
 	$(PY) -m winnow demo --out demo-out
@@ -13,10 +13,23 @@ demo: setup
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile -q
 
+# Every native kernel under AddressSanitizer and UBSan; needs CMake and a compiler, no Python.
+sanitize:
+	cmake -S . -B build/sanitize -DWINNOW_SANITIZE=ON
+	cmake --build build/sanitize
+	build/sanitize/sanitize 2000
+
 lint: setup-dev
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m ruff format --check src tests benchmarks
 	$(PY) -m mypy
+
+# The Triton kernels in Triton's interpreter, in an environment of their own.
+test-triton:
+	test -x .venv-triton/bin/python || python3 -m venv .venv-triton
+	.venv-triton/bin/pip install -q -c $(CONSTRAINTS) torch
+	.venv-triton/bin/pip install -q -c $(CONSTRAINTS) -e '.[gpu,dev]'
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/test_gpu.py
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev

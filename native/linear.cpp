@@ -11,8 +11,9 @@
 namespace winnow {
 namespace {
 
-constexpr int64_t kBandBytes = 32 << 10;  // packed bytes of a band: stays in the first-level cache for a second chunk of x
-constexpr int64_t kBandRows = 256;
+constexpr int64_t kBandBytes = 128 << 10;  // packed bytes of a band: stays in the second-level cache for more chunks of x
+constexpr int64_t kBandRows = 252;
+constexpr int64_t kTileRows = 12;  // row kernels take two, three or four rows at a time
 
 struct Free {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
@@ -26,7 +27,8 @@ Bytes aligned(int64_t bytes) {
 int64_t band_rows(const Matrix& w, int threads, int64_t rows) {
   const int64_t row_bytes = (w.mask ? w.stride : 0) + w.data_bytes / std::max<int64_t>(w.rows, 1) + 1;
   const int64_t even = (rows + 4 * threads - 1) / (4 * threads);  // at least four bands a thread: they rarely end together
-  return std::clamp<int64_t>(std::min(kBandBytes / row_bytes, even), 1, kBandRows);
+  const int64_t tiles = (std::min(kBandBytes / row_bytes, even) + kTileRows - 1) / kTileRows;
+  return std::clamp<int64_t>(tiles * kTileRows, kTileRows, kBandRows);
 }
 
 template <typename Body>
@@ -44,42 +46,106 @@ void for_bands(int threads, int64_t rows, int64_t step, Body body) {
       &context);
 }
 
-void store(float value, void* y, int64_t i, Type type) {
-  if (type == kFloat) static_cast<float*>(y)[i] = value;
-  if (type == kBfloat) static_cast<uint16_t*>(y)[i] = to_bfloat(value);
-  if (type == kHalf) static_cast<uint16_t*>(y)[i] = to_half(value);
+template <typename Item, typename Convert>
+void store_row(const float* from, int64_t count, const float* bias, Item* to, Convert convert) {
+  if (bias)
+    for (int64_t i = 0; i < count; ++i) to[i] = convert(from[i] + bias[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) to[i] = convert(from[i]);
 }
 
-// Up to kBatch rows of x, prepared.
-struct Chunk {
-  Acts acts{};
-  Bytes memory;
+// out[b * (r1 - r0) + r - r0] (+ bias[r]) to y[b0 + b, r] for 0 <= b < batch.
+void store_rows(const float* out, int64_t r0, int64_t r1, int64_t b0, int64_t batch, const float* bias, void* y,
+                int64_t ldy, Type type) {
+  const int64_t count = r1 - r0;
+  if (bias) bias += r0;
+  for (int64_t b = 0; b < batch; ++b, out += count) {
+    const int64_t at = (b0 + b) * ldy + r0;
+    if (type == kFloat) store_row(out, count, bias, static_cast<float*>(y) + at, [](float v) { return v; });
+    if (type == kBfloat) store_row(out, count, bias, static_cast<uint16_t*>(y) + at, to_bfloat);
+    if (type == kHalf) store_row(out, count, bias, static_cast<uint16_t*>(y) + at, to_half);
+  }
+}
+
+// Memory for one call. A thread keeps what it had for the next one: fresh pages from the system cost more than small
+// products do.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    if (bytes > kKept) {
+      own_ = aligned(bytes);
+      memory = own_.get();
+      return;
+    }
+    static thread_local Bytes kept;
+    static thread_local int64_t size = 0;
+    if (bytes > size) {
+      kept = aligned(bytes);
+      size = bytes;
+    }
+    memory = kept.get();
+  }
+  char* memory;
+
+ private:
+  static constexpr int64_t kKept = 16 << 20;
+  Bytes own_;
 };
 
-Chunk prepare(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, Type type, int64_t batch,
-              bool int8_activations) {
-  Chunk chunk;
-  Acts& a = chunk.acts;
-  a.form = k.form(w, type, int8_activations);
+// Bytes that `prepare` fills for kBatch rows of x.
+int64_t prepared_bytes(const Matrix& w, Form form, int digits, int64_t* parts) {
+  const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t width = (w.cols + kLane - 1) / kLane * kLane, step = w.values == kI4 ? step_of(w) : 0;
+  parts[0] = round((form == kFormFloat ? kBatch : 1) * width * 4);
+  parts[1] = form == kFormBfloat ? round(kBatch * width * 2) : 0;
+  const bool integers = form == kFormDigits || form == kFormPieces;
+  parts[2] = integers ? round(kBatch * digits * width * (form == kFormPieces ? 2 : 1)) : 0;
+  parts[3] = integers ? round(kBatch * 4) : 0;
+  parts[4] = form == kFormDigits ? round(kBatch * 4 * (step ? (w.cols + step - 1) / step * 16 : digits)) : 0;
+  return parts[0] + parts[1] + parts[2] + parts[3] + parts[4];
+}
+
+// Up to kBatch rows of x, prepared in `memory`.
+Acts prepare(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, Type type, int64_t batch, Form form, int digits,
+             char* memory) {
+  Acts a{};
+  a.form = form;
   a.batch = batch;
   a.width = (w.cols + kLane - 1) / kLane * kLane;
-  a.digits = int8_activations ? 1 : 3;
-  const bool digits = a.form == kFormDigits;
-  const auto round = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
-  const int64_t f = round((a.form == kFormFloat ? batch : 1) * a.width * 4);
-  const int64_t h = a.form == kFormBfloat ? round(batch * a.width * 2) : 0;
-  const int64_t d = digits ? round(batch * a.digits * a.width) : 0;
-  const int64_t s = digits ? round(batch * 4) : 0;
-  const int64_t sums = digits ? round(batch * a.digits * groups_of(w) * 4) : 0;
-  chunk.memory = aligned(f + h + d + s + sums);
-  char* p = chunk.memory.get();
-  a.f = reinterpret_cast<float*>(p);
-  a.h = reinterpret_cast<uint16_t*>(p += f);
-  a.d = reinterpret_cast<int8_t*>(p += h);
-  a.scale = reinterpret_cast<float*>(p += d);
-  a.sums = reinterpret_cast<int32_t*>(p += s);
+  a.digits = digits;
+  int64_t parts[5];
+  prepared_bytes(w, form, digits, parts);
+  a.f = reinterpret_cast<float*>(memory);
+  a.h = reinterpret_cast<uint16_t*>(memory += parts[0]);
+  a.d = reinterpret_cast<int8_t*>(memory += parts[1]);
+  a.p = reinterpret_cast<int16_t*>(memory);
+  a.scale = reinterpret_cast<float*>(memory += parts[2]);
+  a.sums = reinterpret_cast<int32_t*>(memory += parts[3]);
   k.prepare(w, x, ldx, type, a);
-  return chunk;
+  return a;
+}
+
+// Many rows of x, block by block of the weights.
+void linear_by_blocks(const Kernels& k, const Matrix& w, const std::vector<Acts>& chunks, uint8_t* x, const float* bias,
+                      void* y, int64_t ldy, Type type, int threads) {
+  constexpr int64_t kTogether = kMany / kBatch, kRows = 64;
+  const int64_t ldx = kTogether * 64;
+  for (size_t first = 0; first < chunks.size(); first += kTogether) {
+    const int64_t count = std::min(kTogether, int64_t(chunks.size() - first));
+    float scales[kMany];
+    int64_t batch = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Acts& acts = chunks[first + i];
+      std::copy_n(acts.scale, acts.batch, scales + i * kBatch);
+      batch += acts.batch;
+    }
+    for_bands(threads, count, 1, [&](int64_t i, int64_t) { k.interleave(chunks[first + i], x + i * 64, ldx); });
+    for_bands(threads, w.rows, kRows, [&](int64_t r0, int64_t r1) {
+      float out[kMany * kRows];
+      k.many(w, x, ldx, scales, batch, r0, r1, out, r1 - r0);
+      store_rows(out, r0, r1, int64_t(first) * kBatch, batch, bias, y, ldy, type);
+    });
+  }
 }
 
 }  // namespace
@@ -87,21 +153,28 @@ Chunk prepare(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, Typ
 void linear(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, Type type, int64_t batch, const float* bias,
             void* y, int64_t ldy, bool int8_activations, int threads) {
   const int64_t item = type == kFloat ? 4 : 2;
-  std::vector<Chunk> chunks((batch + kBatch - 1) / kBatch);
+  const Form form = k.form(w, type, int8_activations);
+  const int digits = int8_activations ? 1 : form == kFormPieces ? 2 : 3;
+  const bool by_blocks = k.many && int8_activations && w.block == 4 && w.mask && batch > kBatch && w.cols <= kLongest;
+  int64_t parts[5];
+  const int64_t bytes = prepared_bytes(w, form, digits, parts);
+  std::vector<Acts> chunks((batch + kBatch - 1) / kBatch);
+  const Scratch scratch(bytes * int64_t(chunks.size()) + (by_blocks ? (w.cols + kLane) * kMany : 0));
   for_bands(threads, int64_t(chunks.size()), 1, [&](int64_t i, int64_t) {
     chunks[i] = prepare(k, w, static_cast<const char*>(x) + i * kBatch * ldx * item, ldx, type,
-                        std::min(kBatch, batch - i * kBatch), int8_activations);
+                        std::min(kBatch, batch - i * kBatch), form, digits, scratch.memory + i * bytes);
   });
+  if (by_blocks) {
+    uint8_t* side_by_side = reinterpret_cast<uint8_t*>(scratch.memory + bytes * int64_t(chunks.size()));
+    return linear_by_blocks(k, w, chunks, side_by_side, bias, y, ldy, type, threads);
+  }
   for_bands(threads, w.rows, band_rows(w, threads, w.rows), [&](int64_t r0, int64_t r1) {
     float out[kBatch * kBandRows];
     const int64_t ldo = r1 - r0;
     for (size_t i = 0; i < chunks.size(); ++i) {
-      const Acts& acts = chunks[i].acts;
+      const Acts& acts = chunks[i];
       k.rows(w, acts, r0, r1, out, ldo);
-      for (int64_t b = 0; b < acts.batch; ++b) {
-        const int64_t line = (int64_t(i) * kBatch + b) * ldy;
-        for (int64_t r = r0; r < r1; ++r) store(out[b * ldo + r - r0] + (bias ? bias[r] : 0), y, line + r, type);
-      }
+      store_rows(out, r0, r1, int64_t(i) * kBatch, acts.batch, bias, y, ldy, type);
     }
   });
 }
@@ -110,16 +183,6 @@ void expand(const Kernels& k, const Matrix& w, int64_t r0, int64_t r1, void* out
   const int64_t item = type == kFloat ? 4 : type == kCodes ? 1 : 2;
   for_bands(threads, r1 - r0, band_rows(w, threads, r1 - r0), [&](int64_t a, int64_t b) {
     k.expand(w, r0 + a, r0 + b, static_cast<char*>(out) + a * ldo * item, ldo, type);
-  });
-}
-
-void times(const Kernels& k, const Matrix& w, const float* x, int64_t ldx, int64_t n, const float* bias, float* y,
-           int64_t ldy, int threads) {
-  for_bands(threads, w.rows, band_rows(w, threads, w.rows), [&](int64_t r0, int64_t r1) {
-    k.times(w, r0, r1, x, ldx, n, y, ldy);
-    if (!bias) return;
-    for (int64_t r = r0; r < r1; ++r)
-      for (int64_t j = 0; j < n; ++j) y[r * ldy + j] += bias[r];
   });
 }
 

@@ -63,4 +63,18 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release release;
     times(k, w, at<const float>(x), ldx, n, at<const float>(bias), at<float>(y), ldy, threads);
   });
+  m.def("linear_many", [](const Kernels& k, const Matrix& w, uintptr_t x, int64_t ldx, int type, int64_t batch,
+                          uintptr_t bias, uintptr_t y, int64_t ldy, int threads) {
+    nb::gil_scoped_release release;
+    linear_many(k, w, at<const void>(x), ldx, Type(type), batch, at<const float>(bias), at<void>(y), ldy, threads);
+  });
+  // `sizes`: images, channels, height, width, height and width of y; then kernel, stride, padding, dilation by twos.
+  m.def("convolve", [](const Kernels& k, const Matrix& w, uintptr_t x, const std::vector<int64_t>& sizes, uintptr_t bias,
+                       uintptr_t y, int threads) {
+    if (sizes.size() != 14) throw std::invalid_argument("convolve takes 14 sizes");
+    const int64_t* s = sizes.data();
+    const Images images{s[0], s[1], s[2], s[3], s[4], s[5], {s[6], s[7]}, {s[8], s[9]}, {s[10], s[11]}, {s[12], s[13]}};
+    nb::gil_scoped_release release;
+    convolve(k, w, at<const float>(x), images, at<const float>(bias), at<float>(y), threads);
+  });
 }

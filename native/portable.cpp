@@ -48,7 +48,7 @@ void rows_digits(const Matrix& w, const Acts& x, int64_t r0, int64_t r1, float* 
           for (int k = 0; k < x.digits; ++k, d += x.width) {
             int64_t sum = 0;
             for (int64_t i = 0; i < count; ++i) sum += codes[i] * d[i];
-            sums[b] += sum << 8 * (x.digits - 1 - k);
+            sums[b] += sum * (int64_t(1) << 8 * (x.digits - 1 - k));
           }
         }
       }

@@ -71,14 +71,6 @@ static void prepare_activations(const Matrix& w, const void* x, int64_t ldx, Typ
     } else if (out.form == kFormDigits) {
       int8_t* d = out.d + b * out.digits * out.width;
       out.scale[b] = digits_of(f, out.width, out.digits, d);
-      const int64_t groups = groups_of(w);
-      for (int k = 0; k < out.digits; ++k)
-        for (int64_t g = 0; g < groups; ++g) {
-          const int64_t stop = (g + 1) * w.group < w.cols ? (g + 1) * w.group : w.cols;
-          int32_t sum = 0;
-          for (int64_t c = g * w.group; c < stop; ++c) sum += d[k * out.width + c];
-          out.sums[(b * out.digits + k) * groups + g] = sum;
-        }
     }
   }
 }

@@ -1,0 +1,221 @@
+"""Expanding packed rows and feature-major products, every instruction path against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from winnow.kernels import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
+
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+KINDS = ["float32", "float16", "bfloat16", "int8", "int8 blocks", "int4 32", "int4 128", "int4 24", "int4 row"]
+# rows, cols: odd sizes, single columns, below, at and beyond a vector and a tile, several bands.
+SHAPES = [(1, 1), (3, 5), (2, 63), (5, 64), (4, 65), (7, 130), (33, 257), (17, 512), (600, 70), (9, 1100)]
+
+
+class Case:
+    """A packed matrix made by hand: mask, data, scales in the file's layout, and the same in float64."""
+
+    def __init__(self, kind: str, rows: int, cols: int, density: float | None, seed: int = 0) -> None:
+        values, _, rest = kind.partition(" ")
+        self.block = 4 if rest == "blocks" else 1
+        if self.block == 4:
+            cols = -(-cols // 4) * 4
+        group = int(rest) if values == "int4" and rest != "row" else cols
+        rng = np.random.default_rng(seed)
+        self.rows, self.cols = rows, cols
+        self.keep = np.ones((rows, cols), bool)
+        if density is not None:
+            self.keep = np.repeat(rng.random((rows, cols // self.block)) < density, self.block, axis=1)
+            self.keep[rows // 2] = False  # a row without weights
+            self.keep[-1] = True  # and a full one
+        self.mask = np.packbits(self.keep[:, :: self.block], axis=1, bitorder="little") if density is not None else None
+        self.scales = None
+        if values in FLOATS:
+            weights = torch.from_numpy(rng.standard_normal((rows, cols))).to(FLOATS[values])
+            self.dense = np.where(self.keep, weights.double().numpy(), 0)
+            lines = [weights[r][torch.from_numpy(self.keep[r])].view(torch.uint8).numpy() for r in range(rows)]
+            self.codes = None
+        else:
+            top = 128 if values == "int8" else 8
+            self.codes = np.where(self.keep, rng.integers(-top, top, (rows, cols)), 0).astype(np.int8)
+            groups = -(-cols // group)
+            self.scales = rng.uniform(0.001, 0.1, (rows, groups)).astype(np.float16)
+            column_scales = np.repeat(self.scales.astype(np.float64), group, axis=1)[:, :cols]
+            self.dense = self.codes * column_scales
+            lines = [self.codes[r][self.keep[r]].view(np.uint8) for r in range(rows)]
+            if values == "int4":
+                lines = [_nibbles(line) for line in lines]
+        starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(np.uint32)
+        content = np.concatenate(lines)
+        # Values that end where the memory's page ends would show a read beyond them; an odd address shows alignment.
+        self.data = np.empty(len(content) + 1, np.uint8)[1:]
+        self.data[:] = content
+        self.starts = starts
+        self.view = native._extension().Matrix(
+            rows, cols, native.VALUES[values], self.block, group,
+            0 if self.mask is None else self.mask.ctypes.data, 0 if self.mask is None else self.mask.shape[1],
+            self.data.ctypes.data, len(content), starts.ctypes.data, 0 if self.scales is None else self.scales.ctypes.data,
+        )  # fmt: skip
+
+
+def _nibbles(codes: np.ndarray) -> np.ndarray:
+    padded = np.append(codes, np.zeros(len(codes) % 2, codes.dtype)) & 15
+    return padded[::2] | padded[1::2] << 4
+
+
+@pytest.fixture(params=native.isas() or ["none"])
+def kernels(request: pytest.FixtureRequest) -> object:
+    return native._extension().kernels(request.param)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+def test_expand(kernels: object, kind: str, dtype: torch.dtype) -> None:
+    if dtype == torch.int8 and "int" not in kind:
+        pytest.skip("float values have no codes")
+    for number, (rows, cols) in enumerate(SHAPES):
+        for density in (0.1, 0.7, None):
+            case = Case(kind, rows, cols, density, number)
+            begin = rows // 3
+            pad = 3  # a line of the output is longer than a row: what lies beyond must not be written
+            out = torch.full((rows - begin, case.cols + pad), 77, dtype=dtype)
+            native._extension().expand(
+                kernels, case.view, begin, rows, out.data_ptr(), out.stride(0), native.TYPES[dtype], 2
+            )
+            assert (out[:, case.cols :] == 77).all()
+            got = out[:, : case.cols]
+            if dtype == torch.int8:
+                assert (got.numpy() == case.codes[begin:]).all()
+            else:
+                # A code times its scale fits float32, so what is expected is one rounding away from the truth.
+                expected = torch.from_numpy(case.dense[begin:]).float().to(dtype)
+                assert torch.equal(got, expected), (rows, cols, density)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_times(kernels: object, kind: str, threads: int) -> None:
+    rng = np.random.default_rng(5)
+    for number, (rows, cols) in enumerate(SHAPES):
+        for density, n, pad in ((0.1, 130, 0), (0.5, 1, 2), (None, 16, 0), (0.1, 33, 31), (0.3, 128, 0), (0.2, 96, 0)):
+            case = Case(kind, rows, cols, density, number)
+            x = rng.standard_normal((case.cols, n + pad)).astype(np.float32)
+            y = np.full((rows, n + pad), 77, np.float32)
+            bias = rng.standard_normal(rows).astype(np.float32) if n % 2 else None
+            native._extension().times(
+                kernels, case.view, x.ctypes.data, n + pad, n, 0 if bias is None else bias.ctypes.data,
+                y.ctypes.data, n + pad, threads,
+            )  # fmt: skip
+            assert (y[:, n:] == 77).all()
+            exact = case.dense @ x[:, :n].astype(np.float64) + (0 if bias is None else bias[:, None])
+            size = np.abs(case.dense) @ np.abs(x[:, :n]) + 1
+            assert (np.abs(y[:, :n] - exact) <= 1e-6 * size).all(), (rows, cols, density, n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_linear_many(kernels: object, dtype: torch.dtype, threads: int) -> None:
+    torch.manual_seed(1)
+    for number, (rows, cols) in enumerate([(1, 1), (5, 64), (33, 257), (300, 40), (9, 1100)]):
+        for kind, batch in (("float32", 0), ("int4 32", 1), ("float32", 33), ("int8 blocks", 128), ("bfloat16", 1100)):
+            case = Case(kind, rows, cols, 0.3, number)
+            x = torch.randn(batch, case.cols + 5).to(dtype)[:, : case.cols]
+            bias = torch.randn(rows) if number % 2 else None
+            y = torch.full((batch, rows + 2), 77, dtype=dtype)
+            native._extension().linear_many(
+                kernels, case.view, x.data_ptr(), x.stride(0), native.TYPES[dtype], batch,
+                0 if bias is None else bias.data_ptr(), y.data_ptr(), y.stride(0), threads,
+            )  # fmt: skip
+            assert (y[:, rows:] == 77).all()
+            exact = x.double().numpy() @ case.dense.T + (0 if bias is None else bias.double().numpy())
+            size = np.abs(x.double().numpy()) @ np.abs(case.dense.T) + 1
+            error = np.abs(y[:, :rows].double().numpy() - exact)
+            rounding = {torch.float32: 0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+            assert (error <= 1e-6 * size + rounding * np.abs(exact)).all(), (kind, rows, cols, batch)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("images", "channels", "size", "kernel", "stride", "padding", "dilation"),
+    [
+        (1, 3, (9, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
+        (2, 5, (14, 14), (1, 1), (1, 1), (0, 0), (1, 1)),
+        (2, 5, (20, 16), (1, 1), (1, 1), (0, 0), (1, 1)),
+        (3, 4, (13, 6), (1, 1), (2, 2), (0, 0), (1, 1)),
+        (2, 2, (30, 31), (3, 5), (2, 1), (0, 2), (1, 2)),
+        (2, 2, (12, 12), (3, 3), (1, 1), (0, 0), (1, 1)),
+        (1, 2, (5, 5), (2, 2), (1, 1), (7, 7), (3, 3)),  # windows that lie in the padding alone
+        (9, 3, (40, 40), (3, 3), (1, 1), (1, 1), (1, 1)),  # more panels than the threads share
+    ],
+)
+def test_convolve(
+    kernels: object,
+    threads: int,
+    images: int,
+    channels: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
+    torch.manual_seed(2)
+    case = Case("float32", 21, channels * kernel[0] * kernel[1], 0.4)
+    x = torch.randn(images, channels, *size)
+    bias = torch.randn(21)
+    filters = torch.from_numpy(case.dense).view(21, channels, *kernel)
+    expected = torch.nn.functional.conv2d(x.double(), filters, bias.double(), stride, padding, dilation)
+    y = torch.full_like(expected, 77, dtype=torch.float32)
+    sizes = [images, channels, *size, *expected.shape[2:], *kernel, *stride, *padding, *dilation]
+    native._extension().convolve(kernels, case.view, x.data_ptr(), sizes, bias.data_ptr(), y.data_ptr(), threads)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["expanded", "spmm"])
+def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    from winnow.kernels import expanded, spmm
+    from winnow.kernels.matrix import PackedMatrix
+
+    torch.manual_seed(3)
+    linear = {"expanded": expanded.linear, "spmm": spmm.linear}[way]
+    monkeypatch.setattr(expanded, "_SMALL", 8 << 10)  # several panels, the last one smaller
+    monkeypatch.setattr(expanded, "_LARGE", 16 << 10)
+    for rows, cols, batch in ((70, 65, 5), (130, 33, 200), (9, 40, 0)):
+        weight = torch.randn(rows, cols) * (torch.rand(rows, cols) < 0.3)
+        matrix = PackedMatrix.from_dense(weight)
+        x = torch.randn(batch, cols).to(dtype)
+        bias = torch.randn(rows) if rows != 70 else None
+        expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        rounding = 1e-5 if dtype == torch.float32 else 0.05
+        for _ in range(2):
+            y = linear(matrix, x, bias)
+            assert y.dtype == dtype
+            torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
+
+
+def test_without_the_extension_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from winnow.kernels import expanded, spmm
+    from winnow.kernels.matrix import PackedMatrix
+    from winnow.kernels.products import Geometry
+
+    torch.manual_seed(4)
+    matrix = PackedMatrix.from_dense(torch.randn(12, 27) * (torch.rand(12, 27) < 0.5))
+    x, images, bias = torch.randn(6, 27), torch.randn(2, 3, 7, 8), torch.randn(12)
+    geometry = Geometry((3, 3), (2, 1), (1, 0), (1, 1))
+
+    def results() -> list[torch.Tensor]:
+        return [
+            expanded.linear(matrix, x, bias),
+            spmm.linear(matrix, x, bias),
+            spmm.convolve(matrix, images, bias, geometry),
+        ]
+
+    with_it = results()
+    monkeypatch.setattr(native, "available", lambda: False)
+    for found, expected in zip(with_it, results(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
