@@ -62,7 +62,7 @@ class WinnowQuantizer(HfQuantizer):
         if set(shards) != files.keys():
             raise FormatError(f"{where} lacks {min(set(shards) ^ files.keys())}: copy the whole folder again")
         wanted = model.state_dict()
-        self._dtypes = {name: _planned_dtype(model, name, tensor) for name, tensor in wanted.items()}
+        self._dtypes = {name: planned_dtype(model, name, tensor) for name, tensor in wanted.items()}
         for name in shards:
             file = TensorFile(files[name])
             match_header(file, described["files"][name])
@@ -133,7 +133,7 @@ def _target(name: str, wanted: dict[str, torch.Tensor], prefix: str) -> str | No
     return next((candidate for candidate in candidates if candidate in wanted), None)
 
 
-def _planned_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:
+def planned_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:
     """The type transformers gives a weight: the one of the skeleton, except where the class keeps float32."""
     kept = list(model._keep_in_fp32_modules_strict or ()) if tensor.dtype in (torch.float16, torch.bfloat16) else []
     if tensor.dtype == torch.float16:

@@ -18,8 +18,13 @@ from winnow.formats.shards import SHARD_BYTES, ShardWriter
 Factory = Callable[[], torch.nn.Module]
 
 
-def load(folder: Path | str, factory: Factory | str | None = None, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """The model of an artifact, weights dense in memory, every checksum, shape and zero count verified.
+def load(
+    folder: Path | str,
+    factory: Factory | str | None = None,
+    dtype: torch.dtype | None = None,
+    packed: bool = False,
+) -> torch.nn.Module:
+    """The model of an artifact, every checksum, shape and zero count verified; its weights dense in memory, or packed.
 
     Parameters
     ----------
@@ -27,14 +32,24 @@ def load(folder: Path | str, factory: Factory | str | None = None, dtype: torch.
     factory: for a plain torch model, the function (or ``package.module:function``) that builds it. The name that the
         folder itself records is never run, because that would be running code a file asks for.
     dtype: of the floating-point weights; default: the ones the model had.
+    packed: leave packed what is packed: linear layers and convolutions become :mod:`winnow.kernels.modules`, their
+        weights pages of the file, and no dense copy is ever made. For inference on the CPU. ``dtype`` then is that of
+        everything else. ``model.winnow_packed`` says of every packed tensor whether it stayed packed, or why not; the
+        folder's files must stay whole while the model is used.
 
     Raises FormatError for a damaged folder or one that does not fit the model, InputError where ``factory`` is missing
     or the architecture is unknown. The model is in evaluation mode.
     """
     artifact = read_artifact(folder)
+    if artifact.is_transformers and factory is not None:
+        raise InputError(f"{folder} is a transformers model and needs no factory: leave it out")
+    if packed:
+        from winnow.kernels.load import packed_plain, packed_transformers
+
+        if artifact.is_transformers:
+            return packed_transformers(artifact, architecture(artifact), dtype)
+        return packed_plain(artifact, lambda: _build(artifact, factory), dtype)
     if artifact.is_transformers:
-        if factory is not None:
-            raise InputError(f"{folder} is a transformers model and needs no factory: leave it out")
         return _load_transformers(artifact, dtype)
     return _load_plain(artifact, _build(artifact, factory), dtype)
 
@@ -64,7 +79,9 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
         raise
 
 
-def _load_transformers(artifact: Artifact, dtype: torch.dtype | None) -> torch.nn.Module:
+def architecture(artifact: Artifact) -> Any:
+    """The transformers class that an artifact names. Raises InputError for one that does not exist, or that would run
+    code of the folder."""
     try:
         import transformers
     except ImportError:
@@ -75,10 +92,15 @@ def _load_transformers(artifact: Artifact, dtype: torch.dtype | None) -> torch.n
     install_hook()
     if "auto_map" in artifact.config:
         raise InputError(f"{artifact.folder} asks to run code of its own, which winnow never does: load it yourself")
-    architecture = (artifact.config.get("architectures") or [None])[0]
-    cls = getattr(transformers, str(architecture), None)
+    name = (artifact.config.get("architectures") or [None])[0]
+    cls = getattr(transformers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise InputError(f"transformers {transformers.__version__} knows no architecture {architecture!r}: update it")
+        raise InputError(f"transformers {transformers.__version__} knows no architecture {name!r}: update it")
+    return cls
+
+
+def _load_transformers(artifact: Artifact, dtype: torch.dtype | None) -> torch.nn.Module:
+    cls = architecture(artifact)
     loaded: Any = cls.from_pretrained(
         artifact.folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True
     )
@@ -86,7 +108,7 @@ def _load_transformers(artifact: Artifact, dtype: torch.dtype | None) -> torch.n
     missing = set(info["missing_keys"]) - set(model.all_tied_weights_keys)
     problems = sorted([*missing, *info["unexpected_keys"], *(str(key) for key in info["mismatched_keys"])])
     if problems:
-        raise FormatError(f"{artifact.folder} does not fit {architecture} ({problems[0]}): write it again")
+        raise FormatError(f"{artifact.folder} does not fit {cls.__name__} ({problems[0]}): write it again")
     return model
 
 
@@ -110,7 +132,16 @@ def _build(artifact: Artifact, factory: Factory | str | None) -> torch.nn.Module
 
 @torch.no_grad()
 def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype | None) -> torch.nn.Module:
-    wanted = model.state_dict()
+    must_fit(artifact, model.state_dict())
+    own = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
+    for name, tensor in artifact.state_dict():
+        # .data keeps the Parameter object, and with it any tie or optimizer that holds it.
+        own[name].data = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+    return model.eval()
+
+
+def must_fit(artifact: Artifact, wanted: dict[str, torch.Tensor]) -> None:
+    """Raises FormatError unless a plain model's state dict has the names and shapes of the artifact."""
     different = sorted(set(artifact.names) ^ wanted.keys())
     if different:
         raise FormatError(f"{artifact.folder} and the factory's model differ in {different[0]}: pass the right factory")
@@ -120,8 +151,3 @@ def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype |
                 f"{name} is {list(artifact.shape(name))} in {artifact.folder} and {list(tensor.shape)} "
                 "in the factory's model: pass the right factory"
             )
-    own = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
-    for name, tensor in artifact.state_dict():
-        # .data keeps the Parameter object, and with it any tie or optimizer that holds it.
-        own[name].data = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
-    return model.eval()

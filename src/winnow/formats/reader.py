@@ -14,7 +14,7 @@ from winnow.formats.packed import PackedTensor
 from winnow.formats.shards import INDEX
 from winnow.formats.soundness import FLOATS
 from winnow.formats.tensorfile import TensorFile, check_version, parse_json, sha256
-from winnow.formats.units import prunable_of, read_packed, split_keys, stored_key
+from winnow.formats.units import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 from winnow.masks.prunable import Prunable
 
 OWN_FILES = ("config.json", "manifest.json", "recipe.yaml", INDEX)
@@ -84,6 +84,22 @@ class Artifact:
     def packed(self, name: str) -> PackedTensor:
         """A packed tensor; its checksums, counts and shapes verified."""
         return read_packed(self._packed[self._known(name, self._packed)][0], name, self._packed[name][1])
+
+    def mapped(self, name: str) -> PackedTensor:
+        """The same, its parts pages of the file where the runtime can use them as they lie: of bitmasks and dense
+        tensors everything, of n:m patterns the values. What it will rearrange is read into memory of its own."""
+        file, about = self._packed[self._known(name, self._packed)]
+        in_place = {"bitmask": SUFFIXES, "dense": SUFFIXES, "nm": ("values", "scales")}.get(
+            about["encoding"], ("scales",)
+        )
+        if about["encoding"] == "block" and about["values"] == "int8" and about["pattern"] == [1, 4]:
+            in_place = SUFFIXES
+        parts = {}
+        for suffix in SUFFIXES:
+            key = stored_key(name, suffix)
+            if key in file:
+                parts[suffix] = file.map(key) if suffix in in_place else file.read(key)
+        return PackedTensor.from_tensors(about, parts)
 
     def dense(self, name: str) -> torch.Tensor:
         """A tensor that was stored as it is."""

@@ -100,6 +100,7 @@ class TensorFile:
         self.path = path
         self.about, self._entries, self._start, self.header_digest = _read_header(path)
         self._checksums: dict[str, list] = self.about.pop("checksums")
+        self._mapped: torch.UntypedStorage | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -129,6 +130,23 @@ class TensorFile:
             raise _damaged(self.path, f"{key} is cut short")
         self._check(key, [view])
         return buffer.view(self.dtype(key)).reshape(self.shape(key))
+
+    def map(self, key: str) -> torch.Tensor:
+        """The tensor ``key``, its checksum verified in constant memory, as pages of the file: read from the disk where
+        they are used, and shared by all processes that map it. Writing to the tensor changes a private copy, never the
+        file. The file must not be truncated while the tensor lives; replacing or deleting it is safe."""
+        begin, end = self._entries[key]["data_offsets"]
+        begin, length, dtype = self._start + begin, end - begin, self.dtype(key)
+        if length == 0 or begin % dtype.itemsize:
+            return self.read(key)
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            self._check(key, _chunks(file, length))
+        if self._mapped is None:
+            with disk_errors(self.path, "read"):
+                self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self.path.stat().st_size)
+        flat = torch.empty(0, dtype=dtype).set_(self._mapped, begin // dtype.itemsize, (length // dtype.itemsize,))
+        return flat.reshape(self.shape(key))
 
     def verify(self) -> None:
         """Check the values of every tensor, in constant memory."""

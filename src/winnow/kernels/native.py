@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,14 @@ def _share_threads(extension: Any) -> None:
 def available() -> bool:
     """Whether the native kernels are there."""
     return _extension() is not None
+
+
+def build() -> str:
+    """Which build of the extension this is: timings of another one say nothing about it. Empty without the extension."""
+    if not available():
+        return ""
+    file = os.stat(_extension().__file__)
+    return f"{file.st_size}-{file.st_mtime_ns}"
 
 
 def isas() -> list[str]:
@@ -150,5 +159,40 @@ def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         y.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+def linear_many(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """What :func:`linear` computes, by the feature-major kernels with float32 sums: for many rows of x."""
+    _extension().linear_many(
+        kernels(),
+        view,
+        x.data_ptr(),
+        x.stride(0),
+        TYPES[x.dtype],
+        x.shape[0],
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        y.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+def convolve(
+    view: Any, x: torch.Tensor, bias: torch.Tensor | None, geometry: Iterable[tuple[int, int]], y: torch.Tensor
+) -> None:
+    """y [N, rows, H', W'] = the convolution of x [N, C, H, W] with the filters in the rows of the matrix (+ bias).
+
+    Float32, contiguous, one group; ``geometry``: kernel, stride, padding, dilation, each (height, width).
+    """
+    sizes = [*x.shape, *y.shape[2:], *(size for pair in geometry for size in pair)]
+    _extension().convolve(
+        kernels(),
+        view,
+        x.data_ptr(),
+        sizes,
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
         torch.get_num_threads(),
     )

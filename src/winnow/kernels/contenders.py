@@ -1,0 +1,274 @@
+"""What a layer could run on, for the dispatcher to time and to choose from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from winnow.kernels import native
+from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer, torch_int8_works, unpacked
+from winnow.kernels.form import Form, live
+from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
+from winnow.kernels.routed import RoutedLayer
+from winnow.kernels.swap import pack_layer
+
+PACK_LIMIT = 4 << 30  # bytes of values that a packed matrix can address
+DENSEST = 0.85  # share of kept weights above which the index eats what the missing values save
+WORTH_SHRINKING = 0.95  # share of the dense matrix that its live rows and columns span
+MANY = 8  # rows of x from which expanding a panel or laying x out by features can pay
+
+
+@dataclass
+class Layer:
+    """One layer of the model to accelerate, looked at once: what it holds and how much of it counts."""
+
+    name: str
+    module: nn.Module
+    form: Form
+    rows: set[int]  # rows of x to measure
+    inputs: dict[int, tuple[int, ...]] = field(default_factory=dict)  # convolutions: shape of x for each of them
+    density: float = 1.0
+    live_rows: int = 0
+    live_cols: int = 0  # columns, for a convolution input channels times kernel
+    _made: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.module, PackedLayer):
+            self.density = self.matrix.density
+            self.live_rows, self.live_cols = _live_of_packed(self.matrix, self.form)
+        else:
+            weight = self.form.matrix(self.weight())
+            rows, cols = live(self.form, weight)
+            self.live_rows = len(rows)
+            self.live_cols = len(cols) * (self.form.cols // self.form.filters(weight).shape[1])
+            self.density = int(torch.count_nonzero(weight)) / max(self.form.numel, 1)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the given layer is a packed one."""
+        return isinstance(self.module, PackedLayer)
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        return _given(self).matrix
+
+    @property
+    def dtype(self) -> str:
+        return str(self.form.dtype).removeprefix("torch.")
+
+    @property
+    def values(self) -> str:
+        return self.matrix.values if self.packed else self.dtype
+
+    def weight(self) -> torch.Tensor:
+        """The dense weight as stored; of a packed layer it is expanded."""
+        if isinstance(self.module, PackedLayer):
+            return self.module.dense()
+        assert isinstance(self.module.weight, torch.Tensor)
+        return self.module.weight.detach()
+
+    def made(self, member: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """``make()``, once for each form of the layer."""
+        if member not in self._made:
+            self._made[member] = make().train(self.module.training)
+        return self._made[member]
+
+    def sample(self, rows: int) -> torch.Tensor:
+        """Random x of ``rows`` rows; the global generator is left alone."""
+        shape = self.inputs.get(rows, (rows, self.form.cols))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(rows)).to(self.form.dtype)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a layer. Contenders of one ``member`` use the same copy of the weights."""
+
+    label: str  # "dense float32", "packed bfloat16 avx512" ...
+    member: str
+    nbytes: int  # of that copy
+    make: Callable[[], nn.Module] = field(repr=False)  # the module, made once
+    way: str | None = None  # of a packed layer
+
+    def module(self) -> nn.Module:
+        """A module that goes this way whatever the number of rows."""
+        made = self.make()
+        return made if self.way is None else _going(made, [(math.inf, self.way)])
+
+
+def contenders(layer: Layer, values: Sequence[str], activations: str, prefer: str) -> dict[str, Contender]:
+    """Everything ``layer`` may run on, by label, the way it runs as given first.
+
+    ``values`` are the types that the user allowed beside the layer's own. With ``prefer="memory"`` nothing is offered
+    whose weights take more bytes than those of the given layer.
+    """
+    sparse = layer.packed or layer.density <= DENSEST
+    packed = _packed(layer, layer.values, activations) if sparse else []
+    offered = [*packed, _dense(layer)] if layer.packed else [_dense(layer), *packed]
+    for value in values:
+        if value != layer.dtype:
+            offered.append(_rounded(layer))
+        if value != layer.values and layer.values in ("float32", "float16") and sparse:
+            offered += _packed(layer, value, "keep")
+    if _has_codes(layer):
+        offered.append(_int8(layer))
+    if layer.live_rows * layer.live_cols <= WORTH_SHRINKING * layer.form.numel:
+        offered.append(_shrunk(layer))
+    given = offered[0]
+    return {c.label: c for c in offered if prefer == "speed" or c.nbytes <= given.nbytes}
+
+
+def worth_timing(contender: Contender, rows: int) -> bool:
+    """False for ways that cannot pay with so few rows of x: they move more memory than the others."""
+    return rows >= MANY or contender.way in (None, "packed")
+
+
+def assemble(layer: Layer, chosen: dict[int, Contender]) -> nn.Module:
+    """The module that goes ``chosen[r]`` for up to r rows of x, for the next larger r in between, the last above."""
+    limits = sorted(chosen)
+    uptos = [*map(float, limits[:-1]), math.inf]
+    members: dict[str, nn.Module] = {}
+    for contender in chosen.values():
+        if contender.member in members:
+            continue
+        made = contender.make()
+        if contender.way is not None:
+            ways = [(u, c.way) for u, r in zip(uptos, limits) if (c := chosen[r]).member == contender.member]
+            made = _going(made, _merged([*ways[:-1], (math.inf, ways[-1][1])]))
+        members[contender.member] = made
+    if len(members) == 1:
+        return next(iter(members.values()))
+    return RoutedLayer(layer.form, _merged([(u, members[chosen[r].member]) for u, r in zip(uptos, limits)]))
+
+
+def _dense(layer: Layer) -> Contender:
+    def make() -> nn.Module:
+        module = layer.module
+        return layer.made("dense", lambda: unpacked(module)) if isinstance(module, PackedLayer) else module
+
+    return Contender(f"dense {layer.dtype}", "dense", layer.form.numel * layer.form.dtype.itemsize, make)
+
+
+def _rounded(layer: Layer) -> Contender:
+    def make() -> nn.Module:
+        return layer.made("rounded", lambda: RoundedLayer(layer.form, layer.form.matrix(layer.weight()), _bias(layer)))
+
+    return Contender("dense bfloat16", "rounded", 2 * layer.form.numel, make)
+
+
+def _int8(layer: Layer) -> Contender:
+    def make() -> nn.Module:
+        return layer.made("int8", lambda: Int8Linear(layer.form, layer.matrix, _bias(layer)))
+
+    return Contender("torch int8", "int8", layer.form.numel + 4 * layer.form.rows, make)
+
+
+def _shrunk(layer: Layer) -> Contender:
+    def make() -> nn.Module:
+        return layer.made("shrunk", lambda: ShrunkLayer(layer.form, layer.form.matrix(layer.weight()), _bias(layer)))
+
+    size = layer.live_rows * layer.live_cols * layer.form.dtype.itemsize
+    return Contender("shrunk dense", "shrunk", size + 8 * (layer.live_rows + layer.live_cols), make)
+
+
+def _packed(layer: Layer, values: str, activations: str) -> list[Contender]:
+    """The ways of the layer packed with ``values``; none where a packed matrix cannot hold it."""
+    own = layer.packed and layer.values == values
+    if own:
+        size = layer.matrix.nbytes
+    else:
+        kept = round(layer.density * layer.form.numel) * getattr(torch, values).itemsize
+        if kept >= PACK_LIMIT:
+            return []
+        size = kept + layer.form.rows * (-(-layer.form.cols // 8) + 4)
+
+    def make() -> nn.Module:
+        if own:
+            return layer.module
+        return layer.made(f"packed {values}", lambda: _pack(layer, values))
+
+    def make_rounding() -> nn.Module:
+        return layer.made(f"packed {values} int8", lambda: _like(_given(layer), layer.matrix, "int8"))
+
+    def entered(way: str, make: Callable[[], nn.Module], note: str = "") -> Contender:
+        return Contender(f"{way} {values} {native.isa()}{note}", f"packed {values}{note}", size, make, way)
+
+    if layer.form.geometry is not None:
+        return [entered(way, make) for way in ("spmm", "expanded")]
+    note = " int8 activations"
+    if own and _given(layer).activations == "int8":
+        return [entered(way, make, note) for way in layer.matrix.ways("int8")]
+    found = [entered(way, make) for way in ("packed", "expanded", "spmm")]
+    if own and activations == "int8":
+        found += [entered(way, make_rounding, note) for way in layer.matrix.ways("int8")]
+    return found
+
+
+def _pack(layer: Layer, values: str) -> nn.Module:
+    matrix = PackedMatrix.from_dense(layer.form.matrix(layer.weight()), values)
+    if not isinstance(layer.module, PackedLayer):
+        return pack_layer(layer.module, matrix, layer.form.dtype)
+    return _like(layer.module, matrix)
+
+
+def _like(given: PackedLayer, matrix: PackedMatrix, activations: str = "keep") -> PackedLayer:
+    """A packed layer as ``given``, with another matrix or type of activations."""
+    if isinstance(given, PackedConv2d):
+        return PackedConv2d(matrix, given.bias, given.geometry, dtype=given.weight.dtype)
+    assert isinstance(given, PackedLinear)
+    return PackedLinear(
+        matrix, given.bias, dtype=given.weight.dtype, transposed=given.transposed, activations=activations
+    )
+
+
+def _given(layer: Layer) -> PackedLayer:
+    assert isinstance(layer.module, PackedLayer)
+    return layer.module
+
+
+def _going(module: nn.Module, ways: list[tuple[float, str]]) -> PackedLayer:
+    """The same packed layer with other ways."""
+    assert isinstance(module, PackedLayer)
+    other = _like(module, module.matrix, module.activations)
+    other.ways = ways  # type: ignore[assignment]
+    return other.train(module.training)
+
+
+def _merged(entries: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
+    """Entries (up to, what) without those that the next one covers."""
+    return [entry for entry, after in zip(entries, [*entries[1:], None]) if after is None or after[1] != entry[1]]
+
+
+def _bias(layer: Layer) -> torch.Tensor | None:
+    bias = layer.module.bias
+    assert bias is None or isinstance(bias, torch.Tensor)
+    return bias
+
+
+def _has_codes(layer: Layer) -> bool:
+    """Whether torch's weight-only int8 kernel can take the layer's own codes."""
+    return (
+        layer.packed
+        and layer.values == "int8"
+        and layer.form.geometry is None
+        and layer.form.dtype == torch.bfloat16
+        and layer.form.cols % Int8Linear.MULTIPLE == 0
+        and torch_int8_works()
+    )
+
+
+def _live_of_packed(matrix: PackedMatrix, form: Form) -> tuple[int, int]:
+    """Rows and columns (of whole input channels) that keep anything."""
+    if matrix.mask is None:
+        return matrix.rows, matrix.cols
+    mask = matrix.mask.numpy()
+    bits = np.bitwise_or.reduce(mask, axis=0)
+    cols = np.unpackbits(bits, count=matrix.cols // matrix.block, bitorder="little").repeat(matrix.block)
+    width = 1 if form.geometry is None else form.geometry.kernel[0] * form.geometry.kernel[1]
+    return int(np.count_nonzero(mask.any(axis=1))), int(np.count_nonzero(cols.reshape(-1, width).any(axis=1))) * width

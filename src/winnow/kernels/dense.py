@@ -1,0 +1,238 @@
+"""Dense ways to run a layer other than as it is: rounded to bfloat16, from int8 codes, or without its empty rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.kernels.form import Form, live
+from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
+
+
+class Substitute(nn.Module):
+    """In the place of a dense layer, with that layer's state dict: an ordinary ``weight`` and ``bias``.
+
+    ``weight`` is a tensor on the meta device, as in the packed layers: shape and type of the dense weight, no values.
+    """
+
+    def __init__(self, form: Form, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.form = form
+        self.weight = torch.empty(form.shape, dtype=form.dtype, device="meta")
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        if form.geometry is None:
+            self.in_features, self.out_features = form.cols, form.rows
+        else:
+            self.in_channels, self.out_channels, self.groups = form.shape[1], form.rows, 1
+            self.kernel_size, self.stride, self.padding, self.dilation = form.geometry
+            self.padding_mode = "zeros"
+        if form.kind == "conv1d":
+            self.nx, self.nf = form.cols, form.rows
+
+    def dense(self) -> torch.Tensor:
+        """The dense weight, of the type and shape of ``weight``."""
+        return self.form.restore(self.expand()).to(self.weight.dtype)
+
+    def pack(self, weight: torch.Tensor) -> None:
+        """Take over a dense weight. Raises InputError for another shape, or values that this form cannot hold."""
+        if weight.shape != self.weight.shape:
+            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.weight.shape)}")
+        weight = weight.detach().cpu().to(self.weight.dtype)
+        self.take(self.form.matrix(weight))
+        if not torch.equal(self.dense(), weight):
+            raise InputError("this weight does not fit exactly: load it into the dense model, and accelerate that")
+
+    def expand(self) -> torch.Tensor:
+        """The matrix [rows, cols]."""
+        raise NotImplementedError
+
+    def take(self, matrix: torch.Tensor) -> None:
+        """Hold ``matrix`` [rows, cols] from now on."""
+        raise NotImplementedError
+
+    def bias_changed(self) -> None:
+        """Called when new values have been copied into ``bias``."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        probe = fn(torch.empty(0, dtype=self.weight.dtype))
+        if probe.device.type != "cpu":
+            raise InputError(f"an accelerated model runs on the CPU: use the model it was made from on {probe.device}")
+        if "weight" not in self._parameters:
+            self.weight = self.weight.to(probe.dtype)
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if "weight" not in self._parameters:
+            destination[f"{prefix}weight"] = self.dense()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        key = f"{prefix}weight"
+        if key in state_dict:
+            try:
+                self.pack(state_dict[key])
+            except InputError as error:
+                errors.append(f"{key}: {error}")
+        if "weight" not in self._parameters:
+            if key not in state_dict and strict:
+                missing.append(key)
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name != key}
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        self.bias_changed()
+
+    def extra_repr(self) -> str:
+        return f"{list(self.form.shape)}, bias={self.bias is not None}"
+
+
+class RoundedLayer(Substitute):
+    """A dense layer whose weight and bias are bfloat16: x is rounded to bfloat16 too, y has the type of x."""
+
+    def __init__(self, form: Form, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(form, bias)
+        self.register_buffer(
+            "rounded_bias", None if bias is None else bias.detach().to(torch.bfloat16), persistent=False
+        )
+        self.register_buffer("filters", None, persistent=False)
+        self.take(matrix)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filters = self.filters
+        return self.form.multiply(x.to(filters.dtype), filters, self.rounded_bias).to(x.dtype)
+
+    def expand(self) -> torch.Tensor:
+        return self.filters.reshape(self.form.rows, self.form.cols)
+
+    def take(self, matrix: torch.Tensor) -> None:
+        self.filters = self.form.filters(matrix.detach().to(torch.bfloat16).contiguous())
+
+    def bias_changed(self) -> None:
+        if self.bias is not None:
+            self.rounded_bias = self.bias.detach().to(torch.bfloat16)
+
+
+class ShrunkLayer(Substitute):
+    """A dense layer without the rows and columns (output and input channels) that hold nothing but zeros.
+
+    The features of x that count are gathered, and where rows are missing the product is scattered into y, whose other
+    features are the bias alone. One row and one column stay in any case.
+    """
+
+    def __init__(self, form: Form, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(form, bias)
+        for name in ("filters", "live_rows", "live_cols"):
+            self.register_buffer(name, None, persistent=False)
+        self.take(matrix)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        form, rows = self.form, self.live_rows
+        if self.live_cols is not None:
+            x = x.index_select(form.axis, self.live_cols)
+        if rows is None:
+            return form.multiply(x, self.filters, self.bias)
+        part = form.multiply(x, self.filters, None)
+        shape = list(part.shape)
+        shape[form.axis] = form.rows
+        y = part.new_zeros(shape).index_copy_(form.axis, rows, part)
+        if self.bias is None:
+            return y
+        return y.add_(self.bias if form.geometry is None else self.bias[:, None, None])
+
+    def expand(self) -> torch.Tensor:
+        form = self.form
+        channels = form.shape[1] if form.geometry is not None else form.cols
+        rows = torch.arange(form.rows) if self.live_rows is None else self.live_rows
+        cols = torch.arange(channels) if self.live_cols is None else self.live_cols
+        whole = self.filters.new_zeros((form.rows, channels, *self.filters.shape[2:]))
+        whole[rows[:, None], cols] = self.filters
+        return whole.reshape(form.rows, form.cols)
+
+    def take(self, matrix: torch.Tensor) -> None:
+        rows, cols = (found if len(found) else found.new_zeros(1) for found in live(self.form, matrix))
+        filters = self.form.filters(matrix.detach())[rows][:, cols].contiguous()
+        self.live_rows = None if len(rows) == self.form.rows else rows
+        self.live_cols = None if len(cols) == self.form.filters(matrix).shape[1] else cols
+        self.filters = filters
+
+
+class Int8Linear(Substitute):
+    """A linear layer of a bfloat16 model from the int8 codes of its weight, dense, by torch's weight-only kernel.
+
+    The codes are those of the packed layer; the kernel takes the scale of a row in bfloat16, so the stored float16
+    scales are rounded (at most one part in 512), which is as exact as the dense bfloat16 layer and the output are. The
+    state dict is made from the float16 scales.
+    """
+
+    MULTIPLE = 32  # of columns: with others the kernel reads beyond the end of the codes
+
+    def __init__(self, form: Form, matrix: PackedMatrix, bias: torch.Tensor | None) -> None:
+        super().__init__(form, bias)
+        assert matrix.scales is not None
+        self._scales = matrix.scales[:, 0].clone()
+        self.register_buffer("codes", matrix.expand(dtype=torch.int8), persistent=False)
+        self._rounded_scales = self._scales.to(torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()
+        y = torch._weight_int8pack_mm(flat, self.codes, self._rounded_scales).to(x.dtype)
+        if self.bias is not None:
+            y = y.add_(self.bias)
+        return y.reshape(*x.shape[:-1], self.form.rows)
+
+    def expand(self) -> torch.Tensor:
+        return self.codes.float() * self._scales.float()[:, None]
+
+    def take(self, matrix: torch.Tensor) -> None:
+        scales = self._scales.float()[:, None]
+        codes = torch.where(scales == 0, 0.0, matrix.detach().float() / scales).round()
+        self.codes = codes.clamp(-128, 127).to(torch.int8)
+
+
+@lru_cache(maxsize=1)
+def torch_int8_works() -> bool:
+    """Whether this torch has its weight-only int8 product on this processor, and it is right."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-128, 128, (5, 64), generator=generator, dtype=torch.int8)
+    x = torch.randint(-8, 9, (3, 64), generator=generator).to(torch.bfloat16)
+    try:
+        found = torch._weight_int8pack_mm(x, codes, torch.full((5,), 0.5, dtype=torch.bfloat16))
+    except (AttributeError, RuntimeError):
+        return False
+    expected = 0.5 * (x.double() @ codes.double().t())
+    return bool(((found.double() - expected).abs() <= expected.abs() / 128 + 1e-3).all())
+
+
+def unpacked(layer: PackedLayer) -> nn.Module:
+    """The ordinary dense layer that a packed one stands for, with the weight expanded."""
+    weight = nn.Parameter(layer.dense(), requires_grad=False)
+    dense: nn.Module
+    if isinstance(layer, PackedConv2d):
+        g = layer.geometry
+        dense = nn.Conv2d(
+            layer.in_channels, layer.out_channels, g.kernel, g.stride, g.padding, g.dilation, device="meta"
+        )
+    elif isinstance(layer, PackedLinear) and layer.transposed:
+        from transformers.pytorch_utils import Conv1D
+
+        with torch.device("meta"):
+            dense = Conv1D(layer.out_features, layer.in_features)
+    else:
+        assert isinstance(layer, PackedLinear)
+        dense = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    dense.weight = weight
+    dense.bias = layer.bias  # type: ignore[assignment]
+    return dense.train(layer.training)

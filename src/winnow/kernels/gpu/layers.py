@@ -1,0 +1,93 @@
+"""A packed linear layer whose tensors lie on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from winnow.errors import InputError
+from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.modules import PackedConv2d, PackedLinear
+from winnow.kernels.swap import packed_layers, swap
+
+_DECODING = 4  # rows of x up to which the weights are read packed, once for each row
+
+
+class GpuLinear(nn.Module):
+    """y = x Wᵀ + b with W packed, on the device of its buffers: up to four rows of x by a kernel that reads the packed
+    weights, more by expanding the layer for the call. Inference only. Needs triton.
+
+    Parameters
+    ----------
+    matrix: W [out_features, in_features].
+    bias: [out_features] or None.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        _triton()
+        self.about = {
+            "rows": matrix.rows,
+            "cols": matrix.cols,
+            "values": matrix.values,
+            "block": matrix.block,
+            "group": matrix.group_size,
+        }
+        self.in_features, self.out_features = matrix.cols, matrix.rows
+        for name, tensor in matrix.tensors().items():
+            self.register_buffer(f"winnow_{name}", tensor)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follows ``.to(device)``; of ``.to(dtype)`` only the bias does, as the values keep their type."""
+        super()._apply(_device_only(fn), recurse)
+        if self.bias is not None:
+            self.bias = fn(self.bias)
+        return self
+
+    @torch.inference_mode()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernels = _triton()
+        parts = {name.removeprefix("winnow_"): t for name, t in self.named_buffers() if name.startswith("winnow_")}
+        flat = x.reshape(-1, self.in_features)
+        if flat.shape[0] <= _DECODING:
+            y = kernels.linear(parts, self.about, flat, self.bias)
+        else:
+            y = F.linear(flat, kernels.expand(parts, self.about, x.dtype), self.bias)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
+def to_gpu(model: nn.Module, device: str | torch.device = "cuda") -> nn.Module:
+    """Move a model of ``winnow.load(DIR, packed=True)`` to a GPU, its linear layers still packed; changes ``model``.
+
+    Raises InputError where triton is missing or a convolution is packed (load those dense).
+    """
+    _triton()
+    layers = packed_layers(model)
+    for name, layer in layers.items():
+        if isinstance(layer, PackedConv2d):
+            raise InputError(f"{name} is a packed convolution, which has no GPU kernel: load it without packed=True")
+    for name, layer in layers.items():
+        assert isinstance(layer, PackedLinear)
+        swap(model, name, GpuLinear(layer.matrix, layer.bias))
+    return model.to(device)
+
+
+def _device_only(fn: Any) -> Any:
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(fn(torch.empty(0, device=tensor.device)).device)
+
+    return moved
+
+
+def _triton() -> Any:
+    try:
+        from winnow.kernels.gpu import bitmask
+    except ImportError as error:
+        raise InputError(f"packed weights on a GPU need triton ({error}): pip install triton") from None
+    return bitmask

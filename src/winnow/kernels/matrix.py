@@ -1,0 +1,304 @@
+"""A packed matrix in memory: one bit a weight and the kept values, multiplied without ever being expanded whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats import bits
+from winnow.formats.packed import PackedTensor, pack
+from winnow.formats.soundness import FLOATS, INTEGERS
+from winnow.kernels import expanded, native, reference, spmm
+from winnow.kernels.memory import in_large_pages
+from winnow.kernels.products import exact_int_mm, int8_linear
+from winnow.masks.structure import BlockShape, Unstructured
+from winnow.quantize import Grid, Quantized, round_to_nearest
+
+Way = Literal["packed", "expanded", "spmm"]
+Activations = Literal["keep", "int8"]
+
+_STORED = {**FLOATS, "int8": torch.int8, "int4": torch.uint8}
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+_LIMIT = 1 << 32  # a row begins at a byte that 32 bits can say
+_alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """A matrix [rows, cols] as the kernels read it; never changed once made, so it may be shared by threads and copies.
+
+    Bit ``c // block`` of a row of ``mask`` (lowest bit of the first byte first) says whether columns c are kept, and the
+    kept values lie in ``data`` row by row: floats and int8 as they are, int4 two to a byte, low nibble first, each row
+    padded to a byte. This is the layout of the file, so tensors mapped from one are used where they lie.
+
+    Making one checks everything that a kernel relies on. Raises FormatError where parts do not fit each other and
+    InputError for what cannot be packed in memory: float64 values, int8 with several scales a row, and 4 GiB of values.
+    """
+
+    rows: int
+    cols: int
+    values: str  # "float32" | "float16" | "bfloat16" | "int8" | "int4"
+    mask: torch.Tensor | None = field(repr=False)  # uint8 [rows, ceil(cols / block / 8)]; None: nothing is pruned
+    data: torch.Tensor = field(repr=False)  # 1-D, of the values' type; int4: uint8
+    scales: torch.Tensor | None = field(default=None, repr=False)  # float16 [rows, ceil(cols / group)]; None for floats
+    zeros: int = 0  # pruned positions
+    block: int = 1  # columns that one bit of the mask stands for: 1, or 4 (int8 only)
+    group: int | None = None  # columns that share a scale (int4); None: the whole row
+    starts: torch.Tensor = field(init=False, repr=False)  # int32 [rows + 1] holding uint32: byte of data of each row
+
+    def __post_init__(self) -> None:
+        _check(self)
+        object.__setattr__(self, "starts", torch.empty(self.rows + 1, dtype=torch.int32))
+        agree = (
+            native.fill_starts(self.view, self.starts)
+            if native.available()
+            else reference.fill_starts(self, self.starts)
+        )
+        if not agree:
+            raise FormatError("a packed index and its values disagree: the file is damaged; copy or write it again")
+        _alive[self.starts.data_ptr()] = self
+
+    @staticmethod
+    def known(starts: torch.Tensor, data: torch.Tensor) -> PackedMatrix | None:
+        """The matrix that holds just these two tensors, None where none does (any more)."""
+        found = _alive.get(starts.data_ptr())  # starts is memory of the matrix's own, never part of a file
+        return found if found is not None and found.data.data_ptr() == data.data_ptr() else None
+
+    @classmethod
+    def from_packed(cls, packed: PackedTensor) -> PackedMatrix:
+        """The matrix of a stored tensor. Bitmasks, dense tensors and int8 in 1 x 4 blocks are used where they lie; n:m
+        patterns and other blocks get a bitmask, band by band."""
+        mask, data, block = packed.mask, packed.data, 1
+        if packed.encoding == "block" and packed.values == "int8" and packed.pattern == (1, 4):
+            block = 4
+        elif packed.encoding in ("nm", "block"):
+            mask, data = _as_bitmask(packed)
+        return cls(
+            rows=packed.rows,
+            cols=packed.cols,
+            values=packed.values,
+            mask=None if mask is None else mask.contiguous(),  # one packed from a transposed weight is transposed too
+            data=data,
+            scales=packed.scales,
+            zeros=packed.zeros,
+            block=block,
+            group=packed.group,
+        )
+
+    @classmethod
+    def from_dense(
+        cls, weight: torch.Tensor, values: str = "keep", *, block: int = 1, group: int | None = 128
+    ) -> PackedMatrix:
+        """Pack ``weight`` [R, C]; its zeros are what is dropped.
+
+        Parameters
+        ----------
+        values: "keep" (the weight's own type), a float type to round to, or "int8" (a scale a row) or "int4" (a scale
+            for every ``group`` columns), rounded to nearest.
+        block: 4 keeps or drops columns by fours (int8 only): a block with one weight in it is kept whole.
+        """
+        weight = weight.detach()
+        keep = weight != 0
+        if block == 4:
+            keep = keep.reshape(len(weight), -1, 4).any(-1).repeat_interleave(4, dim=1)
+        values = str(weight.dtype).removeprefix("torch.") if values == "keep" else values
+        quantized = None
+        if values in INTEGERS:
+            quantized = round_to_nearest(weight, Grid(INTEGERS[values], group if values == "int4" else None), keep)
+        elif values in FLOATS:
+            weight = weight.to(FLOATS[values])
+        else:
+            raise InputError(f"values of type {values!r} cannot be packed: use keep, {', '.join(_STORED)}")
+        return cls._of(weight, keep, quantized, block)
+
+    @classmethod
+    def from_codes(cls, quantized: Quantized, *, block: int = 1) -> PackedMatrix:
+        """Pack integer codes as a quantizer made them; zero codes are what is dropped."""
+        keep = quantized.codes != 0
+        if block == 4:
+            keep = keep.reshape(len(keep), -1, 4).any(-1).repeat_interleave(4, dim=1)
+        return cls._of(torch.empty(keep.shape, device="meta"), keep, quantized, block)
+
+    @classmethod
+    def _of(cls, weight: torch.Tensor, keep: torch.Tensor, quantized: Quantized | None, block: int) -> PackedMatrix:
+        structure = BlockShape(1, 4) if block == 4 else Unstructured()
+        packed = pack(weight, keep, structure, quantized)
+        mask = None if packed.mask is None else in_large_pages(packed.mask)
+        return cls.from_packed(replace(packed, mask=mask, data=in_large_pages(packed.data)))
+
+    @cached_property
+    def view(self) -> Any:
+        """The same matrix as the native kernels take it: addresses, valid as long as this object lives."""
+        return native.describe(self)
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale."""
+        return self.cols if self.group is None else min(self.group, self.cols)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: index, values, scales and where each row begins."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that is kept."""
+        return 1 - self.zeros / max(self.rows * self.cols, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.cols
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What lies in memory, by name."""
+        held = {"mask": self.mask, "data": self.data, "scales": self.scales, "starts": self.starts}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+    def ways(self, activations: str = "keep") -> list[Way]:
+        """The ways :meth:`linear` can go."""
+        if activations == "int8":
+            return ["packed", "expanded"] if self.values == "int8" else ["packed"] if self.values == "int4" else []
+        return ["packed", "expanded", "spmm"]
+
+    def linear(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, *, activations: str = "keep", way: str = "packed"
+    ) -> torch.Tensor:
+        """y = x Wᵀ (+ bias): x [..., cols] float32, bfloat16 or float16, y [..., rows] of the same type.
+
+        Parameters
+        ----------
+        bias: [rows] or None.
+        activations: "int8" rounds each row of x to int8 (scale max|x| / 127, half to even) and sums integers: integer
+            values only.
+        way: "packed" reads the packed rows once for every 16 rows of x. "expanded" expands a panel of rows at a time, in
+            x's type, and lets torch multiply it (int8 activations: where torch's integer sums are exact, else the same
+            as "packed"). "spmm" lays x out feature-major and adds multiples of its rows (float32 sums).
+
+        Raises InputError for another shape, type or way.
+        """
+        shape = x.shape
+        if shape[-1] != self.cols or not x.is_cpu or x.dtype not in _FLOATING:
+            raise InputError(_why_not(self, x))
+        if way not in self.ways(activations):
+            raise InputError(f"{self.values} values have no way {way!r} with activations={activations!r}")
+        x2d = x.reshape(-1, self.cols)
+        if x2d.stride(1) != 1:
+            x2d = x2d.contiguous()
+        bias = self._bias(bias)
+        if way == "packed" or (activations == "int8" and not exact_int_mm()):
+            y = x.new_empty((x2d.shape[0], self.rows))
+            if y.numel():
+                if native.available():
+                    native.linear(self.view, x2d, bias, y, activations == "int8")
+                else:
+                    reference.linear(self, x2d, bias, y, activations == "int8")
+        elif way == "spmm":
+            y = spmm.linear(self, x2d, bias)
+        else:
+            y = (int8_linear if activations == "int8" else expanded.linear)(self, x2d, bias)
+        return y if len(shape) == 2 else y.view(*shape[:-1], self.rows)
+
+    def _bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """The bias as the kernels read it. Raises InputError where it is not one number a row."""
+        if bias is None:
+            return None
+        if bias.dim() != 1 or bias.shape[0] != self.rows:
+            raise InputError(f"the bias has shape {list(bias.shape)}, {self.rows} rows need one number each")
+        return bias if bias.dtype == torch.float32 and bias.is_contiguous() else bias.float().contiguous()
+
+    def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """W x (+ bias, one a row): float32 [cols, n] -> [rows, n], feature-major, as convolutions need it."""
+        if x.dim() != 2 or x.shape[0] != self.cols or x.dtype != torch.float32 or x.device.type != "cpu":
+            raise InputError(f"times takes float32 [{self.cols}, n] on the CPU, not {x.dtype} {list(x.shape)}")
+        bias = self._bias(bias)
+        y = x.new_empty((self.rows, x.shape[1]))
+        if y.numel():
+            x = x if x.stride(1) == 1 else x.contiguous()
+            if native.available():
+                native.times(self.view, x, bias, y)
+            else:
+                reference.times(self, x, bias, y)
+        return y
+
+    def expand(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Dense rows [r, cols], dequantized, of a floating-point ``dtype``; int8: the integer codes."""
+        begin, end, step = rows.indices(self.rows)
+        if step != 1:
+            raise InputError("expand takes consecutive rows")
+        if dtype == torch.float64:  # exact: every value, and every code times its scale, fits float32
+            return self.expand(rows).double()
+        out = torch.empty((max(end - begin, 0), self.cols), dtype=dtype)
+        if out.numel():
+            if native.available():
+                native.expand(self.view, begin, end, out)
+            else:
+                reference.expand(self, begin, end, out)
+        return out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedMatrix:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapped tensor is a view of its whole file, all of which pickle would write: copies are of its own size.
+        mask, data, scales = (None if t is None else t.clone() for t in (self.mask, self.data, self.scales))
+        return PackedMatrix, (
+            self.rows, self.cols, self.values, mask, data, scales, self.zeros, self.block, self.group,
+        )  # fmt: skip
+
+
+def _why_not(matrix: PackedMatrix, x: torch.Tensor) -> str:
+    if x.shape[-1] != matrix.cols:
+        return f"a packed layer of {matrix.cols} inputs was given x of shape {list(x.shape)}: its last size must match"
+    if x.device.type != "cpu":
+        return f"a packed layer runs on the CPU and was given x on {x.device}: move x there"
+    return f"a packed layer takes float32, bfloat16 or float16 and was given {x.dtype}: convert x"
+
+
+def _check(m: PackedMatrix) -> None:
+    """Types, shapes and sizes of everything but the index itself."""
+    if m.values not in _STORED or m.values == "float64":
+        raise InputError(f"{m.values} values have no packed kernel: convert to float32, or leave the layer dense")
+    if m.values == "int8" and m.group_size < m.cols:
+        raise InputError("int8 values with several scales a row have no packed kernel: use one scale a row, or int4")
+    if m.block not in (1, 4) or (m.block == 4 and (m.values != "int8" or m.cols % 4)):
+        raise FormatError(f"blocks of {m.block} {m.values} columns in {m.cols}: only int8 is packed in blocks, of 4")
+    entries = m.cols // m.block
+    index = None if m.mask is None else (m.rows, -(-entries // 8))
+    scales = (m.rows, -(-m.cols // max(m.group_size, 1))) if m.values in INTEGERS else None
+    for name, tensor, dtype, shape in (
+        ("values", m.data, _STORED[m.values], (m.data.numel(),)),
+        ("index", m.mask, torch.uint8, index),
+        ("scales", m.scales, torch.float16, scales),
+    ):
+        found = None if tensor is None else tuple(tensor.shape)
+        if found != shape or (tensor is not None and (tensor.dtype != dtype or not tensor.is_contiguous())):
+            raise FormatError(f"the {name} of {m.values} {m.rows} x {m.cols} have shape {found}: write the file again")
+    if m.data.numel() * m.data.element_size() >= _LIMIT:
+        raise InputError(f"{m.rows} x {m.cols} holds more than the 4 GiB of values that a packed layer can: split it")
+
+
+def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Row-major bitmask and values of an n:m or block tensor; n:m values are in that order already."""
+    masks, values = [], []
+    reorder = packed.encoding == "block" and packed.pattern is not None and packed.pattern[0] > 1
+    height = packed.pattern[0] if reorder and packed.pattern else 1
+    stored = packed._bands() if reorder else None
+    for lines in bits.bands(packed.rows // height, packed.cols * height):
+        keep = packed._to_rows(packed._decode(lines))
+        masks.append(bits.pack_bits(keep))
+        if stored is not None:
+            band = next(stored)[1].numpy()
+            values.append(bits.pack_nibbles(band, keep) if packed.values == "int4" else band[keep])
+    mask = in_large_pages(torch.from_numpy(np.concatenate(masks))) if masks else None
+    if stored is None:
+        return mask, packed.data
+    next(stored, None)  # the end of the bands checks that no value is left over
+    data = torch.from_numpy(np.concatenate(values)) if values else packed.data
+    return mask, in_large_pages(data.view(packed.data.dtype))

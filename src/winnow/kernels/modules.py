@@ -1,0 +1,246 @@
+"""Layers whose weight stays packed: in place of nn.Linear, GPT-2's Conv1D and nn.Conv2d, for inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.formats.soundness import INTEGERS
+from winnow.kernels import ops
+from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.products import Geometry, convolve
+from winnow.quantize import Grid, Quantized
+
+Ways = Iterable[tuple[float, str]]
+
+
+class PackedLayer(nn.Module):
+    """What the packed layers have in common: a packed matrix, a bias, and the state dict of the dense layer.
+
+    ``weight`` is a tensor on the meta device: it has the shape and the type that the dense weight would have, and no
+    values. Its type says what the state dict holds and what code that looks at ``layer.weight.dtype`` gets; it follows
+    ``layer.to(dtype)``, as the bias does. The packed values keep their own type, and y always has the type of x.
+
+    ``state_dict()`` holds the ordinary dense ``weight`` and ``bias``; ``load_state_dict`` packs a dense weight again,
+    where the layer's type of values can hold it. The packed tensors are shared by copies of the layer (they never change)
+    and lie on the CPU.
+
+    Attributes
+    ----------
+    matrix: the packed weight.
+    ways: ``[(rows of x up to this number, way), ...]`` in rising order, the last up to ``math.inf``.
+    activations: "keep", or "int8": x is rounded to int8 row by row (integer values only).
+    """
+
+    _KNOWN_WAYS: tuple[str, ...] = ("packed", "expanded", "spmm")
+
+    def __init__(
+        self,
+        matrix: PackedMatrix,
+        bias: torch.Tensor | None,
+        shape: Iterable[int],
+        dtype: torch.dtype | None,
+        activations: str,
+        ways: Ways,
+    ) -> None:
+        super().__init__()
+        if bias is not None and tuple(bias.shape) != (matrix.rows,):
+            raise InputError(f"the bias has shape {list(bias.shape)}, a layer of {matrix.rows} outputs needs one each")
+        self.matrix = matrix
+        self.weight = torch.empty(tuple(shape), dtype=dtype or _dense_dtype(matrix), device="meta")
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.activations = activations
+        self.ways = ways  # type: ignore[assignment]
+        if not matrix.ways(activations):
+            raise InputError(f"{matrix.values} values cannot be used with activations={activations!r}: use keep")
+
+    @property
+    def ways(self) -> list[tuple[float, str]]:
+        return self._ways
+
+    @ways.setter
+    def ways(self, ways: Ways) -> None:
+        self._ways = list(ways)
+        limits = [upto for upto, _ in self._ways]
+        known = all(way in self._KNOWN_WAYS for _, way in self._ways)
+        if not limits or limits[-1] != math.inf or limits != sorted(limits) or not known:
+            raise InputError(
+                f"ways are (rows of x up to, one of {', '.join(self._KNOWN_WAYS)}) in rising order, the last up to math.inf"
+            )
+        # The same as text, for the operators: the last entry has no limit.
+        self._ways_text = ",".join(way if upto == math.inf else f"{way}:{int(upto)}" for upto, way in self._ways)
+
+    def way(self, rows: int) -> str:
+        """How ``rows`` rows of x are multiplied."""
+        for upto, way in self._ways:
+            if rows <= upto:
+                return way
+        raise AssertionError("ways end with math.inf")
+
+    def dense(self) -> torch.Tensor:
+        """The dense weight, of the type and shape of :attr:`weight`."""
+        return self._restore(self.matrix.expand(dtype=self.weight.dtype))
+
+    def pack(self, weight: torch.Tensor) -> None:
+        """Take over a dense ``weight`` of the same shape. Raises InputError where the values' type cannot hold it."""
+        if weight.shape != self.weight.shape:
+            raise InputError(f"the weight has shape {list(weight.shape)}, the packed layer {list(self.weight.shape)}")
+        self.matrix = _repacked(self._matrix(weight.detach().cpu()), self.matrix)
+
+    def _restore(self, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix.reshape(self.weight.shape)
+
+    def _matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.reshape(self.matrix.shape)
+
+    def _traced(self, x: torch.Tensor) -> bool:
+        """Whether x must go through torch's operators: compiled, traced, or with a gradient to come back."""
+        if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
+            return True
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return False
+        if self.activations == "int8":
+            raise InputError("int8 activations have no gradient: run under torch.inference_mode()")
+        return True
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        probe = fn(torch.empty(0, dtype=self.weight.dtype))
+        if probe.device.type != "cpu":
+            raise InputError(f"packed layers run on the CPU: load the model without packed=True to use {probe.device}")
+        self.weight = self.weight.to(probe.dtype)
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.dense()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}weight"
+        weight = state_dict.get(key)
+        if weight is not None:
+            try:
+                self.pack(weight)
+            except InputError as error:
+                error_msgs.append(f"{key}: {error}")
+        elif strict:
+            missing_keys.append(key)
+        rest = {name: tensor for name, tensor in state_dict.items() if name != key}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def extra_repr(self) -> str:
+        kept = f"{100 * self.matrix.density:.1f} % kept"
+        return f"{list(self.weight.shape)}, bias={self.bias is not None}, {self.matrix.values}, {kept}"
+
+
+class PackedLinear(PackedLayer):
+    """A linear layer, y = x Wᵀ + b, with W packed. x [..., in_features], y of the same type.
+
+    Parameters
+    ----------
+    matrix: W [out_features, in_features].
+    bias: [out_features] or None.
+    dtype: type of the dense weight (default: that of the values, float32 for integers).
+    transposed: the dense layer stores W [in, out], as transformers' Conv1D does.
+    activations: "keep" or "int8".
+    """
+
+    def __init__(
+        self,
+        matrix: PackedMatrix,
+        bias: torch.Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        transposed: bool = False,
+        activations: str = "keep",
+        ways: Ways = ((16, "packed"), (math.inf, "expanded")),
+    ) -> None:
+        shape = matrix.shape[::-1] if transposed else matrix.shape
+        super().__init__(matrix, bias, shape, dtype, activations, ways)
+        self.transposed = transposed
+        self.in_features, self.out_features = matrix.cols, matrix.rows
+        if transposed:
+            self.nx, self.nf = matrix.cols, matrix.rows  # what Conv1D calls them
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._traced(x):
+            return ops.linear(x, self.bias, self.activations, self._ways_text, *ops.describe(self.matrix))
+        matrix = self.matrix
+        way = self.way(x.numel() // max(matrix.cols, 1))
+        # self.bias would cost a call of nn.Module.__getattr__ for every product.
+        return matrix.linear(x, self._parameters["bias"], activations=self.activations, way=way)
+
+    def _restore(self, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix.t().contiguous() if self.transposed else matrix
+
+    def _matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.t() if self.transposed else weight
+
+
+class PackedConv2d(PackedLayer):
+    """A 2-D convolution of one group with zero padding, its filters packed. x [N, C, H, W] or [C, H, W].
+
+    Rows of x, for ``ways``, are places of all images together; the ways are "spmm" and "expanded".
+    """
+
+    _KNOWN_WAYS = ("spmm", "expanded")
+
+    def __init__(
+        self,
+        matrix: PackedMatrix,
+        bias: torch.Tensor | None,
+        geometry: Geometry,
+        *,
+        dtype: torch.dtype | None = None,
+        ways: Ways = ((math.inf, "spmm"),),
+    ) -> None:
+        kernel = geometry.kernel
+        channels = matrix.cols // (kernel[0] * kernel[1])
+        super().__init__(matrix, bias, (matrix.rows, channels, *kernel), dtype, "keep", ways)
+        self.in_channels, self.out_channels, self.groups = channels, matrix.rows, 1
+        self.kernel_size, self.stride, self.padding, self.dilation = geometry
+        self.padding_mode = "zeros"
+        self.geometry = geometry
+        self._numbers = [n for pair in geometry for n in pair]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images = x if x.dim() == 4 else x[None]
+        if images.dim() != 4:
+            raise InputError(f"a packed convolution takes [N, C, H, W] or [C, H, W], not x of shape {list(x.shape)}")
+        if self._traced(images):
+            y = ops.conv2d(images, self.bias, self._numbers, self._ways_text, *ops.describe(self.matrix))
+        else:
+            high, wide = self.geometry.out_size(*images.shape[2:])
+            y = convolve(self.matrix, images, self.bias, self.geometry, self.way(images.shape[0] * high * wide))
+        return y if x.dim() == 4 else y[0]
+
+
+def _dense_dtype(matrix: PackedMatrix) -> torch.dtype:
+    return torch.float32 if matrix.scales is not None else matrix.data.dtype
+
+
+def _repacked(weight: torch.Tensor, like: PackedMatrix) -> PackedMatrix:
+    """``weight`` [rows, cols] packed exactly, with the type of values, the blocks and the scales of ``like``."""
+    if like.scales is None:
+        packed = PackedMatrix.from_dense(weight, like.values)
+    else:
+        grid = Grid(INTEGERS[like.values], like.group)
+        codes = grid.round(weight, like.scales)
+        packed = PackedMatrix.from_codes(Quantized(codes, like.scales, grid.bits, like.group), block=like.block)
+    if not torch.equal(packed.expand(dtype=weight.dtype), weight):
+        held = like.values if like.scales is None else f"{like.values} values and the layer's scales"
+        raise InputError(f"this weight does not fit {held} exactly: load it into the dense model, and pack that")
+    return packed

@@ -1,0 +1,107 @@
+"""Products with a packed matrix that torch's own dense kernels take part in: panel by panel, never the whole matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from winnow.errors import InputError
+from winnow.kernels import spmm
+from winnow.kernels.reference import quantize_rows
+
+if TYPE_CHECKING:
+    from winnow.kernels.matrix import PackedMatrix
+
+PANEL_BYTES = 2 << 20  # of expanded weights: still near the processor when they are multiplied
+_CONV_PANEL_BYTES = 4 << 20  # every panel makes torch read the whole image once more
+_LEAST_ROWS = 32  # below, torch's product has too little to do to be fast
+
+
+class Geometry(NamedTuple):
+    """How a 2-D convolution of one group walks over an image, (height, width) each; zeros pad it."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        sides = zip((height, width), *self, strict=True)
+        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+        return high, wide
+
+
+def panels(matrix: PackedMatrix, itemsize: int, size: int = PANEL_BYTES) -> Iterator[slice]:
+    """Bands of rows whose dense form takes about ``size`` bytes."""
+    step = max(_LEAST_ROWS, size // max(matrix.cols * itemsize, 1))
+    for start in range(0, matrix.rows, step):
+        yield slice(start, min(start + step, matrix.rows))
+
+
+def transposed_product(matrix: PackedMatrix, y: torch.Tensor) -> torch.Tensor:
+    """y [batch, rows] W -> [batch, cols], float32: what a gradient with respect to x needs."""
+    x = y.new_zeros((y.shape[0], matrix.cols), dtype=torch.float32)
+    for rows in panels(matrix, 4):
+        x.addmm_(y[:, rows].float(), matrix.expand(rows))
+    return x
+
+
+def int8_linear(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """y [batch, rows] of x's type = x [batch, cols], rounded to int8 row by row, times int8 codes (+ bias, float32): exact
+    integer sums where :func:`exact_int_mm` holds, a panel of dense codes at a time."""
+    assert matrix.scales is not None
+    digits, scale = quantize_rows(x)
+    digits = digits.to(torch.int8)
+    y = x.new_empty((x.shape[0], matrix.rows))
+    for rows in panels(matrix, 1):
+        panel = matrix.expand(rows, torch.int8)
+        out = torch._int_mm(digits, panel.t()).float().mul_(matrix.scales[rows, 0].float()).mul_(scale)
+        y[:, rows] = out if bias is None else out.add_(bias[rows])
+    return y
+
+
+@lru_cache(maxsize=1)
+def exact_int_mm() -> bool:
+    """Whether torch's int8 product sums exactly here: without VNNI, some of its kernels saturate at 16 bits."""
+    try:
+        worst = torch.full((32, 64), 127, dtype=torch.int8)
+        found = [torch._int_mm(worst, (sign * worst).t()) for sign in (1, -1)]
+    except RuntimeError:
+        return False
+    return all(bool((sums == sign * 127 * 127 * 64).all()) for sums, sign in zip(found, (1, -1), strict=True))
+
+
+def convolve(
+    matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry, way: str
+) -> torch.Tensor:
+    """x [images, channels, height, width] convolved with the filters in the rows of ``matrix`` (channel by channel,
+    each its kernel row by row); y of x's type. "spmm" multiplies windows feature-major, with float32 sums; "expanded"
+    lets torch convolve with a panel of dense filters at a time. Raises InputError for an x that does not fit."""
+    size = geometry.out_size(*x.shape[2:])
+    area = geometry.kernel[0] * geometry.kernel[1]
+    if x.shape[1] * area != matrix.cols or x.device.type != "cpu" or not x.is_floating_point() or min(size) < 1:
+        raise InputError(
+            f"a packed convolution of {matrix.cols // area} channels was given {x.dtype} {list(x.shape)} on {x.device}: "
+            "give it floating-point images on the CPU that its kernel fits into"
+        )
+    if way == "expanded":
+        y = x.new_empty((x.shape[0], matrix.rows, *size))
+        for rows in panels(matrix, x.element_size(), _CONV_PANEL_BYTES):
+            filters = matrix.expand(rows, x.dtype).view(-1, x.shape[1], *geometry.kernel)
+            part = None if bias is None else bias[rows].to(x.dtype)
+            y[:, rows] = F.conv2d(x, filters, part, geometry.stride, geometry.padding, geometry.dilation)
+        return y
+    return spmm.convolve(matrix, x, None if bias is None else bias.float(), geometry)
+
+
+def convolve_back(matrix: PackedMatrix, grad: torch.Tensor, size: tuple[int, int], geometry: Geometry) -> torch.Tensor:
+    """The gradient with respect to x [images, channels, *size] of :func:`convolve`, from that of y; float32."""
+    windows = [transposed_product(matrix, image.flatten(1).t()).t() for image in grad]
+    kernel, stride, padding, dilation = geometry
+    if not windows:
+        return grad.new_zeros((0, matrix.cols // (kernel[0] * kernel[1]), *size), dtype=torch.float32)
+    return F.fold(torch.stack(windows), size, kernel, dilation, padding, stride)

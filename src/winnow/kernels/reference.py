@@ -1,0 +1,122 @@
+"""What the native kernels do, in plain PyTorch: used where the extension is missing, and to test it against.
+
+Every function goes band by band, so that the dense matrix never exists whole. Shapes are as in
+:mod:`winnow.kernels.native`; the first argument is the packed matrix itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from winnow.formats import bits
+from winnow.formats.soundness import INTEGERS
+from winnow.quantize.grid import spread_scales
+
+if TYPE_CHECKING:
+    from winnow.kernels.matrix import PackedMatrix
+
+_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+_BAND = 1 << 20  # weights expanded at a time
+
+
+def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
+    """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
+    row has index bits beyond the last column or the rows do not fill the values exactly."""
+    counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
+    if matrix.mask is not None:
+        mask, entries = matrix.mask.numpy(), matrix.cols // matrix.block
+        if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
+            return False
+        for rows in bits.bands(matrix.rows, mask.shape[1]):
+            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
+    sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
+    ends = np.cumsum(sizes)
+    if matrix.rows and ends[-1] >= 1 << 32:
+        return False
+    starts[0] = 0
+    starts.numpy().view(np.uint32)[1:] = ends
+    return int(sizes.sum()) == matrix.data.numel() * matrix.data.element_size()
+
+
+def linear(
+    matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, int8_activations: bool = False
+) -> None:
+    """y [batch, rows] = x [batch, cols] Wᵀ (+ bias), summed in float32 or, with int8 activations, in integers."""
+    digits, scale = quantize_rows(x) if int8_activations else (None, None)
+    for rows in _bands(matrix, slice(0, matrix.rows)):
+        if digits is None or scale is None:
+            out = x.float() @ _dequantized(matrix, rows).T
+        else:
+            out = _integer_product(matrix, rows, digits) * scale
+        y[:, rows] = out if bias is None else out + bias[rows]
+
+
+def times(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """y [rows, n] = W x [cols, n] (+ bias of each row), float32."""
+    for rows in _bands(matrix, slice(0, matrix.rows)):
+        out = _dequantized(matrix, rows) @ x
+        y[rows] = out if bias is None else out + bias[rows, None]
+
+
+def expand(matrix: PackedMatrix, start: int, stop: int, out: torch.Tensor) -> None:
+    """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
+    for rows in _bands(matrix, slice(start, stop)):
+        band = _stored(matrix, rows) if out.dtype == torch.int8 else _dequantized(matrix, rows)
+        out[rows.start - start : rows.stop - start] = band
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dynamic symmetric int8 of each row of x [batch, cols]: codes (float32, whole numbers -127..127) and scales
+    [batch, 1] with scale = max|x| / 127, x / scale rounded half to even; a row of zeros has scale 0."""
+    x = x.float()
+    scale = x.abs().amax(dim=1, keepdim=True) / 127
+    return torch.round(x / torch.where(scale == 0, 1.0, scale)), scale
+
+
+def _integer_product(matrix: PackedMatrix, rows: slice, digits: torch.Tensor) -> torch.Tensor:
+    """sum over groups of (exact integer sum) * (scale of the group): [batch, r], before the scales of x."""
+    assert matrix.scales is not None
+    codes, scales = _stored(matrix, rows).double(), matrix.scales[rows].float()
+    size = matrix.group_size
+    out = torch.zeros(digits.shape[0], codes.shape[0])
+    for group in range(scales.shape[1]):
+        part = slice(group * size, (group + 1) * size)
+        # Integers below 2**53 are exact in float64.
+        out += (digits[:, part].double() @ codes[:, part].T).float() * scales[:, group]
+    return out
+
+
+def _bands(matrix: PackedMatrix, rows: slice) -> Iterator[slice]:
+    step = max(1, _BAND // max(matrix.cols, 1))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
+
+
+def _dequantized(matrix: PackedMatrix, rows: slice) -> torch.Tensor:
+    """float32 [r, cols]."""
+    band = _stored(matrix, rows).float()
+    if matrix.scales is not None:
+        band *= spread_scales(matrix.scales[rows], matrix.group_size, matrix.cols)
+    return band
+
+
+def _stored(matrix: PackedMatrix, rows: slice) -> torch.Tensor:
+    """Dense rows [r, cols] as they are stored: floats of the values' type, integer codes as int8."""
+    starts = matrix.starts.numpy().view(np.uint32)
+    count = rows.stop - rows.start
+    if matrix.mask is None:
+        keep = np.ones((count, matrix.cols), dtype=np.bool_)
+    else:
+        keep = bits.unpack_bits(matrix.mask[rows].numpy(), matrix.cols // matrix.block)
+        keep = np.repeat(keep, matrix.block, axis=1) if matrix.block > 1 else keep
+    item = matrix.data.element_size()
+    data = matrix.data[int(starts[rows.start]) // item : int(starts[rows.stop]) // item]
+    if matrix.values == "int4":
+        return torch.from_numpy(np.ascontiguousarray(bits.unpack_nibbles(data.numpy(), keep)))
+    band = torch.zeros(count, matrix.cols, dtype=torch.int8 if matrix.values in INTEGERS else matrix.data.dtype)
+    band[torch.from_numpy(keep)] = data
+    return band

@@ -1,0 +1,95 @@
+"""Putting packed layers into a model, and finding them there."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
+from winnow.kernels.products import Geometry
+from winnow.masks.blocks import is_transposed_linear
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLinear | PackedConv2d]:
+    """Every packed layer of ``model`` by its path; "" where the model itself is one."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, (PackedLinear, PackedConv2d))}
+
+
+def swap(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Put ``module`` where ``path`` is in ``model``, in the same mode (train or eval), and return the one that was there."""
+    parent, _, name = path.rpartition(".")
+    if not name:
+        raise InputError("the model itself cannot be swapped: swap a layer inside it")
+    owner = model.get_submodule(parent)
+    old = owner.get_submodule(name)
+    module.train(old.training)
+    # Not setattr: a Sequential or ModuleList names its modules by numbers.
+    owner._modules[name] = module
+    return old
+
+
+def why_dense(model: nn.Module, path: str, key: str = "weight") -> str | None:
+    """Why the parameter ``key`` of the layer at ``path`` cannot be packed in memory; None where it can."""
+    layer = model.get_submodule(path)
+    parent = model.get_submodule(path.rpartition(".")[0])
+    if isinstance(layer, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention multiplies by it in one fused call"
+    if key != "weight":
+        return f"a parameter of {type(layer).__name__} itself, not the weight of a layer below it"
+    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)):
+        return "hooks are registered on its layer"
+    if type(layer) is nn.Conv2d:
+        if layer.groups != 1:
+            return f"a convolution of {layer.groups} groups"
+        if layer.padding_mode != "zeros":
+            return f"a convolution with {layer.padding_mode} padding"
+        return None if _geometry(layer) is not None else "a convolution with uneven padding"
+    if type(layer) is nn.Linear or is_transposed_linear(layer):
+        return None
+    return f"{type(layer).__name__} has no packed kernel"
+
+
+def pack_layer(layer: nn.Module, matrix: PackedMatrix | None = None, dtype: torch.dtype | None = None) -> PackedLayer:
+    """The packed layer that does what ``layer`` (nn.Linear, Conv1D or nn.Conv2d) does.
+
+    Parameters
+    ----------
+    matrix: its packed weight; default: the layer's own weight, packed as it is.
+    dtype: type of the dense weight (default: the layer's).
+
+    The bias is the layer's own, and may be filled in later. Raises InputError for a layer that cannot be packed.
+    """
+    root = nn.Module()
+    root.layer = layer
+    reason = why_dense(root, "layer")
+    if reason is not None:
+        raise InputError(f"this layer cannot be packed ({reason}): leave it dense")
+    weight, transposed = layer.weight, is_transposed_linear(layer)
+    assert isinstance(weight, torch.Tensor)
+    if matrix is None:
+        matrix = PackedMatrix.from_dense((weight.t() if transposed else weight).reshape(_rows(layer), -1))
+    dtype = dtype or weight.dtype
+    if isinstance(layer, nn.Conv2d):
+        geometry = _geometry(layer)
+        assert geometry is not None
+        return PackedConv2d(matrix, layer.bias, geometry, dtype=dtype)
+    bias = layer.bias
+    assert bias is None or isinstance(bias, torch.Tensor)
+    return PackedLinear(matrix, bias, dtype=dtype, transposed=transposed)
+
+
+def _rows(layer: nn.Module) -> int:
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[1] if is_transposed_linear(layer) else weight.shape[0]
+
+
+def _geometry(layer: nn.Conv2d) -> Geometry | None:
+    """How a convolution walks; None where it pads one side more than the other."""
+    kernel, stride, dilation = ((t[0], t[1]) for t in (layer.kernel_size, layer.stride, layer.dilation))
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    if isinstance(layer.padding, str):
+        return Geometry(kernel, stride, (top, left), dilation) if (left, top) == (right, bottom) else None
+    return Geometry(kernel, stride, (layer.padding[0], layer.padding[1]), dilation)
