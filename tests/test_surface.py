@@ -10,7 +10,7 @@ from winnow.compression.methods import METHODS
 from winnow.formats.tensorfile import FORMAT_VERSION
 
 NAMES = {
-    "__version__", "compress", "evaluate", "inspect", "load", "export_dense", "find_scope", "Budget", "Mask", "MaskSet",
+    "__version__", "accelerate", "bench", "compress", "evaluate", "inspect", "load", "shrink", "export_dense", "find_scope", "Budget", "Mask", "MaskSet",
     "WinnowError", "InputError", "FormatError", "GateError",
 }  # fmt: skip
 
@@ -19,13 +19,18 @@ FLAGS = {
         "--data", "--out", "--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label",
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
-        "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--dry-run", "--json",
+        "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
+        "--dry-run", "--json",
     },
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",
         "--dtype", "--weights", "--trust-remote-code", "--json",
     },
     "inspect": {"--include", "--exclude", "--weights", "--trust-remote-code", "--json"},
+    "bench": {
+        "--batch", "--length", "--tokens", "--rounds", "--threads", "--with", "--per-layer", "--data", "--column", "--factory",
+        "--reference", "--out", "--json",
+    },
     "report": {"--json"},
     "export": {"--out", "--to", "--json"},
     "demo": {"--out", "--sparsity", "--seed", "--json"},

@@ -13,9 +13,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "compress": "winnow.compression",
+    "bench": "winnow.verbs.bench.verb",
     "evaluate": "winnow.verbs.evaluate",
     "inspect": "winnow.verbs.inspect",
     "load": "winnow.formats",
+    "accelerate": "winnow.kernels.dispatch",
+    "shrink": "winnow.shrinking",
     "export_dense": "winnow.formats",
     "find_scope": "winnow.masks.scope",
     "Budget": "winnow.budget",
@@ -37,9 +40,12 @@ if TYPE_CHECKING:
     from winnow.errors import WinnowError as WinnowError
     from winnow.formats import export_dense as export_dense
     from winnow.formats import load as load
+    from winnow.kernels.dispatch import accelerate as accelerate
     from winnow.masks.mask import Mask as Mask
     from winnow.masks.mask import MaskSet as MaskSet
     from winnow.masks.scope import find_scope as find_scope
+    from winnow.shrinking import shrink as shrink
+    from winnow.verbs.bench.verb import bench as bench
     from winnow.verbs.evaluate import evaluate as evaluate
     from winnow.verbs.inspect import inspect as inspect
 
