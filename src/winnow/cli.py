@@ -111,6 +111,7 @@ def compress(
     dtype: Dtype = "auto",
     weights: Weights = None,
     trust_remote_code: Trust = False,
+    speed: Annotated[bool, typer.Option(help="End with a quick measurement of its speed on this machine.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -127,7 +128,7 @@ def compress(
         label=label, method=method, score=score, group=group, allocation=allocation, table=_table(table), structure=structure,
         solver=solver, values=values, group_size=group_size, baselines=baselines, keep=tuple(keep or ()), include=tuple(include or ()),
         exclude=tuple(exclude or ()), samples=samples, length=length, batch_size=batch_size, eval_limit=eval_limit, seed=seed,
-        damp=damp, sequential=sequential, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code,
+        damp=damp, sequential=sequential, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code, speed=speed,
     )  # fmt: skip
     if dry_run:
         plan: Any = run(model, data, out=out, dry_run=True, **options)
@@ -187,6 +188,62 @@ def inspect(
         model, weights=weights, include=include or (), exclude=exclude or (), trust_remote_code=trust_remote_code
     )
     _show(inspection_table(found), found, as_json)
+
+
+@app.command(no_args_is_help=True)
+def bench(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="A folder that compress wrote (any other model is timed dense only).")
+    ],
+    batch: Annotated[str | None, typer.Option(help="Inputs a call, e.g. 1,8.")] = None,
+    length: Annotated[
+        str | None, typer.Option(help="Tokens an input, e.g. 32,128; of a decoder: of the prompt.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens decoded after the prompt, one at a time.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds of each case, in which all contenders alternate.")] = 15,
+    threads: Annotated[int | None, typer.Option(help="Threads of every contender.")] = None,
+    with_: Annotated[
+        str | None,
+        typer.Option(
+            "--with", help="Contenders: dense, bf16, compile, int8, onnx, openvino, packed, accelerated; default all."
+        ),
+    ] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Also time every packed matrix alone.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Real inputs; without, random ones of the kind the model reads.")
+    ] = None,
+    column: Column = None,
+    factory: Annotated[
+        str | None, typer.Option(help="package.module:function that builds a plain torch model.")
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="The dense original; by default the artifact expanded.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="JSON file; a page of that name comes beside it. Default: in DIR."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time a packed model against the dense one on this machine: ms, memory, energy, per layer and whole."""
+    from winnow.compression.reporting import command_line
+    from winnow.report.speed_console import bench_table
+    from winnow.terminal import Bars, console
+    from winnow.verbs.bench.verb import bench as run
+
+    with Bars(quiet=as_json) as bars:
+        found = run(
+            folder, batch=batch, length=length, tokens=tokens, rounds=rounds, threads=threads, contenders=with_, per_layer=per_layer,
+            data=data, column=column, factory=factory, reference=reference, out=out, command=command_line(), progress=bars.stage,
+        )  # fmt: skip
+    if as_json:
+        _print(found.model_dump_json())
+    else:
+        screen = console()
+        screen.print(bench_table(found))
+        if found.written is not None:
+            screen.print(f"\nReport: {Path(found.written).with_suffix('.html').resolve()}", soft_wrap=True)
+    if found.interrupted:
+        print("winnow: stopped before the end; what was measured by then is kept.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command(no_args_is_help=True)

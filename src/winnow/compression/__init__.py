@@ -45,7 +45,7 @@ def compress(
         options: the other fields of :class:`winnow.compression.job.Job`: eval, task, column, label, method, score,
             group, allocation, table, structure, solver, values, group_size, baselines, keep, include, exclude,
             samples, length, batch_size, eval_limit, seed, damp, recalibrate, ram, device, dtype, weights,
-            tokenizer, trust_remote_code.
+            tokenizer, trust_remote_code, speed.
 
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.

@@ -58,6 +58,7 @@ class Job:
     weights: Path | None = None
     tokenizer: Any = None
     trust_remote_code: bool = False
+    speed: bool = True
 
     def budgets(self) -> list[Budget]:
         """One budget per requested sparsity, or the single other budget.

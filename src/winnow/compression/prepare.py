@@ -94,7 +94,7 @@ def prepare(
     given = records if records is not None else held_out
     if given is not None and given.kind == "tensors":
         kind = found.kind = "tensors"  # already what the model's forward takes
-    processor = tokenizer if tokenizer is not None else _processor(source, kind, given)
+    processor = tokenizer if tokenizer is not None else processor_of(source, kind, given)
     found.length = length
     if records is not None:
         found.calibration = records
@@ -128,7 +128,7 @@ def prepare(
     return found
 
 
-def _processor(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
+def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
     if kind != "clip" and (kind == "vision" or (records is not None and records.kind == "images")):
         return source.image_processing()
     tokenizer = source.tokenizer()

@@ -115,6 +115,7 @@ def finish(
 ) -> Result:
     """Writes the folders asked for and the report."""
     from winnow.compression.reporting import build_report
+    from winnow.compression.speed import quick_speed
     from winnow.report import card
     from winnow.report.html import write
 
@@ -130,6 +131,8 @@ def finish(
         _real_sizes(outcomes, folders)
         runner.timing["write"] = time.perf_counter() - writing
     report = build_report(setup, runner, outcomes, chosen, folders, started=started, command=command)
+    if setup.job.speed:
+        report.speed = quick_speed(setup, runner, chosen[0])
     result = Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, runner)
     if out is not None:
         for outcome in outcomes:  # the scratch store goes; what was written is read from its folder

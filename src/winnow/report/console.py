@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import words
 from .schema import Candidate, Report
+from .speed_tables import line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -38,6 +39,7 @@ class _Summary:
             yield Text()
             yield _table(report, options.max_width)
         named = [("Next step", report.next_step), ("Go back", report.undo), *(("Note", note) for note in report.notes)]
+        named.append(("Speed here", line(report.speed)))
         lines = [Text.assemble((f"{name}: ", "dim"), value) for name, value in named if value]
         if lines:
             yield Text()

@@ -28,8 +28,11 @@ class Canvas:
         inner = f"<title>{escape(title)}</title></{tag}>" if title else f"</{tag}>"
         self._parts.append(f'<{tag} class="{css}"{attributes}>{inner}')
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
-        self._add("line", css, x1=x1, y1=y1, x2=x2, y2=y2)
+    def line(self, x1: float, y1: float, x2: float, y2: float, css: str, title: str = "") -> None:
+        self._add("line", css, title, x1=x1, y1=y1, x2=x2, y2=y2)
+
+    def dot(self, x: float, y: float, radius: float, css: str, title: str = "") -> None:
+        self._add("circle", css, title, cx=x, cy=y, r=radius)
 
     def rect(self, x: float, y: float, width: float, height: float, css: str, title: str = "", **more: float) -> None:
         self._add("rect", css, title, x=x, y=y, width=width, height=height, **more)
@@ -63,7 +66,7 @@ class Canvas:
             self._add("polygon", css, title, points=points + f"{fixed(x - r * 1.1)},{fixed(y + r * 0.8)}")
 
     def ring(self, x: float, y: float, radius: float) -> None:
-        self._add("circle", "ring", cx=x, cy=y, r=radius)
+        self.dot(x, y, radius, "ring")
 
     def arrow(self, x: float, y: float, up: bool, css: str) -> None:
         """A value beyond the edge of the plot lies this way."""
@@ -87,4 +90,11 @@ def sample(kind: str) -> Markup:
     """A marker alone, for legends and tables."""
     canvas = Canvas(14, 10)
     canvas.marker(kind, 7, 7.5, 5, "")
+    return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(canvas._parts)}</svg>')
+
+
+def swatch(css: str) -> Markup:
+    """A small filled square, for the rows of a table whose bars have this colour."""
+    canvas = Canvas(14, 10)
+    canvas.rect(2, 2.5, 10, 9, f"bar {css}", rx=1.5)
     return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(canvas._parts)}</svg>')

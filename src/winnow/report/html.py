@@ -12,48 +12,66 @@ from ..errors import FormatError, InputError, WinnowError
 from .schema import FORMAT, Report
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
+
+    from .speed_schema import Bench
 
 PAGE, DATA = "report.html", "report.json"
 
 
 @lru_cache(maxsize=1)
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
 
     from .view import ticks
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(_packaged),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["ticks"] = ticks
-    return environment.from_string(_packaged(PAGE))
+    environment.globals["css"] = Markup(_packaged("report.css"))
+    return environment
 
 
-@lru_cache(maxsize=2)
+def template(name: str) -> Template:
+    """A page of this package; the style sheet is in it already."""
+    return _environment().get_template(name)
+
+
+@lru_cache(maxsize=8)
 def _packaged(name: str) -> str:
     return files("winnow.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def render(report: Report) -> str:
-    """The whole page as one string: styles and pictures inside, nothing loaded from anywhere."""
-    from markupsafe import Markup
-
+def render(report: Report, bench: Bench | None = None) -> str:
+    """The whole page as one string: styles and pictures inside, nothing loaded from anywhere. ``bench``: what
+    ``winnow bench`` found, for its own chapter."""
     from .view import view
 
-    return _template().render(css=Markup(_packaged("report.css")), **view(report)) + "\n"
+    return template(PAGE).render(**view(report, bench)) + "\n"
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> Path:
-    """Writes report.html and report.json into a folder (made when missing) and returns the page's path.
+    """Writes report.html and report.json into a folder (made when missing) and returns the page's path. A bench.json
+    that lies there has its chapter in the page.
 
     Each file appears whole or not at all. Raises InputError when the folder cannot be written to, WinnowError when
     the disk is full.
     """
-    page, data = render(report), report.model_dump_json(indent=2) + "\n"
+    from . import bench
+
     target = Path(folder)
+    data = report.model_dump_json(indent=2) + "\n"
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _replace(target / DATA, data)
-        _replace(target / PAGE, page)
+        page = render(report, bench.read(target / bench.DATA))
+        replace(target / DATA, data)
+        replace(target / PAGE, page)
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(f"cannot write the report to {target}: choose a folder you may write to") from error
     except OSError as error:
@@ -61,7 +79,8 @@ def write(report: Report, folder: str | os.PathLike[str]) -> Path:
     return target / PAGE
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

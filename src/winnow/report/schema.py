@@ -43,19 +43,19 @@ Count = Annotated[int, Field(ge=0)]
 Kind = Literal["dense", "pruned", "quantized", "pruned+quantized"]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     # Perplexity may be infinite; JSON has no word for that, so it is written as the string "Infinity".
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
 
 
-class Verdict(_Part):
+class Verdict(Part):
     """The answer in one sentence, and whether it is good news."""
 
     sentence: Text
     tone: Literal["good", "mixed", "bad"] = "good"
 
 
-class ModelInfo(_Part):
+class ModelInfo(Part):
     """The dense model the run started from."""
 
     name: Text
@@ -67,7 +67,7 @@ class ModelInfo(_Part):
     hash: Text | None = None
 
 
-class TaskInfo(_Part):
+class TaskInfo(Part):
     """What quality means here, and on which data it was measured."""
 
     name: Text | None = None
@@ -82,7 +82,7 @@ class TaskInfo(_Part):
     calibration_tokens: Count | None = None
 
 
-class Candidate(_Part):
+class Candidate(Part):
     """One model on the frontier: the dense one, a pruned one, or a plainly quantized one."""
 
     name: Text
@@ -106,7 +106,7 @@ class Candidate(_Part):
     note: Text | None = None
 
 
-class Layer(_Part):
+class Layer(Part):
     """One pruned matrix of the chosen candidate."""
 
     name: Text
@@ -121,7 +121,7 @@ class Layer(_Part):
     seconds: float | None = None
 
 
-class Requested(_Part):
+class Requested(Part):
     """What was asked for, and what was reached."""
 
     budget: Text | None = None  # "sparsity 0.5", "3 bits per weight", "40 MB", "at most 1 point worse"
@@ -131,7 +131,7 @@ class Requested(_Part):
     difference: int | None = None  # reached - requested
 
 
-class SkippedTensor(_Part):
+class SkippedTensor(Part):
     """A parameter that stayed dense, and why."""
 
     name: Text
@@ -139,7 +139,7 @@ class SkippedTensor(_Part):
     reason: Text
 
 
-class Sizes(_Part):
+class Sizes(Part):
     """Where the bytes of the file went."""
 
     dense_file: Count | None = None
@@ -151,21 +151,21 @@ class Sizes(_Part):
     other: Count | None = None
 
 
-class Memory(_Part):
+class Memory(Part):
     """The most memory the run held at once, and the limit it was given."""
 
     peak_bytes: Count | None = None
     limit_bytes: Count | None = None
 
 
-class Stage(_Part):
+class Stage(Part):
     """Time of one stage of the run."""
 
     stage: Text
     seconds: float
 
 
-class Cost(_Part):
+class Cost(Part):
     """What compressing itself cost."""
 
     seconds_total: float | None = None
@@ -173,7 +173,7 @@ class Cost(_Part):
     energy: Text | None = None  # a note: measured how, or why not
 
 
-class ClassQuality(_Part):
+class ClassQuality(Part):
     """Recall of one class before and after."""
 
     name: Text
@@ -182,7 +182,7 @@ class ClassQuality(_Part):
     pruned: float | None = None
 
 
-class ChangedExample(_Part):
+class ChangedExample(Part):
     """An input whose answer changed."""
 
     input: Text
@@ -192,7 +192,38 @@ class ChangedExample(_Part):
     image: Image | None = None
 
 
-class Report(_Part):
+class Times(Part):
+    """Milliseconds of a call: quantiles over all timed calls."""
+
+    median: float
+    p95: float
+    q1: float
+    q3: float
+    n: Count
+
+
+class Speed(Part):
+    """The quick measurement that ends a compression: dense against the packed model, at batch 1 (``winnow bench`` is the whole one).
+
+    ``ratio``: how many times faster than dense, with its 95 % interval.
+    """
+
+    what: Text  # "one image", "a text of 128 tokens", "one token after 128"
+    dense: Times | None = None
+    fast: Times | None = None
+    runs_on: Text | None = None  # "packed", "accelerated"
+    kernels: dict[str, int] = Field(default_factory=dict)  # kernel -> layers that run on it
+    arithmetic: Text | None = None  # type of inputs and outputs, and of the dense weights
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    difference: float | None = None  # of their outputs: largest one, over the largest output
+    threads: Count | None = None
+    seconds: float | None = None  # that the measurement took
+    missing: Text | None = None  # why nothing was measured
+
+
+class Report(Part):
     """Everything a run has to say. Serialized as report.json, drawn as report.html."""
 
     format: Literal[1] = FORMAT
@@ -209,6 +240,7 @@ class Report(_Part):
     layers: list[Layer] = Field(default_factory=list)
     requested: Requested = Field(default_factory=Requested)
     skipped: list[SkippedTensor] = Field(default_factory=list)
+    speed: Speed | None = None
     sizes: Sizes = Field(default_factory=Sizes)
     memory: Memory = Field(default_factory=Memory)
     timing: list[Stage] = Field(default_factory=list)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from markupsafe import Markup
+
 from . import words
 from .figures import sample
 from .frontier import KINDS
@@ -193,7 +195,7 @@ def facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     groups = [("Machine", report.machine), ("Versions", report.versions), ("Seeds", report.seeds), ("Hashes", hashes)]
     found = []
     for name, group in groups:
-        rows = [(str(k).replace("_", " "), _plain(v)) for k, v in group.items() if v is not None and v != ""]
+        rows = plain_rows(group)
         if rows:
             found.append((name, rows))
     return found
@@ -207,3 +209,15 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     return str(value)
+
+
+def plain_rows(group: dict[str, Any]) -> list[tuple[str, str]]:
+    """Recorded facts as rows of words, without those that are empty."""
+    return [(str(k).replace("_", " "), _plain(v)) for k, v in group.items() if v is not None and v != ""]
+
+
+def renditions(wide: Markup | None, narrow: Markup | None) -> Markup | None:
+    """Both widths of a figure; the style sheet shows one of them."""
+    if wide is None or narrow is None:
+        return None
+    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')

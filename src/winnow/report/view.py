@@ -9,16 +9,19 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import frontier, layer_map, tables, words
+from . import bench as pages
+from . import frontier, layer_map, speed_tables, tables, words
 from .figures import sample
-from .schema import Candidate, ClassQuality, Report
+from .schema import Candidate, ClassQuality, Report, Speed
+from .speed import milli, times
+from .speed_schema import Bench
 
 TONES = {"good": "Worth it", "mixed": "It depends", "bad": "Not worth it"}
 CLASSES_FIRST, CHANGED_FIRST = 5, 4  # how many the first screen shows
 EXCERPT = 260  # characters of an example; the whole text is in report.json
 
 
-def view(report: Report) -> dict[str, Any]:
+def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
     """Everything the template prints. Values are plain text (escaped by the template) or ready-made markup."""
     classes = _classes(report)
     return {
@@ -33,7 +36,7 @@ def view(report: Report) -> dict[str, Any]:
         "classes_first": [c for c in classes if c["lost"]][:CLASSES_FIRST],
         "changed": _changed(report),
         "changed_first": CHANGED_FIRST,
-        "frontier": _renditions(
+        "frontier": tables.renditions(
             frontier.draw(report, "frontier-wide", 900, 460, 12.5),
             frontier.draw(report, "frontier-narrow", 358, 400, 11.5),
         ),
@@ -42,10 +45,11 @@ def view(report: Report) -> dict[str, Any]:
         ],
         "rival": _rival(report),
         "candidates": tables.candidates(report),
-        "layer_map": _renditions(
+        "layer_map": tables.renditions(
             layer_map.draw(report, "layers-wide", 900, 12.0), layer_map.draw(report, "layers-narrow", 358, 11.0)
         ),
         "layers": tables.layers(report),
+        "speed": pages.view(bench, report),
         "sizes": tables.sizes(report),
         "memory": tables.memory(report),
         "timing": tables.timing(report),
@@ -60,13 +64,6 @@ def ticks(text: str | None) -> Markup:
     """Escaped text in which `words in backticks` are set as code."""
     safe = escape(text or "")
     return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", safe))
-
-
-def _renditions(wide: Markup | None, narrow: Markup | None) -> Markup | None:
-    """Both widths of a figure; the style sheet shows one of them."""
-    if wide is None or narrow is None:
-        return None
-    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
 
 
 def _subtitle(report: Report) -> list[str]:
@@ -104,13 +101,28 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     if words.duration(total):
         detail = f"{words.count(tokens)} calibration tokens" if tokens else ""
         tiles.append({"label": "Time to compress", "value": words.duration(total), "detail": detail, "more": ""})
-    if report.memory.peak_bytes:
+    speed = _speed_tile(report.speed)
+    if speed is not None:
+        tiles.insert(min(2, len(tiles)), speed)
+    elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
         limit = report.memory.limit_bytes
         detail = f"of {words.size(limit)} allowed" if limit else ""
         tiles.append(
             {"label": "Peak memory", "value": words.size(report.memory.peak_bytes), "detail": detail, "more": ""}
         )
     return tiles
+
+
+def _speed_tile(speed: Speed | None) -> dict[str, str] | None:
+    if speed is None or speed.dense is None or speed.fast is None or speed.ratio is None:
+        return None
+    said = speed_tables.outcome(speed)
+    return {
+        "label": "Speed here",
+        "value": times(speed.ratio) + " as fast" if "as fast" in said else words.capital(said),
+        "detail": f"{milli(speed.dense.median)} → {milli(speed.fast.median)}",
+        "more": speed.what,
+    }
 
 
 def _bits(candidate: Candidate | None) -> str:

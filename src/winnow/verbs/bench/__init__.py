@@ -1,0 +1,1 @@
+"""``bench``: the model on this machine, dense against packed, whole and layer by layer."""

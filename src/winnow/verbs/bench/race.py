@@ -1,0 +1,158 @@
+"""Every contender on every case, in rounds that alternate; what was measured before Ctrl-C is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from winnow.measure.bandwidth import Bandwidth
+from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_in_a_row, paired_ratio, spread
+from winnow.report.schema import Times
+from winnow.report.speed_schema import Case, Measure
+from winnow.verbs.bench.contender import Contender, Unavailable, difference
+from winnow.verbs.bench.workload import Work
+
+Progress = Callable[[int, int, str], None]
+Clock = Callable[[], float]
+
+
+@dataclass
+class Finish:
+    """What a race found: cases with the rounds they got, a measure for each contender and case, and what was left out."""
+
+    cases: list[Case] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+    dropped: dict[tuple[str, str], str] = field(default_factory=dict)  # (contender, case) -> why
+    interrupted: bool = False
+
+
+@torch.inference_mode()
+def race(
+    contenders: Sequence[Contender],
+    works: Sequence[Work],
+    truths: Mapping[str, Mapping[str, torch.Tensor]],
+    rounds: int,
+    *,
+    slot: float = SLOT,
+    bandwidth: Bandwidth | None = None,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> Finish:
+    """Times ``contenders`` on ``works``; the first one is what the others are compared with.
+
+    Args:
+        truths: base -> case -> output of the float32 model, what a contender's own output is held against.
+        rounds: of each case; a contender is called several times in a row in each where its calls are short.
+    """
+    found = Finish()
+    total = rounds * len(works)
+    for number, work in enumerate(works):
+        done = number * rounds
+        taken: list[Round] = []
+        entered: dict[str, tuple[Contender, float]] = {}
+        try:
+            begins, calls = _enter(contenders, work, truths, entered, found, slot, clock, progress, (done, total))
+            if len(begins) == 0:
+                continue
+            for one in alternate(begins, calls, rounds, clock=clock):
+                taken.append(one)
+                if progress is not None:
+                    progress(done + len(taken), total, work.case.name)
+        except KeyboardInterrupt:
+            found.interrupted = True
+        if taken:
+            found.cases.append(work.case.model_copy(update={"rounds": len(taken)}))
+            found.measures += _measures(contenders, work.case, taken, entered, bandwidth)
+        if found.interrupted:
+            break
+    return found
+
+
+def _enter(
+    contenders: Sequence[Contender],
+    work: Work,
+    truths: Mapping[str, Mapping[str, torch.Tensor]],
+    entered: dict[str, tuple[Contender, float]],
+    found: Finish,
+    slot: float,
+    clock: Clock,
+    progress: Progress | None,
+    place: tuple[int, int],
+) -> tuple[dict[str, Begin], dict[str, int]]:
+    """Prepares each contender for a case, holds its output against the truth, and finds how often to call it."""
+    begins: dict[str, Begin] = {}
+    calls: dict[str, int] = {}
+    for contender in contenders:
+        if progress is not None:
+            progress(*place, f"preparing {contender.name}")
+        try:
+            begin = contender.begin(work)
+            contender.prepare(work)
+            off = difference(contender.output(work), truths[contender.base][work.case.name])
+            calls[contender.name] = _calls(begin, work, slot, clock)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # compilers and other runtimes raise whatever they like; the others still run
+            found.dropped[contender.name, work.case.name] = reason(error)
+            continue
+        begins[contender.name] = begin
+        entered[contender.name] = (contender, off)
+    return begins, calls
+
+
+def _calls(begin: Begin, work: Work, slot: float, clock: Clock) -> int:
+    """Calls in a row: all tokens in decoding, else as many as fill a slot."""
+    if work.tokens is not None:
+        return work.tokens.shape[1]
+    step = begin()
+    start = clock()
+    step()
+    return calls_in_a_row(clock() - start, slot)
+
+
+def _measures(
+    contenders: Sequence[Contender],
+    case: Case,
+    taken: list[Round],
+    entered: Mapping[str, tuple[Contender, float]],
+    bandwidth: Bandwidth | None,
+) -> list[Measure]:
+    baseline = contenders[0].name
+    rows = []
+    for name, (contender, off) in entered.items():
+        own = [one[name] for one in taken]
+        ratio = (
+            paired_ratio([one[baseline] for one in taken], own) if name != baseline and baseline in entered else None
+        )
+        times = spread([seconds for calls in own for seconds in calls])
+        size = contender.about.weight_bytes
+        rows.append(
+            Measure(
+                contender=name,
+                case=case.name,
+                times=milliseconds(times),
+                per_second=case.per_call / times.median,
+                ratio=ratio.value if ratio else None,
+                ratio_low=ratio.low if ratio else None,
+                ratio_high=ratio.high if ratio else None,
+                difference=None if off != off else off,
+                # What fits the cache need not be read from memory: the bandwidth is no limit of it.
+                limit=1e3 * bandwidth.seconds(size) if bandwidth and size and size > bandwidth.cache else None,
+            )
+        )
+    return rows
+
+
+def milliseconds(times: Spread) -> Times:
+    return Times(median=1e3 * times.median, p95=1e3 * times.p95, q1=1e3 * times.q1, q3=1e3 * times.q3, n=times.n)
+
+
+def reason(error: Exception) -> str:
+    """One line of whatever another library raised."""
+    if isinstance(error, Unavailable):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"failed: {type(error).__name__}: {lines[0][:160] if lines else 'without a message'}"

@@ -1,0 +1,205 @@
+"""The measuring of a bench, step by step: the race, energy, loading in a fresh process, layer by layer."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import InputError
+from winnow.measure import energy
+from winnow.measure.bandwidth import read_bandwidth
+from winnow.measure.latency import Step
+from winnow.report import speed_schema
+from winnow.report.speed_schema import Absent, Bench
+from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
+from winnow.verbs.bench.families import Makers, makers
+from winnow.verbs.bench.fresh import measure_fresh
+from winnow.verbs.bench.race import Finish, race, reason
+from winnow.verbs.bench.subject import Subject
+from winnow.verbs.bench.workload import Work
+
+Stage = Callable[[str], Callable[[int, int, str], None]]
+FRESH = ("dense", "packed")  # what another process can load from the folder
+
+
+class Run:
+    """The measuring itself, step by step; ``found`` grows, so that an interrupt loses nothing."""
+
+    def __init__(
+        self, subject: Subject, work: list[Work], found: Bench, asked: list[str], rounds: int, threads: int, scratch: Path, per_layer: bool, progress: Stage | None
+    ) -> None:  # fmt: skip
+        self.subject, self.work, self.found, self.asked = subject, work, found, asked
+        self.rounds, self.threads, self.scratch = rounds, threads, scratch
+        self.per_layer, self.progress = per_layer, progress
+        self.contenders: list[Contender] = []
+        self.decided: dict[str, dict[int, str]] = {}
+
+    def go(self) -> None:
+        try:
+            self._race()
+            self._energy()
+            rows = self._rows() if self.per_layer and not self.found.interrupted else {}
+            accelerated = (c for c in self.contenders if isinstance(c, TorchContender) and c.decisions)
+            self.decided = next((c.decisions for c in accelerated), {})
+            for contender in self.contenders:
+                contender.close()
+            gc.collect()
+            if not self.found.interrupted:
+                self._fresh()
+                self._layers(rows)
+        except KeyboardInterrupt:
+            self.found.interrupted = True
+
+    def _race(self) -> None:
+        self.bandwidth = read_bandwidth()
+        self.found.bandwidth = speed_schema.Bandwidth(**asdict(self.bandwidth))
+        base = self.subject.base
+        given = Makers(
+            self.subject, self.scratch, self.threads, "bf16" in self.asked, self.asked, self.subject.dense(base), self.work,
+            self._stage("timing layers for accelerate"),
+        )  # fmt: skip
+        self._build(given)
+        truths = {base: _outputs(self.contenders[0], self.work)}
+        if base != "artifact" and any(c.base == "artifact" for c in self.contenders):
+            expanded = self._dense_artifact()
+            truths["artifact"] = _outputs(expanded, self.work)
+            expanded.close()
+        finish: Finish = race(
+            self.contenders, self.work, truths, self.rounds, bandwidth=self.bandwidth, progress=self._stage("measuring")
+        )
+        self.found.cases, self.found.measures = finish.cases, finish.measures
+        self.found.interrupted = finish.interrupted
+        seen = {m.contender for m in finish.measures}
+        self.found.contenders = [c.about for c in self.contenders if c.name in seen]
+        for (name, case), why in finish.dropped.items():
+            everywhere = name not in seen
+            if not any(a.name == name and a.reason == why for a in self.found.absent):
+                self.found.absent.append(Absent(name=name, reason=why if everywhere else f"{case}: {why}"))
+
+    def _build(self, given: Makers) -> None:
+        stage = self._stage("building contenders")
+        todo = list(makers(given))
+        for done, (name, make) in enumerate(todo):
+            if stage is not None:
+                stage(done, len(todo), name)
+            try:
+                self.contenders.append(make())
+            except InputError:
+                raise
+            except Exception as error:
+                if name == "dense float32":
+                    raise
+                self.found.absent.append(Absent(name=name, reason=reason(error)))
+        if stage is not None:
+            stage(len(todo), len(todo), "")
+
+    def _dense_artifact(self) -> Contender:
+        about = speed_schema.Contender(name="expanded", kind="dense", weights="float32")
+        return TorchContender(about, self.subject.dense("artifact"))
+
+    def _energy(self) -> None:
+        """Joules of one call of the last case of batch 1 (of the first case where there is none)."""
+        meter, said = energy.open_meter()
+        self.found.energy = said
+        if meter is None or self.found.interrupted:
+            return
+        work = _decoding_or_first(self.work)
+        stage = self._stage("energy")
+        racing = [c for c in self.contenders if self.found.measure(c.name, work.case.name)]
+        self.found.energy = f"{said}, per call of: {work.case.name}"
+        try:
+            with torch.inference_mode():
+                for done, contender in enumerate(racing):
+                    if stage is not None:
+                        stage(done, len(racing), contender.name)
+                    contender.prepare(work)
+                    used = energy.energy_of(_endless(contender, work), meter)
+                    if used is not None:
+                        contender.about.energy, contender.about.energy_kind = used.joules, used.kind
+            if stage is not None:
+                stage(len(racing), len(racing), "")
+        finally:
+            meter.close()
+
+    def _rows(self) -> dict[str, int]:
+        from winnow.verbs.bench.layers import rows_seen
+
+        if self.subject.artifact is None:
+            self.found.notes.append("layers are timed for folders that winnow compress wrote: this one is not.")
+            return {}
+        dense = self.contenders[0]
+        assert isinstance(dense, TorchContender) and dense.model is not None
+        return rows_seen(dense.model, self.subject.artifact, _decoding_or_first(self.work))
+
+    def _layers(self, rows: dict[str, int]) -> None:
+        from winnow.verbs.bench.layers import layer_speeds
+
+        if not rows or self.subject.artifact is None:
+            return
+        left = len(self.subject.artifact.packed_names) - len(rows)
+        if left:
+            self.found.notes.append(
+                f"{left} packed tensors (convolutions, experts) are timed in the whole model only: their product alone is not what they do."
+            )
+        stage = self._stage("layer by layer")
+        for layer in layer_speeds(
+            self.subject.artifact, rows, self.bandwidth, bf16="bf16" in self.asked, progress=stage
+        ):
+            kernel = self.decided.get(layer.name.removesuffix(".weight"), {})
+            layer.runs_on = next((kernel[n] for n in sorted(kernel) if n >= layer.inputs), None)
+            self.found.layers.append(layer)
+
+    def _fresh(self) -> None:
+        stage = self._stage("loading in a fresh process")
+        todo = [c for c in self.found.contenders if c.name.split()[0] in FRESH]
+        for done, about in enumerate(todo):
+            if stage is not None:
+                stage(done, len(todo), about.name)
+            try:
+                seen = measure_fresh(self.subject, about.name, self.work[0], self.threads, self.scratch)
+            except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
+                self.found.notes.append(f"{error}.")
+                continue
+            about.load_seconds, about.load_bytes, about.run_bytes = (seen.get(k) for k in ("seconds", "load", "run"))
+        if stage is not None and todo:
+            stage(len(todo), len(todo), "")
+
+    def _stage(self, name: str) -> Callable[[int, int, str], None] | None:
+        return self.progress(name) if self.progress is not None else None
+
+
+@torch.inference_mode()
+def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tensor]:
+    found = {}
+    for one in work:
+        try:
+            found[one.case.name] = contender.output(one)
+        except Unavailable:  # this kind of work is nobody's here; the race says so
+            found[one.case.name] = torch.empty(0)
+    return found
+
+
+def _decoding_or_first(work: Sequence[Work]) -> Work:
+    return next((one for one in work if one.tokens is not None), work[0])
+
+
+def _endless(contender: Contender, work: Work) -> Step:
+    """Calls without end: decoding begins anew after its last token, so that the cache does not grow for ever."""
+    if work.tokens is None:
+        return contender.begin(work)()
+    steps, begin = work.tokens.shape[1], contender.begin(work)
+    state: dict[str, Any] = {"left": 0}
+
+    def step() -> object:
+        if state["left"] == 0:
+            state["left"], state["step"] = steps, begin()
+        state["left"] -= 1
+        return state["step"]()
+
+    return step
