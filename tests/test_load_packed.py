@@ -203,7 +203,7 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 3)
-        self.scale = float(self.one.weight.abs().max()) * 0 + 2
+        self.scale = float(self.one.weight.detach().abs().max()) * 0 + 2
         self.register_buffer("low", self.two.weight[:1].detach() * 0, persistent=False)
 
     def forward(self, x):

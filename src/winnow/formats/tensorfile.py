@@ -100,7 +100,7 @@ class TensorFile:
         self.path = path
         self.about, self._entries, self._start, self.header_digest = _read_header(path)
         self._checksums: dict[str, list] = self.about.pop("checksums")
-        self._mapped: torch.UntypedStorage | None = None
+        self._mapped: Any = None  # the whole file as a storage, once a tensor is mapped
 
     @property
     def keys(self) -> list[str]:
@@ -145,7 +145,9 @@ class TensorFile:
         if self._mapped is None:
             with disk_errors(self.path, "read"):
                 self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self.path.stat().st_size)
-        flat = torch.empty(0, dtype=dtype).set_(self._mapped, begin // dtype.itemsize, (length // dtype.itemsize,))
+        flat = torch.empty(0, dtype=dtype).set_(
+            self._mapped, begin // dtype.itemsize, (length // dtype.itemsize,), (1,)
+        )
         return flat.reshape(self.shape(key))
 
     def verify(self) -> None:

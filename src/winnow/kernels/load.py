@@ -53,8 +53,8 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
 def packed_plain(artifact: Artifact, build: Callable[[], nn.Module], dtype: torch.dtype | None) -> nn.Module:
     """The plain torch model that ``build`` makes, with the weights of an artifact and packed layers.
 
-    ``build`` runs with its parameters on the meta device, so that no dense weight is allocated; a model that needs their
-    values while it is built, or derives others from them, is built once more as usual.
+    ``build`` runs with its parameters on the meta device, so that no dense weight is allocated; a model that needs
+    their values while it is built, or derives others from them, is built once more as usual.
     """
     try:
         with parameters_on_meta():
@@ -97,7 +97,7 @@ def parameters_on_meta() -> Iterator[None]:
 @torch.no_grad()
 def _fill(model: nn.Module, artifact: Artifact, dtypes: dict[str, torch.dtype], tied: dict[str, str]) -> None:
     """Replace every parameter and persistent buffer of ``model`` by what the artifact holds: layers by packed ones
-    where that can be, the rest by dense tensors of ``dtypes`` (default: as stored). ``tied``: name -> the one it shares.
+    where that can be, the rest by dense tensors of ``dtypes`` (default: as stored). ``tied``: name -> the one it is.
     """
     shared = _shared(model, tied)
     stored = sorted({*artifact.names} - artifact.aliases.keys())

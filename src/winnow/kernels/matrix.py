@@ -33,7 +33,7 @@ _alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
 class PackedMatrix:
     """A matrix [rows, cols] as the kernels read it; never changed once made, so it may be shared by threads and copies.
 
-    Bit ``c // block`` of a row of ``mask`` (lowest bit of the first byte first) says whether columns c are kept, and the
+    Bit ``c // block`` of a row of ``mask`` (lowest bit of the first byte first) says whether column c is kept, and the
     kept values lie in ``data`` row by row: floats and int8 as they are, int4 two to a byte, low nibble first, each row
     padded to a byte. This is the layout of the file, so tensors mapped from one are used where they lie.
 
@@ -177,9 +177,9 @@ class PackedMatrix:
         bias: [rows] or None.
         activations: "int8" rounds each row of x to int8 (scale max|x| / 127, half to even) and sums integers: integer
             values only.
-        way: "packed" reads the packed rows once for every 16 rows of x. "expanded" expands a panel of rows at a time, in
-            x's type, and lets torch multiply it (int8 activations: where torch's integer sums are exact, else the same
-            as "packed"). "spmm" lays x out feature-major and adds multiples of its rows (float32 sums).
+        way: "packed" reads the packed rows once for every 16 rows of x. "expanded" expands a panel of rows at a time,
+            in x's type, and lets torch multiply it (int8 activations: where torch's integer sums are exact, else the
+            same as "packed"). "spmm" lays x out feature-major and adds multiples of its rows (float32 sums).
 
         Raises InputError for another shape, type or way.
         """

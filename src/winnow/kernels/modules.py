@@ -27,8 +27,8 @@ class PackedLayer(nn.Module):
     ``layer.to(dtype)``, as the bias does. The packed values keep their own type, and y always has the type of x.
 
     ``state_dict()`` holds the ordinary dense ``weight`` and ``bias``; ``load_state_dict`` packs a dense weight again,
-    where the layer's type of values can hold it. The packed tensors are shared by copies of the layer (they never change)
-    and lie on the CPU.
+    where the layer's type of values can hold it. The packed tensors are shared by copies of the layer (they never
+    change) and lie on the CPU.
 
     Attributes
     ----------
@@ -37,6 +37,7 @@ class PackedLayer(nn.Module):
     activations: "keep", or "int8": x is rounded to int8 row by row (integer values only).
     """
 
+    bias: torch.Tensor | None
     _KNOWN_WAYS: tuple[str, ...] = ("packed", "expanded", "spmm")
 
     def __init__(
@@ -53,7 +54,8 @@ class PackedLayer(nn.Module):
             raise InputError(f"the bias has shape {list(bias.shape)}, a layer of {matrix.rows} outputs needs one each")
         self.matrix = matrix
         self.weight = torch.empty(tuple(shape), dtype=dtype or _dense_dtype(matrix), device="meta")
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        held = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", held)
         self.activations = activations
         self.ways = ways  # type: ignore[assignment]
         if not matrix.ways(activations):
@@ -69,9 +71,8 @@ class PackedLayer(nn.Module):
         limits = [upto for upto, _ in self._ways]
         known = all(way in self._KNOWN_WAYS for _, way in self._ways)
         if not limits or limits[-1] != math.inf or limits != sorted(limits) or not known:
-            raise InputError(
-                f"ways are (rows of x up to, one of {', '.join(self._KNOWN_WAYS)}) in rising order, the last up to math.inf"
-            )
+            names = ", ".join(self._KNOWN_WAYS)
+            raise InputError(f"ways are (rows of x up to, one of {names}) in rising order, the last up to math.inf")
         # The same as text, for the operators: the last entry has no limit.
         self._ways_text = ",".join(way if upto == math.inf else f"{way}:{int(upto)}" for upto, way in self._ways)
 

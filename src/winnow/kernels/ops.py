@@ -1,4 +1,4 @@
-"""The packed layers as operators of torch: for torch.compile, tracing and gradients. Eager inference goes around them."""
+"""The packed layers as operators of torch: for torch.compile, traces and gradients. Eager inference goes round them."""
 
 from __future__ import annotations
 

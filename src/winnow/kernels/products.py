@@ -51,8 +51,9 @@ def transposed_product(matrix: PackedMatrix, y: torch.Tensor) -> torch.Tensor:
 
 
 def int8_linear(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """y [batch, rows] of x's type = x [batch, cols], rounded to int8 row by row, times int8 codes (+ bias, float32): exact
-    integer sums where :func:`exact_int_mm` holds, a panel of dense codes at a time."""
+    """y [batch, rows] of x's type = x [batch, cols], rounded to int8 row by row, times int8 codes (+ bias, float32).
+
+    Integer sums, exact where :func:`exact_int_mm` holds, a panel of dense codes at a time."""
     assert matrix.scales is not None
     digits, scale = quantize_rows(x)
     digits = digits.to(torch.int8)
@@ -85,8 +86,8 @@ def convolve(
     area = geometry.kernel[0] * geometry.kernel[1]
     if x.shape[1] * area != matrix.cols or x.device.type != "cpu" or not x.is_floating_point() or min(size) < 1:
         raise InputError(
-            f"a packed convolution of {matrix.cols // area} channels was given {x.dtype} {list(x.shape)} on {x.device}: "
-            "give it floating-point images on the CPU that its kernel fits into"
+            f"a packed convolution of {matrix.cols // area} channels was given {x.dtype} {list(x.shape)} on "
+            f"{x.device}: give it floating-point images on the CPU that its kernel fits into"
         )
     if way == "expanded":
         y = x.new_empty((x.shape[0], matrix.rows, *size))

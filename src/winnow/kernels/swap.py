@@ -18,7 +18,7 @@ def packed_layers(model: nn.Module) -> dict[str, PackedLinear | PackedConv2d]:
 
 
 def swap(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Put ``module`` where ``path`` is in ``model``, in the same mode (train or eval), and return the one that was there."""
+    """Put ``module`` in place of ``path`` in ``model``, in the same mode (train or eval); returns what was there."""
     parent, _, name = path.rpartition(".")
     if not name:
         raise InputError("the model itself cannot be swapped: swap a layer inside it")
