@@ -23,7 +23,7 @@ enum Kind { kBytes, kBytesMasked, kBlocksMasked };
 constexpr int64_t kLongestRow = 32768;  // columns: sums of products stay below 2^31, and a row fits the buffers here
 constexpr int64_t kSlack = 64;          // bytes that may be read beyond the codes of a row
 constexpr int64_t kAhead = 4096;        // bytes to fetch ahead
-constexpr int kRows = 4;                // rows of weights that share what is loaded of several rows of x
+constexpr int kRows = 2;                // rows of weights that share what is loaded of several rows of x
 
 struct Tables {
   uint8_t columns[256][16];  // for vpshufb: the value of a column to the high byte of its word, 0x80 gives 0
@@ -238,7 +238,7 @@ void tile(const Matrix& w, int64_t r, const int16_t* words, int64_t ld, const Ac
 
 template <Kind kKind, int kPieces, int R>
 void several(const Matrix& w, int64_t r, const Acts& x, float* out, int64_t ldo) {
-  constexpr int B = kPieces == 2 ? 1 : 2;
+  constexpr int B = kPieces == 2 ? 2 : 4;
   alignas(32) uint8_t buffer[kLongestRow + kSlack];
   alignas(32) int16_t words[R * kLongestRow];
   for (int i = 0; i < R; ++i) {

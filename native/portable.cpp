@@ -107,7 +107,8 @@ void portable_times(const Matrix& w, int64_t r0, int64_t r1, const float* x, int
 }  // namespace
 
 const Kernels* portable_kernels() {
-  static const Kernels kernels = {"portable", portable_form, prepare_activations, portable_rows, portable_expand, portable_times};
+  static const Kernels kernels = {"portable", portable_form, prepare_activations, portable_rows, portable_expand,
+                                  portable_times, nullptr, nullptr};
   return &kernels;
 }
 

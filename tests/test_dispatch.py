@@ -660,6 +660,13 @@ def test_small_unpruned_and_training_layers(monkeypatch):
     assert "accelerated already" in accelerate(once, timer=forbidden).winnow_dispatch[0].reason
 
 
+def test_a_small_packed_layer_goes_dense_where_that_wins():
+    layer = thinned(nn.Linear(24, 33))
+    model = nn.Sequential(pack_layer(layer))
+    fast = accelerate(model, timer=favour("dense"))
+    assert type(fast[0]) is nn.Linear and torch.equal(fast[0].weight, layer.weight)
+
+
 def test_a_model_that_is_one_layer():
     layer = thinned(nn.Linear(24, 33))
     fast = accelerate(layer, timer=favour("packed"))

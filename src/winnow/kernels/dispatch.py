@@ -152,7 +152,7 @@ class _Dispatcher:
     def _skip(self, layer: Layer) -> str | None:
         """Why a layer is not worth timing, None where it is."""
         form = layer.form
-        if form.numel < SMALLEST:
+        if form.numel < SMALLEST and not layer.packed:  # a packed one has a call of its own to be rid of
             return f"small: {form.numel} weights take less time than the call" if form.numel else "empty"
         if form.geometry is not None and not layer.rows:
             return "its speed depends on the size of x: pass example="
