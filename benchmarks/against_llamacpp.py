@@ -29,7 +29,11 @@ import turns
 
 HERE = Path(__file__).resolve().parent
 QUANTIZED = ("Q8_0", "Q4_0")
-OURS = ["dense bfloat16", *(f"packed {v} {s}%" for v in ("bf16", "int8", "int4") for s in (50, 70, 90))]
+OURS = [
+    "dense bfloat16",
+    "dense frozen bfloat16",
+    *(f"packed {v} {s}%" for v in ("bf16", "int8", "int4") for s in (50, 70, 90)),
+]
 
 
 def write_gguf(folder: Path, file: Path, kind: str) -> None:
@@ -174,7 +178,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 source = folder
                 if how == "packed":
                     source = whole_models.artifact("llama", float(rest[1].rstrip("%")) / 100, rest[0])
-                asked = {"model": "llama", "how": how if how == "packed" else rest[0], "source": str(source)}
+                asked = {"model": "llama", "how": how if how == "packed" else " ".join(rest), "source": str(source)}
             processes[name] = turns.Turn(command, args.threads, args.policy)
             figures[name] = processes[name].ask(do="load", **asked)
             if "failed" in figures[name]:
@@ -190,7 +194,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             for name in list(processes)[:: 1 if i % 2 == 0 else -1]:
                 seconds = args.seconds if i >= 0 else 0
                 asked = processes[name].ask(do="decode", batch=1, length=args.length, seconds=seconds)
-                if i >= 0:
+                if "failed" in asked:
+                    print(f"{name} failed: {asked['failed']}", file=sys.stderr)
+                    processes.pop(name).end()
+                    figures.pop(name)
+                elif i >= 0:
                     figures[name]["rounds"].append(statistics.median(asked["seconds"]))
                     figures[name]["firsts"].append(statistics.median(asked["first"]))
                     figures[name]["load_average"].append(os.getloadavg()[0])

@@ -77,6 +77,9 @@ def compiled(layer: Layer, size: int, dtype: torch.dtype) -> Copies:
         linear.weight.data.copy_(weight)
     linears.eval()
     config.freezing = True
+    torch._dynamo.reset()  # every batch and layer is a compilation of its own: none may fall back to eager
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     class Every(torch.nn.Module):
         def __init__(self) -> None:

@@ -65,7 +65,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """All contenders of one model and value type, in turns."""
     dense = source(model)
-    contenders = {f"dense {dtype}": (dtype, dense) for dtype in ("float32", "bfloat16")}
+    kinds = [f"{how}{dtype}" for dtype in ("float32", "bfloat16") for how in ("", "frozen ")]
+    contenders = {f"dense {kind}": (kind, dense) for kind in kinds}
     for sparsity in args.sparsity or SPARSITY[model]:
         folder = str(artifact(model, sparsity, values))
         for how in args.how:
@@ -124,9 +125,9 @@ def _point(
 def table(records: list[dict[str, Any]]) -> None:
     """Markdown: one line a contender and point."""
     print(
-        "| model | threads | point | contender | per s | median ms | p95 ms | first token ms | over best dense | load s | memory added MB | peak added MB |"
+        "| model | threads | point | contender | per s | median ms | p95 ms | first token ms | over best dense | of the same type | load s | memory added MB | peak added MB |"
     )
-    print("|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for r in records:
         do, batch, length = r["point"]
         point = f"batch {batch}, " + (
@@ -134,10 +135,14 @@ def table(records: list[dict[str, Any]]) -> None:
         )
         best = min((f["median"] for n, f in r["figures"].items() if n.startswith("dense")), default=None)
         for name, f in r["figures"].items():
+            # What a packed model computes in: the type of its activations, whatever its weights are stored in.
+            dtype = name.split()[-1] if name.startswith("dense") else "bfloat16" if r["model"] == "llama" else "float32"
+            rivals = [g["median"] for n, g in r["figures"].items() if n.startswith("dense") and n.endswith(dtype)]
+            same = min(rivals, default=None)
             cells = [
                 r["model"], r["threads"], point, name, f"{batch / f['median']:.1f}", f"{f['median'] * 1e3:.2f}",
                 f"{f['p95'] * 1e3:.2f}", f"{f['first'] * 1e3:.1f}" if f["first"] else "",
-                f"{best / f['median']:.2f}x" if best else "", f"{f['load']:.2f}", f"{f['added'] / 1e6:.0f}",
+                f"{best / f['median']:.2f}x" if best else "", f"{same / f['median']:.2f}x" if same else "", f"{f['load']:.2f}", f"{f['added'] / 1e6:.0f}",
                 f"{f['added_peak'] / 1e6:.0f}",
             ]  # fmt: skip
             print("| " + " | ".join(map(str, cells)) + " |")
