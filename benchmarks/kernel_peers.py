@@ -68,6 +68,8 @@ def _winnow(values: str) -> list[Contender]:
     ways = {"packed": 128, "expanded": 1 << 30, "spmm": 1 << 30, "times": 1 << 30}
     if values != "fp32":
         del ways["times"], ways["spmm"]
+    if quantized:
+        ways["packed"] = 1 << 30  # blocks of int8 have a kernel for many rows
     if values == "int4a":
         del ways["expanded"]
     activations = "int8" if quantized else "keep"
