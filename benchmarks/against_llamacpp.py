@@ -141,7 +141,12 @@ def main() -> None:
     every = [f"llama.cpp {kind}" for kind in QUANTIZED] + OURS
     parser.add_argument("--peer", default=os.environ.get("WINNOW_LLAMACPP_PYTHON"), metavar="PYTHON",
                         help="Python with llama-cpp-python and gguf (default $WINNOW_LLAMACPP_PYTHON)")  # fmt: skip
-    parser.add_argument("--contenders", type=lambda text: text.split(","), default=every, help="of " + ", ".join(every))
+    parser.add_argument(
+        "--contenders",
+        type=lambda text: text.split(","),
+        default=every,
+        help="of " + ", ".join(every).replace("%", "%%"),
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.6, help="of one contender in one round")
     parser.add_argument("--length", type=int, default=32, help="tokens of the prompt")
