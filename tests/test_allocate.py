@@ -77,7 +77,7 @@ def test_callables_are_asked_one_at_a_time():
     lazy = [
         LayerInfo(v.name, v.rows, v.cols, v.block, v.shape, lazily(v.weight), lazily(v.scores), v.index) for v in plain
     ]
-    for name in ("global", "lamp", "owl", "alphapruning"):
+    for name in ("global", "lamp", "l2", "owl", "alphapruning"):
         most[0] = 0
         assert allocate(name, lazy, 300) == allocate(name, plain, 300)
         assert most[0] == 1, name
@@ -181,6 +181,35 @@ def test_lamp_in_chunks_is_lamp(monkeypatch):
     for size in (1, 7, 399, 400):
         monkeypatch.setattr("winnow.allocate.lamp._CHUNK", size)
         assert torch.allclose(lamp_scores(layer), whole, rtol=1e-6, atol=0)
+
+
+def slow_l2(weights, zeros):
+    """Every |w| / ||W|| in float64, rounded to float32, then one sort over (score, layer)."""
+    entries = []
+    for i, weight in enumerate(weights):
+        w = np.abs(weight.numpy().astype(np.float64)).ravel()
+        entries += [(np.float32(v), i) for v in w / (np.sqrt((w**2).sum()) or 1)]
+    counts = [0] * len(weights)
+    for _, i in sorted(entries)[:zeros]:
+        counts[i] += 1
+    return counts
+
+
+@pytest.mark.parametrize("zeros", [1, 40, 200, 431, 600])
+@pytest.mark.parametrize("scale", [[1, 5, 0.1, 1, 2, 3], [1e-12, 1e9, 1, 0, 1, 1]])
+def test_l2_is_its_definition(zeros, scale):
+    layers = make(scale=scale)
+    assert list(allocate("l2", layers, zeros, max_rate=1.0).values()) == slow_l2([v.weight for v in layers], zeros)
+
+
+def test_l2_does_not_depend_on_scale_and_spares_small_layers():
+    layers = make([(30, 30), (5, 5)], scale=[1, 1])
+    scaled = make([(30, 30), (5, 5)], scale=[256, 2**-100])  # squares of the second are 0 in float32
+    counts = allocate("l2", layers, 500)
+    assert counts == allocate("l2", scaled, 500)
+    assert counts["l1"] / 25 < counts["l0"] / 900  # a norm grows with the number of weights
+    huge = LayerInfo("huge", 2, 2, weight=torch.full((2, 2), 3e38))  # the norm is beyond float32: 0.5 each, others 0.25
+    assert allocate("l2", [huge, LayerInfo("many", 4, 4, weight=torch.ones(4, 4))], 16, max_rate=1.0)["huge"] == 0
 
 
 def outlier_model(blocks=4, heavy=2):
@@ -336,7 +365,7 @@ def test_bad_input_is_one_sentence():
     bare = [LayerInfo("x", 4, 4)]
     nan = [LayerInfo("x", 4, 4, weight=torch.full((4, 4), float("nan")), scores=torch.full((4, 4), float("nan")))]
     cases = [
-        (lambda: allocate("erdos", layers, 5), "uniform, global, erk, lamp, owl, alphapruning, table"),
+        (lambda: allocate("erdos", layers, 5), "uniform, global, erk, lamp, l2, owl, alphapruning, table"),
         (lambda: allocate("owl", layers, 5, eps=0.3), "it takes m, lam"),
         (lambda: allocate("uniform", layers, 5, eps=0.3), "it takes none"),
         (lambda: allocate("uniform", layers, 5, table={"l0": 0.5}), "table allocation"),
@@ -351,7 +380,7 @@ def test_bad_input_is_one_sentence():
         (lambda: allocate("owl", layers, 5, m=0), "owl needs m"),
         (lambda: allocate("alphapruning", layers, 5, eps=2), "eps"),
         (lambda: allocate("uniform", layers, 5, structure=Coupled("head")), "whole model"),
-        *((lambda name=name: allocate(name, nan, 5), "x") for name in ("global", "lamp", "owl", "alphapruning")),
+        *((lambda name=name: allocate(name, nan, 5), "x") for name in ("global", "lamp", "l2", "owl", "alphapruning")),
     ]
     for call, said in cases:
         with pytest.raises(InputError, match=said) as caught:

@@ -19,6 +19,7 @@ ALLOCATIONS: dict[str, tuple[str, str]] = {
     "global": ("global_", "global_"),
     "erk": ("erk", "erk"),
     "lamp": ("lamp", "lamp"),
+    "l2": ("l2", "l2"),
     "owl": ("owl", "owl"),
     "alphapruning": ("alphapruning", "alphapruning"),
     "table": ("table", "table"),
