@@ -35,6 +35,13 @@ def _configs(model: nn.Module) -> list[Any]:
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, no caches, no fused paths that hide weights; everything restored at the end."""
+    with quiet(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """As :func:`calibrating`, with gradients."""
     modes = {module: module.training for module in model.modules()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     kept = [(c, key, vars(c)[key]) for c in _configs(model) for key in CONFIG if key in vars(c)]
@@ -43,8 +50,7 @@ def calibrating(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for config, key, _ in kept:
             vars(config)[key] = CONFIG[key]
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for config, key, value in kept:
             vars(config)[key] = value
