@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import words
+from . import allocation_console, words
 from .schema import Candidate, Report
 from .speed_tables import line
 
@@ -38,7 +38,12 @@ class _Summary:
         if report.candidates:
             yield Text()
             yield _table(report, options.max_width)
-        named = [("Next step", report.next_step), ("Go back", report.undo), *(("Note", note) for note in report.notes)]
+        if report.allocation is not None:
+            yield Text()
+            yield from allocation_console.lines(report.allocation, options.max_width)
+        warned = report.allocation.warnings if report.allocation is not None else []  # said above
+        notes = [note for note in report.notes if note not in warned]
+        named = [("Next step", report.next_step), ("Go back", report.undo), *(("Note", note) for note in notes)]
         named.append(("Speed here", line(report.speed)))
         lines = [Text.assemble((f"{name}: ", "dim"), value) for name, value in named if value]
         if lines:

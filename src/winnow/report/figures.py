@@ -65,6 +65,10 @@ class Canvas:
             points = f"{fixed(x)},{fixed(y - r * 1.15)} {fixed(x + r * 1.1)},{fixed(y + r * 0.8)} "
             self._add("polygon", css, title, points=points + f"{fixed(x - r * 1.1)},{fixed(y + r * 0.8)}")
 
+    def diamond(self, x: float, y: float, radius: float, css: str) -> None:
+        corners = ((x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y))
+        self._add("polygon", css, points=" ".join(f"{fixed(a)},{fixed(b)}" for a, b in corners))
+
     def ring(self, x: float, y: float, radius: float) -> None:
         self.dot(x, y, radius, "ring")
 
@@ -85,16 +89,20 @@ class Canvas:
             + "</svg>"
         )
 
+    def swatch(self) -> Markup:
+        """The shapes alone, 14 by 14, for legends and tables."""
+        return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(self._parts)}</svg>')
+
 
 def sample(kind: str) -> Markup:
     """A marker alone, for legends and tables."""
     canvas = Canvas(14, 10)
     canvas.marker(kind, 7, 7.5, 5, "")
-    return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(canvas._parts)}</svg>')
+    return canvas.swatch()
 
 
 def swatch(css: str) -> Markup:
     """A small filled square, for the rows of a table whose bars have this colour."""
     canvas = Canvas(14, 10)
     canvas.rect(2, 2.5, 10, 9, f"bar {css}", rx=1.5)
-    return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(canvas._parts)}</svg>')
+    return canvas.swatch()

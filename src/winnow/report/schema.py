@@ -11,41 +11,15 @@ the dense value.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from .allocation_schema import AllocationRecord
+from .parts import Count, Image, Part, Share, Text
 
 FORMAT: Literal[1] = 1
-
-# control characters (terminals obey some) and the marks that reorder the text after them
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}\Z")
-
-
-def _clean(value: Any) -> Any:
-    """Text that any file can hold: lone surrogates, control and reordering characters become U+FFFD."""
-    if not isinstance(value, str):
-        return value
-    return _CONTROL.sub("\ufffd", value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-
-
-def _image(value: str) -> str:
-    if not _IMAGE.match(value):
-        raise ValueError("an image is a base64 data URI of a png, jpeg, gif or webp file")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_clean)]
-Image = Annotated[str, AfterValidator(_image)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 Kind = Literal["dense", "pruned", "quantized", "pruned+quantized"]
-
-
-class Part(BaseModel):
-    # Perplexity may be infinite; JSON has no word for that, so it is written as the string "Infinity".
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class Verdict(Part):
@@ -238,6 +212,7 @@ class Report(Part):
     chosen: Text | None = None  # name of a candidate
     candidates: list[Candidate] = Field(default_factory=list)
     layers: list[Layer] = Field(default_factory=list)
+    allocation: AllocationRecord | None = None  # where rates were learned, or weights fitted under fixed ones
     requested: Requested = Field(default_factory=Requested)
     skipped: list[SkippedTensor] = Field(default_factory=list)
     speed: Speed | None = None

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from . import allocation_tables, frontier, layer_map, speed_tables, tables, words
 from . import bench as pages
-from . import frontier, layer_map, speed_tables, tables, words
 from .figures import sample
 from .schema import Candidate, ClassQuality, Report, Speed
 from .speed import milli, times
@@ -26,6 +26,7 @@ def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
     classes = _classes(report)
     return {
         "report": report,
+        "notes": notes(report),
         "tone": TONES[report.verdict.tone],
         "created": words.when(report.created),
         "subtitle": _subtitle(report),
@@ -49,6 +50,7 @@ def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
             layer_map.draw(report, "layers-wide", 900, 12.0), layer_map.draw(report, "layers-narrow", 358, 11.0)
         ),
         "layers": tables.layers(report),
+        "allocation": allocation_tables.view(report.allocation),
         "speed": pages.view(bench, report),
         "sizes": tables.sizes(report),
         "memory": tables.memory(report),
@@ -58,6 +60,12 @@ def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
         "measured": tables.measured(report),
         "facts_groups": tables.facts(report),
     }
+
+
+def notes(report: Report) -> list[str]:
+    """All that a reader must keep in mind, on the first screen: the run's notes and the allocation's warnings, each once."""
+    warnings = report.allocation.warnings if report.allocation is not None else []
+    return list(dict.fromkeys([*report.notes, *warnings]))
 
 
 def ticks(text: str | None) -> Markup:
