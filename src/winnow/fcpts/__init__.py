@@ -1,0 +1,1 @@
+"""FCPTS: thresholds that learn how much each layer gives up, at an exactly met global rate."""

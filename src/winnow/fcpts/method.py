@@ -1,0 +1,217 @@
+"""FCPTS as a whole: thresholds learned under one global rate, the exact selection at the end, and the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.fcpts.bridge import make_bridge
+from winnow.fcpts.start import start_thresholds
+from winnow.fcpts.structures import make_units
+from winnow.fcpts.thresholds import Thresholds
+from winnow.fcpts.units import Units
+from winnow.fcpts.units_channels import Channels
+from winnow.fcpts.units_patterns import Patterns
+from winnow.masks.prunable import Scope
+from winnow.train.distil import Bench, Fitted
+from winnow.train.loop import Progress, Trace
+from winnow.train.settings import FcptsSettings
+
+__all__ = ["FCPTS", "Fitted"]
+
+
+SHOWN = 128  # examples that sensitivity is measured on
+PATIENCE = 10.0  # seconds it may take, or a fifth of the training; beyond that it is left out
+
+
+@dataclass
+class _Learned:
+    """One seed's thresholds, and the masks they come to."""
+
+    thresholds: torch.Tensor  # [G]
+    keeps: dict[str, torch.Tensor]
+    removed: torch.Tensor  # [G], weights that the thresholds alone remove
+    trace: Trace
+
+
+class FCPTS:
+    """Learns how much each layer gives up, at an exactly met global rate (Gong et al., AAAI 2024, arXiv 2405.05808).
+
+    One threshold a group of weights is trained, together with the weights, to keep the dense model's outputs; at the
+    end the units lowest in magnitude / threshold go, over all layers, until the count is the one asked for.
+
+    Args:
+        settings: see :class:`winnow.train.settings.FcptsSettings`.
+        structure: what goes: single weights, blocks, channels, or n:m patterns of whole layers.
+        time: seconds that training takes, in place of ``settings.steps``; with several seeds, of all together.
+        table: rates by tensor name or pattern, where ``settings.start`` is "table".
+        seed: of the order of the examples.
+    """
+
+    def __init__(
+        self,
+        settings: FcptsSettings | None = None,
+        *,
+        structure: str = "unstructured",
+        time: float | None = None,
+        table: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings if settings is not None else FcptsSettings.model_validate({})
+        self.structure, self.time, self.seed = structure, time, seed
+        self.table = dict(table) if table is not None else None
+
+    def fit(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        zeros: int | None = None,
+        *,
+        sparsity: float | None = None,
+        scope: Scope | None = None,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+        own: bool = False,
+    ) -> Fitted:
+        """Trains a copy of ``model``; with ``own`` the model itself, which is left in a state of no use.
+
+        Args:
+            batches: what the model's forward takes: tensors, tuples or mappings; labels are not needed.
+            zeros: weights that go, over all prunable ones; or ``sparsity``, their share.
+            scope: what is prunable; by default :func:`winnow.find_scope`.
+            folder: checkpoints, so that a run that was killed goes on.
+            progress: called with (step, steps, text).
+
+        Raises:
+            InputError: no or two budgets, no data, a structure that does not fit, outputs that cannot be compared or
+                do not depend on the weights, a loss that is not finite.
+        """
+        if (zeros is None) == (sparsity is None):
+            raise InputError("say one budget: zeros=20000 or sparsity=0.8.")
+        s = self.settings
+        bench = Bench(model, batches, scope, s, own=own)
+        if zeros is None:
+            assert sparsity is not None
+            if not 0 < sparsity < 1:
+                raise InputError(f"a sparsity of {sparsity} is not a share: give one above 0 and below 1.")
+            zeros = min(round(sparsity * bench.scope.numel), bench.scope.numel - 1)
+        example = bench.examples.take(
+            torch.arange(min(4, bench.examples.count)) if bench.examples.joined is not None else torch.arange(1)
+        )
+        units = make_units(self.structure, bench.scope, bench.model, example)
+        start = start_thresholds(units, bench.start, bench.scope, zeros, s.start, self.table, self.seed)
+        units.select(bench.start, start, zeros)  # a count that the structure cannot reach is found before the work
+        with torch.no_grad():
+            _, began = units.mask(bench.start, start)
+        first: tuple[_Learned, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]] | None = None
+        rates: list[list[float]] = []
+        for i in range(s.seeds):
+            place = folder if folder is None or i == 0 else folder / f"seed-{self.seed + i}"
+            learned = self._learn(bench, units, start, zeros, i, place, progress)
+            rates.append(rates_of(units, learned.keeps))
+            if first is None:
+                weights, extra = bench.outcome(learned.keeps)
+                extra |= entries_of(units, learned.keeps, bench.model)
+                first = learned, weights, extra, self._sensitivity(bench, units, learned, zeros)
+            bench.reset()
+        assert first is not None
+        learned, weights, extra, rise = first
+        drift = bench.drift(weights, learned.keeps)
+        decided = [weights_of(units, name, g) for g, name in enumerate(units.groups)]
+        layers = [
+            dict(
+                name=name, numel=decided[g], rate=rates[0][g], raw_rate=float(learned.removed[g]) / decided[g],
+                start_rate=float(began[g]) / decided[g], threshold=float(learned.thresholds[g]), sensitivity=rise.get(name),
+                drift=drift.get(name), rates=[r[g] for r in rates] if len(rates) > 1 else [],
+            )
+            for g, name in enumerate(units.groups)
+        ]  # fmt: skip
+        record = bench.record(
+            learned.keeps, learned.trace, layers, method="fcpts", start=s.start, structure=self.structure,
+            target=zeros / bench.scope.numel, raw_rate=float(learned.removed.sum()) / bench.scope.numel,
+        )  # fmt: skip
+        if len(rates) > 1:
+            from winnow.fcpts.stability import stability
+            from winnow.report.allocation_schema import Stability
+
+            spread, correlation = stability([dict(zip(units.groups, r)) for r in rates])
+            record.stability = Stability(seeds=len(rates), spread=spread, correlation=correlation)
+        return Fitted(learned.keeps, weights, extra, record)
+
+    def _learn(
+        self,
+        bench: Bench,
+        units: Units,
+        start: torch.Tensor,
+        zeros: int,
+        number: int,
+        folder: Path | None,
+        progress: Progress | None,
+    ) -> _Learned:
+        """Learns thresholds (and weights, in ``bench.model``) with one seed."""
+        s = self.settings
+        target = zeros / float(units.numels.sum())
+        thresholds = Thresholds(units, make_bridge(s), s, start, target)
+        thresholds.prepare(bench.matrices())
+
+        def shown(done: int, total: int, what: str) -> None:
+            assert progress is not None
+            progress(number * total + done, s.seeds * total, what)
+
+        trace = bench.run(
+            thresholds, seed=self.seed + number, seconds=None if self.time is None else self.time / s.seeds,
+            folder=folder, progress=shown if progress else None,
+        )  # fmt: skip
+        weights = bench.matrices()
+        with torch.no_grad():
+            _, removed = units.mask(weights, thresholds.values)
+        return _Learned(thresholds.values, units.select(weights, thresholds.values, zeros), removed, trace)
+
+    def _sensitivity(self, bench: Bench, units: Units, learned: _Learned, zeros: int) -> dict[str, float]:
+        """What it would cost to take more from each group alone; nothing where finding out would take long.
+
+        Runs the trained model with its batch norms on the batch's statistics, which changes their running averages.
+        """
+        from winnow.fcpts.sensitivity import sensitivity
+
+        order = bench.examples.order(torch.Generator().manual_seed(self.seed))
+        index = order[: max(1, SHOWN // self.settings.batch)]
+        forward = learned.trace.parts["forward"] / max(learned.trace.steps, 1)
+        if forward * len(index) * (len(units.groups) + 1) > max(PATIENCE, learned.trace.seconds / 5):
+            return {}
+        batches = [(bench.examples.take(i), i) for i in index]
+        targets = [bench.reference.target(i, batch) for batch, i in batches]
+
+        def loss_of(masked: dict[str, torch.Tensor]) -> float:
+            losses = [bench.reference.loss(bench.student, masked, t, batch) for (batch, _), t in zip(batches, targets)]
+            return float(torch.stack(losses).mean())
+
+        with bench.student.training(weights=False, small=False):
+            share = zeros / float(units.numels.sum())
+            return sensitivity(units, learned.thresholds, bench.matrices(), loss_of, share)
+
+
+def weights_of(units: Units, name: str, group: int) -> int:
+    """The weights that a group's rate is a share of: of the whole tensor where it is one, whatever its pattern can take."""
+    return units.scope.prunables[name].numel if isinstance(units, Patterns) else int(units.numels[group])
+
+
+def rates_of(units: Units, keeps: Mapping[str, torch.Tensor]) -> list[float]:
+    """The exact rate of every group, from the masks."""
+    if not isinstance(units, Channels):
+        return [int((~keeps[name]).sum()) / keeps[name].numel() for name in units.groups]
+    stays = torch.ones(len(units.units) + 1)
+    stays[units.chosen(keeps)] = 0
+    removed = sum(lines.removed(stays, len(units.groups)) for lines in units.lines.values())
+    return (removed / units.numels).tolist()  # type: ignore[union-attr]
+
+
+def entries_of(units: Units, keeps: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Biases and norms of units that have gone, which are zero from now on; none where units are weights of one tensor."""
+    return units.entries(keeps, model) if isinstance(units, Channels) else {}

@@ -1,0 +1,152 @@
+"""Coupled units - neurons, heads, channels - under one threshold for those that are alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.fcpts.lines import Lines
+from winnow.fcpts.step import root, step, wide
+from winnow.fcpts.units import Matrices
+from winnow.masks.coupled import Member, Unit, select_units, unit_masks, unit_sizes, zero_biases
+from winnow.masks.prunable import Scope
+
+
+class Channels:
+    """Coupled units (:func:`winnow.masks.coupled.find_units`); one threshold for the units of one ``Unit.group``.
+
+    A unit's magnitude is the root mean square of its producers' rows: the norm of all of them together over the square root
+    of their length. At or under the threshold its columns in the consumers are zero (:meth:`mask`) and, in the end, its rows in
+    the producers too (:meth:`select`); the model puts out the same either way.
+
+    Where one group has rows and another columns of the same matrix, a weight lies in two units. It goes when either
+    does and is counted once: half of such weights count with the rows' group, half with the columns'
+    (``numels``, ``sizes`` and the removed weights alike). Groups are named after the module that holds their producers.
+    """
+
+    def __init__(self, units: Sequence[Unit], scope: Scope, *, window: float = 1.0) -> None:
+        if not units:
+            raise InputError("there is no coupled unit to learn about: choose another structure")
+        self.units, self.scope, self.window = list(units), scope, window
+        number = {group: i for i, group in enumerate(dict.fromkeys(u.group for u in units))}
+        self.owner = torch.tensor([number[u.group] for u in units])  # group of each unit, [U]
+        self.groups = _names(self.units, self.owner.tolist(), scope)
+        members: dict[str, list[tuple[int, Member]]] = {}
+        for i, unit in enumerate(units):
+            for m in unit.members:
+                members.setdefault(m.name, []).append((i, m))
+        self.lines = {n: Lines.of(scope.prunables[n], ms, self.owner) for n, ms in members.items()}
+        self.numels = torch.zeros(len(number), dtype=torch.int64)
+        self._sizes = torch.zeros(len(units), dtype=torch.float64)
+        self._length = torch.zeros(len(units))  # weights in the producers' rows, [U]
+        for name, lines in self.lines.items():
+            lines.count(self.numels, self._sizes)
+            self._length += lines.rows_of(len(units)) * scope.prunables[name].cols
+        self._sizes = _whole(self._sizes, self.owner, len(number))
+
+    def _magnitudes(self, weights: Matrices) -> torch.Tensor:
+        """[U]"""
+        square: torch.Tensor | None = None
+        for name, lines in self.lines.items():
+            if lines.has_rows:
+                rows = wide(weights[name]).square().sum(1)
+                square = rows.new_zeros(len(self.units) + 1) if square is None else square
+                square = square.index_add(0, lines.row_unit.to(rows.device), rows)
+        assert square is not None  # every unit has a producer
+        return root(square[:-1] / self._length.to(square))
+
+    def magnitudes(self, weights: Matrices) -> list[torch.Tensor]:
+        found = self._magnitudes({n: weights[n].detach() for n in self.lines}).float()
+        return [found[self.owner.to(found.device) == g] for g in range(len(self.groups))]
+
+    def sizes(self) -> list[torch.Tensor | int]:
+        return [self._sizes[self.owner == g] for g in range(len(self.groups))]
+
+    def mask(self, weights: Matrices, thresholds: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        magnitude = self._magnitudes(weights)
+        stays = step(magnitude, thresholds[self.owner.to(thresholds.device)], self.window)
+        padded = torch.cat([stays, stays.new_ones(1)])  # the last: lines that belong to no unit
+        removed = stays.new_zeros(len(self.groups), dtype=torch.float64)
+        masked = dict(weights)
+        for name, lines in self.lines.items():
+            masked[name] = lines.mask(weights[name], padded)
+            removed += lines.removed(padded.detach(), len(self.groups))
+        return masked, removed.float()
+
+    def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
+        """Keep masks of every tensor of the scope, ``zeros`` gone to within one unit.
+
+        Units go in ascending order of magnitude / threshold, as in :func:`winnow.masks.coupled.select_units`: one that
+        no longer fits is passed over, and one unit of every group stays.
+        Raises InputError when units cannot give so many weights, or a magnitude is NaN.
+        """
+        magnitude = self._magnitudes({n: weights[n].detach() for n in self.lines}).double().cpu()
+        relative = magnitude / thresholds.detach().double().cpu()[self.owner]
+        if bool(relative.isnan().any()):
+            raise InputError("the weights of a unit hold NaN: check the model, or lower the learning rate")
+        rank = torch.empty(len(self.units), dtype=torch.float64)
+        rank[torch.sort(relative, stable=True).indices] = torch.arange(len(self.units), dtype=torch.float64)
+        # select_units divides by the units' weights; a rank, being whole, comes out of that as it was.
+        scores = rank * torch.tensor(unit_sizes(self.units, self.scope), dtype=torch.float64)
+        chosen = select_units(self.units, scores, zeros, self.scope).chosen
+        keep = unit_masks(self.units, chosen, self.scope)
+        return {
+            name: keep[name].to(weights[name].device)
+            if name in keep
+            else torch.ones_like(weights[name], dtype=torch.bool)
+            for name in self.scope.prunables
+        }
+
+    def chosen(self, keeps: Mapping[str, torch.Tensor]) -> list[int]:
+        """Numbers of the units that keep masks of :meth:`select` remove: those none of whose rows keeps a weight."""
+        alive = {n: keeps[n].any(1).cpu() for n, lines in self.lines.items() if lines.has_rows}
+        return [
+            i
+            for i, unit in enumerate(self.units)
+            if not any(bool(alive[m.name][list(m.indices)].any()) for m in unit.members if m.axis == "rows")
+        ]
+
+    def entries(
+        self, keeps: Mapping[str, torch.Tensor], tensors: nn.Module | Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """New values of the biases and normalization parameters that have entries of removed units: those are zero.
+
+        With masks and entries applied, a removed unit is zero everywhere and :func:`winnow.shrink` can take it out. The
+        model's outputs do not change by it: what the entries send on meets columns of zeros. ``tensors``: the model, or its stored
+        tensors by name; neither is changed.
+        """
+        return zero_biases(self.units, self.chosen(keeps), tensors)
+
+
+def _whole(sizes: torch.Tensor, owner: torch.Tensor, groups: int) -> torch.Tensor:
+    """Sizes as whole numbers with the same sum in every group, int64 [U]."""
+    whole = torch.zeros(len(sizes), dtype=torch.int64)
+    for g in range(groups):
+        at = owner == g
+        reached = sizes[at].cumsum(0).round().long()
+        whole[at] = reached.diff(prepend=reached.new_zeros(1))
+    return whole
+
+
+def _names(units: Sequence[Unit], owner: Sequence[int], scope: Scope) -> tuple[str, ...]:
+    """The module that holds each group's producers; experts, which share theirs, with the number of the expert."""
+    names: dict[int, str] = {}
+    seen: Counter[str] = Counter()
+    for unit, group in zip(units, owner):
+        if group in names:
+            continue
+        paths = [scope.prunables[m.name].module for m in unit.members if m.axis == "rows"]
+        common = ".".join(
+            word[0] for word in takewhile(lambda w: len(set(w)) == 1, zip(*(p.split(".") for p in paths)))
+        )
+        name = (common if common != unit.block else "") or paths[0] or unit.kind
+        part = next((m.part for m in unit.members if m.part is not None), None)
+        name = name if part is None else f"{name}[{part}]"
+        seen[name] += 1
+        names[group] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return tuple(names[g] for g in range(len(names)))

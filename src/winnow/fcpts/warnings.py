@@ -1,0 +1,82 @@
+"""What a reader should know before trusting a learned allocation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from winnow.report.allocation_schema import AllocationRecord
+
+SMALL = 10_000  # prunable weights
+FEW, FEW_PER_CLASS = 256, 10  # calibration examples
+WIDE, UNLIKE = 0.05, 0.8  # spread and correlation over seeds
+OFF = 0.01  # between the rate the thresholds came to and the one asked for
+LIMIT = 0.99  # of a group
+
+
+def warnings_for(
+    record: AllocationRecord,
+    *,
+    quality: float | None = None,
+    floor: float | None = None,
+    examples: int,
+    classes: int | None = None,
+) -> list[str]:
+    """One sentence for every reason to doubt the result, the gravest first; empty if there is none.
+
+    Args:
+        quality: of the pruned model, in the unit of ``floor``; higher is better.
+        floor: the quality below which to warn.
+        examples: of the calibration data.
+        classes: width of the outputs, where they are classes.
+    """
+    found = []
+    if quality is not None and floor is not None and not quality >= floor:  # NaN is below every floor
+        found.append(f"Quality is {quality:.4g}, below the floor of {floor:g}: take a lower sparsity or more steps.")
+    if record.numel is not None and record.numel < SMALL:
+        found.append(
+            f"The model has only {record.numel:,} prunable weights: below {SMALL:,} there is little to gain and "
+            "single weights count, so look at the quality closely."
+        )
+    if (few := _few(examples, classes)) is not None:
+        found.append(few)
+    stability = record.stability
+    if stability is not None and (
+        (stability.spread is not None and stability.spread > WIDE)
+        or (stability.correlation is not None and stability.correlation < UNLIKE)
+    ):
+        found.append(
+            f"The allocation is unstable: over {stability.seeds} seeds a layer's rate spreads by up to "
+            f"{_figure(stability.spread)} and the rates correlate at {_figure(stability.correlation)} "
+            f"(steady: at most {WIDE:g} and at least {UNLIKE:g}); take more calibration data or more steps."
+        )
+    if record.raw_rate is not None and record.target is not None and abs(record.raw_rate - record.target) > OFF:
+        found.append(
+            f"The thresholds came to a rate of {record.raw_rate:.4f} where {record.target:.4f} was asked for: the exact "
+            "selection made up the difference after training; take more steps or a larger penalty (--set penalty=)."
+        )
+    if spent := [layer.name for layer in record.layers if _at_limit(layer.rate, layer.numel)]:
+        names = ", ".join(spent[:3]) + (f" and {len(spent) - 3} more" if len(spent) > 3 else "")
+        found.append(
+            f"{'A layer is' if len(spent) == 1 else f'{len(spent)} layers are'} at the limit, {LIMIT:.0%} gone "
+            f"({names}): what the limit did not let go there came from other layers; take a lower sparsity."
+        )
+    return found
+
+
+def _few(examples: int, classes: int | None) -> str | None:
+    wanted = max(FEW, FEW_PER_CLASS * (classes or 0))
+    if examples >= wanted:
+        return None
+    why = f"{FEW_PER_CLASS} for each of {classes} classes" if wanted > FEW else f"{FEW} at least"
+    return f"There are only {examples:,} calibration examples: give {wanted:,} ({why}), see --samples."
+
+
+def _at_limit(rate: float, numel: int) -> bool:
+    """Whether no further whole weight may go."""
+    gone = round(rate * numel)
+    return gone > 0 and gone >= int(LIMIT * numel)
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
