@@ -55,7 +55,6 @@ class Capture:
         self._watch: WatchMultiplications | None = None
         attention = [m for m in unit.modules() if isinstance(m, nn.MultiheadAttention)]
         read_directly = {id(w) for m in attention for w in m.parameters()}
-        self.time_first = any(not m.batch_first for m in attention)
         for p in prunables:
             inner, _, key = (p.name[len(path) + 1 :] if path else p.name).rpartition(".")
             owner = unit.get_submodule(inner)
@@ -175,3 +174,8 @@ class Capture:
                 parts.append(stats)
             found[p.name] = parts
         return found
+
+
+def time_first(unit: nn.Module) -> bool:
+    """Whether the unit's activations are [T, B, C]: torch's attention, unless it was told otherwise."""
+    return any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in unit.modules())

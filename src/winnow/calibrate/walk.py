@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
 from winnow.calibrate.batches import call as call_model
-from winnow.calibrate.capture import Capture, Seen
+from winnow.calibrate.calls import WaitingCalls
+from winnow.calibrate.capture import Capture, Seen, time_first
 from winnow.calibrate.padding import Padding
 from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.spill import Spill
@@ -29,18 +30,32 @@ if TYPE_CHECKING:
     from winnow.calibrate.walker import Walker
 
 Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
+Fit = Callable[[Unit, dict[str, list[InputStats]], WaitingCalls], None]
 
 
 class Walk:
-    """One walk: the passes, where each waits, and what remains to be done."""
+    """One walk: the passes, where each waits, and what remains to be done.
 
-    def __init__(self, walker: Walker, units: list[Unit], visit: Visit, skip: Callable[[Unit], bool]) -> None:
-        self.w, self.units, self.visit, self.skip = walker, units, visit, skip
+    Passes past the number of batches are twins: the same batches once more, through dense units only.
+    """
+
+    def __init__(
+        self,
+        walker: Walker,
+        units: list[Unit],
+        skip: Callable[[Unit], bool],
+        visit: Visit | None = None,
+        fit: Fit | None = None,
+        *,
+        twins: bool = False,
+    ) -> None:
+        self.w, self.units, self.skip, self.visit, self.fit = walker, units, skip, visit, fit
+        self.batches = [*walker._batches, *walker._batches] if twins else list(walker._batches)
         self.rank = {unit.path: i for i, unit in enumerate(units)}
         self.left = {unit.path for unit in units if unit.prunables}
         self.finished: set[str] = set()
         self.routed = {group.path for group in find_experts(walker._model)}
-        self.steps, self.total = 0, 2 * len(units) * len(walker._batches)
+        self.steps, self.total = 0, (3 if twins else 2) * len(units) * len(walker._batches)
         self.passes: list[SuspendedPass] = []
         self.paddings: list[Padding] = []
         self.spill: Spill | None = None
@@ -75,8 +90,8 @@ class Walk:
                 self.spill.close()
 
     def _start(self) -> None:
-        model, threads = self.w._model, pool_size(len(self.w._batches))
-        for i, batch in enumerate(self.w._batches):
+        model, threads = self.w._model, pool_size(len(self.batches))
+        for i, batch in enumerate(self.batches):
             self.paddings.append(Padding(batch))
             self.passes.append(SuspendedPass(partial(call_model, model, batch), threads))
             self.passes[i].start()
@@ -115,8 +130,16 @@ class Walk:
         here = [i for i, one in enumerate(self.passes) if one.stop is unit]
         self.w._enter(unit)
         with self._placed(unit):
-            if unit.prunables and not self.skip(unit):
-                self.visit(unit, self._statistics(unit, here))
+            calls = None
+            if unit.prunables:
+                here, twins = [i for i in here if not self._twin(i)], [i for i in here if self._twin(i)]
+                calls = WaitingCalls(self, unit, here) if self.fit is not None else None
+                if calls is not None:
+                    self._dense(unit, twins, calls)
+                if not self.skip(unit):
+                    self._give(unit, self._statistics(unit, here, calls), calls)
+                if calls is not None:
+                    calls.close()
             self.finished.add(unit.path)
             self.left.discard(unit.path)
             if self.left:  # after the last unit nobody needs the outputs, nor the head
@@ -130,26 +153,62 @@ class Walk:
                     del output
                     self._settle(i)
         self.w._leave(unit)
+        for i in range(len(self.w._batches), len(self.passes) if self.left else 0):
+            if self.passes[i].stop is unit:
+                self._settle(i)  # a twin that came back to the unit it had just left
 
-    def _statistics(self, unit: Unit, here: list[int]) -> dict[str, list[InputStats]]:
+    def _twin(self, i: int) -> bool:
+        return i >= len(self.w._batches)
+
+    def _give(self, unit: Unit, stats: dict[str, list[InputStats]], calls: WaitingCalls | None) -> None:
+        if self.fit is not None and calls is not None:
+            self.fit(unit, stats, calls)
+        elif self.visit is not None:
+            self.visit(unit, stats)
+
+    def _dense(self, unit: Unit, twins: list[int], calls: WaitingCalls) -> None:
+        """Runs the dense passes through a unit that is still dense; what comes out is the target of their twins."""
+        ahead = bool(self.left - {unit.path})
+        for i in twins:
+            self._fetch(i)
+            self._pad(unit, i)
+            output = calls.run(i, self.paddings[i])
+            calls.keep(i - len(self.w._batches), output, i, self.paddings[i])
+            if self.spill is not None:
+                self.spill.release(i)
+            self._report(1, unit)
+            if ahead:
+                self.passes[i].resume(output)
+                if self.passes[i].stop is not unit:
+                    self._settle(i)
+            del output
+
+    def _pad(self, unit: Unit, i: int) -> None:
+        args, kwargs = self.passes[i].call
+        self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=time_first(unit.module))
+
+    def _statistics(self, unit: Unit, here: list[int], calls: WaitingCalls | None) -> dict[str, list[InputStats]]:
         device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
-        if self._runs_once(unit):
+        if calls is None and self._runs_once(unit):
             return self._read(unit, here, device)
         capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
         routed = any(_within(path, unit.path) for path in self.routed)
         writes = False
         for n, i in enumerate(here):
             self._fetch(i)
+            self._pad(unit, i)
             call = self.passes[i].call
             args, kwargs = call
-            self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=capture.time_first)
             tensors = _tensors(call)
             # A block that writes to its own input would see its own traces in the second run.
             copies = [t.clone() for t in tensors] if writes or n == 0 else []
             versions = [t._version for t in tensors]
             with capture.watching(self.paddings[i], routed=routed):
                 capture.read(unit.module, args, kwargs)
-                self._forward(unit, i)
+                if calls is not None and calls.lacks(i):
+                    calls.keep(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
+                else:
+                    self._forward(unit, i)
             writes = writes or [t._version for t in tensors] != versions
             if writes:
                 for tensor, copy in zip(tensors, copies):
@@ -158,6 +217,8 @@ class Walk:
             if self.spill is not None:
                 self.spill.drop(i)
             self._report(1, unit)
+        if calls is not None:
+            calls.copies = writes
         return capture.results(ran=bool(here))
 
     def _runs_once(self, unit: Unit) -> bool:
@@ -225,9 +286,8 @@ class Walk:
         if not self.skip(unit):
             with self._placed(unit):
                 device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
-                self.visit(
-                    unit, Capture(unit.module, unit.path, unit.prunables, self.w._gram, device).results(ran=False)
-                )
+                stats = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device).results(ran=False)
+                self._give(unit, stats, WaitingCalls(self, unit, []) if self.fit is not None else None)
         self.w._leave(unit)
 
     def _report(self, steps: int, unit: Unit) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.units import Unit, find_units, first_example, one_stream, probe, whole
-from winnow.calibrate.walk import Visit, Walk
+from winnow.calibrate.walk import Fit, Visit, Walk
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable, Scope
 
@@ -114,7 +114,20 @@ class Walker:
         """
         self.unreached.clear()
         units = self.units()
-        Walk(self, units, visit, skip or (lambda unit: False)).run()
+        Walk(self, units, skip or (lambda unit: False), visit).run()
+
+    def fit(self, fit: Fit, *, skip: Callable[[Unit], bool] | None = None, follow: bool = True) -> None:
+        """As :meth:`walk`, with ``fit(unit, stats, calls)``: the unit's waiting calls and what should come out of them.
+
+        ``calls`` (:class:`winnow.calibrate.calls.WaitingCalls`) opens them one at a time, with the inputs that the pruned
+        prefix made. The targets are what the dense model puts out there: with ``follow`` every batch has a twin that passes
+        through dense units only, which doubles the hidden states that wait. Without it they are what the unit's
+        own dense weights make of the waiting inputs. ``enter`` must leave the dense weights in place; ``skip``
+        is asked after the twins have passed, and may put a finished unit's weights in then.
+        """
+        self.unreached.clear()
+        units = self.units()
+        Walk(self, units, skip or (lambda unit: False), fit=fit, twins=follow).run()
 
 
 def _nothing(unit: Unit) -> None:

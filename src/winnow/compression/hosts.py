@@ -86,10 +86,7 @@ class Loaded:
 
     def put(self, tensors: dict[str, torch.Tensor]) -> None:
         """Copies values into parameters and buffers by state-dict name."""
-        state = self.model.state_dict()
-        with torch.no_grad():
-            for name, value in tensors.items():
-                state[name].copy_(value)
+        put_tensors(self.model, tensors)
 
 
 class Streamed:
@@ -189,3 +186,11 @@ def put_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> No
     parameter = model.get_parameter(prunable.name)
     with torch.no_grad():
         parameter.copy_(prunable.restore(matrix).to(parameter.dtype))
+
+
+def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Copies values into parameters and buffers by state-dict name."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in tensors.items():
+            state[name].copy_(value)

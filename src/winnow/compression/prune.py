@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from winnow.budget import largest_remainder
 from winnow.calibrate.statistics import InputStats
-from winnow.compression.counts import layer_seed, within_tensor
-from winnow.compression.hosts import Host, put_matrix
+from winnow.compression.hosts import Host, put_matrix, put_tensors
+from winnow.compression.solving import grid_of, solve_unit, store_solution
 from winnow.errors import InputError
-from winnow.formats.packed import PackedTensor, pack
+from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import read_packed, save_packed, split_keys
 from winnow.masks.prunable import Prunable, Scope
-from winnow.masks.structure import parse_structure
-from winnow.quantize import Grid, Quantized
 from winnow.run.recipe import Recipe
 from winnow.run.store import write_atomic
-from winnow.scores import needs_data, score
-from winnow.solve import Problem, Solution, needs_gram, needs_scores, solve_group
+from winnow.solve import Solution, before_units
 
 Progress = Callable[[int, int, str], None]
-BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass
@@ -41,7 +36,7 @@ class LayerOutcome:
     rows: int
     cols: int
     zeros: int
-    error: float | None  # ||X W^T - X W0^T||^2 / ||X W0^T||^2 on the calibration inputs
+    error: float | None  # ||X W^T - X W0^T||^2 / ||X W0^T||^2 on the calibration inputs; of the unit if reconstructed
     bits_per_weight: float
     seconds: float
     unit: str  # the stored unit it lies in: a block's path, or "" for a model taken whole
@@ -74,89 +69,6 @@ class Pruned:
         return sum(x.bits_per_weight * x.numel for x in self.layers) / max(sum(x.numel for x in self.layers), 1)
 
 
-def solve_unit(
-    prunables: Sequence[Prunable],
-    stats: dict[str, list[InputStats]],
-    recipe: Recipe,
-    zeros: dict[str, int],
-    weight_of: Callable[[Prunable], torch.Tensor],
-    keeps: dict[str, torch.Tensor] | None = None,
-) -> Iterator[tuple[Prunable, Solution]]:
-    """Masks and solved weights of the layers of one block, one after another so that few are in memory at once.
-
-    Layers that share an input are solved together where the solver factorizes its Gram matrix.
-
-    Args:
-        stats: per tensor name, one InputStats per part; empty without calibration data.
-        zeros: how many weights each tensor gives up, exactly.
-        weight_of: the dense matrix [rows, cols] in float32.
-        keeps: fixed masks (coupled units), by tensor name.
-    """
-    gram = needs_gram(recipe.solver)
-    groups: dict[tuple[int, str], list[tuple[Prunable, int]]] = {}
-    for p in prunables:
-        for part in range(p.parts):
-            s = _known(stats, p, part)
-            groups.setdefault((id(s), "") if gram and s is not None else (part, p.name), []).append((p, part))
-    shares = {
-        p.name: largest_remainder([1.0] * p.parts, zeros[p.name]) if p.parts > 1 else [zeros[p.name]] for p in prunables
-    }
-    found: dict[str, dict[int, Solution]] = {p.name: {} for p in prunables}
-    for members in groups.values():
-        shared = _known(stats, *members[0])
-        problems = [
-            _problem(p, part, shares[p.name][part], _known(stats, p, part), recipe, weight_of, keeps)
-            for p, part in members
-        ]
-        solver = recipe.solver if shared is not None or not gram else "none"
-        for (p, part), solution in zip(members, solve_group(problems, solver)):
-            found[p.name][part] = solution
-        del problems
-        if shared is not None and len(groups) > 1:
-            shared.cache.clear()  # a layer alone may be followed by one that reads the same input
-        for p, _ in members:
-            if len(found.get(p.name, ())) == p.parts:
-                parts = found.pop(p.name)
-                yield p, _join([parts[i] for i in range(p.parts)])
-
-
-def _known(stats: dict[str, list[InputStats]], p: Prunable, part: int) -> InputStats | None:
-    """What is known of a part's inputs; nothing of an expert no token was routed to."""
-    s = stats[p.name][part] if p.name in stats else None
-    return s if s is not None and s.tokens else None
-
-
-def _problem(
-    p: Prunable,
-    part: int,
-    zeros: int,
-    stats: InputStats | None,
-    recipe: Recipe,
-    weight_of: Callable[[Prunable], torch.Tensor],
-    keeps: dict[str, torch.Tensor] | None,
-) -> Problem:
-    band = slice(part * p.rows // p.parts, (part + 1) * p.rows // p.parts)
-    weight = weight_of(p)[band]
-    structure = within_tensor(parse_structure(recipe.structure))
-    problem = Problem(weight, stats, zeros, structure, recipe.group, grid=_grid(recipe), damp=recipe.damp, where=p.name)
-    if keeps and p.name in keeps:
-        problem.keep = keeps[p.name][band]
-    elif needs_scores(recipe.solver) or stats is None:
-        name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
-        problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)
-    return problem
-
-
-def store_solution(p: Prunable, solution: Solution, recipe: Recipe, dtype: torch.dtype) -> PackedTensor:
-    """Packs a solution in the value type of the recipe; kept weights never become zeros by rounding to a float."""
-    structure = within_tensor(parse_structure(recipe.structure))
-    keep = None if bool(solution.keep.all()) else solution.keep
-    if solution.quantized is not None:
-        return pack(solution.weight.to(dtype), keep, structure, quantized=solution.quantized)
-    narrow = torch.bfloat16 if recipe.values == "bf16" else dtype
-    return pack(_cast(solution.weight, narrow), keep, structure, dtype=dtype)
-
-
 class Pruner:
     """Runs one recipe over a model. With a ``folder``, every finished block is stored and a later run goes on there."""
 
@@ -179,6 +91,8 @@ class Pruner:
         self.spill, self.device, self.progress = spill, device, progress
         self.layers: dict[str, LayerOutcome] = {}
         self._packed: dict[str, PackedTensor] = {}
+        self._extra: dict[str, torch.Tensor] = {}
+        self._reached = (0, 1)  # of the walk's progress
         self.notes: list[str] = []
 
     def run(self) -> Pruned:
@@ -186,7 +100,15 @@ class Pruner:
         from winnow.calibrate.walker import Walker
 
         started = time.perf_counter()
-        gram = self.recipe.needs_gram
+        gram, fitting = self.recipe.needs_gram, before_units(self.recipe.solver) is not None
+        if fitting:
+            from winnow.compression.reconstructing import settings_of
+
+            settings = settings_of(self.recipe)
+            if not self.batches:
+                raise InputError(
+                    "--solver reconstruct fits to calibration data: give --data, or choose another solver."
+                )
         if self.batches and (gram or self.recipe.needs_data):
             walker = Walker(
                 self.host.model,
@@ -195,12 +117,15 @@ class Pruner:
                 gram=gram,
                 by=self.recipe.sequential,
                 device=self.device,
-                enter=self._enter,
+                enter=(lambda unit: self.host.enter(unit.path)) if fitting else self._enter,
                 leave=lambda unit: self.host.leave(unit.path),
                 spill=self.spill,
-                progress=self.progress,
+                progress=self._progressed if self.progress else None,
             )
-            walker.walk(self._visit, skip=lambda unit: self._done(unit.path))
+            if fitting:
+                walker.fit(self._fit, skip=self._finished, follow=settings.target == "dense")
+            else:
+                walker.walk(self._visit, skip=lambda unit: self._done(unit.path))
             self.notes += walker.notes
             if walker.unreached:
                 self.notes.append(
@@ -210,7 +135,7 @@ class Pruner:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
-        return Pruned(layers, self.packed, notes=self.notes, seconds=time.perf_counter() - started)
+        return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
         """The packed weight of a tensor, from memory or from the stored unit."""
@@ -243,18 +168,64 @@ class Pruner:
     def _visit(self, unit: Any, stats: dict[str, list[InputStats]]) -> None:
         self._prune(unit.path, unit.prunables, stats)
 
+    def _finished(self, unit: Any) -> bool:
+        """Whether a unit was fitted before; its dense passes are through, so its weights go in now."""
+        if self._done(unit.path):
+            self._overlay(unit.path, unit.prunables)
+            return True
+        return False
+
+    def _fit(self, unit: Any, stats: dict[str, list[InputStats]], calls: Any) -> None:
+        from winnow.compression.reconstructing import fit_unit, masking
+
+        started = time.perf_counter()
+        before = list(solve_unit(unit.prunables, stats, masking(self.recipe), self.zeros, self._weight, self.keeps))
+        solutions, extra = fit_unit(
+            unit, before, stats, calls, self.recipe, grid_of(self.recipe),
+            put=lambda p, matrix: put_matrix(self.host.model, p, matrix),
+            statistics=self.recipe.recalibrate and not self.host.streamed,
+            progress=self._stepped(unit.path) if self.progress else None,
+        )  # fmt: skip
+        self._keep(unit.path, unit.prunables, solutions, started, extra)
+
+    def _progressed(self, done: int, total: int, what: str) -> None:
+        self._reached = (done, total)
+        if self.progress:
+            self.progress(done, total, what)
+
+    def _stepped(self, path: str) -> Callable[[int, int], None]:
+        def stepped(step: int, steps: int) -> None:
+            if self.progress and step % 10 == 0:
+                self.progress(*self._reached, f"{path or 'model'}, step {step} of {steps}")
+
+        return stepped
+
     def _prune(self, path: str, prunables: Sequence[Prunable], stats: dict[str, list[InputStats]]) -> None:
         if not prunables:
             return
         started = time.perf_counter()
+        solutions = solve_unit(prunables, stats, self.recipe, self.zeros, self._weight, self.keeps)
+        self._keep(path, prunables, solutions, started, {})
+
+    def _keep(
+        self,
+        path: str,
+        prunables: Sequence[Prunable],
+        solutions: Iterable[tuple[Prunable, Solution]],
+        started: float,
+        extra: dict[str, torch.Tensor],
+    ) -> None:
+        """Packs the layers of a unit, puts what was packed into the model, and stores it."""
         results = {}
-        for p, solution in solve_unit(prunables, stats, self.recipe, self.zeros, self._weight, self.keeps):
+        for p, solution in solutions:
             packed = store_solution(p, solution, self.recipe, self.host.stored_dtype[p.name])
             put_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path
             )
+        extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
+        self._change(extra)
         seconds = (time.perf_counter() - started) / len(prunables)
         for p in prunables:
             self.layers[p.name].seconds = seconds
@@ -264,7 +235,12 @@ class Pruner:
         else:
             outcomes = [asdict(self.layers[p.name]) for p in prunables]
             write_atomic(file.with_suffix(".json"), json.dumps(outcomes).encode())
-            save_packed(file, results)  # last: a unit with this file is finished
+            save_packed(file, results, dense=extra)  # last: a unit with this file is finished
+
+    def _change(self, extra: dict[str, torch.Tensor]) -> None:
+        if extra:
+            put_tensors(self.host.model, extra)
+            self._extra.update(extra)
 
     def _overlay(self, path: str, prunables: Sequence[Prunable]) -> None:
         """Puts a stored unit's pruned weights into the model."""
@@ -272,6 +248,7 @@ class Pruner:
         assert file is not None
         for p in prunables:
             put_matrix(self.host.model, p, read_unit(file, p.name).unpack())
+        self._change(read_extra(file))
         for layer in json.loads(file.with_suffix(".json").read_text()):
             self.layers[layer["name"]] = LayerOutcome(**layer)
 
@@ -302,38 +279,7 @@ def read_unit(file: Path, name: str) -> PackedTensor:
     return read_packed(tensors, name, split_keys(tensors)[0][name])
 
 
-def _grid(recipe: Recipe) -> Grid | None:
-    if recipe.values not in BITS:
-        return None
-    return Grid(BITS[recipe.values], recipe.group_size if recipe.values == "int4" else None)
-
-
-def _join(parts: list[Solution]) -> Solution:
-    if len(parts) == 1:
-        return parts[0]
-    errors = [s.error for s in parts if s.error is not None]
-    quantized = None
-    if parts[0].quantized is not None:
-        first = parts[0].quantized
-        quantized = Quantized(
-            torch.cat([s.quantized.codes for s in parts]),  # type: ignore[union-attr]
-            torch.cat([s.quantized.scales for s in parts]),  # type: ignore[union-attr]
-            first.bits,
-            first.group,
-        )
-    return Solution(
-        torch.cat([s.weight for s in parts]),
-        torch.cat([s.keep for s in parts]),
-        quantized,
-        sum(errors) / len(errors) if errors else None,
-    )
-
-
-def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """To a narrower float without turning a kept weight into a zero: what would underflow becomes the smallest value."""
-    cast = weight.to(dtype)
-    if dtype != weight.dtype:
-        lost = (cast == 0) & (weight != 0)
-        if lost.any():
-            cast[lost] = torch.copysign(torch.tensor(torch.finfo(dtype).tiny), weight[lost]).to(dtype)
-    return cast
+def read_extra(file: Path) -> dict[str, torch.Tensor]:
+    """The dense tensors that changed beside the packed ones of a stored block."""
+    tensors = TensorFile(file)
+    return {name: tensors.read(name) for name in split_keys(tensors)[1]}

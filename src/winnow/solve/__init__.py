@@ -1,6 +1,16 @@
 """What happens to the weights that stay: solvers of the layer-wise reconstruction problem, and chains of them."""
 
-from winnow.solve.chain import NAMES, needs_gram, needs_scores, parse_solver, solve, solve_group
+from winnow.solve.chain import NAMES, before_units, needs_gram, needs_scores, parse_solver, solve, solve_group
 from winnow.solve.problem import Problem, Solution
 
-__all__ = ["NAMES", "Problem", "Solution", "needs_gram", "needs_scores", "parse_solver", "solve", "solve_group"]
+__all__ = [
+    "NAMES",
+    "Problem",
+    "Solution",
+    "before_units",
+    "needs_gram",
+    "needs_scores",
+    "parse_solver",
+    "solve",
+    "solve_group",
+]

@@ -131,32 +131,41 @@ _STAGES: dict[str, Callable[[_Stack, bool], None]] = {
     "lsq": _lsq,
     "swap": _swap,
 }
-NAMES: tuple[str, ...] = tuple(_STAGES)
+UNIT = "reconstruct"  # fits whole blocks, so it runs in the walk over the model and not here
+NAMES: tuple[str, ...] = (*_STAGES, UNIT)
 
 
 def parse_solver(solver: str) -> list[str]:
-    """The names in a chain such as ``"sparsegpt+lsq"``.
+    """The names in a chain such as ``"sparsegpt+lsq"``, or ``"lsq+reconstruct"``.
 
     Raises:
         InputError: a name is unknown, or stands where it can do nothing.
     """
     names = [name.strip() for name in solver.split("+")]
     for place, name in enumerate(names):
-        if name not in _STAGES:
+        if name not in NAMES:
             raise InputError(f"unknown solver {name!r}: choose from {', '.join(NAMES)}, joined with '+'")
         if place and name in ("none", "alps"):
             raise InputError(f"{name!r} cannot follow another solver in {solver!r}: put it first")
+        if name == UNIT and place != len(names) - 1:
+            raise InputError(f"{name!r} fits whole blocks at the end: put it last in {solver!r}")
     return names
 
 
 def needs_gram(solver: str) -> bool:
-    """Whether the chain reads the Gram matrix of the inputs (all but ``"none"`` do)."""
-    return parse_solver(solver) != ["none"]
+    """Whether the chain reads the Gram matrix of the inputs (all but ``"none"`` and ``"reconstruct"`` alone do)."""
+    return parse_solver(solver) not in (["none"], [UNIT])
+
+
+def before_units(solver: str) -> str | None:
+    """What comes before ``reconstruct`` in a chain (``"none"`` where it stands alone); None for a chain without it."""
+    names = parse_solver(solver)
+    return ("+".join(names[:-1]) or "none") if names[-1] == UNIT else None
 
 
 def needs_scores(solver: str) -> bool:
     """Whether the chain's first solver starts from scores (or from a mask given with the problem)."""
-    return parse_solver(solver)[0] in ("none", "lsq", "swap")
+    return parse_solver(solver)[0] in ("none", "lsq", "swap", UNIT)
 
 
 def solve(problem: Problem, solver: str) -> Solution:
@@ -182,6 +191,10 @@ def solve_group(problems: list[Problem], solver: str) -> list[Solution]:
         InputError: a problem does not fit the solver, or holds NaN or infinity; the message names the fix.
     """
     names = parse_solver(solver)
+    if UNIT in names:
+        raise InputError(
+            f"{UNIT!r} fits whole blocks to their calls, which one layer does not have: choose another solver"
+        )
     for problem in problems:
         problem.check()
         if problem.stats is not problems[0].stats:

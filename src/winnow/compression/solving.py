@@ -1,0 +1,143 @@
+"""Masks and solved weights of the layers of one block, and how they are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from winnow.budget import largest_remainder
+from winnow.calibrate.statistics import InputStats
+from winnow.compression.counts import layer_seed, within_tensor
+from winnow.formats.packed import PackedTensor, pack
+from winnow.masks.prunable import Prunable
+from winnow.masks.structure import parse_structure
+from winnow.quantize import Grid, Quantized
+from winnow.run.recipe import Recipe
+from winnow.scores import needs_data, score
+from winnow.solve import Problem, Solution, needs_gram, needs_scores, solve_group
+
+BITS = {"int8": 8, "int4": 4}
+
+
+def solve_unit(
+    prunables: Sequence[Prunable],
+    stats: dict[str, list[InputStats]],
+    recipe: Recipe,
+    zeros: dict[str, int],
+    weight_of: Callable[[Prunable], torch.Tensor],
+    keeps: dict[str, torch.Tensor] | None = None,
+) -> Iterator[tuple[Prunable, Solution]]:
+    """Masks and solved weights of the layers of one block, one after another so that few are in memory at once.
+
+    Layers that share an input are solved together where the solver factorizes its Gram matrix.
+
+    Args:
+        stats: per tensor name, one InputStats per part; empty without calibration data.
+        zeros: how many weights each tensor gives up, exactly.
+        weight_of: the dense matrix [rows, cols] in float32.
+        keeps: fixed masks (coupled units), by tensor name.
+    """
+    gram = needs_gram(recipe.solver)
+    groups: dict[tuple[int, str], list[tuple[Prunable, int]]] = {}
+    for p in prunables:
+        for part in range(p.parts):
+            s = _known(stats, p, part)
+            groups.setdefault((id(s), "") if gram and s is not None else (part, p.name), []).append((p, part))
+    shares = {
+        p.name: largest_remainder([1.0] * p.parts, zeros[p.name]) if p.parts > 1 else [zeros[p.name]] for p in prunables
+    }
+    found: dict[str, dict[int, Solution]] = {p.name: {} for p in prunables}
+    for members in groups.values():
+        shared = _known(stats, *members[0])
+        problems = [
+            _problem(p, part, shares[p.name][part], _known(stats, p, part), recipe, weight_of, keeps)
+            for p, part in members
+        ]
+        solver = recipe.solver if shared is not None or not gram else "none"
+        for (p, part), solution in zip(members, solve_group(problems, solver)):
+            found[p.name][part] = solution
+        del problems
+        if shared is not None and len(groups) > 1:
+            shared.cache.clear()  # a layer alone may be followed by one that reads the same input
+        for p, _ in members:
+            if len(found.get(p.name, ())) == p.parts:
+                parts = found.pop(p.name)
+                yield p, _join([parts[i] for i in range(p.parts)])
+
+
+def _known(stats: dict[str, list[InputStats]], p: Prunable, part: int) -> InputStats | None:
+    """What is known of a part's inputs; nothing of an expert no token was routed to."""
+    s = stats[p.name][part] if p.name in stats else None
+    return s if s is not None and s.tokens else None
+
+
+def _problem(
+    p: Prunable,
+    part: int,
+    zeros: int,
+    stats: InputStats | None,
+    recipe: Recipe,
+    weight_of: Callable[[Prunable], torch.Tensor],
+    keeps: dict[str, torch.Tensor] | None,
+) -> Problem:
+    band = slice(part * p.rows // p.parts, (part + 1) * p.rows // p.parts)
+    weight = weight_of(p)[band]
+    structure = within_tensor(parse_structure(recipe.structure))
+    problem = Problem(
+        weight, stats, zeros, structure, recipe.group, grid=grid_of(recipe), damp=recipe.damp, where=p.name
+    )
+    if keeps and p.name in keeps:
+        problem.keep = keeps[p.name][band]
+    elif needs_scores(recipe.solver) or stats is None:
+        name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
+        problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)
+    return problem
+
+
+def store_solution(p: Prunable, solution: Solution, recipe: Recipe, dtype: torch.dtype) -> PackedTensor:
+    """Packs a solution in the value type of the recipe; kept weights never become zeros by rounding to a float."""
+    structure = within_tensor(parse_structure(recipe.structure))
+    keep = None if bool(solution.keep.all()) else solution.keep
+    if solution.quantized is not None:
+        return pack(solution.weight.to(dtype), keep, structure, quantized=solution.quantized)
+    narrow = torch.bfloat16 if recipe.values == "bf16" else dtype
+    return pack(_cast(solution.weight, narrow), keep, structure, dtype=dtype)
+
+
+def grid_of(recipe: Recipe) -> Grid | None:
+    """What a recipe rounds its weights to; None where it keeps them in floating point."""
+    if recipe.values not in BITS:
+        return None
+    return Grid(BITS[recipe.values], recipe.group_size if recipe.values == "int4" else None)
+
+
+def _join(parts: list[Solution]) -> Solution:
+    if len(parts) == 1:
+        return parts[0]
+    errors = [s.error for s in parts if s.error is not None]
+    quantized = None
+    if parts[0].quantized is not None:
+        first = parts[0].quantized
+        quantized = Quantized(
+            torch.cat([s.quantized.codes for s in parts]),  # type: ignore[union-attr]
+            torch.cat([s.quantized.scales for s in parts]),  # type: ignore[union-attr]
+            first.bits,
+            first.group,
+        )
+    return Solution(
+        torch.cat([s.weight for s in parts]),
+        torch.cat([s.keep for s in parts]),
+        quantized,
+        sum(errors) / len(errors) if errors else None,
+    )
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """To a narrower float without turning a kept weight into a zero: what would underflow becomes the smallest value."""
+    cast = weight.to(dtype)
+    if dtype != weight.dtype:
+        lost = (cast == 0) & (weight != 0)
+        if lost.any():
+            cast[lost] = torch.copysign(torch.tensor(torch.finfo(dtype).tiny), weight[lost]).to(dtype)
+    return cast

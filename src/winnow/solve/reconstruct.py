@@ -1,0 +1,328 @@
+"""Reconstruction of one unit: the weights that stay are fitted, by gradient, to what the unit should put out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from winnow.errors import InputError
+from winnow.masks.prunable import Prunable
+from winnow.solve.batchnorm import has_batchnorm
+from winnow.solve.draw import Draw, Part, shared_rows
+from winnow.solve.statistics import CORRECTED, Moments, correction, is_conv, watching
+
+if TYPE_CHECKING:
+    from winnow.train.settings import ReconstructSettings
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the unit and what is to come out of it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: torch.Tensor  # like the first floating tensor that the unit puts out
+    counts: torch.Tensor | None = None  # bool, one a position (all dimensions but the last); None: all count
+
+
+class Calls(Protocol):
+    """The calls of one unit, one a calibration batch, opened one at a time (they may lie on disk).
+
+    ``moments``: statistics of what the layers inside put out when dense, by the weight's name in the unit.
+    """
+
+    moments: Mapping[str, Moments]
+
+    def __len__(self) -> int: ...
+
+    def at(self, index: int) -> AbstractContextManager[Call]: ...
+
+
+@dataclass
+class Fit:
+    """What became of a unit.
+
+    ``tensors`` by name inside the unit, float32: prunable weights in their stored layout with zeros folded in, and those
+    biases, norms and batch-norm statistics that changed. ``before`` (mask alone) and ``after`` are squared errors of
+    the unit's output on all calls over the power of the target.
+    """
+
+    tensors: State = field(default_factory=dict)
+    before: float = 0.0
+    after: float = 0.0
+    steps: int = 0
+
+
+class Reconstruction:
+    """Fits the weights, biases and norms of one unit under a fixed mask.
+
+    Adam on mini-batches of the calls, rates falling to zero as a cosine, the mask multiplied in at every step; the loss is
+    the squared error of the unit's output over the power of the target. Batch norms use the statistics of the
+    mini-batch meanwhile. Before the fit and after it every layer's outputs get the dense mean and deviation back
+    (:func:`winnow.solve.statistics.correction`) and batch norms are estimated anew, both in one run through
+    the calls in which a layer sees what the corrected layers before it put out. Of mask alone, corrected, fitted, and
+    fitted and corrected, what leaves the least error on all calls stays, so a unit is never worse than its mask.
+
+    Inputs come from the pruned prefix. The target that ``settings.target`` "dense" stands for is what the dense model puts
+    out there, so that a block also undoes what the blocks before it lost; with "own", what the unit's dense
+    weights make of the same inputs, each block keeps its function and the losses add up. "own" holds half as many
+    hidden states.
+
+    Args:
+        module: the unit, holding its start values; it is left as it is.
+        layers: prunable and keep mask [rows, cols] by the weight's name inside the unit.
+        statistics: estimate batch norms anew; otherwise they stay as they are.
+        seed: of the order of the mini-batches.
+
+    Raises:
+        InputError: the error is not finite.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[str, tuple[Prunable, torch.Tensor]],
+        calls: Calls,
+        settings: ReconstructSettings,
+        *,
+        statistics: bool = True,
+        seed: int = 0,
+        where: str = "the model",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.module, self.layers, self.calls, self.settings = module, layers, calls, settings
+        self.cut = False  # whether calls may be cut into examples, and examples joined
+        self.seed, self.where, self.progress = seed, where, progress
+        parameters = dict(module.named_parameters())
+        self.own = {n: parameters[n].detach() for n in layers}
+        self.own |= {n: p.detach() for n, p in parameters.items() if p.ndim <= 1 and p.is_floating_point()}
+        norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm) and has_batchnorm(m)}
+        norms = norms if statistics else {}
+        self.norms = list(norms.values())
+        self.buffers = {
+            f"{n}.{b}" if n else b: t.detach() for n, m in norms.items() for b, t in m.named_buffers(recurse=False)
+        }
+        self.masks = {n: p.restore(keep).to(self.own[n].device) for n, (p, keep) in layers.items()}
+        self.corrected = {
+            n: n.rpartition(".")[0] for n, (p, _) in layers.items() if p.kind in CORRECTED and n in calls.moments
+        }
+
+    def run(self) -> Fit:
+        """The fit; with no calls, the masked weights as they are."""
+        start = {n: t.float() * self.masks[n] if n in self.masks else t.float() for n, t in self.own.items()}
+        start |= {n: t.clone() for n, t in self.buffers.items()}
+        if not len(self.calls):
+            return Fit(self._changed(start))
+        self._survey(start)
+        before = self._error(start)
+        if not math.isfinite(before):
+            raise InputError(
+                f"the outputs of {self.where} are not finite: look for NaN in the weights and the data, and load a "
+                "half-precision model in float32."
+            )
+        begin = self._restored(start)
+        fitted, steps = self._fit(begin)
+        best, least = start, before
+        for state in (begin, fitted, self._restored(fitted)):
+            error = self._error(state)
+            if error < least:
+                best, least = state, error
+        return Fit(self._changed(best), before, least, steps)
+
+    def _survey(self, state: State) -> None:
+        """The power of the target, how many examples each call holds, and whether calls may be cut and joined."""
+        layouts, rows, lead = set(), [], []
+        self.power, self.positions = 0.0, 0
+        for i in range(len(self.calls)):
+            with self.calls.at(i) as call:
+                target = _counted(call.target, call.counts)
+                self.power += float(target.double().square().sum())
+                self.positions += target.numel()
+                leaves = tree_leaves((call.args, call.kwargs))
+                layouts.add(tuple((x.shape[1:], x.dtype) if isinstance(x, torch.Tensor) else str(x) for x in leaves))
+                rows.append(shared_rows(leaves, call.target) if call.counts is None else None)
+                lead.append(max(call.target.shape[0] if call.target.ndim else 1, 1))
+        self.power = max(self.power, 1e-30)
+        self.cut = len(layouts) == 1 and all(rows) and self._separable(state)
+        self.examples = lead
+
+    @torch.no_grad()
+    def _separable(self, state: State) -> bool:
+        """Whether the examples of a call do not see each other (a sequence along the first dimension would)."""
+        parts: list[Part] = []
+        alone = []
+        for i in range(min(len(self.calls), 2)):
+            with self.calls.at(i) as call:
+                some = torch.arange((call.target.shape[0] + 1) // 2)
+                parts.append((i, some))
+                alone.append(self._output(state, call)[some])
+        one = torch.cat(alone)
+        joined = self._output(state, self._joined(parts))
+        return one.shape == joined.shape and torch.allclose(one, joined, rtol=1e-2, atol=1e-3 * float(one.abs().max()))
+
+    def _joined(self, parts: list[Part]) -> Call:
+        """One call with these examples of several."""
+        found, spec = [], None
+        for i, rows in parts:
+            with self.calls.at(i) as call:
+                leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
+                pick = slice(None) if rows is None else rows
+                found.append([x[pick].clone() if isinstance(x, torch.Tensor) else x for x in leaves])
+        assert spec is not None
+        first = found[0]
+        joined = [torch.cat([f[k] for f in found]) if isinstance(x, torch.Tensor) else x for k, x in enumerate(first)]
+        return Call(*tree_unflatten(joined, spec))
+
+    def _output(self, state: State, call: Call) -> torch.Tensor:
+        """What the unit puts out with these tensors as its own."""
+        tensors = {n: t.to(self.own[n].dtype) if n in self.own else t for n, t in state.items()}
+        return output_of(functional_call(self.module, tensors, call.args, call.kwargs))
+
+    @torch.no_grad()
+    def _error(self, state: State) -> float:
+        total = 0.0
+        for i in range(len(self.calls)):
+            with self.calls.at(i) as call:
+                delta = _counted(self._output(state, call) - call.target, call.counts)
+                total += float(delta.double().square().sum())
+        return total / self.power
+
+    @torch.no_grad()
+    def _restored(self, state: State) -> State:
+        """The state with dense means and deviations put back, and batch norms estimated anew."""
+        state = dict(state)
+        for name, buffer in self.buffers.items():
+            state[name] = torch.ones_like(buffer) if name.endswith("running_var") else torch.zeros_like(buffer)
+        paths = self.corrected if self.settings.correct else {}
+        if not paths and not self.norms:
+            return state
+        pruned = {name: Moments() for name in paths}
+        changed: State = {}
+        counts: torch.Tensor | None = None
+
+        def seen(name: str, layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
+            pruned[name].add(output, counts, conv=is_conv(layer))
+            beside = self._bias(name)
+            bias = None if beside is None else state[beside]
+            scale, shift = correction(self.calls.moments[name], pruned[name], bias)
+            prunable = self.layers[name][0]
+            weight = prunable.matrix(state[name]) * scale[:, None].to(state[name])
+            changed[name] = prunable.restore(weight)
+            like = (1, -1, *[1] * (output.ndim - 2)) if is_conv(layer) else (-1,)
+            scale = scale.to(output).reshape(like)
+            if beside is None or bias is None or shift is None:
+                return output * scale
+            changed[beside] = shift.to(bias)
+            return (output - bias.to(output).reshape(like)) * scale + shift.to(output).reshape(like)
+
+        with self._normalising(average=True), watching(self.module, paths, seen):
+            for i in range(len(self.calls)):
+                with self.calls.at(i) as call:
+                    counts = call.counts
+                    self._output(state, call)
+        return {**state, **changed}
+
+    def _bias(self, weight: str) -> str | None:
+        """The bias that is added to what a weight makes, by name."""
+        name = f"{self.corrected[weight]}.bias".lstrip(".")
+        return name if name in self.own else None
+
+    @contextmanager
+    def _normalising(self, *, average: bool) -> Iterator[None]:
+        """Batch norms that use the statistics of what they see; ``average``: and keep their plain average."""
+        before = [(m, m.training, m.momentum) for m in self.norms]
+        try:
+            for m in self.norms:
+                m.training = True
+                m.momentum = None if average else m.momentum
+            yield
+        finally:
+            for m, training, momentum in before:
+                m.training, m.momentum = training, momentum
+
+    @torch.enable_grad()
+    def _fit(self, begin: State) -> tuple[State, int]:
+        s = self.settings
+        leaves = {n: begin[n].clone().requires_grad_() for n in self.own}
+        buffers = {n: begin[n].clone() for n in self.buffers}
+        groups = []
+        for name, leaf in leaves.items():
+            lr = s.lr * _size(begin[name], self.masks[name]) if name in self.masks else s.bias_lr
+            groups.append({"params": [leaf], "lr": lr, "base": lr})
+        optimizer = torch.optim.Adam(groups)
+        power = self.power / max(self.positions, 1)
+        taken = 0
+        with self._normalising(average=False):
+            for parts in Draw(self.examples, s.batch, cut=self.cut, seed=self.seed).steps():
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * taken / s.steps))
+                optimizer.zero_grad(set_to_none=True)
+                value = 0.0
+                for call, share in self._opened(parts):
+                    state = {n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in leaves.items()}
+                    delta = _counted(self._output({**state, **buffers}, call) - call.target, call.counts)
+                    loss = delta.float().square().mean() * (share / power)
+                    loss.backward()
+                    value += float(loss.detach())
+                    del state, delta, loss, call
+                optimizer.step()
+                taken += 1
+                if not math.isfinite(value):
+                    raise InputError(
+                        f"the error of {self.where} became {value} at step {taken}: lower the rate (--set lr={s.lr / 10:g})."
+                    )
+                if self.progress:
+                    self.progress(taken, s.steps)
+                if taken >= s.steps or value < s.stop:
+                    break
+        found = {n: (t.detach() * self.masks[n] if n in self.masks else t.detach()) for n, t in leaves.items()}
+        return {**found, **buffers}, taken
+
+    def _opened(self, parts: list[Part]) -> Iterator[tuple[Call, float]]:
+        """The calls of one step, joined where that is possible, and the share of the step each stands for."""
+        if self.cut:
+            yield self._joined(parts), 1.0
+            return
+        for i, _ in parts:
+            with self.calls.at(i) as call:
+                yield call, 1 / len(parts)
+
+    def _changed(self, state: State) -> State:
+        """Weights, and whatever else is not what it was."""
+        was = {**self.own, **self.buffers}
+        return {
+            n: t.detach() for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])
+        }
+
+
+def output_of(output: Any) -> torch.Tensor:
+    """The first floating tensor of what a unit puts out: its hidden states, or the logits of a whole model."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            return leaf
+    raise InputError("a block puts out no floating tensor, so it cannot be reconstructed: choose another solver.")
+
+
+def _counted(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+    """The positions that are no padding, [positions, features]; everything where all count (a pooled output, say)."""
+    if counts is None or counts.numel() * x.shape[-1] != x.numel():
+        return x
+    return x.reshape(-1, x.shape[-1])[counts.to(x.device)]
+
+
+def _size(weight: torch.Tensor, mask: torch.Tensor) -> float:
+    """Root mean square of the weights that stay."""
+    return float((weight.square().sum() / mask.sum().clamp_min(1)).sqrt())
