@@ -20,7 +20,7 @@ FLAGS = {
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
-        "--dry-run", "--json",
+        "--set", "--time", "--compare-with", "--floor", "--dry-run", "--json",
     },
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",
@@ -70,4 +70,5 @@ def test_format_version():
 def test_methods():
     assert set(METHODS) == {
         "magnitude", "global", "lamp", "random", "wanda", "ria", "owl", "sparsegpt", "sparsegpt+lsq", "swap+lsq", "alps",
+        "fcpts", "distil", "reconstruct",
     }  # fmt: skip

@@ -73,7 +73,8 @@ def compress(
     score: Annotated[str | None, typer.Option(help="Which weight matters less: magnitude, wanda, ria, random.")] = None,
     group: Annotated[str | None, typer.Option(help="What competes: layer or row.")] = None,
     allocation: Annotated[
-        str | None, typer.Option(help="How much from which layer: uniform, global, erk, lamp, owl, alphapruning.")
+        str | None,
+        typer.Option(help="How much from which layer: uniform, global, erk, l2, lamp, owl, alphapruning, learned."),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="JSON of rates by name or pattern, as allocation.")] = None,
     structure: Annotated[
@@ -81,7 +82,9 @@ def compress(
     ] = "unstructured",
     solver: Annotated[
         str | None,
-        typer.Option(help="What happens to weights that stay: none, sparsegpt, alps, lsq, swap, joined by +."),
+        typer.Option(
+            help="What happens to weights that stay: none, sparsegpt, alps, lsq, swap, joined by +; reconstruct, distil."
+        ),
     ] = None,
     values: Annotated[str, typer.Option(help="How kept weights are stored: keep, bf16, int8 or int4.")] = "keep",
     group_size: Annotated[int, typer.Option(help="Inputs that share an int4 scale.")] = 128,
@@ -91,7 +94,10 @@ def compress(
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Prune these too (name or pattern); repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Leave these alone (name or pattern); repeatable.")] = None,
-    samples: Annotated[int, typer.Option(help="Calibration sequences or images.")] = 128,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Calibration sequences or images.", show_default="128; 1024 for methods that train"),
+    ] = None,
     length: Length = None,
     batch_size: Annotated[int, typer.Option(help="Calibration sequences per forward.")] = 8,
     eval_limit: EvalLimit = None,
@@ -112,6 +118,19 @@ def compress(
     weights: Weights = None,
     trust_remote_code: Trust = False,
     speed: Annotated[bool, typer.Option(help="End with a quick measurement of its speed on this machine.")] = True,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, e.g. steps=300; repeatable."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Training takes this long and gives its best in it, e.g. 60s or 2m.")
+    ] = None,
+    compare_with: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An earlier run's folder: compare the learned allocations.")
+    ] = None,
+    floor: Annotated[
+        float | None, typer.Option(help="Warn when quality is below this value of the metric, e.g. 80.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -129,6 +148,7 @@ def compress(
         solver=solver, values=values, group_size=group_size, baselines=baselines, keep=tuple(keep or ()), include=tuple(include or ()),
         exclude=tuple(exclude or ()), samples=samples, length=length, batch_size=batch_size, eval_limit=eval_limit, seed=seed,
         damp=damp, sequential=sequential, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code, speed=speed,
+        settings=_settings(settings), time=time, compare_with=compare_with, floor=floor,
     )  # fmt: skip
     if dry_run:
         plan: Any = run(model, data, out=out, dry_run=True, **options)
@@ -362,6 +382,20 @@ def _show(table: Any, found: Any, as_json: bool) -> None:
 
 def _print(text: str) -> None:
     print(text)
+
+
+def _settings(given: list[str] | None) -> dict[str, str]:
+    from winnow.errors import InputError
+
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise InputError(f"--set {text!r} is not NAME=VALUE: write, for example, --set steps=300.")
+        if name in found:
+            raise InputError(f"--set {name} is given twice: give each setting once.")
+        found[name] = value
+    return found
 
 
 def _table(path: Path | None) -> dict[str, float] | None:

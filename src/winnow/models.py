@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -72,7 +73,7 @@ class ModelSource:
     def load(self) -> nn.Module:
         """The whole model in memory, in eval mode, in its stored dtype."""
         if self.module is not None:
-            return self.module.eval()
+            return copy.deepcopy(self.module).eval() if self.module.training else self.module  # the user's mode stays
         if self.folder is not None and self.is_artifact:
             from winnow.formats import load
 

@@ -45,7 +45,9 @@ def compress(
         options: the other fields of :class:`winnow.compression.job.Job`: eval, task, column, label, method, score,
             group, allocation, table, structure, solver, values, group_size, baselines, keep, include, exclude,
             samples, length, batch_size, eval_limit, seed, damp, recalibrate, ram, device, dtype, weights,
-            tokenizer, trust_remote_code, speed.
+            tokenizer, trust_remote_code, speed; and for methods that train (fcpts, distil, ``allocation="learned"``):
+            settings (a dict, see :mod:`winnow.train.settings`), time (seconds, in place of a number of steps),
+            compare_with (an earlier run's folder), floor (a value of the metric that quality should not fall below).
 
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.

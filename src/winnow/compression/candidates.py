@@ -64,7 +64,7 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
             values, _, group = plain.partition("-g")
             update = dict(
                 method=suffix, score="magnitude", allocation="uniform", structure="unstructured", solver=solver, values=values,
-                group_size=int(group or base.group_size), sparsity=0.0, zeros=0, table=None,
+                group_size=int(group or base.group_size), sparsity=0.0, zeros=0, table=None, settings={}, time=None,
             )  # fmt: skip
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from winnow.budget import Budget, parse_size, parse_sparsity
+from winnow.compression.methods import METHODS
 from winnow.errors import InputError
 from winnow.masks.structure import NM, parse_structure
 
 VALUES = ("keep", "bf16", "int8", "int4")
+SAMPLES, TRAINING_SAMPLES = 128, 1024  # where --samples does not say
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Job:
     keep: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    samples: int = 128
+    samples: int | None = None
     length: int | None = None
     batch_size: int = 8
     eval_limit: int | None = None
@@ -59,6 +63,16 @@ class Job:
     tokenizer: Any = None
     trust_remote_code: bool = False
     speed: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+    time: float | str | None = None
+    compare_with: str | Path | None = None
+    floor: float | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether the split over layers is learned on the data."""
+        named = METHODS.get(self.method, {}).get("allocation") if self.allocation is None else self.allocation
+        return named == "learned"
 
     def budgets(self) -> list[Budget]:
         """One budget per requested sparsity, or the single other budget.
@@ -79,6 +93,13 @@ class Job:
                 )
             shape = parse_structure(self.structure)
             rate = 1 - shape.n / shape.m  # type: ignore[union-attr]
+            if self.learns and given:
+                rates = self._sparsities()
+                if not all(0 < r <= rate + 1e-9 for r in rates):
+                    raise InputError(
+                        f"--structure {self.structure} takes at most {rate:g} of a layer, and at least one layer: give a --sparsity above 0 and up to {rate:g}."
+                    )
+                return [Budget.of(sparsity=s) for s in rates]
             if given and [round(s, 6) for s in self._sparsities()] != [round(rate, 6)]:
                 raise InputError(
                     f"--structure {self.structure} means a sparsity of {rate:g}: leave out --sparsity, or choose another pattern."
@@ -102,17 +123,35 @@ class Job:
         if self.group_size not in (32, 64, 128, 256):
             raise InputError(f"--group-size {self.group_size} is not offered: choose 32, 64, 128 or 256.")
         for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1.")
         if self.length is not None and self.length < 2:
             raise InputError("--length must be at least 2 tokens.")
-        if self.table is not None and self.allocation not in (None, "table"):
+        if self.table is not None and self.allocation not in (None, "table", "learned"):
             raise InputError(f"a table of rates and --allocation {self.allocation} exclude each other.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype {self.dtype!r} is not known: choose auto, float32 or bfloat16.")
         if self.sequential not in ("auto", "layer", "block"):
             raise InputError(f"--sequential {self.sequential!r} is not known: choose auto, layer or block.")
+        if self.floor is not None and not math.isfinite(self.floor):
+            raise InputError("--floor must be a number: a value of the metric, such as 80.")
+        self.seconds()
         self.memory_limit()
+
+    def seconds(self) -> float | None:
+        """The time limit of training in seconds. Raises InputError for text that is none, and for 0 and less."""
+        if self.time is None:
+            return None
+        text = str(self.time).strip().lower()
+        unit = UNITS.get(text[-1:], 0)
+        try:
+            seconds = float(text[:-1]) * unit if unit else float(text)
+        except ValueError:
+            seconds = 0.0
+        if not (0 < seconds < math.inf):
+            raise InputError(f"--time {self.time!r} is no time: write 60s, 2m or 90 (seconds).")
+        return seconds
 
     def memory_limit(self) -> int | None:
         return None if self.ram is None else parse_size(self.ram)

@@ -19,6 +19,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt+lsq": dict(score="magnitude", group="layer", allocation="uniform", solver="sparsegpt+lsq"),
     "swap+lsq": dict(score="wanda", group="row", allocation="uniform", solver="swap+lsq"),
     "alps": dict(score="magnitude", group="layer", allocation="uniform", solver="alps"),
+    "fcpts": dict(score="magnitude", group="layer", allocation="learned", solver="distil"),
+    "distil": dict(score="magnitude", group="layer", allocation="lamp", solver="distil"),
+    "reconstruct": dict(score="magnitude", group="layer", allocation="l2", solver="reconstruct"),
 }
 
 
@@ -75,14 +78,75 @@ def resolve(
 
     if parts["score"] not in SCORES:
         raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.")
-    if parts["allocation"] not in ALLOCATIONS:
-        raise InputError(f"there is no allocation {parts['allocation']!r}: choose one of {', '.join(ALLOCATIONS)}.")
+    if parts["allocation"] not in (*ALLOCATIONS, "learned"):
+        raise InputError(
+            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, 'learned'])}."
+        )
     if parts["group"] not in ("layer", "row"):
         raise InputError(
             f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation)."
         )
-    parse_solver(parts["solver"])
+    if "distil" in parts["solver"] and parts["solver"] != "distil":
+        raise InputError("distil fits all the weights that stay by itself: give it as the only solver.")
+    if parts["solver"] != "distil":
+        parse_solver(parts["solver"])
+    elif parts["allocation"] == "learned" and (parts["score"], parts["group"]) != ("magnitude", "layer"):
+        raise InputError(
+            "learned thresholds compare magnitudes over a whole layer: leave out --score and --group, or choose "
+            "another --allocation or --solver."
+        )
     return parts
+
+
+def trains(parts: dict[str, Any]) -> bool:
+    """Whether parts of a method fit the whole model on data."""
+    return parts["solver"] == "distil" or parts["allocation"] == "learned"
+
+
+def settle(
+    method: str,
+    parts: dict[str, Any],
+    given: dict[str, Any],
+    *,
+    time: float | None = None,
+    table: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """All settings of a method, the ones the user gave in place of the defaults; empty where it has none.
+
+    With ``time`` there is no number of steps; with ``table`` a learned allocation starts from it.
+
+    Raises:
+        InputError: a setting the method does not have, a value out of range, settings that exclude each other.
+    """
+    from winnow.solve import before_units
+    from winnow.train.settings import DistilSettings, FcptsSettings, ReconstructSettings, read_settings
+
+    learned = parts["allocation"] == "learned"
+    kind: Any = None
+    if trains(parts):
+        kind = FcptsSettings if learned else DistilSettings
+    elif before_units(parts["solver"]) is not None:
+        kind = ReconstructSettings
+    if time is not None and not trains(parts):
+        raise InputError(f"--time is for methods that train, and {method} does not: choose fcpts or distil.")
+    if kind is None:
+        if given:
+            raise InputError(
+                f"method {method} has no settings: leave out --set {next(iter(given))}, or choose fcpts, distil or reconstruct."
+            )
+        return {}
+    if time is not None and "steps" in given:
+        raise InputError("--time and --set steps exclude each other: say one.")
+    if learned and table is not None:
+        if given.get("start", "table") != "table":
+            raise InputError(f"a table of rates and --set start={given['start']} exclude each other: say one.")
+        given = {**given, "start": "table"}
+    elif learned and given.get("start") == "table":
+        raise InputError("--set start=table needs the rates: give --table FILE.")
+    found = read_settings(kind, given, method).model_dump()
+    if time is not None:
+        found.pop("steps")
+    return found
 
 
 def _fixed(structure: str) -> bool:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from winnow.calibrate.batches import token_count
-from winnow.calibrate.ledger import Ledger, reckon
+from winnow.calibrate.batches import call, token_count
+from winnow.calibrate.ledger import ALLOWANCE, Ledger, reckon
 from winnow.compression.counts import scale_bytes, stored_bits
 from winnow.compression.hosts import Host, stored_sizes
+from winnow.compression.prepare import example_count
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import parse_structure
 from winnow.measure.memory import resident as resident_bytes
 from winnow.run.recipe import Recipe
+from winnow.solve import before_units
 
 if TYPE_CHECKING:
     from winnow.compression.job import Job
     from winnow.compression.prepare import Prepared
     from winnow.models import ModelSource
+
+PATIENCE = 2.0  # seconds that a rehearsed forward may take, by what fewer examples took
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,25 @@ class Plan:
     seconds: float  # one candidate: two forwards, statistics and solving
     disk: int  # bytes while it runs
     method: str
+
+
+@dataclass(frozen=True)
+class TrainingLedger(Ledger):
+    """Bytes of a run that fits the whole model: what :class:`Ledger` reckons, and what training holds."""
+
+    training: int = 0  # gradients, momentum, masked weights and the dense ones, the dense model's outputs
+    graph: int = 0  # what a batch's forward leaves for the backward
+
+    @property
+    def need(self) -> int:
+        return max(super().need, ALLOWANCE + self.resident + self.training + self.graph)
+
+    def table(self) -> list[tuple[str, int]]:
+        return [
+            ("resident before the start", self.resident),
+            ("dense copy, gradients, momentum, masked weights", self.training),
+            ("activations of one training batch", self.graph),
+        ]
 
 
 def make_plan(
@@ -70,6 +94,12 @@ def make_plan(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
     )  # fmt: skip
+    seconds = _seconds(scope, tokens, gram)
+    if not recipes[0].trains and before_units(recipes[0].solver) is not None:
+        share = min(recipes[0].settings["batch"] / max(example_count(prepared.batches), 1), 1.0)
+        seconds += recipes[0].settings["steps"] * 3 * 2 * scope.numel * tokens * share / matmul_flops()
+    if any(r.trains for r in recipes):
+        ledger, seconds = _training(ledger, host, scope, prepared, recipes[0], seconds)
     skipped: dict[str, int] = {}
     for s in scope.skipped:
         skipped[s.reason] = skipped.get(s.reason, 0) + s.numel
@@ -77,7 +107,7 @@ def make_plan(
     disk = sum(size for *_, size in rates) + (2 * tokens * hidden * itemsize if ledger.spilled else 0)
     total = scope.numel + sum(s.numel for s in scope.skipped)
     return Plan(
-        scope.numel, total, skipped, rates, dense_file, ledger, _seconds(scope, tokens, gram), disk,
+        scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
         recipes[0].method,
     )  # fmt: skip
 
@@ -91,6 +121,60 @@ def expected_bytes(recipe: Recipe, host: Host, scope: Scope, dense_bytes: int) -
         host, scope, recipe.values, recipe.group_size
     ) + scope.numel * index
     return dense_bytes + scale_bytes(scope, recipe.values, recipe.group_size) + int(bits / 8)
+
+
+def _training(
+    ledger: Ledger, host: Host, scope: Scope, prepared: Prepared, recipe: Recipe, others: float
+) -> tuple[TrainingLedger, float]:
+    """The ledger and the seconds of a recipe that trains: a step takes three forwards (its own, and the backward for two).
+
+    What one forward takes and leaves is measured on a few examples.
+    """
+    from winnow.train.examples import Examples
+
+    settings = recipe.settings
+    examples = Examples(prepared.batches, settings["batch"])
+    whole, full = examples.joined is not None, min(settings["batch"], examples.count)
+    shown = float(min(4, full)) if whole else examples.count / len(examples.batches)  # examples in a rehearsal
+    seconds, left, put_out = _rehearse(host.model, examples.take(torch.arange(int(shown) if whole else 1)))
+    if whole and seconds * full / shown < PATIENCE:  # a few examples of a small model are all overhead
+        shown = float(full)
+        seconds, left, put_out = _rehearse(host.model, examples.take(torch.arange(full)))
+    share = full / shown if whole else 1.0
+    small = sum(p.numel() for p in host.model.parameters() if p.ndim <= 1)
+    # Per weight: the dense copy, gradient, momentum, and its masked form twice (in the matrix view and as stored).
+    training = 4 * (5 * scope.numel + 3 * small) + min(int(put_out * examples.count / shown), 1 << 30)
+    times = settings.get("seeds", 1)
+    steps = recipe.time if recipe.time is not None else 3 * seconds * share * settings.get("steps", 0) * times
+    dense = seconds * share * max(examples.count / settings["batch"], 1)
+    kept = {k: v for k, v in asdict(ledger).items() if k != "parts"}
+    return TrainingLedger(**kept, training=training, graph=int(left * share)), others + steps + dense
+
+
+def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
+    """(seconds, bytes its layers put out, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
+    from winnow.calibrate.quiet import calibrating
+
+    held = 0
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal held
+        if torch.is_tensor(output):
+            held += output.numel() * output.element_size()
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if not any(True for _ in m.children())]
+    best = float("inf")
+    try:
+        with calibrating(model):
+            for _ in range(2):
+                held, started = 0, time.perf_counter()
+                output = call(model, batch)
+                best = min(best, time.perf_counter() - started)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    values = output if torch.is_tensor(output) else getattr(output, "logits", None)
+    return best, held, values.numel() * values.element_size() if torch.is_tensor(values) else 0
 
 
 def _model_name(host: Host, stored: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from winnow.data import Records, calibration_batches, open_data, overlap, split_disjoint
+from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.measure.quality import Task, open_task
 from winnow.models import ModelSource
@@ -24,6 +28,7 @@ class Prepared:
     calibration: Records | None = None
     evaluation: Records | None = None
     length: int | None = None
+    batch_size: int = 8  # examples in a calibration batch
     hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -60,8 +65,11 @@ def prepare(
     eval_limit: int | None,
     select: bool,
     tokenizer: Any = None,
+    tokens: int | None = None,
 ) -> Prepared:
     """Opens the data, splits it, and builds batches and tasks.
+
+    With ``tokens``, batches of running text hold at most so many: ``batch_size`` is cut where texts are long.
 
     Without evaluation data of its own, a part of ``data`` is held out for it; with ``select`` a further part, never
     reported on, is held out for choosing among candidates.
@@ -70,7 +78,7 @@ def prepare(
         InputError: unreadable data, calibration and evaluation data that overlap, no tokenizer for text.
     """
     kind = model_kind(source)
-    found = Prepared(kind)
+    found = Prepared(kind, batch_size=batch_size)
     if data is None and evaluation is None:
         if select:
             raise InputError("--max-drop needs data to measure on: give --data (and --eval).")
@@ -96,6 +104,13 @@ def prepare(
         kind = found.kind = "tensors"  # already what the model's forward takes
     processor = tokenizer if tokenizer is not None else processor_of(source, kind, given)
     found.length = length
+    if tokens is not None and kind in ("causal-lm", "seq2seq") and source.config is not None:
+        longest = length or context_length(processor, source.config, kind)
+        found.batch_size = max(1, min(batch_size, tokens // longest))
+        if found.batch_size < batch_size:
+            found.notes.append(
+                f"a training step takes {found.batch_size} texts of {longest} tokens: --set batch={batch_size} takes more, --length shortens them."
+            )
     if records is not None:
         found.calibration = records
         found.batches = calibration_batches(
@@ -104,7 +119,7 @@ def prepare(
             model_kind=kind,
             samples=samples,
             length=length,
-            batch_size=batch_size,
+            batch_size=found.batch_size,
             seed=seed,
             config=source.config,
         )
@@ -144,3 +159,14 @@ def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) 
 def written_unit(task: Task) -> str:
     """What stands behind a figure of this task: "%" for shares, nothing for perplexities and correlations."""
     return "%" if task.metric in ("accuracy", "agreement") else ""
+
+
+def example_count(batches: Sequence[Any]) -> int:
+    """Examples in calibration batches: rows of their first tensor."""
+    count = 0
+    for batch in batches:
+        tensors = (
+            batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+        )
+        count += next((len(t) for t in tensors if torch.is_tensor(t) and t.ndim), 0)
+    return count

@@ -6,6 +6,7 @@ import base64
 import io
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from winnow.calibrate.batches import token_count
-from winnow.compression.prepare import written_unit
+from winnow.compression.prepare import example_count, written_unit
 from winnow.compression.runner import Outcome, Runner
 from winnow.compression.verdict import judge
 from winnow.data.records import first_tensor
@@ -21,6 +22,7 @@ from winnow.formats.artifact import read_artifact
 from winnow.measure.machine import machine
 from winnow.measure.memory import peak_rss
 from winnow.measure.quality import Task, changed_examples, class_changes
+from winnow.report.allocation_schema import AllocationRecord
 from winnow.report.schema import (
     Candidate,
     ChangedExample,
@@ -37,6 +39,7 @@ from winnow.report.schema import (
     TaskInfo,
     Verdict,
 )
+from winnow.report.words import number
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
@@ -62,6 +65,13 @@ def build_report(
     recipe = main.candidate.recipe
     place = str(folders.get(main.name, job.out or "OUT"))
     verdict = judge(main, [o for o in outcomes if o is not main], task, runner.dense, setup.dense_file, place)
+    allocation = _allocation(setup, runner, main)
+    below = _below_floor(setup, main, task)
+    if below is not None:
+        verdict = replace(verdict, sentence=f"{verdict.sentence} {below}", tone="bad")
+    # An allocation's own warnings speak of the floor where higher is better.
+    warned = allocation is not None and task is not None and task.higher_is_better
+    floor_note = [below] if below is not None and not warned else []
     environment = machine()
     info = setup.source.config
     prepared = setup.prepared
@@ -111,6 +121,7 @@ def build_report(
             )
             for x in main.pruned.layers
         ],
+        allocation=allocation,
         requested=Requested(
             budget=_budget(setup),
             zeros_requested=recipe.zeros,
@@ -129,12 +140,49 @@ def build_report(
         ),
         classes=_classes(runner, main),
         changed=_changed(runner, main),
-        notes=list(dict.fromkeys([*setup.notes, f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *setup.notes, f"method {recipe.method}: {setup.reason}.", *main.notes])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
         hashes={"model": setup.source.sha256(), **prepared.hashes},
     )  # fmt: skip
+
+
+def _allocation(setup: Setup, runner: Runner, main: Outcome) -> AllocationRecord | None:
+    """The record of the chosen candidate's training, beside the earlier run it is compared with, and what to doubt."""
+    from winnow.fcpts.warnings import warnings_for
+    from winnow.report.allocation import compare, earlier_record
+
+    if main.record is None:
+        return None
+    record = AllocationRecord.model_validate(main.record)
+    if setup.job.compare_with is not None:
+        folder = Path(setup.job.compare_with)
+        record.comparison = compare(record, earlier_record(folder), str(folder))
+    quality = None
+    if runner.task is not None and main.evaluation is not None and runner.task.higher_is_better:
+        quality = runner.task.scale * main.evaluation.value
+    record.warnings = warnings_for(
+        record,
+        quality=quality,
+        floor=setup.job.floor,
+        examples=example_count(setup.prepared.batches),
+        classes=len(_classes(runner, main)) or None,
+    )
+    return record
+
+
+def _below_floor(setup: Setup, main: Outcome, task: Task | None) -> str | None:
+    """A sentence where quality is worse than --floor; NaN is."""
+    floor = setup.job.floor
+    if floor is None or task is None or main.evaluation is None:
+        return None
+    value = task.scale * main.evaluation.value
+    if value >= floor if task.higher_is_better else value <= floor:
+        return None
+    side = "below" if task.higher_is_better else "above"
+    unit = written_unit(task) and "\u00a0" + written_unit(task)
+    return f"Its {task.metric} of {number(value)}{unit} is {side} the floor of {number(floor)}{unit}."
 
 
 def command_line(argv: list[str] | None = None) -> str:

@@ -13,10 +13,12 @@ import torch
 from winnow.compression.candidates import Candidate
 from winnow.compression.counts import allocation_needs_data, dense_statistics, per_tensor
 from winnow.compression.hosts import Host
+from winnow.compression.learning import Learned, learn
 from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
 from winnow.formats.packed import PackedTensor
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
+from winnow.masks.structure import NM, Coupled, parse_structure
 from winnow.measure.quality import Comparison, Evaluation, Task, compare
 from winnow.run.recipe import Recipe
 from winnow.run.store import Store, stage_key
@@ -35,6 +37,7 @@ class Outcome:
     file_bytes: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    record: dict[str, Any] | None = None  # an AllocationRecord as JSON, of methods that train
 
     @property
     def name(self) -> str:
@@ -90,7 +93,7 @@ class Runner:
         if candidate.recipe is None:
             raise ValueError("the dense model is measured by measure_dense")
         started = time.perf_counter()
-        pruned, key = self._pruned(candidate)
+        pruned, key, record = self._pruned(candidate)
         self.timing[f"compress {candidate.name}"] = time.perf_counter() - started
         evaluation = None
         if self.task is not None:
@@ -108,7 +111,9 @@ class Runner:
             if self.task is not None and self.dense is not None and evaluation is not None
             else None
         )
-        return Outcome(candidate, pruned, evaluation, comparison, self.file_bytes(pruned), pruned.seconds, pruned.notes)
+        return Outcome(
+            candidate, pruned, evaluation, comparison, self.file_bytes(pruned), pruned.seconds, pruned.notes, record
+        )
 
     def weights(self, pruned: Pruned) -> Callable[[str], torch.Tensor]:
         """The stored-layout weight of a tensor after pruning, in its stored dtype."""
@@ -141,38 +146,92 @@ class Runner:
             )
         return self._statistics
 
-    def _pruned(self, candidate: Candidate) -> tuple[Pruned, str]:
+    def _pruned(self, candidate: Candidate) -> tuple[Pruned, str, dict[str, Any] | None]:
         recipe = candidate.recipe
         assert recipe is not None
         key = stage_key("prune", recipe=recipe.key(), **self.identity)
         folder = self.store.folder(key)
         done = self.store.read(key)
         if done is None:
+            learned = learn(self, recipe) if recipe.trains and recipe.zeros else None
+            record = learned.record if learned is not None else None
             self.host.restore(self.scope)
-            keeps, extra = self._coupled(recipe)
-            zeros = {n: int((~k).sum()) for n, k in keeps.items()} if keeps is not None else self.counts(recipe)
-            for name in self.scope.prunables:
-                zeros.setdefault(name, 0)
-            pruner = Pruner(
-                self.host, self.scope, recipe, zeros, self.batches, folder=folder, keeps=keeps, spill=self.spill,
-                device=self.device, progress=self.progress(f"compressing to {candidate.name}"),
-            )  # fmt: skip
-            pruned = pruner.run()
-            pruned.extra = {**extra, **self._recalibrated(recipe, extra)}
+            stage = self.progress(f"compressing to {candidate.name}")
+            pruned = self._prune(recipe, learned, folder, stage)
+            pruned.extra |= self._recalibrated(recipe, pruned.extra)
             self._store_extra(folder, pruned.extra)
-            done = dict(layers=[asdict(x) for x in pruned.layers], notes=pruned.notes, seconds=pruned.seconds)
+            seconds = pruned.seconds + (record["seconds"] if record is not None else 0.0)
+            done = dict(
+                layers=[asdict(x) for x in pruned.layers], notes=pruned.notes, seconds=seconds, record=record,
+                dense=[n for n, k in learned.keeps.items() if bool(k.all())] if learned is not None else [],
+            )  # fmt: skip
             self.store.write(key, done)
-        return Pruned(
-            layers := [LayerOutcome(**x) for x in done["layers"]],
-            _reader(folder, layers),
-            self._load_extra(folder),
-            done["notes"],
-            done["seconds"],
-        ), key
+        return (
+            Pruned(
+                layers := [LayerOutcome(**x) for x in done["layers"]],
+                _reader(folder, layers, set(done["dense"]) if _apart(recipe) else set()),
+                self._load_extra(folder),
+                done["notes"],
+                done["seconds"],
+            ),
+            key,
+            done["record"],
+        )
 
-    def _coupled(self, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
-        from winnow.masks.structure import Coupled, parse_structure
+    def _prune(self, recipe: Recipe, learned: Learned | None, folder: Path, stage: Progress | None) -> Pruned:
+        """Prunes the host's model in place. What was trained is packed as it is, or goes to the solver as an allocation."""
+        plain = recipe
+        if recipe.trains:
+            solver = "none" if recipe.solver == "distil" else recipe.solver
+            plain = recipe.model_copy(update=dict(solver=solver, allocation="uniform", settings={}, time=None))
+        batches: Sequence[Any] = self.batches
+        if learned is None:
+            keeps, extra = self.coupled(plain)
+        elif recipe.solver == "distil":
+            keeps, extra, batches = learned.keeps, dict(learned.extra), []
+            plain = plain.model_copy(update=dict(score="magnitude"))  # nothing is chosen any more
+            learned.put(self)
+        else:
+            keeps, extra = self._learned_units(recipe, learned)
+        if learned is not None:
+            zeros = learned.zeros
+        else:
+            zeros = {n: int((~k).sum()) for n, k in keeps.items()} if keeps is not None else self.counts(plain)
+        parts = [(self.scope, plain, folder)]
+        if learned is not None and _apart(recipe):
+            pattern, dense = _split(self.scope, zeros)
+            unpruned = plain.model_copy(update=dict(structure="unstructured", solver="none", score="magnitude"))
+            parts = [(pattern, plain, folder), (dense, unpruned, _dense_folder(folder))]
+        found = Pruned([], _reader(folder, [], set()), extra)
+        for scope, part, place in parts:
+            if not scope.prunables:
+                continue
+            place.mkdir(exist_ok=True)
+            pruned = Pruner(
+                self.host, scope, part, {n: zeros.get(n, 0) for n in scope.prunables}, batches, folder=place, keeps=keeps,
+                spill=self.spill, device=self.device, progress=stage,
+            ).run()  # fmt: skip
+            found.layers += pruned.layers
+            found.extra |= pruned.extra
+            found.notes += pruned.notes
+            found.seconds += pruned.seconds
+        order = {name: i for i, name in enumerate(self.scope.prunables)}
+        found.layers.sort(key=lambda x: order[x.name])
+        return found
 
+    def _learned_units(
+        self, recipe: Recipe, learned: Learned
+    ) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
+        """Coupled units that were learned, for another solver: their masks on the dense weights, their biases zero."""
+        if not isinstance(parse_structure(recipe.structure), Coupled):
+            return None, {}
+        from winnow.fcpts.structures import make_units
+
+        units: Any = make_units(recipe.structure, self.scope, self.host.model, self.batches[0])
+        return learned.keeps, units.entries(learned.keeps, self.host.model)
+
+    def coupled(self, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
+        """Masks of coupled units under the budget and the biases that change with them; None for other structures."""
         structure = parse_structure(recipe.structure)
         if not isinstance(structure, Coupled):
             return None, {}
@@ -214,11 +273,27 @@ class Runner:
         return evaluation
 
 
-def _reader(folder: Path, layers: list[LayerOutcome]) -> Callable[[str], PackedTensor]:
-    """Reads one packed tensor at a time from the stored units; nothing is held."""
+def _reader(folder: Path, layers: list[LayerOutcome], dense: set[str]) -> Callable[[str], PackedTensor]:
+    """Reads one packed tensor at a time from the stored units; nothing is held. ``dense``: stored apart."""
     unit_of = {x.name: x.unit for x in layers}
 
     def read(name: str) -> PackedTensor:
-        return read_unit(unit_file(folder, unit_of[name]), name)
+        return read_unit(unit_file(_dense_folder(folder) if name in dense else folder, unit_of[name]), name)
 
     return read
+
+
+def _apart(recipe: Recipe) -> bool:
+    """Whether layers that keep all their weights are packed apart: a learned n:m, which not every layer takes."""
+    return recipe.allocation == "learned" and isinstance(parse_structure(recipe.structure), NM)
+
+
+def _split(scope: Scope, zeros: dict[str, int]) -> tuple[Scope, Scope]:
+    """The tensors that give up weights, and those that do not."""
+    return tuple(
+        Scope({n: p for n, p in scope.prunables.items() if bool(zeros.get(n, 0)) is some}) for some in (True, False)
+    )  # type: ignore[return-value]
+
+
+def _dense_folder(folder: Path) -> Path:
+    return folder / "dense"

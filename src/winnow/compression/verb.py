@@ -19,8 +19,8 @@ from winnow.compression.candidates import baselines, primary
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
-from winnow.compression.job import Job
-from winnow.compression.methods import choose, resolve
+from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
+from winnow.compression.methods import choose, resolve, settle, trains
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.result import Result, check_output, finish
@@ -28,13 +28,14 @@ from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.errors import GateError, InputError
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
-from winnow.masks.structure import check, parse_structure
+from winnow.masks.structure import NM, check, parse_structure
 from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
 from winnow.run.store import Store
 
 ProgressFactory = Callable[[str], Progress]
+TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
 
 
 @dataclass
@@ -78,19 +79,31 @@ def set_up(job: Job) -> Setup:
         else Loaded(source, dtype=_compute_dtype(job, source))
     )
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
+    learned_pattern = job.learns and isinstance(parse_structure(job.structure), NM)
     for p in scope.prunables.values():
-        check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
+        if not learned_pattern:  # which leaves tensors dense that do not take it
+            check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
     _check_finite(host, scope)
-    prepared = prepare(
-        source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=job.samples, length=job.length,
-        batch_size=job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
-    )  # fmt: skip
     method, reason = job.method, "named by you"
     if method == "auto":
-        method, reason = choose(scope, has_data=bool(prepared.batches), structure=job.structure)
-    allocation = "table" if job.table is not None else job.allocation
-    sequential = _sequential(job, host, scope, prepared)
+        method, reason = choose(scope, has_data=job.data is not None, structure=job.structure)
+    allocation = "table" if job.table is not None and not job.learns else job.allocation
     parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
+    settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
+    training = trains(parts)
+    if training:
+        _check_trainable(job, host, scope, method)
+    if job.compare_with is not None:
+        _check_earlier(job, parts)
+    samples = job.samples or (TRAINING_SAMPLES if training else SAMPLES)
+    prepared = prepare(
+        source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
+        batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
+        tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
+    )  # fmt: skip
+    if training:
+        settings["batch"] = prepared.batch_size
+    sequential = _sequential(job, host, scope, prepared)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later
@@ -98,13 +111,16 @@ def set_up(job: Job) -> Setup:
         zeros = (
             0
             if budget is None
+            else round(budget.value * scope.numel)  # which layers take the pattern is learned
+            if learned_pattern
             else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
         )
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
                 sparsity=budget.value if budget is not None and budget.kind == "sparsity" else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=job.recalibrate, table=job.table,
-                include=job.include, exclude=job.exclude, samples=job.samples, length=prepared.length, batch_size=job.batch_size, seed=job.seed,
+                settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
+                batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
     if any(r.needs_data for r in recipes) and not prepared.batches:
@@ -239,6 +255,34 @@ def _import_ahead() -> None:
 
     import winnow.compression.reporting
     import winnow.report.html  # noqa: F401
+
+
+def _check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
+    """Training holds the whole model, in float32, on the CPU: what cannot be trained so is refused before any work."""
+    if job.ram is not None:
+        raise InputError(
+            f"--method {method} trains the whole model in memory: leave out --ram, or take --method reconstruct, which goes block by block."
+        )
+    if job.device != "cpu":
+        raise InputError(f"--method {method} trains on the CPU: leave out --device.")
+    other = next((n for n in scope.prunables if host.model.get_parameter(n).dtype != torch.float32), None)
+    if other is not None:
+        dtype = str(host.model.get_parameter(other).dtype).removeprefix("torch.")
+        raise InputError(
+            f"--method {method} trains in float32 and {other} would be {dtype}: give --dtype float32, or take "
+            "--method reconstruct where memory is short."
+        )
+
+
+def _check_earlier(job: Job, parts: dict[str, str]) -> None:
+    """The run compared with is read before any work."""
+    from winnow.report.allocation import earlier_record
+
+    if not trains(parts):
+        raise InputError(
+            "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out."
+        )
+    earlier_record(Path(str(job.compare_with)))
 
 
 def _check_finite(host: Host, scope: Scope) -> None:

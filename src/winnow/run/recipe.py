@@ -36,7 +36,9 @@ class Recipe(BaseModel):
     damp: float = Field(0.01, gt=0)
     sequential: Literal["layer", "block"] = "block"  # whose pruned predecessors feed a layer's statistics
     recalibrate: bool = True  # batch-norm statistics, where there are any
-    table: dict[str, float] | None = None  # allocation="table": rate by name or pattern
+    table: dict[str, float] | None = None  # rate by name or pattern: of allocation="table", or where "learned" starts
+    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see train/settings.py
+    time: float | None = Field(None, gt=0)  # seconds that training takes, in place of a number of steps
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int = Field(128, ge=1)
@@ -45,11 +47,18 @@ class Recipe(BaseModel):
     seed: int = 0
 
     @property
+    def trains(self) -> bool:
+        """Whether the whole model is fitted on data: with masks that are learned, or fixed ones."""
+        return self.solver == "distil" or self.allocation == "learned"
+
+    @property
     def needs_data(self) -> bool:
         """Whether any part of it reads calibration activations (batch-norm repair is a bonus, not a need)."""
         from winnow.scores import needs_data
-        from winnow.solve import needs_scores
+        from winnow.solve import before_units, needs_scores
 
+        if self.trains or before_units(self.solver) is not None:
+            return True
         scored = needs_data(self.score) and (needs_scores(self.solver) or self.allocation == "global")
         return scored or self.needs_gram or self.allocation == "owl"
 
@@ -57,7 +66,7 @@ class Recipe(BaseModel):
     def needs_gram(self) -> bool:
         from winnow.solve import needs_gram
 
-        return needs_gram(self.solver)
+        return self.solver != "distil" and needs_gram(self.solver)
 
     def key(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
