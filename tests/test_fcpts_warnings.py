@@ -18,6 +18,8 @@ def record(**changes):
 
 
 def test_nothing_to_say():
+    assert warnings_for(record(classes=10, answers=5), examples=256) == []
+    assert warnings_for(record(classes=1000, answers=200), examples=300) == []  # few examples cannot show every class
     assert warnings_for(record(), quality=80.0, floor=80.0, examples=1024, classes=10) == []
     assert warnings_for(record(stability=None, raw_rate=None, target=None, numel=None, layers=[]), examples=256) == []
     assert warnings_for(record(), quality=10.0, examples=256) == []  # no floor was asked for
@@ -30,6 +32,8 @@ def test_nothing_to_say():
         ({}, dict(quality=79.9, floor=80.0), "Quality is 79.9, below the floor of 80"),
         ({}, dict(quality=float("nan"), floor=80.0), "below the floor"),
         ({"numel": 9_999}, {}, "only 9,999 prunable weights"),
+        ({"classes": 10, "answers": 4}, {}, "gives only 4 of its 10 answers: shuffle the data"),
+        ({"classes": 2, "answers": 1}, {}, "only 1 of its 2 answers"),
         ({}, dict(examples=255), "only 255 calibration examples: give 256 (256 at least)"),
         ({}, dict(examples=999, classes=100), "only 999 calibration examples: give 1,000 (10 for each of 100 classes)"),
         (

@@ -389,3 +389,14 @@ def test_outputs_that_depend_on_the_batch_are_computed_anew(model, batches, size
                     batch,
                 ).rows(),
             )
+
+
+def test_answers_are_the_classes_the_dense_model_gives():
+    model = nn.Linear(4, 6)
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    scope, seen = find_scope(model, include=["weight"]), set()
+    with torch.no_grad():
+        seen = {int(i) for i in model(x).argmax(-1)}
+    reference = Reference(Student(model, scope), Examples([x], 16), DistilSettings())
+    assert reference.answers() == (len(seen), 6)
+    assert Reference(Student(model, scope), Examples([x], 16), DistilSettings(), keep=0).answers() is None

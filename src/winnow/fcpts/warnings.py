@@ -40,6 +40,12 @@ def warnings_for(
         )
     if (few := _few(examples, classes)) is not None:
         found.append(few)
+    if record.answers is not None and record.classes is not None:
+        if record.answers == 1 or 2 * record.answers < min(record.classes, examples):
+            found.append(
+                f"On the calibration data the dense model gives only {record.answers} of its {record.classes} answers: "
+                "shuffle the data, or take a part that holds every class."
+            )
     stability = record.stability
     if stability is not None and (
         (stability.spread is not None and stability.spread > WIDE)

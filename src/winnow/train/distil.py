@@ -172,8 +172,9 @@ class Bench:
 
         zeros, numel = sum(int((~k).sum()) for k in keeps.values()), self.scope.numel
         total = numel + sum(s.numel for s in self.scope.skipped)
+        answers, classes = self.reference.answers() or (None, None)
         return AllocationRecord(
-            method=method, start=start, structure=structure, target=zeros / numel if target is None else target,
+            answers=answers, classes=classes, method=method, start=start, structure=structure, target=zeros / numel if target is None else target,
             zeros=zeros, numel=numel, total_parameters=total, raw_rate=raw_rate, exact_rate=zeros / numel, exact_rate_all=zeros / total,
             layers=[AllocationLayer(**layer) for layer in layers], losses=thin(trace.losses), steps=trace.steps, seconds=trace.seconds,
             step_time=StepTime(**{k: v / max(trace.steps, 1) for k, v in trace.parts.items()}), settings=self.settings.model_dump(),

@@ -45,6 +45,13 @@ class Reference:
         """Whether the dense outputs are held in memory."""
         return self._kept is not None
 
+    def answers(self) -> tuple[int, int] | None:
+        """How many classes the dense model answers with on the examples, and of how many; None where it has none, or
+        where its outputs are not held."""
+        if self._kept is None or self._kept.length != 1 or not self._kept.classes:
+            return None
+        return int(self._kept.rows.argmax(-1).unique().numel()), self._kept.rows.shape[-1]
+
     def target(self, index: torch.Tensor, batch: Any) -> Target:
         """The dense model on these examples; ``batch`` is ``examples.take(index)``."""
         if self._kept is not None:
@@ -69,8 +76,8 @@ class Reference:
 class _Kept:
     """Dense output rows of all examples (joined examples), or of every batch (batches that are drawn whole)."""
 
-    def __init__(self, rows: torch.Tensor, lengths: torch.Tensor) -> None:
-        self.rows = rows
+    def __init__(self, rows: torch.Tensor, lengths: torch.Tensor, classes: bool) -> None:
+        self.rows, self.classes = rows, classes
         self.length = int(lengths[0]) if bool((lengths == lengths[0]).all()) else None
         ends = lengths.cumsum(0)
         self.spans = torch.stack([ends - lengths, ends], 1).tolist()
@@ -95,7 +102,7 @@ class _Kept:
             lengths.append(torch.tensor([len(rows)]) if whole else _per_example(read))
         if len({p.shape[-1] for p in parts}) > 1:
             return None
-        kept = cls(torch.cat(parts), torch.cat(lengths))
+        kept = cls(torch.cat(parts), torch.cat(lengths), read.kind == "logits" and rows.shape[-1] > 1)
         return kept if whole or kept._independent(student, examples) else None
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
