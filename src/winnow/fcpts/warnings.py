@@ -40,12 +40,8 @@ def warnings_for(
         )
     if (few := _few(examples, classes)) is not None:
         found.append(few)
-    if record.answers is not None and record.classes is not None:
-        if record.answers == 1 or 2 * record.answers < min(record.classes, examples):
-            found.append(
-                f"On the calibration data the dense model gives only {record.answers} of its {record.classes} answers: "
-                "shuffle the data, or take a part that holds every class."
-            )
+    if (one_sided := _one_sided(record, examples)) is not None:
+        found.append(one_sided)
     stability = record.stability
     if stability is not None and (
         (stability.spread is not None and stability.spread > WIDE)
@@ -76,6 +72,18 @@ def _few(examples: int, classes: int | None) -> str | None:
         return None
     why = f"{FEW_PER_CLASS} for each of {classes} classes" if wanted > FEW else f"{FEW} at least"
     return f"There are only {examples:,} calibration examples: give {wanted:,} ({why}), see --samples."
+
+
+def _one_sided(record: AllocationRecord, examples: int) -> str | None:
+    """Data sorted by class, of which only the beginning was taken, is a common accident."""
+    if record.answers is None or record.classes is None:
+        return None
+    if record.answers > 1 and 2 * record.answers >= min(record.classes, examples):
+        return None
+    return (
+        f"On the calibration data the dense model gives only {record.answers} of its {record.classes} answers: "
+        "shuffle the data, or take a part that holds every class."
+    )
 
 
 def _at_limit(rate: float, numel: int) -> bool:
