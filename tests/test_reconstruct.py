@@ -588,3 +588,17 @@ def test_compress_within_a_memory_limit_equals_loaded(tmp_path):
     assert quality[0] == pytest.approx(quality[1], rel=1e-6)
     original = open_model(folder).load().state_dict()
     assert any(not torch.equal(a[n], t) for n, t in original.items() if n.endswith("layernorm.weight"))
+
+
+def test_auto_takes_whole_blocks():
+    from winnow.compression.job import Job
+    from winnow.compression.verb import set_up
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(3)), nn.Linear(16, 4)).eval()
+    data = torch.randn(32, 16)
+    recipes = {
+        m: set_up(Job(model, data, sparsity=0.5, method=m, task="none")).recipes[0]
+        for m in ("reconstruct", "sparsegpt")
+    }
+    assert {m: r.sequential for m, r in recipes.items()} == {"reconstruct": "block", "sparsegpt": "layer"}

@@ -33,6 +33,7 @@ from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
 from winnow.run.store import Store
+from winnow.solve import before_units
 
 ProgressFactory = Callable[[str], Progress]
 TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
@@ -103,7 +104,8 @@ def set_up(job: Job) -> Setup:
     )  # fmt: skip
     if training:
         settings["batch"] = prepared.batch_size
-    sequential = _sequential(job, host, scope, prepared)
+    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
+    sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later
@@ -236,13 +238,18 @@ def _bytes(host: Host, scope: Scope) -> tuple[int, int]:
     return total - prunable, total
 
 
-def _sequential(job: Job, host: Host, scope: Scope, prepared: Prepared) -> Literal["layer", "block"]:
-    """Layer by layer takes half the forwards and holds more hidden states: where they fit, and the model allows it."""
+def _sequential(
+    job: Job, host: Host, scope: Scope, prepared: Prepared, *, whole_blocks: bool
+) -> Literal["layer", "block"]:
+    """Layer by layer takes half the forwards and holds more hidden states: where they fit, and the model allows it.
+
+    A solver that fits units as a whole (``whole_blocks``) gets blocks: a layer alone has far less to make up with.
+    """
     if job.sequential == "layer" and host.streamed:
         raise InputError("--sequential layer needs the model in memory: leave out --ram, or choose block.")
     if job.sequential != "auto":
         return "layer" if job.sequential == "layer" else "block"
-    if host.streamed or not prepared.batches or not one_stream(host.model):
+    if whole_blocks or host.streamed or not prepared.batches or not one_stream(host.model):
         return "block"
     widths = [p.cols for p in scope.prunables.values() if p.kind != "conv"] or [0]
     waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
