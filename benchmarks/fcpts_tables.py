@@ -125,6 +125,8 @@ def differences(group: Group) -> list[str]:
             *((start, fixed, "best fixed on the hold-out", "margin") for start in ("fcpts-uniform", "fcpts-erk")),
             *((start, best(group, rate, "distil", "test"), "best fixed on the test", "") for start in ("fcpts-uniform", "fcpts-erk")),
             ("fcpts-uniform", "fcpts-erk", "the other start", "near"),
+            ("fcpts-paper", fixed, "best fixed on the hold-out", ""),
+            ("fcpts-blind", fixed, "best fixed on the hold-out", ""),
             ("fcpts-uniform", "distil-uniform", "its start, not learned", ""),
             ("fcpts-erk", "distil-erk", "its start, not learned", ""),
             ("fcpts-uniform", "fcpts-blind", "control, same start", ""),
