@@ -42,6 +42,20 @@ def test_streamed_equals_in_memory(tmp_path, texts, tied, dtype, method):
         assert x.name == y.name and x.quality == pytest.approx(y.quality, rel=1e-6) and x.file_bytes == y.file_bytes
 
 
+def test_a_pruned_tensor_outside_the_blocks_is_every_candidate_s_own(tmp_path, texts):
+    """The head stays in memory between candidates: each is measured with its own zeros, the dense model with none."""
+    folder = save_llama(tmp_path / "model", shards=True)
+    options = dict(
+        eval=str(texts[1]), sparsity="0.3,0.8", method="magnitude", include=("lm_head.weight",), baselines="rtn", length=32, samples=4,
+        dtype="float32", values="int8",
+    )  # fmt: skip
+    whole = winnow.compress(folder, str(texts[0]), out=tmp_path / "whole", **options)
+    streamed = winnow.compress(folder, str(texts[0]), out=tmp_path / "streamed", ram="20GB", **options)
+    assert whole.report.dense.quality == pytest.approx(streamed.report.dense.quality, rel=1e-6)
+    for x, y in zip(whole.report.candidates, streamed.report.candidates, strict=True):
+        assert x.name == y.name and x.quality == pytest.approx(y.quality, rel=1e-6)
+
+
 def test_impossible_limit_is_refused_before_the_start(tmp_path, texts):
     folder = save_llama(tmp_path / "model")
     with pytest.raises(InputError, match="cannot be kept"):

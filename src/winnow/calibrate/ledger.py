@@ -11,6 +11,20 @@ from winnow.masks.prunable import Prunable
 COPIES = 7  # float32 copies of the weights in work: weight, scores, ranking, solution, packing
 ALLOWANCE = 48 << 20  # bytes for buffers of files, the report, and what the reckoning does not see
 MARGIN = 0.06  # of the limit, for the allocator and what the reckoning does not see
+# float32 copies of a block's weights while it is fitted: start, best, leaves, gradients, Adam's two moments, masks, masked
+FIT_COPIES = 8
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a solver adds that fits whole blocks by gradient: hidden states kept beside, and a step's graph.
+
+    ``states``: hidden states of all calibration batches, as many times (2 without a fit). ``graph``: bytes that the forward
+    of one step leaves for its backward.
+    """
+
+    states: int
+    graph: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ def reckon(
     codes: bool,
     resident: int,
     limit: int | None,
+    fitting: Fitting | None = None,
 ) -> Ledger:
     """What pruning a model block by block will need, choosing disk for the activations when memory is short.
 
@@ -83,7 +98,11 @@ def reckon(
         max((sum(p.numel for p in unit) for unit in units), default=0) * itemsize * 3 // 4
     )  # packed, until stored
     forward = batch_tokens * (4 * max(widest, tallest) * itemsize + 4 * widest)
-    kept = 2 * tokens * hidden * itemsize
+    states = 2 if fitting is None else fitting.states
+    if fitting is not None:
+        block = max((sum(p.numel for p in unit) for unit in units), default=0)
+        solving = max(solving, 4 * FIT_COPIES * block + fitting.graph)
+    kept = states * tokens * hidden * itemsize
     in_memory = Ledger(resident, outside_bytes, block_bytes, solving, kept, forward, limit=limit)
     if limit is None or in_memory.need <= limit * (1 - MARGIN):
         return in_memory
@@ -92,7 +111,7 @@ def reckon(
         outside_bytes,
         block_bytes,
         solving,
-        2 * batch_tokens * hidden * itemsize,
+        states * batch_tokens * hidden * itemsize,
         forward,
         spilled=True,
         limit=limit,

@@ -104,6 +104,7 @@ class Streamed:
         self.model = skeleton
         self.stored_dtype = {n: p.dtype for n, p in skeleton.named_parameters(remove_duplicate=False)}
         self.paths: list[str] = []
+        self.outside: list[str] = []
 
     def _read(self, name: str) -> torch.Tensor:
         return self.shards.read(self.names[name])
@@ -113,6 +114,8 @@ class Streamed:
         from winnow.masks.blocks import find_blocks
 
         self.paths = [b.path for b in find_blocks(self.model)]
+        inside = tuple(f"{path}." for path in self.paths)
+        self.outside = [name for name in scope.prunables if not name.startswith(inside)]
         self.stream.load_rest(self.paths, head=False)
 
     def original(self, name: str) -> torch.Tensor:
@@ -128,10 +131,19 @@ class Streamed:
     def restore(self, scope: Scope) -> None:
         for path in self.paths:
             self.stream.free(path)
+        self._fill(self.original)
+
+    def _fill(self, fetch: Callable[[str], torch.Tensor]) -> None:
+        """Puts what ``fetch`` gives into the prunable tensors outside the blocks: they stay in memory between candidates."""
+        with torch.no_grad():
+            for name in self.outside:
+                if (parameter := self.model.get_parameter(name)).device.type != "meta":
+                    parameter.copy_(fetch(name))
 
     @contextmanager
     def dense(self) -> Iterator[nn.Module]:
         self.stream.load_rest(self.paths, head=True)
+        self._fill(self.original)
         with self.stream.on_demand(self.paths, self._read) as model:
             yield model
 
@@ -143,6 +155,7 @@ class Streamed:
             return weights(name) if name in scope.prunables else self._read(name)
 
         self.stream.load_rest(self.paths, head=True)
+        self._fill(fetch)
         with self.stream.on_demand(self.paths, fetch) as model:
             yield model
 

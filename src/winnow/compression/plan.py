@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from winnow.calibrate.batches import call, token_count
-from winnow.calibrate.ledger import ALLOWANCE, Ledger, reckon
+from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
 from winnow.compression.counts import scale_bytes, stored_bits
 from winnow.compression.hosts import Host, stored_sizes
 from winnow.compression.prepare import example_count
@@ -90,12 +90,14 @@ def make_plan(
     hidden = min((p.cols for p in scope.prunables.values()), default=1)
     itemsize = next((p.element_size() for p in host.model.parameters() if p.is_floating_point()), 4)
     gram = any(r.needs_gram for r in recipes)
+    fits = not recipes[0].trains and before_units(recipes[0].solver) is not None
     ledger = reckon(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
+        fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if fits else None,
     )  # fmt: skip
     seconds = _seconds(scope, tokens, gram)
-    if not recipes[0].trains and before_units(recipes[0].solver) is not None:
+    if fits:
         share = min(recipes[0].settings["batch"] / max(example_count(prepared.batches), 1), 1.0)
         seconds += recipes[0].settings["steps"] * 3 * 2 * scope.numel * tokens * share / matmul_flops()
     if any(r.trains for r in recipes):
@@ -121,6 +123,23 @@ def expected_bytes(recipe: Recipe, host: Host, scope: Scope, dense_bytes: int) -
         host, scope, recipe.values, recipe.group_size
     ) + scope.numel * index
     return dense_bytes + scale_bytes(scope, recipe.values, recipe.group_size) + int(bits / 8)
+
+
+def _fitting(
+    host: Host, prepared: Prepared, recipe: Recipe, units: Sequence[Sequence[Prunable]], tokens: int
+) -> Fitting:
+    """What the fit of a block takes beside its weights: a step of ``batch`` examples, or of whole calls where those are larger."""
+    count = max(example_count(prepared.batches), 1)
+    length = tokens / count  # positions of an example
+    largest = max((example_count([b]) for b in prepared.batches), default=1)
+    positions = length * min(max(recipe.settings["batch"], largest), count)
+    config = getattr(host.model, "config", None)
+    config = getattr(config, "text_config", config)
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    # Of every layer its input and output and what the functions between them keep; of attention its weights, three times.
+    widths = max((sum(p.rows + p.cols for p in unit) for unit in units), default=0)
+    graph = 4 * positions * (2 * widths + 3 * heads * length)
+    return Fitting(3 if recipe.settings["target"] == "own" else 4, int(graph))
 
 
 def _training(
