@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from winnow.masks.coupled_call import Call, noise, quiet, tensors_in
 from winnow.masks.coupled_cut import Cols, Rows, Seen
+from winnow.masks.holding import Places
 from winnow.masks.prunable import Prunable
 
 
@@ -25,6 +26,7 @@ class WeightProbe:
 
     def __init__(self, module: nn.Module, call: Call, prunables: Mapping[str, Prunable]) -> None:
         self.module, self.call, self.prunables = module, call, dict(prunables)
+        self._places = Places(module)
         params = dict(module.named_parameters())
         self.weights = {name: params[name].detach() for name in prunables}
         self.consumers: dict[str, int] = {}
@@ -112,5 +114,5 @@ class WeightProbe:
 
     def _output(self, values: dict[str, Any]) -> torch.Tensor:
         call = self.call.fresh()
-        with quiet(self.module):
-            return tensors_in(torch.func.functional_call(self.module, values, call.args, call.kwargs))[0]
+        with quiet(self.module), self._places.holding(values):
+            return tensors_in(self.module(*call.args, **call.kwargs))[0]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from winnow.errors import InputError
+from winnow.masks.holding import Places
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
 from winnow.solve.draw import Draw, Part, shared_rows
@@ -102,6 +102,7 @@ class Reconstruction:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.module, self.layers, self.calls, self.settings = module, layers, calls, settings
+        self._places = Places(module)
         self.cut = False  # whether calls may be cut into examples, and examples joined
         self.seed, self.where, self.progress = seed, where, progress
         parameters = dict(module.named_parameters())
@@ -187,7 +188,8 @@ class Reconstruction:
     def _output(self, state: State, call: Call) -> torch.Tensor:
         """What the unit puts out with these tensors as its own."""
         tensors = {n: t.to(self.own[n].dtype) if n in self.own else t for n, t in state.items()}
-        return output_of(functional_call(self.module, tensors, call.args, call.kwargs))
+        with self._places.holding(tensors):
+            return output_of(self.module(*call.args, **call.kwargs))
 
     @torch.no_grad()
     def _error(self, state: State) -> float:

@@ -12,6 +12,7 @@ from torch import nn
 from winnow.calibrate.batches import call
 from winnow.calibrate.quiet import quiet
 from winnow.errors import InputError
+from winnow.masks.holding import Places
 from winnow.masks.prunable import Scope
 from winnow.train.examples import map_tensors
 
@@ -46,14 +47,12 @@ class Student:
                 )
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         self._inside = False  # of training()
-        places = _places(model)
-        self._places = {name: places[id(p)] for name, p in self.weights.items()}
+        self._places = Places(model)
         self.start: dict[str, torch.Tensor] = {}
         copies: dict[int, torch.Tensor] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             if torch.is_tensor(tensor) and (id(tensor) in taken or tensor.ndim <= 1):
                 self.start[name] = copies.setdefault(id(tensor), tensor.detach().clone())
-                self._places[name] = places.get(id(tensor), [])
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +65,7 @@ class Student:
     def __call__(self, batch: Any, masked: Mapping[str, torch.Tensor]) -> Any:
         """The model's output on a batch with these matrices as its prunable weights."""
         stored = {name: self.scope.prunables[name].restore(m) for name, m in masked.items()}
-        with self._holding(stored):
+        with self._places.holding(stored):
             return self._run(batch)
 
     @torch.no_grad()
@@ -74,7 +73,7 @@ class Student:
         """What the model put out before anything was trained, in evaluation mode."""
         # Copies of buffers: a forward may write to them.
         tensors = {name: t.clone() if name in self._buffers else t for name, t in self.start.items()}
-        with self._still(), self._holding(tensors):
+        with self._still(), self._places.holding(tensors):
             return self._run(batch)
 
     @contextmanager
@@ -92,23 +91,6 @@ class Student:
         finally:
             for m in busy:
                 m.training = True
-
-    @contextmanager
-    def _holding(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """The model with these tensors wherever it holds the ones of these names.
-
-        torch.func.functional_call leaves a module that is there under two names with one of the tensors for good.
-        """
-        before: dict[tuple[int, Any], tuple[Any, Any]] = {}
-        try:
-            for name, tensor in tensors.items():
-                for held, key in self._places[name]:
-                    before.setdefault((id(held), key), (held, held[key]))
-                    held[key] = tensor
-            yield
-        finally:
-            for (_, key), (held, tensor) in before.items():
-                held[key] = tensor
 
     def _run(self, batch: Any) -> Any:
         return call(self.model, map_tensors(batch, lambda t: t.to(self.device)))
@@ -135,18 +117,3 @@ class Student:
                 for p, flag, grad in before:
                     p.requires_grad_(flag)
                     p.grad = grad
-
-
-def _places(model: nn.Module) -> dict[int, list[tuple[Any, Any]]]:
-    """Where each parameter and buffer is held, by its id: (container, key), every place of a shared one."""
-    found: dict[int, list[tuple[Any, Any]]] = {}
-    for module in model.modules():
-        held: list[tuple[Any, Any, Any]] = [
-            (d, k, t) for d in (module._parameters, module._buffers) for k, t in d.items()
-        ]
-        if isinstance(module, nn.RNNBase):  # runs on a list of its own
-            held += [(module._flat_weights, i, t) for i, t in enumerate(module._flat_weights)]
-        for container, key, tensor in held:
-            if tensor is not None:
-                found.setdefault(id(tensor), []).append((container, key))
-    return found
