@@ -1,1 +1,29 @@
-"""Training with masks: the loop that fits what stays to the dense model, and what it needs."""
+"""Training with masks: the hook for your own loop, and the loop that fits what stays to the dense model."""
+
+from typing import TYPE_CHECKING, Any
+
+from winnow.train.attach import Attached, SparseMethod, attach
+from winnow.train.schedules import Fixed, Gradual
+from winnow.train.state_file import read_state, write_state
+
+if TYPE_CHECKING:
+    from winnow.train.hf import WinnowCallback
+
+__all__ = [
+    "Attached",
+    "Fixed",
+    "Gradual",
+    "SparseMethod",
+    "WinnowCallback",
+    "attach",
+    "read_state",
+    "write_state",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "WinnowCallback":  # the one name that needs transformers
+        raise AttributeError(f"module 'winnow.train' has no attribute {name!r}")
+    from winnow.train.hf import WinnowCallback
+
+    return WinnowCallback

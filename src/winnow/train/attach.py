@@ -1,0 +1,282 @@
+"""One hook for training under masks: your model, your optimizer, your loop - the zeros stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.masks.mask import Mask, MaskSet
+from winnow.masks.prunable import Scope
+from winnow.train.masking import masked, on_gradient, zero
+from winnow.train.targets import Optimizers, bare, place_of, plain_optimizers, scope_of, weight_at
+
+
+class SparseMethod(Protocol):
+    """What decides about the masks while somebody else's loop trains: see :mod:`winnow.train.schedules`.
+
+    A method that has ``gradient(attached, name, gradient)`` too is handed the dense gradient of every prunable weight, as
+    a matrix [rows, cols], each time one is accumulated and before it is masked (what RigL grows by): the gradient of
+    weights that are gone is the last micro-batch's, of the others the sum so far. It is read only.
+    """
+
+    def start(self, attached: Attached) -> None:
+        """Called once when attached anew, not when resumed: sets the first masks, if there are any."""
+
+    def stepped(self, attached: Attached) -> None:
+        """Called after every optimizer step, ``attached.step`` counting it; may call :meth:`Attached.set`."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside masks and the number of steps; numbers, text and tensors."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizers,
+    method: SparseMethod,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    scope: Scope | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Attached:
+    """Keeps masks on a model while it is trained, whoever writes the loop.
+
+    From here to :meth:`Attached.detach`, masked weights are zero in every forward, their gradients are zero as soon as
+    they are accumulated (before a clip norm is computed), and so are the optimizer's moments of them: momentum and
+    weight decay move nothing. Parameters stay plain parameters, so checkpoints, ``state_dict`` and MultiheadAttention
+    (which reads ``out_proj.weight`` directly and passes by hooks of that module) see m * theta.
+
+    Zero is zero: an infinite or NaN gradient of a masked weight, as loss scaling brings them, is zero too. Moments are
+    tensors of the weight's own shape in the optimizer's state. Adafactor's row and column means are left alone, and so
+    are 8-bit codes; the weights themselves are masked after every step in any case, also under optimizers that mix
+    entries (Muon). Weights and buffers that the loop writes itself (``load_state_dict``) are masked at the next step
+    or :meth:`Attached.enforce`. A copy of the model, pickled or deep-copied, is a plain model with its zeros. Under
+    DistributedDataParallel attach in every process: local gradients are masked before they are averaged, and the same
+    weights give the same masks. FSDP and DeepSpeed, which cut parameters up, are not supported.
+
+    Args:
+        optimizer: what trains the prunable weights. Of several (Muon for the matrices, AdamW for the rest) give all, the
+            one that steps last at the end: its steps are counted. Wrappers of accelerate are looked through.
+        method: :class:`winnow.train.Fixed` masks, :class:`winnow.train.Gradual` ones, or your own :class:`SparseMethod`.
+        include, exclude: names or patterns of prunable tensors, as for :func:`winnow.compress`.
+        scope: what is prunable, in place of the two.
+        state: an :meth:`Attached.state_dict` to go on from, after model and optimizer were loaded: the method is restored
+            and not started.
+
+    Raises:
+        InputError: nothing is prunable, the optimizer trains none of it, or the weights hold NaN or infinity.
+    """
+    model = bare(model)
+    return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
+
+
+class Attached:
+    """Masks on a model in training. Made by :func:`attach`.
+
+    Attributes:
+        keeps: bool matrices [rows, cols] by tensor name, True where the weight stays; change them with :meth:`set`.
+        step: optimizer steps since the start.
+        scope: what is prunable.
+        weights: the prunable parameters, by the same names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        method: SparseMethod,
+        scope: Scope,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not hasattr(method, "stepped"):
+            raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
+        self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
+        self._places = {name: place_of(model, name) for name in scope.prunables}
+        self.weights = {name: weight_at(place, scope, name) for name, place in self._places.items()}
+        self._check_trained()
+        self.step = 0
+        self.keeps = {
+            name: torch.ones(p.rows, p.cols, dtype=torch.bool, device=self.weights[name].device)
+            for name, p in scope.prunables.items()
+        }
+        self._masks: dict[str, torch.Tensor] = {}  # laid out as the weights are; tensors that lose nothing are not here
+        self._zeros = 0
+        self._handles: list[Any] = []
+        if state is None:
+            method.start(self)
+        else:
+            self.load_state_dict(state)
+        self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
+        self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
+
+    def _check_trained(self) -> None:
+        trained = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        if not any(id(p) in trained for p in self.weights.values()):
+            raise InputError("the optimizer trains none of the prunable weights: make it of this model's parameters.")
+        if len({id(p) for p in self.weights.values()}) < len(self.weights):
+            raise InputError("two prunable tensors are one parameter: leave one of the tied names out of the scope.")
+        for name, weight in self.weights.items():
+            if not bool(torch.isfinite(weight.detach()).all()):
+                raise InputError(f"{name} holds NaN or infinity: start from a checkpoint with finite weights.")
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one whose steps are counted."""
+        return self.optimizers[-1]
+
+    @property
+    def numel(self) -> int:
+        return self.scope.numel
+
+    @property
+    def zeros(self) -> int:
+        """Weights that the masks remove."""
+        return self._zeros
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.numel
+
+    @property
+    def masks(self) -> MaskSet:
+        return MaskSet(self.keeps)
+
+    def matrices(self) -> dict[str, torch.Tensor]:
+        """The prunable weights as matrices [rows, cols], detached."""
+        return {name: p.matrix(self.weights[name].detach()) for name, p in self.scope.prunables.items()}
+
+    @torch.no_grad()
+    def set(self, keeps: Mapping[str, torch.Tensor] | MaskSet) -> None:
+        """New masks: bool matrices [rows, cols] by name; names left out keep theirs.
+
+        Weights, gradients and moments are brought into line at once. A weight that comes back starts from zero. The
+        matrices are not copied: do not write to them afterwards.
+
+        Raises:
+            InputError: an unknown name, or another shape; nothing has changed then.
+        """
+        found = {}
+        for name, given in keeps.items():
+            keep = given.unpack() if isinstance(given, Mask) else given
+            if name not in self.keeps:
+                raise InputError(f"{name} is not prunable here: give masks of {next(iter(self.keeps))} and the like.")
+            if not torch.is_tensor(keep) or keep.dtype != torch.bool or keep.shape != self.keeps[name].shape:
+                found_as = f"{keep.dtype} {tuple(keep.shape)}" if torch.is_tensor(keep) else type(keep).__name__
+                raise InputError(
+                    f"the mask of {name} is {found_as}: "
+                    f"give a bool matrix {tuple(self.keeps[name].shape)}, True where the weight stays."
+                )
+            found[name] = keep.to(self.weights[name].device)
+        for name, keep in found.items():
+            self.keeps[name] = keep
+            if bool(keep.all()):
+                self._masks.pop(name, None)
+            else:
+                mask, weight = self.scope.prunables[name].restore(keep), self.weights[name]
+                if mask.stride() != weight.stride():  # channels last: an order of magnitude slower if the two differ
+                    mask = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
+                self._masks[name] = mask
+        self._zeros = self.numel - sum(int(torch.count_nonzero(k)) for k in self.keeps.values())
+        self.enforce()
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Zeros in weights, gradients and moments wherever the masks say so."""
+        self._check_places()
+        for name, mask in self._masks.items():
+            weight = self.weights[name]
+            zero(weight, mask, name)
+            if weight.grad is not None:
+                weight.grad = masked(weight.grad, mask, name)
+            for moment in self._moments(weight):
+                zero(moment, mask, name)
+
+    def _moments(self, weight: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            t
+            for optimizer in self.optimizers
+            for t in optimizer.state.get(weight, {}).values()
+            # Subclasses and integers are codes of a quantized moment: zero bits are no zero.
+            if type(t) in (torch.Tensor, nn.Parameter) and t.is_floating_point() and t.shape == weight.shape
+        ]
+
+    def detach(self) -> nn.Module:
+        """Takes the hooks off and returns the model: a plain one, zeros in place."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """For your checkpoint, beside the model's and the optimizer's own: masks (packed bits), steps, the method's state.
+
+        Plain values and tensors: ``torch.save`` and ``torch.load(weights_only=True)`` do, and so does
+        :func:`winnow.train.write_state`.
+        """
+        masks = {name: mask.bits for name, mask in self.masks.items()}
+        return {"step": self.step, "masks": masks, "method": self.method.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`; load the model and the optimizer first.
+
+        A method that has pruned when it was started leaves its zeros in weights that were loaded before that: attach
+        first and load then, or give ``state`` to :func:`attach`.
+
+        Raises:
+            InputError: masks of another model.
+        """
+        masks = state.get("masks")
+        if not isinstance(masks, Mapping) or "step" not in state or "method" not in state:
+            raise InputError("this is no state of an attached method: give what Attached.state_dict returned.")
+        if set(masks) != set(self.keeps):
+            raise InputError("the checkpoint holds masks of other tensors: attach with the scope it was made with.")
+        for name, bits in masks.items():
+            rows, cols = self.keeps[name].shape
+            if tuple(bits.shape) != (rows, (cols + 7) // 8):
+                raise InputError(f"the checkpoint's mask of {name} is of another shape: attach to the model it is of.")
+        self.set({n: Mask(bits.cpu(), tuple(self.keeps[n].shape)).unpack() for n, bits in masks.items()})  # type: ignore[arg-type]
+        self.step = int(state["step"])
+        self.method.restore(state["method"])
+
+    def _gradient(self, name: str) -> Any:
+        prunable, dense = self.scope.prunables[name], getattr(self.method, "gradient", None)
+
+        def hook(parameter: torch.Tensor) -> None:
+            if parameter.grad is None:  # a hook before this one has used it up
+                return
+            if dense is not None:
+                dense(self, name, prunable.matrix(parameter.grad.detach()))
+            mask = self._masks.get(name)
+            if mask is not None:
+                gradient = masked(parameter.grad, mask, name)
+                if gradient is not parameter.grad:
+                    parameter.grad = gradient
+
+        return hook
+
+    @torch.no_grad()
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """With gradients and moments of zero most optimizers leave the zeros alone; those that mix entries (Muon) do not."""
+        self._check_places()
+        for name, mask in self._masks.items():
+            zero(self.weights[name], mask, name)
+        # A fused optimizer is called by GradScaler also where it finds infinite gradients and does nothing.
+        infinite = getattr(optimizer, "found_inf", None)
+        if optimizer is self.optimizers[-1] and (infinite is None or not bool(infinite)):
+            self.step += 1
+            self.method.stepped(self)
+
+    def _check_places(self) -> None:
+        for name, (parameters, key) in self._places.items():
+            if parameters.get(key) is not self.weights[name]:
+                raise InputError(
+                    f"{name} is another parameter now than when attached: replace parameters first, then make "
+                    "the optimizer and attach."
+                )

@@ -1,0 +1,123 @@
+"""The hook for :class:`transformers.Trainer`. Imported when asked for: it needs transformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import InputError
+from winnow.masks.mask import Mask, MaskSet
+from winnow.masks.prunable import Scope
+from winnow.masks.scope import find_scope
+from winnow.train.attach import Attached, SparseMethod, attach
+from winnow.train.state_file import read_state, write_state
+
+try:
+    from transformers import TrainerCallback
+except ImportError:
+    raise InputError("training with transformers needs it: pip install 'winnow[hf]'.") from None
+
+FILE = "winnow_train.safetensors"  # in every checkpoint folder
+
+_log = logging.getLogger(__name__)
+
+
+class WinnowCallback(TrainerCallback):  # type: ignore[misc]
+    """Trains under masks with the Trainer: ``Trainer(..., callbacks=[WinnowCallback(Gradual(0.9, end=1000))])``.
+
+    Attaches when training begins and detaches when it ends; what is left is a plain model with its zeros. Steps are the
+    Trainer's ``global_step``. Every checkpoint folder gets masks and the method's state (``winnow_train.safetensors``), and
+    ``resume_from_checkpoint`` goes on from it. With ``load_best_model_at_end`` the masks are the best checkpoint's, which a
+    gradual method may have written before its last zeros: a warning says so.
+
+    Args:
+        method, include, exclude: as for :func:`winnow.train.attach`.
+
+    Attributes:
+        attached: the hook while training goes on; None before and after.
+        masks: the masks at the end of training.
+
+    Raises:
+        InputError: at the start of training, as :func:`winnow.train.attach`, and where the resumed folder's masks are missing or
+            belong to other weights.
+    """
+
+    def __init__(self, method: SparseMethod, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        self.method, self.include, self.exclude = method, include, exclude
+        self.attached: Attached | None = None
+        self.masks: MaskSet | None = None
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        if self.attached is not None:  # the training before this one ended in an error
+            self.attached.detach()
+            self.attached = None
+        scope, saved = find_scope(model, include=self.include, exclude=self.exclude), None
+        if state.global_step:
+            path = _resumed(args, state.global_step)
+            saved = read_state(path)
+            _require_zeros(model, scope, saved["masks"], path)
+        self.attached = attach(model, optimizer, self.method, scope=scope, state=saved)
+        self.attached.step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.attached is not None:  # the Trainer counts steps that loss scaling has skipped
+            self.attached.step = state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = _folder(args, state.global_step)
+        if self.attached is not None and args.should_save and folder.is_dir():
+            write_state(folder / FILE, self.attached.state_dict())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.attached is None:
+            return
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            last = self.attached.zeros
+            self.attached.load_state_dict(read_state(Path(state.best_model_checkpoint) / FILE))
+            if self.attached.zeros < last:
+                _log.warning(
+                    "the best checkpoint, step %d, has %d zeros and training ended with %d: "
+                    "turn load_best_model_at_end off to keep the last.",
+                    self.attached.step, self.attached.zeros, last,
+                )  # fmt: skip
+        self.masks = self.attached.masks
+        self.attached.detach()
+        self.attached = None
+
+
+def _folder(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"
+
+
+def _resumed(args: Any, step: int) -> Path:
+    """The state in the folder that is resumed from. The Trainer does not tell callbacks which one that is."""
+    given = getattr(args, "resume_from_checkpoint", None)
+    folders = [Path(given)] if isinstance(given, str) and Path(given).is_dir() else []
+    folders.append(_folder(args, step))
+    for folder in folders:
+        if (folder / FILE).is_file():
+            return folder / FILE
+    raise InputError(
+        f"there is no {FILE} in {folders[0]}: resume from a checkpoint written with this callback, and if it lies outside "
+        "output_dir set TrainingArguments.resume_from_checkpoint to it too."
+    )
+
+
+def _require_zeros(model: Any, scope: Scope, masks: dict[str, torch.Tensor], path: Path) -> None:
+    """Masks of another run at the same step would prune what was loaded without a word."""
+    for name, bits in masks.items():
+        if name not in scope.prunables:
+            continue  # attach says so
+        weight = scope.prunables[name].matrix(model.get_parameter(name).detach())
+        keep = Mask(bits, tuple(weight.shape)).unpack(weight.device)  # type: ignore[arg-type]
+        if bool(((weight != 0) & ~keep).any()):
+            raise InputError(
+                f"{name} has weights where the masks of {path} have none: set TrainingArguments.resume_from_checkpoint "
+                "to the folder that is resumed from."
+            )

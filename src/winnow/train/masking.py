@@ -1,0 +1,53 @@
+"""Zeros where a mask says so: in place, exact, and cheap enough for every training step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+_CHUNK = 1 << 16
+
+
+def on_gradient(parameter: nn.Parameter, hook: Any) -> Any:
+    """The hook is there also if the parameter is frozen now and thawed later; torch takes it only while it is not."""
+    trained = parameter.requires_grad
+    try:
+        return parameter.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    finally:
+        parameter.requires_grad_(trained)
+
+
+def zero(tensor: torch.Tensor, mask: torch.Tensor, name: str) -> None:
+    """tensor * mask in place, on the bits: 0 * inf is zero then, and a bool mask costs no more than one of floats.
+
+    (masked_fill_ and products of floats with bools are 10 to 100 times slower on CPU.)
+    """
+    if tensor.device != mask.device:
+        raise InputError(
+            f"{name} moved from {mask.device} to {tensor.device} after attach: move the model first, "
+            "then make the optimizer and attach."
+        )
+    bits = tensor.view(_BITS[tensor.element_size()])
+    if bits.is_cpu and bits.numel() > _CHUNK:
+        # torch widens the mask into a temporary first: a small one stays in the cache and needs no new pages.
+        rows = max(1, _CHUNK * len(bits) // bits.numel())
+        for part, kept in zip(bits.split(rows), mask.split(rows)):
+            part.mul_(kept)
+    else:
+        bits.mul_(mask)
+
+
+def masked(grad: torch.Tensor, mask: torch.Tensor, name: str) -> torch.Tensor:
+    """The masked gradient: the same tensor, unless it is sparse or has a graph of its own (``create_graph``)."""
+    if grad.layout is not torch.strided:
+        return grad * mask
+    if grad.requires_grad:
+        return torch.where(mask, grad, torch.zeros_like(grad))
+    with torch.no_grad():
+        zero(grad, mask, name)
+    return grad

@@ -1,0 +1,145 @@
+"""When do the zeros come? Methods for :func:`winnow.train.attach`: all at once, or bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from winnow.budget import parse_sparsity
+from winnow.errors import InputError
+from winnow.masks.mask import MaskSet
+from winnow.masks.ranking import Source, global_counts, lowest
+from winnow.train.attach import Attached
+
+
+def global_magnitude(
+    matrices: Mapping[str, torch.Tensor], keeps: Mapping[str, torch.Tensor], zeros: int
+) -> dict[str, torch.Tensor]:
+    """Keep masks with exactly ``zeros`` zeros: one ranking of |w| over all tensors, what is gone already goes first.
+
+    Ties go by tensor order and index. ``matrices`` and ``keeps`` are [rows, cols] by name (Jaiswal et al. 2023, the
+    magnitude pruning of algorithm 1: one global ranking, not one per layer).
+
+    Raises:
+        InputError: as :func:`prune_globally`.
+    """
+    return prune_globally({n: m.abs for n, m in matrices.items()}, keeps, zeros)
+
+
+def prune_globally(
+    scores: Mapping[str, Source], keeps: Mapping[str, torch.Tensor], zeros: int
+) -> dict[str, torch.Tensor]:
+    """Keep masks with exactly ``zeros`` zeros, the lowest of ``scores`` over all tensors; no weight comes back.
+
+    Scores are compared as float32, ties go by tensor order and index. A score may be a callable that makes its tensor
+    [rows, cols] when asked; only one is alive at a time.
+
+    Raises:
+        InputError: fewer zeros than there are already, more than there are weights, or NaN scores.
+    """
+    gone = sum(int((~k).count_nonzero()) for k in keeps.values())
+    if zeros < gone:
+        raise InputError(f"{gone} weights are gone already, {zeros} were asked for: masks only lose weights.")
+    numel = sum(k.numel() for k in keeps.values())
+    if zeros > numel:
+        raise InputError(f"{zeros} zeros were asked for and there are {numel} weights: ask for fewer.")
+    ranked = {n: _ranked(s, keeps[n]) for n, s in scores.items()}
+    counts = global_counts(ranked, zeros)
+    return {n: ~lowest(make(), counts[n]) for n, make in ranked.items()}
+
+
+def _ranked(score: Source, keep: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Weights that are gone below all others: no live score is minus infinity, so that none of them can take their place."""
+
+    def make() -> torch.Tensor:
+        values = (score() if callable(score) else score).detach().float()
+        return values.clamp_min(torch.finfo(torch.float32).min).masked_fill_(~keep, -torch.inf)
+
+    return make
+
+
+class Fixed:
+    """Masks that stay as they are: a :class:`MaskSet` or bool matrices [rows, cols] by name; None keeps the model's zeros.
+
+    With None every weight that is exactly zero counts as gone, also one that was only initialised so.
+    """
+
+    def __init__(self, masks: MaskSet | Mapping[str, torch.Tensor] | None = None) -> None:
+        self.masks = masks
+
+    def start(self, attached: Attached) -> None:
+        attached.set(self.masks if self.masks is not None else _present(attached))
+
+    def stepped(self, attached: Attached) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing was stored."""
+
+
+class Gradual:
+    """Global magnitude pruning whose target rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
+
+    s(t) = S + (S_0 - S) (1 - (t - begin) / (end - begin))^3, S_0 the zeros there already; masks change every ``every``
+    steps and at ``end``, after the optimizer's step, and only lose weights. At ``end`` the count is round(S N), to the weight.
+
+    Args:
+        sparsity: S, a share of the prunable weights or text such as "80%".
+        begin, end: optimizer steps between which it rises.
+        every: steps between two changes.
+        power: 3 is the cubic; 1 a straight line.
+
+    Raises:
+        InputError: steps out of order, or (when attached) a model with more zeros than asked for.
+    """
+
+    def __init__(
+        self, sparsity: float | str, *, end: int, begin: int = 0, every: int = 100, power: float = 3.0
+    ) -> None:
+        if not all(hasattr(n, "__index__") for n in (begin, end, every)):
+            raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
+        if not 0 <= begin < end or every < 1 or not power > 0:
+            raise InputError("a gradual schedule needs 0 <= begin < end, every >= 1 and power > 0: check the numbers.")
+        self.sparsity, self.begin, self.end, self.every, self.power = parse_sparsity(sparsity), begin, end, every, power
+        self.zeros_at_start = 0
+
+    def start(self, attached: Attached) -> None:
+        present = _present(attached)
+        zeros = attached.numel - sum(int(k.count_nonzero()) for k in present.values())
+        if zeros > round(self.sparsity * attached.numel):
+            raise InputError(
+                f"{zeros} of {attached.numel} weights are zero already, more than {self.sparsity:g} of them: "
+                "ask for a higher sparsity."
+            )
+        attached.set(present)
+        self.zeros_at_start = zeros
+
+    def stepped(self, attached: Attached) -> None:
+        t = attached.step
+        # Beyond the end too: a loop that counts steps in its own way may have passed it by.
+        if t < self.begin or (t < self.end and (t - self.begin) % self.every):
+            return
+        zeros = self.zeros_at(t, attached.numel)
+        if zeros > attached.zeros:
+            attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros))
+
+    def zeros_at(self, step: int, numel: int) -> int:
+        """Zeros wanted after this step."""
+        left = (1 - min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)) ** self.power
+        final = round(self.sparsity * numel)
+        return round(final + (self.zeros_at_start - final) * left)
+
+    def state(self) -> dict[str, Any]:
+        return {"zeros_at_start": self.zeros_at_start}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.zeros_at_start = int(state["zeros_at_start"])
+
+
+def _present(attached: Attached) -> dict[str, torch.Tensor]:
+    return {n: m != 0 for n, m in attached.matrices().items()}

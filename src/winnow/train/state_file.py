@@ -1,0 +1,66 @@
+"""What :meth:`winnow.train.Attached.state_dict` returns, as one safetensors file: no pickle, every byte checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats.tensorfile import TensorFile, write_tensors
+
+_KIND = "attached state"
+_TENSOR = "tensor"  # {"tensor": key in the file} stands where a tensor was
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes nested dicts and lists of tensors, numbers, text, booleans and None, whole or not at all.
+
+    Raises:
+        InputError: another kind of value, or a dict whose keys are not text.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tree = _without_tensors(state, "", tensors)
+    write_tensors(Path(path), tensors, {"format_version": 1, "kind": _KIND, "tree": tree})
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what :func:`write_state` wrote; tensors lie on the CPU.
+
+    Raises:
+        FormatError: the file is missing, damaged or something else.
+    """
+    file = TensorFile(Path(path))
+    tree = file.about.get("tree")
+    if file.about.get("kind") != _KIND or not isinstance(tree, dict):
+        raise FormatError(f"{path} holds no state of an attached method: give the file that write_state wrote.")
+    return _with_tensors(tree, file)
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if torch.is_tensor(value):
+        tensors[path] = value
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise InputError(f"the keys of {path or 'the state'} are not all text: a state file takes text keys only.")
+        # A level of its own, so that a dict with the one key "tensor" is still told from a tensor.
+        return {"items": {k: _without_tensors(v, f"{path}/{k}", tensors) for k, v in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InputError(f"{path} is a {type(value).__name__}: a state file takes tensors, numbers and text only.")
+
+
+def _with_tensors(value: Any, file: TensorFile) -> Any:
+    if isinstance(value, list):
+        return [_with_tensors(v, file) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if _TENSOR in value:
+        return file.read(value[_TENSOR])
+    return {k: _with_tensors(v, file) for k, v in value["items"].items()}

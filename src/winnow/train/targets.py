@@ -1,0 +1,68 @@
+"""What a hook is put on: the bare model and optimizers, what is prunable, and where its parameters are held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.masks.prunable import Scope
+
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module that torch.compile and the parallel wrappers stand around: names are those of its own state dict."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def plain_optimizers(given: Optimizers) -> list[torch.optim.Optimizer]:
+    found = list(given) if isinstance(given, Sequence) else [given]
+    for i, optimizer in enumerate(found):
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise InputError("LBFGS moves all weights along directions of earlier masks: take another optimizer.")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError(f"{type(optimizer).__name__} is no torch optimizer: give the one that trains this model.")
+        found[i] = optimizer
+    if not found:
+        raise InputError("there is no optimizer: give the one that trains this model.")
+    return found
+
+
+def scope_of(model: nn.Module, include: Sequence[str], exclude: Sequence[str], scope: Scope | None) -> Scope:
+    if scope is None:
+        from winnow.masks.scope import find_scope
+
+        scope = find_scope(model, include=include, exclude=exclude)
+    elif include or exclude:
+        raise InputError("a scope says already what is prunable: give it, or include and exclude.")
+    if not scope.prunables:
+        raise InputError("nothing of this model is prunable: name tensors with include, or choose another model.")
+    return scope
+
+
+def place_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    path, _, key = name.rpartition(".")
+    try:
+        return model.get_submodule(path)._parameters, key
+    except AttributeError:
+        raise InputError(f"the model has no {name}: give a scope of this model.") from None
+
+
+def weight_at(place: tuple[dict[str, Any], str], scope: Scope, name: str) -> nn.Parameter:
+    parameters, key = place
+    weight = parameters.get(key)
+    if weight is None or tuple(weight.shape) != scope.prunables[name].shape:
+        raise InputError(f"the model has no {name} of the scope's shape: give a scope of this model.")
+    return weight
