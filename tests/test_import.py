@@ -6,7 +6,7 @@ import sys
 
 HEAVY = {
     "transformers", "tokenizers", "accelerate", "datasets", "scipy", "sklearn", "matplotlib", "pydantic", "jinja2",
-    "rich", "typer", "yaml", "psutil", "PIL", "pyarrow", "safetensors.torch",
+    "rich", "typer", "yaml", "psutil", "PIL", "pyarrow", "safetensors.torch", "ray",
 }  # fmt: skip
 
 

@@ -1,0 +1,201 @@
+"""What a job takes along to another process, so that it finds there what it would have found here.
+
+Objects are pickled by the cloudpickle that comes with Ray: closures, lambdas and what was defined in ``__main__`` travel by
+value. Modules of the user's own, which nobody has installed on the workers, travel as their source and are imported there
+under their own names, so that classes are the same whether they were unpickled or imported.
+
+Imported only where Ray is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import sysconfig
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import spec_from_loader
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from ray import cloudpickle
+
+import winnow
+from winnow.errors import InputError, WinnowError
+
+Sources = dict[str, tuple[str, str, bool]]  # module name -> (source, file name, whether it is a package)
+
+
+def luggage(threads: int) -> dict[str, Any]:
+    """What every job needs whatever it does, in plain types: where we are, own modules, and how numbers are computed."""
+    return {
+        "folder": os.getcwd(),
+        "paths": [p for p in sys.path if p and not _installed(p)],
+        "sources": own_sources(),
+        "versions": versions(),
+        "threads": threads,
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "matmul": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What must agree for results to agree."""
+    return {"winnow": winnow.__version__, "torch": torch.__version__}
+
+
+def instructions() -> str:
+    """The instruction set that torch computes with: another one may round differently."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def pack(value: Any) -> np.ndarray:
+    """A value as bytes, uint8 [n]: the form in which the object store keeps one copy per machine.
+
+    Raises:
+        InputError: something in it cannot leave this process (an open file, a lock, a generator).
+    """
+    try:
+        return np.frombuffer(cloudpickle.dumps(value), np.uint8)
+    except Exception as error:
+        raise InputError(
+            f"this job cannot be sent to another process ({str(error).splitlines()[0]}): leave out of it what belongs to this "
+            "process alone, such as open files, locks and generators, or use executor local."
+        ) from error
+
+
+def unpack(data: np.ndarray) -> Any:
+    return cloudpickle.loads(data.data)
+
+
+def job(taken: dict[str, Any], work: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, str]:
+    """One job in a worker: (packed result, instruction set)."""
+    arrive(taken)
+    function, shared = unpack(work)
+    result = function(shared, unpack(item))
+    return _pack_home(result), instructions()
+
+
+def arrive(taken: dict[str, Any]) -> None:
+    """Makes this process like the one that sent the luggage."""
+    if versions() != taken["versions"]:
+        here = ", ".join(f"{n} {v}" for n, v in versions().items())
+        there = ", ".join(f"{n} {v}" for n, v in taken["versions"].items())
+        raise WinnowError(f"a worker has {here} and the caller {there}: install the same versions on every machine.")
+    if os.path.isdir(taken["folder"]):  # on a machine of its own there may be no such folder
+        os.chdir(taken["folder"])
+    sys.path.extend(p for p in taken["paths"] if p not in sys.path)
+    Carried.install(taken["sources"])
+    torch.set_num_threads(taken["threads"])
+    torch.set_default_dtype(getattr(torch, taken["dtype"]))
+    torch.set_float32_matmul_precision(taken["matmul"])
+    torch.use_deterministic_algorithms(taken["deterministic"])
+
+
+def own_sources() -> Sources:
+    """The source of every loaded module that is part of no installed package: what only this machine has."""
+    found: Sources = {}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("__main__", "__mp_main__", "winnow") or not isinstance(module, ModuleType):
+            continue
+        file = getattr(module, "__file__", None)
+        if not file or not file.endswith(".py") or _installed(file) or _has_distribution(name.split(".")[0]):
+            continue
+        try:
+            source = Path(file).read_text()
+        except (OSError, UnicodeDecodeError):
+            continue
+        found[name] = (source, file, hasattr(module, "__path__"))
+    return dict(sorted(found.items()))
+
+
+class Carried(MetaPathFinder, Loader):
+    """Imports modules from sources that came along, before anything on the disk."""
+
+    current: Carried | None = None
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+
+    @classmethod
+    def install(cls, sources: Sources) -> None:
+        """Puts them in the place of those that came before; modules that have changed are imported anew."""
+        if cls.current is not None:
+            if cls.current.sources == sources:
+                return
+            sys.meta_path.remove(cls.current)
+            for name in cls.current.sources:
+                sys.modules.pop(name, None)
+        cls.current = cls(sources)
+        sys.meta_path.insert(0, cls.current)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname not in self.sources:
+            return None
+        _, file, package = self.sources[fullname]
+        spec = spec_from_loader(fullname, self, origin=file, is_package=package)
+        if spec is not None:
+            spec.has_location = True  # sets __file__
+            if package:
+                spec.submodule_search_locations = [os.path.dirname(file)]
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        source, file, _ = self.sources[module.__name__]
+        exec(compile(source, file, "exec"), module.__dict__)
+
+
+class _Home(cloudpickle.Pickler):  # type: ignore[misc]
+    """Names what the caller's ``__main__`` defines instead of sending it back by value.
+
+    By value, the caller's own classes would be overwritten with the worker's copies of their attributes.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, (type, FunctionType)) and value.__module__ == "__main__" and "<" not in value.__qualname__:
+            return _from_main, (value.__qualname__,)
+        return super().reducer_override(value)
+
+
+def _pack_home(value: Any) -> np.ndarray:
+    file = io.BytesIO()
+    try:
+        _Home(file).dump(value)
+    except Exception as error:
+        raise InputError(
+            f"the result of a job cannot be sent back ({str(error).splitlines()[0]}): return plain values and tensors."
+        ) from error
+    return np.frombuffer(file.getbuffer(), np.uint8)
+
+
+def _from_main(qualname: str) -> Any:
+    value: Any = sys.modules["__main__"]
+    for part in qualname.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _installed(path: str) -> bool:
+    """Whether a file or folder belongs to Python itself or to an installed package."""
+    there = Path(path)
+    standard = [Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")]
+    return bool({"site-packages", "dist-packages"} & set(there.parts)) or any(
+        there == s or s in there.parents for s in standard
+    )
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        distribution(name)
+    except (PackageNotFoundError, ValueError):
+        return False
+    return True
