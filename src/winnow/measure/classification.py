@@ -46,7 +46,7 @@ class ClassificationTask(Task):
         """
         records = records.limited(limit)
         self.records = records
-        self.truth = _model_order(records, config)
+        self.truth = model_order(records, config)
         self.class_names = _names(records, config)
         self._feed = Feed(records, processor, length or context_length(processor, config, "classification"))
         super().__init__(records.name, records.sha256, len(records))
@@ -100,7 +100,7 @@ def class_figures(truth: np.ndarray, predictions: np.ndarray, classes: int) -> d
     return {"support": support.tolist(), "recall": recall, "macro_f1": float(f1.mean())}
 
 
-def _model_order(records: Records, config: Any) -> np.ndarray:
+def model_order(records: Records, config: Any) -> np.ndarray:
     """Class numbers as the model counts them: by its ``label2id`` where the labels are words it names."""
     labels = records.class_labels()
     known = {str(name).lower(): int(number) for name, number in (getattr(config, "label2id", None) or {}).items()}

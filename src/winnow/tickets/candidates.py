@@ -1,0 +1,155 @@
+"""The candidates of one round: computed one after another or elsewhere, kept as they are finished."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import FormatError
+from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.masks.mask import Mask, MaskSet
+from winnow.run.executor import Executor
+from winnow.tickets.look_ahead import Candidate, Protocol, look_ahead
+from winnow.tickets.run import Cost, Position, Run
+from winnow.tickets.training import Training
+
+
+@dataclass
+class Pool:
+    """What the candidates of a round leave: a packed mask each, and where asked for the sum of their |theta_j|.
+
+    The sum is one float matrix [rows, cols] a tensor, however many candidates there are.
+    """
+
+    masks: list[MaskSet] = field(default_factory=list)
+    total: dict[str, torch.Tensor] | None = None
+
+    def add(self, candidate: Candidate) -> None:
+        self.masks.append(candidate.masks)
+        if candidate.magnitudes is None:
+            return
+        if self.total is None:
+            self.total = {n: torch.zeros_like(m) for n, m in candidate.magnitudes.items()}
+        for name, magnitude in candidate.magnitudes.items():
+            self.total[name] += magnitude
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A run's position as a value: what a candidate needs in order to be computed in another process."""
+
+    training: Training
+    position: Position
+    step: int
+    total: int
+    stream: Any
+    steps: int
+    zeros: int
+    magnitudes: bool
+
+
+def candidate_job(shared: Fork, item: Protocol) -> Candidate:
+    """One candidate, in a run made anew at the position: bit for bit what :func:`look_ahead` finds in place."""
+    run = Run(shared.training, start=shared.position, steps=shared.total, stream=shared.stream, first_step=shared.step)
+    return look_ahead(run, item, shared.steps, shared.zeros, magnitudes=shared.magnitudes)
+
+
+def gather(
+    run: Run,
+    protocols: Sequence[Protocol],
+    steps: int,
+    zeros: int,
+    *,
+    folder: Path | None,
+    executor: Executor,
+    magnitudes: bool = False,
+    label: str = "",
+) -> Pool:
+    """The candidates of a round, in order, charged to the run; its weights stay where they are.
+
+    A local executor computes them in place, one after another. Another executor gets those that are missing all at once;
+    with ``magnitudes`` their float matrices come back together. Each is written to ``folder`` when it is finished, so that a
+    round that was killed goes on with what is missing.
+
+    Args:
+        protocols: numbered 0, 1, ...
+        steps, zeros: of one look-ahead, and of its mask.
+        folder: None keeps nothing.
+        magnitudes: whether the sum of |theta_j| is wanted.
+    """
+    kept = _Kept(folder, run, magnitudes)
+    elsewhere: dict[int, Candidate] = {}
+
+    def tell(number: int, text: str) -> None:
+        if run.progress:
+            run.progress(run.step, run.total, f"{label}candidate {number + 1} of {len(protocols)}{text}")
+
+    if not executor.local:
+        missing = [p for p in protocols if not kept.has(p.number)]
+        training = run.training.replaced(evaluate=None)
+        fork = Fork(training, run.position(), run.step, run.total, run.stream, steps, zeros, magnitudes)
+
+        def done(index: int, candidate: Candidate) -> None:
+            kept.write(missing[index].number, candidate)
+            tell(missing[index].number, " is there")
+
+        if missing:
+            elsewhere = dict(zip([p.number for p in missing], executor.map(candidate_job, fork, missing, done)))
+    pool = Pool()
+    for protocol in protocols:
+        candidate = elsewhere.pop(protocol.number, None) or kept.read(protocol.number)
+        if candidate is not None:
+            run.cost.add(candidate.cost)
+        else:
+            tell(protocol.number, "")
+            candidate = look_ahead(run, protocol, steps, zeros, magnitudes=magnitudes)
+            kept.write(protocol.number, candidate)
+        pool.add(candidate)
+    return pool
+
+
+def forget(folder: Path | None) -> None:
+    """Removes the candidates of a round that is over."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Kept:
+    """Finished candidates on disk, a checked file each."""
+
+    def __init__(self, folder: Path | None, run: Run, magnitudes: bool) -> None:
+        self.folder, self.run, self.magnitudes = folder, run, magnitudes
+
+    def has(self, number: int) -> bool:
+        return self.read(number) is not None
+
+    def read(self, number: int) -> Candidate | None:
+        """None where it is not there or damaged: then it is computed again."""
+        if self.folder is None:
+            return None
+        keeps = self.run.keeps
+        try:
+            file = TensorFile(self._path(number))
+            masks = {n: Mask(file.read(f"keep.{n}"), (k.shape[0], k.shape[1])) for n, k in keeps.items()}
+            found = None
+            if self.magnitudes:
+                found = {n: file.read(f"magnitude.{n}").to(k.device) for n, k in keeps.items()}
+            return Candidate(MaskSet(masks), found, Cost(**file.about["cost"]))
+        except (FormatError, KeyError, TypeError):
+            return None
+
+    def write(self, number: int, candidate: Candidate) -> None:
+        if self.folder is None:
+            return
+        tensors = {f"keep.{n}": m.bits for n, m in candidate.masks.items()}
+        tensors |= {f"magnitude.{n}": m for n, m in (candidate.magnitudes or {}).items()}
+        write_tensors(self._path(number), tensors, {"format_version": FORMAT_VERSION, "cost": vars(candidate.cost)})
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"candidate-{number}.safetensors"

@@ -1,0 +1,53 @@
+"""Faults of a training that are found before any work: one batch forward, and one evaluation that is the user's own."""
+
+from __future__ import annotations
+
+import torch
+
+from winnow.errors import InputError
+from winnow.masks.prunable import Scope
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.feed import evaluating
+from winnow.measure.task import Task
+from winnow.tickets.run import seeded
+from winnow.tickets.training import Training
+
+
+def check_training(training: Training) -> Scope:
+    """What is prunable, after a look at weights and loss. The model stays as it was.
+
+    Raises:
+        InputError: weights that are not finite, nothing that may be pruned and trained, a loss that is no finite scalar
+            with a gradient, or an evaluation function that returns something else.
+    """
+    model = training.model
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name} of the model holds NaN or infinity: give a sound checkpoint.")
+    scope = training.scope()
+    if not any(model.get_parameter(n).requires_grad for n in scope.prunables):
+        raise InputError("every prunable weight of the model is frozen: set requires_grad on what should be trained.")
+    examples = training.examples
+    index = examples.order(torch.Generator().manual_seed(training.seed))[0]
+    batch = examples.take(index)
+    # In eval mode, because batch norms must not see this batch; with gradients all the same.
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), seeded(training.seed, "check"):
+        loss = training.loss(model, batch)
+    if not torch.is_tensor(loss) or loss.numel() != 1:
+        shape = list(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
+        raise InputError(f"the loss returned {shape}: it must return one number as a tensor.")
+    if not bool(torch.isfinite(loss)):
+        raise InputError(
+            f"the loss is {float(loss.detach())} before the first step: look for NaN in the data and the labels."
+        )
+    if not loss.requires_grad:
+        raise InputError("the loss has no gradient: compute it from the model's output without detach or no_grad.")
+    own = training.evaluate
+    if own is not None and not isinstance(getattr(own, "__self__", None), Task):
+        with evaluating(model), seeded(training.seed, "check"):
+            result = own(model)
+        if not isinstance(result, Evaluation):
+            raise InputError(
+                f"eval returned {type(result).__name__}: it must return a winnow.measure.evaluation.Evaluation."
+            )
+    return scope

@@ -1,0 +1,157 @@
+"""What a ticket cost: steps, passes, training FLOPs and seconds, beside what iterative pruning would have taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from winnow.errors import InputError
+from winnow.measure.flops import TRAINING, Flops, forward_flops
+from winnow.tickets.isp_plan import plan_isp
+from winnow.tickets.levels import levels
+from winnow.tickets.run import seed_of
+from winnow.tickets.search import Ticket
+from winnow.tickets.settings import ImpSettings
+from winnow.tickets.training import Training
+
+SAMPLES = 4  # mini-batches that FLOPs are counted on where their lengths differ
+BUDGET = 0.25  # of the training: later masks leave too small a learning rate for what follows (ISP's rule)
+
+
+@dataclass(frozen=True)
+class IspRule:
+    """The two sums of Instant Soup Pruning (Jaiswal et al. 2023): M main steps before the last mask, and K n_den C.
+
+    ``kept``: M is at most a quarter of the training.
+    """
+
+    rounds: int  # K
+    mask_steps: int  # M
+    look_ahead: int  # K n_den C
+    total: int  # T + K n_den C
+    share: float  # M over the steps of the main training's schedule
+
+    @property
+    def kept(self) -> bool:
+        return self.share <= BUDGET + 1e-9
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one ticket took.
+
+    Attributes:
+        main, look_ahead, extra: optimizer steps that trained a model, that candidates threw away, and that scores took.
+        passes: ``steps`` as a multiple of T.
+        imp_rounds, imp_steps: K and (K + 1) T of full iterative magnitude pruning to the same sparsity, 20 % a round.
+        dense_flops: of all these steps, every step at dense cost.
+        sparse_flops: with the products of prunable tensors scaled by the density of each step.
+        forward: FLOPs of one example through the dense model; ``ticket_forward`` if the ticket's zeros cost nothing.
+        batch: examples in a step, on average.
+    """
+
+    method: str
+    sparsity: float
+    main: int
+    look_ahead: int
+    extra: int
+    seconds: float
+    passes: float
+    imp_rounds: int
+    imp_steps: int
+    dense_flops: float
+    sparse_flops: float
+    forward: float
+    ticket_forward: float
+    batch: float
+    rule: IspRule | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.main + self.look_ahead + self.extra
+
+
+def training_flops(training: Training) -> tuple[Flops, float]:
+    """Forward FLOPs of one example of a training, its loss included, and the examples of an average step.
+
+    One example tells where all have one shape; otherwise the first mini-batches of an epoch do, their padding counted.
+    """
+    examples = training.examples
+    order = examples.order(torch.Generator().manual_seed(seed_of(training.seed, "flops")))
+    if examples.joined is not None and examples.lengths is None:
+        batches = [examples.take(order[0][:1])]
+    else:
+        batches = [examples.take(index) for index in order[:SAMPLES]]
+    found = forward_flops(training.model, batches, training.scope(), forward=training.loss)
+    return found, examples.count / examples.parts
+
+
+def price(tickets: Sequence[Ticket], training: Training, *, counted: tuple[Flops, float] | None = None) -> list[Price]:
+    """The price of every ticket of one training, in order.
+
+    Scoring passes count as steps. The density of a step is that of all prunable weights (``Cost.weighted``), so the
+    sparse figure takes the zeros as spread evenly over the products; ``ticket_forward`` takes each tensor by itself.
+
+    Args:
+        counted: what :func:`training_flops` found, where it is at hand.
+
+    Raises:
+        InputError: no ticket.
+    """
+    if not tickets:
+        raise InputError("there is no ticket to price: find one first.")
+    flops, batch = counted or training_flops(training)
+    return [_price(ticket, training, flops, batch) for ticket in tickets]
+
+
+def _price(ticket: Ticket, training: Training, flops: Flops, batch: float) -> Price:
+    cost, total = ticket.cost, training.steps
+    rounds = imp_rounds(ticket.sparsity)
+    densities = {name: mask.nonzeros / mask.numel for name, mask in ticket.masks.items()}
+    return Price(
+        ticket.method, ticket.sparsity, cost.main, cost.look_ahead, cost.extra, cost.seconds,
+        passes=cost.steps / total, imp_rounds=rounds, imp_steps=(rounds + 1) * total if rounds else total,
+        dense_flops=cost.steps * batch * flops.training(),
+        sparse_flops=batch * TRAINING * (cost.steps * flops.rest + cost.weighted * flops.prunable),
+        forward=flops.total, ticket_forward=flops.sparse(densities), batch=batch,
+        rule=_rule(ticket) if ticket.method.startswith("isp") and ticket.history else None,
+    )  # fmt: skip
+
+
+def imp_rounds(sparsity: float, rate: float | None = None) -> int:
+    """K: rounds of iterative magnitude pruning to a sparsity; each is one training of T steps, and one follows."""
+    return (
+        len(levels([sparsity], ImpSettings.model_fields["rate"].default if rate is None else rate))
+        if sparsity > 0
+        else 0
+    )
+
+
+def _rule(ticket: Ticket) -> IspRule:
+    last, cost = ticket.history[-1].step, ticket.cost
+    return IspRule(len(ticket.history), last, cost.look_ahead, cost.steps, last / max(cost.main, 1))
+
+
+def planned_steps(method: str, settings: Any, training: Training, sparsity: float) -> int:
+    """Optimizer steps that a method is going to take for one sparsity, as far as its settings tell.
+
+    Exact for methods of one training and for full IMP; for those that stop by a rule (EarlyBird) the most it can be.
+    """
+    total = training.steps
+
+    def setting(name: str, default: Any = None) -> Any:
+        return getattr(settings, name, default)
+
+    if method in ("imp", "imp-rewind", "lrr", "lottery-pool"):
+        budget, again = setting("budget"), total - round(setting("rewind", 0.0) * total)
+        steps = math.ceil(budget * total) if budget else total + imp_rounds(sparsity, setting("rate")) * again
+        return steps + round(setting("fine_tune", 0.0) * total)
+    if method.startswith("isp") and method != "isp-plain" and sparsity > 0:
+        return total + plan_isp(settings, sparsity, total, training.examples.parts).thrown
+    if method == "earlybird":
+        return total + round(setting("patience", 0.0) * total)
+    return total + setting("batches", 0) + setting("iterations", 0)

@@ -1,0 +1,82 @@
+"""EarlyBird: the magnitude mask of a training that has only just begun, taken as soon as it stands still."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from winnow.masks.mask import MaskSet
+from winnow.tickets.run import Run
+from winnow.tickets.search import Round, Search, Ticket, densities
+from winnow.train.schedules import global_magnitude
+
+if TYPE_CHECKING:
+    from winnow.tickets.settings import EarlyBirdSettings
+
+
+def earlybird(search: Search) -> Iterator[Ticket]:
+    """Dense steps until the mask stands still, then the rest of the same T steps under it (You et al. 2020).
+
+    Every ``every`` steps the global magnitude mask at the target sparsity is compared with the ``queue`` masks before it;
+    once each differs in less than ``tolerance`` of the weights, the newest is taken (arXiv 1909.11957, algorithm 1, with
+    weights in the place of channels), and after a share ``patience`` of T in any case. Weights, optimizer and schedule
+    go on as they stand: nothing is reset, and T steps are all that is spent.
+    """
+    for number, zeros in enumerate(search.zeros):
+        name = f"run-{number}"
+        run = search.run(name, f"train and draw at {search.sparsities[number]:.0%} zeros")
+        folder = None if search.store is None else search.store.folder(f"{search.key}-{name}")
+        if "drawn" not in run.notes:
+            _draw(run, zeros, search.settings, folder)
+        for old in () if folder is None else folder.glob("mask-*.safetensors"):
+            old.unlink(missing_ok=True)
+        run.advance_to(run.total)
+        step, distance = run.notes["drawn"], run.notes["distance"]
+        told = "standing still" if run.notes["still"] else "at the end of patience"
+        ticket = search.ticket(run, zeros, history=[Round(1, step, zeros, step, densities=densities(run.keeps))])
+        ticket.notes.append(
+            f"the mask was drawn after {step} of {run.total} steps, {told}"
+            + ("." if distance is None else f": {distance:.2%} of the weights from the masks before it.")
+        )
+        yield ticket
+
+
+def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None) -> None:
+    every, queue = settings.every, settings.queue
+    limit = max(1, round(settings.patience * run.total))
+    recent: deque[MaskSet] = deque(maxlen=queue)
+    checks = [*range(every, limit, every), limit]
+    past = [step for step in checks if step < run.step]
+    if folder is not None:
+        recent.extend(MaskSet.load(_file(folder, step)) for step in past[-queue:])
+    for step in checks[len(past) :]:
+        run.advance_to(step)
+        mask = MaskSet(global_magnitude(run.attached.matrices(), run.keeps, zeros))
+        distance = largest_distance(mask, recent)
+        still = len(recent) == queue and distance is not None and distance < settings.tolerance
+        if still or step == limit:
+            run.notes |= {"drawn": step, "distance": distance, "still": still}
+            run.prune(mask)
+            run.save()
+            return
+        recent.append(mask)
+        if folder is not None:
+            mask.save(_file(folder, step))
+            place = checks.index(step)
+            if (
+                place % queue == 0
+            ):  # a restart makes this mask again and asks for ``queue`` masks before it, no earlier ones
+                run.save()
+                for old in checks[: max(place - queue, 0)]:
+                    _file(folder, old).unlink(missing_ok=True)
+
+
+def largest_distance(mask: MaskSet, others: Iterable[MaskSet]) -> float | None:
+    """The largest share of weights on which ``mask`` differs from one of ``others``; None without others."""
+    return max((mask.hamming(other).overall / mask.numel for other in others), default=None)
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"mask-{step}.safetensors"

@@ -1,0 +1,112 @@
+"""What one ISP run is going to do, reckoned before it starts: rounds, steps before each, candidates and their length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.errors import InputError
+from winnow.tickets.levels import levels
+
+# rate, look_ahead, candidates: Jaiswal et al. 2023, table 1
+PRESETS = {"clip": (0.15, 50, 5), "bert": (0.1, 30, 4)}
+THROWN = 0.5  # largest share of T spent on candidates of the preset: a whole search then costs 1.5 T at most
+FEW = 2  # candidates at least: one alone is no soup
+
+
+@dataclass(frozen=True)
+class IspPlan:
+    """``levels``: sparsity after each of the K rounds. ``seed_steps``: t. ``look_ahead``: C of each of ``candidates``."""
+
+    levels: list[float]
+    rate: float
+    seed_steps: int
+    candidates: int
+    look_ahead: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def thrown(self) -> int:
+        """K n C: steps of all candidates."""
+        return len(self.levels) * self.candidates * self.look_ahead
+
+
+def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended: bool = False) -> IspPlan:
+    """The plan of one run to ``sparsity``. What the settings leave open is the preset's, made to fit ``steps``.
+
+    The sheet's figures are of long trainings. In a short one the preset's rate is raised until K rounds fit
+    into ``settings.budget`` of T, and its candidates become shorter, then fewer, until they take half of T. What the settings
+    name is taken as it is.
+
+    Args:
+        steps: T.
+        epoch: mini-batches in an epoch.
+        extended: the training gets the candidates' steps as well (the compute-matched control).
+
+    Raises:
+        InputError: the rounds that were asked for do not fit.
+    """
+    rate, length, count = PRESETS[settings.preset]
+    notes = []
+    rate = rate if settings.rate is None else settings.rate
+    found = levels([sparsity], rate)
+    if settings.rate is None and len(found) > (most := _rounds(settings.budget * steps)):
+        rate = 1 - (1 - sparsity) ** (1 / most)
+        notes.append(
+            f"{len(found)} rounds do not fit into {settings.budget:.0%} of {steps} steps: {most} of {rate:.0%}."
+        )
+        found = [1 - (1 - rate) ** i for i in range(1, most)] + [sparsity]
+    count = count if settings.candidates is None else settings.candidates
+    if settings.candidates is None and settings.look_ahead is None and len(found) * count > THROWN * steps:
+        count = max(FEW, math.floor(THROWN * steps / len(found)))
+    full = length if settings.look_ahead is None else settings.look_ahead
+    length = full
+    if settings.look_ahead is None:
+        length = min(full, max(1, math.floor(THROWN * steps / (len(found) * count))))
+        if length < full:
+            notes.append(
+                f"candidates look {length} steps ahead, not {full}: {len(found)} rounds of {count} take {THROWN:.0%} of {steps} steps at most."
+            )
+    total = steps + len(found) * count * length if extended else steps
+    seed = seed_steps(total, epoch, len(found), settings, rate)
+    return IspPlan(found, rate, seed, count, length, tuple(notes))
+
+
+def seed_steps(total: int, epoch: int, rounds: int, settings: Any, rate: float) -> int:
+    """t, such that the M = t K (K + 1) / 2 steps before the last mask are at most ``settings.budget`` of ``total``.
+
+    A mask that comes late leaves the final training a learning rate of nearly nothing.
+
+    Args:
+        total: T, steps of the schedule.
+        epoch: mini-batches in an epoch; t is a tenth of it where that fits and no other was given.
+        rounds: K.
+        rate: of a round, for the message.
+
+    Raises:
+        InputError: not even one step a round fits, or not the one that was given.
+    """
+    triangle = rounds * (rounds + 1) // 2
+    most = math.floor(settings.budget * total + 1e-9)
+    fits = most // triangle
+    if fits < 1:
+        raise InputError(
+            f"{rounds} rounds need {triangle} steps and may take {settings.budget:.0%} of {total}: "
+            f"give {math.ceil(triangle / settings.budget)} steps or more, or a rate above {rate:g}."
+        )
+    seed = settings.seed_steps
+    if seed is None:
+        seed = max(1, min(round(epoch / 10), fits))
+    elif seed > fits:
+        raise InputError(
+            f"seed_steps {seed} makes {seed * triangle} steps before the last mask, more than {settings.budget:.0%} of {total}: "
+            f"give {fits} or less, or {math.ceil(seed * triangle / settings.budget)} steps."
+        )
+    assert seed * triangle <= most
+    return seed
+
+
+def _rounds(steps: float) -> int:
+    """The most rounds K with K (K + 1) / 2 <= steps, and at least one."""
+    return max(1, math.floor((math.sqrt(1 + 8 * max(steps, 0)) - 1) / 2 + 1e-9))

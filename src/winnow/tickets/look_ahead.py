@@ -1,0 +1,124 @@
+"""Candidates: where the weights would go from here, under another protocol, for a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.masks.mask import MaskSet
+from winnow.tickets.run import Cost, Diverged, Run, seed_of, trainable
+from winnow.train.schedules import global_magnitude
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one candidate is trained: its own learning rate, weight decay and part of the data.
+
+    ``lr`` is constant over its steps; ``share`` is the part of an epoch's mini-batches, drawn anew, it may see.
+    """
+
+    number: int
+    lr: float
+    weight_decay: float
+    share: float = 1.0
+
+
+@dataclass
+class Candidate:
+    """What leaves a look-ahead: its mask, its cost, and where asked for |theta_j| as matrices [rows, cols]."""
+
+    masks: MaskSet
+    magnitudes: dict[str, torch.Tensor] | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+def look_ahead(run: Run, protocol: Protocol, steps: int, zeros: int, *, magnitudes: bool = False) -> Candidate:
+    """Trains the run's model under a protocol, takes its magnitude mask with ``zeros`` zeros, and puts everything back.
+
+    The run is left as it was but for its cost (Jaiswal et al. 2023, algorithm 2, line 4); see :func:`departed`.
+
+    Raises:
+        InputError: the candidate's loss or weights became NaN or infinite.
+    """
+    with departed(run, protocol, steps) as cost:
+        matrices = run.attached.matrices()
+        masks = MaskSet(global_magnitude(matrices, run.keeps, zeros))
+        found = {n: m.abs() for n, m in matrices.items()} if magnitudes else None
+    return Candidate(masks, found, cost)
+
+
+@contextmanager
+def departed(run: Run, protocol: Protocol, steps: int) -> Iterator[Cost]:
+    """Inside, the run's model stands where ``steps`` steps under a protocol have led it; after it, where it was.
+
+    The run's own model is trained in place, under its masks. Beside it there is one copy of what the training changes, and
+    the candidate's optimizer state, which is gone when the block begins. The optimizer is new (its moments empty), its
+    randomness its own; the run's position, random numbers, batch norms and optimizer are untouched. The cost, which
+    comes out and is charged to the run, counts the steps as look-ahead.
+
+    Raises:
+        InputError: the candidate's loss or weights became NaN or infinite.
+    """
+    kept = _changing(run.model)
+    cost = Cost(look_ahead=steps, weighted=steps * run.density)
+    before = run.cost.seconds
+    try:
+        _train(run, protocol, steps)
+        cost.seconds, run.cost.seconds = run.cost.seconds - before, before
+        run.cost.add(cost)
+        yield cost
+    finally:
+        _put_back(run.model, kept)
+        run.model.eval()
+
+
+def _train(run: Run, protocol: Protocol, steps: int) -> None:
+    optimizer = run.training.optimizer(trainable(run.model), protocol.lr, protocol.weight_decay)
+    # The run's hooks on gradients are in place and keep the moments of masked weights at zero; this one is for optimizers
+    # that mix entries.
+    handle = optimizer.register_step_post_hook(run.attached._stepped)
+    stream = ("candidate", run.stream, run.step, protocol.number)
+    run.model.train()
+    try:
+        for step in range(steps):
+            run.one(optimizer, step, stream, protocol.share)
+        if not all(bool(m.isfinite().all()) for m in run.attached.matrices().values()):
+            raise Diverged("its weights are not finite")
+    except Diverged as error:
+        raise InputError(
+            f"candidate {protocol.number + 1} diverged at a learning rate of {protocol.lr:g} ({error}): "
+            "lower the largest of the multipliers."
+        ) from error
+    finally:
+        handle.remove()
+        run.model.zero_grad(set_to_none=True)
+
+
+def protocols(
+    count: int, lr: float, *, multipliers: Sequence[float], decays: Sequence[float], share: float, seed: int
+) -> list[Protocol]:
+    """``count`` protocols: learning rates cycle through ``multipliers`` x ``lr``, decays are drawn."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "protocols"))
+    found = []
+    for number in range(count):
+        decay = decays[int(torch.randint(len(decays), (1,), generator=generator))]
+        found.append(Protocol(number, lr * multipliers[number % len(multipliers)], decay, share))
+    return found
+
+
+def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of everything that training steps change: what is not frozen, and buffers (running statistics)."""
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad} | dict(model.named_buffers())
+    return {n: t.detach().clone() for n, t in found.items()}
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, kept: dict[str, torch.Tensor]) -> None:
+    present = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in kept.items():
+        present[name].copy_(tensor)

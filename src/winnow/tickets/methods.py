@@ -1,0 +1,51 @@
+"""The ways to find a ticket, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from winnow.tickets.search import Finder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a method lives: ``module`` under winnow.tickets, a generator function in it, and its settings class."""
+
+    module: str
+    function: str
+    settings: str = "Settings"  # in winnow.tickets.settings
+
+    @property
+    def finder(self) -> Finder:
+        return getattr(import_module(f"winnow.tickets.{self.module}"), self.function)
+
+    @property
+    def settings_class(self) -> type[BaseModel]:
+        from winnow.tickets import settings
+
+        return getattr(settings, self.settings)
+
+
+METHODS: dict[str, Entry] = {
+    "dense": Entry("dense", "dense"),
+    "random": Entry("one_shot", "random"),
+    "magnitude": Entry("one_shot", "one_shot"),
+    "snip": Entry("one_shot", "snip", "ScoreSettings"),
+    "grasp": Entry("one_shot", "grasp", "ScoreSettings"),
+    "synflow": Entry("one_shot", "synflow", "SynflowSettings"),
+    "progressive": Entry("gradual", "progressive", "ProgressiveSettings"),
+    "gradual": Entry("gradual", "gradual", "GradualSettings"),
+    "earlybird": Entry("earlybird", "earlybird", "EarlyBirdSettings"),
+    "imp": Entry("imp", "imp", "ImpSettings"),
+    "imp-rewind": Entry("imp", "imp_rewind", "RewindSettings"),
+    "lrr": Entry("imp", "lrr", "ImpSettings"),
+    "lottery-pool": Entry("lottery_pool", "lottery_pool", "PoolSettings"),
+    "isp": Entry("isp", "isp", "IspSettings"),
+    "isp-plain": Entry("isp", "isp_plain", "IspSettings"),
+    "isp-matched": Entry("isp", "isp_matched", "IspSettings"),
+}  # fmt: skip

@@ -1,0 +1,123 @@
+"""How small a trial must be to fit the minutes: steps, examples, and settings that shrink with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from winnow.errors import InputError
+from winnow.tickets.cost import planned_steps
+from winnow.tickets.levels import levels
+from winnow.tickets.run import Run, seed_of
+from winnow.tickets.training import Training
+from winnow.train.examples import Examples
+
+LEAST = 20  # steps of a trial: fewer say nothing
+RESERVE = 0.85  # of the minutes are planned with; the rest is for masks, scoring and what else takes time
+WARM, TIMED = 1, 4  # steps before and while steps are timed
+BATCHES = 8  # mini-batches of examples at least
+SCALED = {"look_ahead": 2, "seed_steps": 1, "interval": 1, "every": 1}  # settings counted in steps, and their least
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial: ``steps`` T' in place of T, on ``examples`` of them, ``seconds`` it will take."""
+
+    steps: int
+    examples: int
+    seconds: float
+    settings: dict[str, Any]  # by method, shrunk
+
+
+def step_seconds(training: Training) -> float:
+    """Seconds of one optimizer step here, the first one left out. Nothing of the training changes."""
+    run = Run(training, steps=max(training.steps, WARM + TIMED), stream="timing")
+    run.advance_to(WARM)
+    before = run.cost.seconds
+    run.advance_to(WARM + TIMED)
+    return (run.cost.seconds - before) / TIMED
+
+
+def plan(
+    training: Training,
+    sparsity: float,
+    methods: Mapping[str, Any],
+    *,
+    seeds: int,
+    step: float,
+    evaluation: float,
+    seconds: float,
+) -> Plan:
+    """The longest trial of all methods and seeds that fits ``seconds``, never longer than the training itself.
+
+    The examples shrink with the steps, so that a trial makes as many epochs as the training: what it sees of overfitting
+    is what the training will see.
+
+    Args:
+        methods: settings by method name.
+        step, evaluation: seconds of one of each.
+
+    Raises:
+        InputError: not even a trial of 20 steps fits.
+    """
+
+    def settings_at(steps: int) -> dict[str, Any]:
+        return {m: shrunk(m, s, sparsity, steps, steps / training.steps) for m, s in methods.items()}
+
+    def needed(steps: int) -> float:
+        short = training.replaced(steps=steps)
+        total = sum(
+            planned_steps(m, s, short, 0.0 if m == "dense" else sparsity) for m, s in settings_at(steps).items()
+        )
+        return seeds * (total * step + len(methods) * evaluation)
+
+    least = min(LEAST, training.steps)
+    if needed(least) > RESERVE * seconds:
+        raise InputError(
+            f"a trial of {least} steps takes about {math.ceil(needed(least) / RESERVE / 6) / 10:g} minutes here: give so many minutes, or fewer methods and seeds."
+        )
+    low, high = least, training.steps
+    while low < high:  # ``needed`` rises with the steps, save for rounding
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle) <= RESERVE * seconds else (low, middle - 1)
+    count = training.examples.count
+    wanted = max(round(count * low / training.steps), BATCHES * training.examples.size)
+    return Plan(low, min(count, wanted), needed(low), settings_at(low))
+
+
+def shrunk(method: str, settings: Any, sparsity: float, steps: int, share: float) -> Any:
+    """Settings for a training of ``steps``: those counted in steps times ``share``; ISP's rounds as many as there is room for."""
+    changes: dict[str, Any] = {
+        name: max(least, round(value * share))
+        for name, least in SCALED.items()
+        if isinstance(value := getattr(settings, name, None), int)
+    }
+    if method.startswith("isp"):
+        # t K (K + 1) / 2 steps go before the last mask, t = 1 at least.
+        most = max(1, math.floor((math.sqrt(1 + 8 * settings.budget * steps) - 1) / 2))
+        if settings.rate is not None and len(levels([sparsity], settings.rate)) > most:
+            changes["rate"] = 1 - (1 - sparsity) ** (1 / most)
+        if "seed_steps" in changes:  # given for the full length: here as many as fit
+            changes["seed_steps"] = None
+    return settings.model_copy(update=changes) if changes else settings
+
+
+def subset(examples: Examples, count: int, seed: int) -> Examples:
+    """So many examples drawn without replacement, with the same size of mini-batches; all where that is no fewer."""
+    if count >= examples.count:
+        return examples
+    generator = torch.Generator().manual_seed(seed_of(seed, "subset"))
+    if examples.joined is None:  # batches are drawn whole
+        each = examples.count / len(examples.batches)
+        drawn = torch.randperm(len(examples.batches), generator=generator)[: max(1, math.ceil(count / each))]
+        return Examples([examples.batches[int(i)] for i in drawn], examples.size)
+    drawn = torch.randperm(examples.count, generator=generator)[:count]
+    if examples.lengths is None:
+        return Examples([examples.take(drawn)], examples.size)
+    # Padded texts are handed over as batches of about one length each: together again they are padded as they were.
+    drawn = drawn[examples.lengths[drawn].argsort(stable=True)]
+    return Examples([examples.take(part) for part in drawn.split(examples.size)], examples.size)

@@ -1,0 +1,112 @@
+"""Scores of weights before training, from the loss on a few labelled mini-batches: SNIP and GraSP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from winnow.errors import InputError
+from winnow.tickets.run import Run, seed_of, seeded
+
+
+def snip(run: Run, batches: int = 1) -> dict[str, torch.Tensor]:
+    """|w dL/dw| for every prunable weight, matrices [rows, cols] by name; low scores go first.
+
+    It is |dL/dc| for a factor c = 1 in front of each weight (Lee et al. 2019, arXiv 1810.02340, equation 5; their
+    normalisation does not change the order). L is the mean loss over ``batches`` mini-batches, without dropout and with
+    batch norms as they are, since the model is trained already. Costs one step a mini-batch, counted in ``run.cost``.
+    """
+    with _scoring(run) as weights:
+        gradients = _mean_gradients(run, weights, batches)
+        found = {n: (weights[n].detach() * gradients[n]).abs() for n in weights}
+    return {n: run.scope.prunables[n].matrix(s) for n, s in found.items()}
+
+
+def grasp(run: Run, batches: int = 1, temperature: float = 200.0) -> dict[str, torch.Tensor]:
+    """w * (H g) for every prunable weight, matrices [rows, cols] by name; low scores go first.
+
+    Without w the squared norm of the gradient changes by about -2 w (H g): weights with the largest -w (H g) hold the
+    gradient flow back and go first (Wang et al. 2020, arXiv 2002.07376, equation 8). g and H are of the mean loss over
+    ``batches`` mini-batches and over prunable weights, the logits divided by ``temperature`` (200 in the paper; 1 leaves
+    them, as a regression needs). Attention runs unfused, which alone has second derivatives. Costs three steps a
+    mini-batch: one for g, two for H g.
+
+    Raises:
+        InputError: no output layer that a temperature could cool.
+    """
+    with _scoring(run) as weights, sdpa_kernel(SDPBackend.MATH), _cooled(run, temperature):
+        gradients = _mean_gradients(run, weights, batches)
+        products = {n: torch.zeros_like(w) for n, w in weights.items()}
+        for loss in _losses(run, batches):
+            slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
+            along = sum((s * gradients[n]).sum() for n, s in zip(weights, slopes))
+            if torch.is_tensor(along) and along.requires_grad:  # not where the loss is linear in every weight
+                for n, h in zip(weights, torch.autograd.grad(along, list(weights.values()), materialize_grads=True)):
+                    products[n] += h / batches
+            spend(run, 2)
+        found = {n: weights[n].detach() * products[n] for n in weights}
+    return {n: run.scope.prunables[n].matrix(s) for n, s in found.items()}
+
+
+def spend(run: Run, steps: int) -> None:
+    """Counts scoring passes as steps at the density of the moment."""
+    run.cost.extra += steps
+    run.cost.weighted += steps * run.density
+
+
+@contextmanager
+def _scoring(run: Run) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The prunable weights, with gradients even where the training freezes them; the time goes to ``run.cost``."""
+    started = time.perf_counter()
+    weights = dict(run.attached.weights)
+    frozen = [w for w in weights.values() if not w.requires_grad]
+    for w in frozen:
+        w.requires_grad_(True)
+    try:
+        yield weights
+    finally:
+        for w in frozen:
+            w.requires_grad_(False)
+        run.cost.seconds += time.perf_counter() - started
+
+
+def _losses(run: Run, batches: int) -> Iterator[torch.Tensor]:
+    """The loss on the same mini-batches and random numbers whenever it is asked for."""
+    examples, seed = run.training.examples, run.training.seed
+    for number in range(batches):
+        epoch, part = divmod(number, examples.parts)
+        order = examples.order(torch.Generator().manual_seed(seed_of(seed, "scores", epoch)))
+        with seeded(seed, "scores", number):
+            loss = run.training.loss(run.model, examples.take(order[part]))
+        yield loss
+
+
+def _mean_gradients(run: Run, weights: dict[str, torch.nn.Parameter], batches: int) -> dict[str, torch.Tensor]:
+    total = {n: torch.zeros_like(w) for n, w in weights.items()}
+    for loss in _losses(run, batches):
+        for n, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)):
+            total[n] += g / batches
+        spend(run, 1)
+    return total
+
+
+@contextmanager
+def _cooled(run: Run, temperature: float) -> Iterator[None]:
+    """Divides what the output layer puts out, where the loss is made inside the model too; else the model's output."""
+
+    def cool(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        if not torch.is_tensor(output):
+            raise InputError("GraSP finds no logits to divide by its temperature: set temperature to 1.")
+        return output / temperature
+
+    heads = {s.name.rpartition(".")[0] for s in run.scope.skipped if s.reason == "output head"}
+    with ExitStack() as stack:
+        if temperature != 1.0:
+            for name in heads or {""}:
+                stack.callback(run.model.get_submodule(name).register_forward_hook(cool).remove)
+        yield

@@ -1,0 +1,182 @@
+"""A ticket as a folder that loads without winnow: weights with their zeros, masks beside them, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from winnow.errors import FormatError, InputError
+from winnow.formats.disk import OutputFolder, copy_file, disk_errors, write_text
+from winnow.formats.reader import is_artifact
+from winnow.models import quiet_transformers
+from winnow.tickets.search import Ticket
+from winnow.tickets.training import Training
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from winnow.report.ticket_schema import TicketReport
+
+TICKET, MASKS, WEIGHTS = "ticket.json", "masks.safetensors", "model.safetensors"
+FORMAT = 1
+
+
+def is_ticket(folder: Path) -> bool:
+    """Whether a folder holds a ticket, or one folder per sparsity, that winnow wrote."""
+    try:
+        return "winnow_ticket" in json.loads((folder / TICKET).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses, before any work, what winnow did not write. Raises InputError."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another out.")
+    if any(folder.iterdir()) and not is_ticket(folder) and not is_artifact(folder):
+        raise InputError(f"{folder} holds something that is not winnow's: choose another out, or empty it.")
+
+
+def write_ticket(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, report: TicketReport) -> Path:
+    """Writes one ticket and its report, whole or not at all; an earlier one there is replaced.
+
+    Hugging Face models are written by ``save_pretrained`` with their tokenizer or image settings, other models as
+    ``model.safetensors``: the state dict under its own names, zeros in place.
+    """
+    check_folder(folder)
+    output = OutputFolder(folder, _ours)
+    try:
+        fill(output.path, ticket, training, settings)
+        _page(output.path, report)
+        return output.publish()
+    except BaseException:
+        output.discard()
+        raise
+
+
+def write_tickets(
+    folder: Path,
+    tickets: list[tuple[str, Ticket]],
+    training: Training,
+    settings: BaseModel,
+    report: TicketReport,
+) -> Path:
+    """Several tickets, each in the subfolder that is its name, an index and the report of all beside them."""
+    check_folder(folder)
+    output = OutputFolder(folder, _ours)
+    try:
+        for name, ticket in tickets:
+            (output.path / name).mkdir()
+            fill(output.path / name, ticket, training, settings)
+        index = [
+            {"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)}
+            for name, t in tickets
+        ]
+        write_text(
+            output.path / TICKET, _json({"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index})
+        )
+        _page(output.path, report)
+        return output.publish()
+    except BaseException:
+        output.discard()
+        raise
+
+
+def _ours(folder: Path) -> bool:
+    return is_ticket(folder) or is_artifact(folder)
+
+
+def _page(folder: Path, report: TicketReport) -> None:
+    """ticket.html and ticket-report.json."""
+    from winnow.report.ticket import write  # jinja2, which only those who write reports need
+
+    write(report, folder)
+
+
+def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel) -> None:
+    with disk_errors(folder):
+        _weights(folder, ticket.model)
+        for file in training.files:
+            if not (folder / file.name).exists():
+                copy_file(file, folder / file.name)
+        if hasattr(training.processor, "save_pretrained"):
+            training.processor.save_pretrained(folder)
+        ticket.masks.save(folder / MASKS)
+    write_text(folder / TICKET, _json(describe(ticket, training, settings)))
+    _verify(folder, ticket)
+
+
+def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[str, Any]:
+    """``ticket.json``: the method, what it cost, how it went, and what would make it again."""
+    import winnow
+
+    return {
+        "winnow_ticket": FORMAT,
+        "method": ticket.method,
+        "settings": settings.model_dump(mode="json"),
+        "sparsity": ticket.sparsity,
+        "zeros": ticket.zeros,
+        "prunable": ticket.masks.numel,
+        "parameters": sum(p.numel() for p in ticket.model.parameters()),
+        "cost": {**vars(ticket.cost), "steps": ticket.cost.steps},
+        "history": [asdict(r) for r in ticket.history],
+        "evaluation": _evaluated(ticket),
+        "training": {
+            "steps": training.steps, "batch": training.examples.size, "examples": training.examples.count,
+            "lr": training.lr, "weight_decay": training.weight_decay, "clip": training.clip, "precision": training.precision,
+            "include": list(training.include), "exclude": list(training.exclude),
+        },
+        "seed": training.seed,
+        "model": type(ticket.model).__name__,
+        "versions": {"winnow": winnow.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "notes": [*training.notes, *ticket.notes],
+    }  # fmt: skip
+
+
+def _weights(folder: Path, model: nn.Module) -> None:
+    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        with quiet_transformers():
+            model.save_pretrained(folder)  # type: ignore[operator]
+        return
+    from safetensors.torch import save_file
+
+    # Clones: names that share memory are all written, so that a plain load_state_dict finds every one.
+    save_file({n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def _verify(folder: Path, ticket: Ticket) -> None:
+    """What lies on disk is the model in memory, tensor by tensor, and its masks."""
+    from safetensors import safe_open
+
+    from winnow.masks.mask import MaskSet
+
+    state = ticket.model.state_dict()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name in state and not torch.equal(file.get_tensor(name), state[name].detach().cpu()):
+                    raise FormatError(f"{name} in {path} is not what was written: look at the disk and save again.")
+    if MaskSet.load(folder / MASKS).zeros != ticket.zeros:
+        raise FormatError(f"the masks in {folder} have another number of zeros than the ticket: save again.")
+
+
+def _evaluated(ticket: Ticket) -> dict[str, Any] | None:
+    return None if ticket.evaluation is None else ticket.evaluation.summary()
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,122 @@
+"""What every way to find a ticket is given, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.errors import InputError
+from winnow.masks.mask import MaskSet
+from winnow.measure.evaluation import Evaluation
+from winnow.run.executor import Executor, Local
+from winnow.run.store import Store
+from winnow.tickets.run import Cost, Progress, Run
+from winnow.tickets.training import Training
+
+
+@dataclass
+class Round:
+    """One pruning round, as it is told in reports.
+
+    Attributes:
+        step: main-model step at which it pruned (of its own training, for IMP).
+        zeros: after it, over all prunable weights.
+        steps: optimizer steps so far, look-ahead and earlier rounds included.
+        disagreement: mean over pairs of candidates of (weights on which they differ) / (weights active before the round).
+        unanimous: share of the weights asked for that every candidate would prune.
+        densities: share of weights kept, by tensor.
+        accuracy: of the model that ended this round, on the evaluation data, where it was measured.
+    """
+
+    number: int
+    step: int
+    zeros: int
+    steps: int
+    disagreement: float | None = None
+    unanimous: float | None = None
+    densities: dict[str, float] = field(default_factory=dict)
+    accuracy: float | None = None
+
+
+@dataclass
+class Ticket:
+    """A sparse model that was found and trained: m * theta, exactly ``zeros`` zeros among the prunable weights.
+
+    Attributes:
+        method: by name in :data:`winnow.tickets.METHODS`.
+        model: trained, masks folded in, in eval mode.
+        cost: everything that was spent on it; for one trajectory of several sparsities, up to this one.
+        evaluation: at the end of the training (never the best of several), None without evaluation data.
+    """
+
+    method: str
+    sparsity: float
+    zeros: int
+    model: nn.Module
+    masks: MaskSet
+    cost: Cost
+    history: list[Round] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.masks.zeros != self.zeros:
+            raise AssertionError(f"{self.masks.zeros} zeros, {self.zeros} were asked for")
+
+
+Finder = Callable[["Search"], Iterator[Ticket]]
+
+
+@dataclass
+class Search:
+    """One search: a training, the sparsities wanted (rising), a method's settings, and where finished parts are kept.
+
+    Attributes:
+        store: folder of finished parts; None keeps nothing, and a killed search starts anew.
+        key: prefix of everything stored; made of all that the result depends on.
+        executor: where candidates are computed.
+        progress: (stage name) -> progress function; None is silent.
+    """
+
+    method: str
+    training: Training
+    sparsities: Sequence[float]
+    settings: Any
+    store: Store | None = None
+    key: str = "ticket"
+    executor: Executor = field(default_factory=Local)
+    progress: Callable[[str], Progress] | None = None
+
+    def __post_init__(self) -> None:
+        self.scope = self.training.scope()
+        self.zeros = [min(round(s * self.scope.numel), self.scope.numel - 1) for s in self.sparsities]
+        if not self.zeros or sorted(set(self.zeros)) != list(self.zeros):
+            raise InputError(f"sparsities {list(self.sparsities)} do not rise: give each once, smallest first.")
+
+    def zeros_at(self, sparsity: float) -> int:
+        return min(round(sparsity * self.scope.numel), self.scope.numel - 1)
+
+    def run(self, name: str, label: str | None = None, **options: Any) -> Run:
+        """A run that resumes by itself: ``name`` is unique within the search, ``label`` what the progress bar says."""
+        folder = None if self.store is None else self.store.folder(f"{self.key}-{name}")
+        progress = None if self.progress is None else self.progress(label or name)
+        return Run(self.training, folder=folder, progress=progress, **options)
+
+    def ticket(self, run: Run, zeros: int, *, cost: Cost | None = None, **more: Any) -> Ticket:
+        """A finished run as a ticket, evaluated once."""
+        run.finish()
+        model = run.attached.detach()
+        evaluation = None if self.training.evaluate is None else self.training.evaluate(model)
+        return Ticket(
+            self.method, zeros / self.scope.numel, zeros, model, run.attached.masks, cost or run.cost,
+            evaluation=evaluation, **more,
+        )  # fmt: skip
+
+
+def densities(keeps: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Share of weights kept, by tensor."""
+    return {n: float(k.count_nonzero()) / k.numel() for n, k in keeps.items()}

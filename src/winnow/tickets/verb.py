@@ -1,0 +1,234 @@
+"""``find_ticket``: a pretrained model and a task in, a sparse model out of one training."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from torch import nn
+
+from winnow.budget import parse_sparsity
+from winnow.errors import InputError
+from winnow.masks.mask import MaskSet
+from winnow.run.executor import Executor, Local
+from winnow.run.store import Store, stage_key
+from winnow.tickets.check import check_training
+from winnow.tickets.identity import training_identity
+from winnow.tickets.methods import METHODS
+from winnow.tickets.run import Progress
+from winnow.tickets.saving import check_folder, write_ticket, write_tickets
+from winnow.tickets.search import Search, Ticket
+from winnow.tickets.training import Loss, OptimizerFactory, Schedule, Training
+from winnow.train.settings import read_settings
+
+if TYPE_CHECKING:
+    from winnow.report.ticket_schema import TicketReport
+
+DEFAULT = "isp-matched"  # what method="ticket" stands for
+
+
+@dataclass
+class Found:
+    """What a search found.
+
+    Attributes:
+        tickets: one per sparsity, in the order given (of method "dense" a single one).
+        training: what they were trained by; ``notes`` says what was decided on the way.
+        method, settings: how they were found.
+        folder: where they were written; None until :meth:`save` where no ``out`` was given.
+    """
+
+    tickets: list[Ticket]
+    training: Training
+    method: str
+    settings: BaseModel
+    folder: Path | None = None
+    _sparsities: list[float] = field(default_factory=list, repr=False)
+    _named: str = field(default="", repr=False)  # the model, as the report calls it
+
+    @property
+    def ticket(self) -> Ticket:
+        """The sparsest one."""
+        return self.tickets[-1]
+
+    @property
+    def model(self) -> nn.Module:
+        """The sparsest model, in eval mode, a plain one with its zeros in place."""
+        return self.ticket.model
+
+    @property
+    def masks(self) -> MaskSet:
+        return self.ticket.masks
+
+    @property
+    def report(self) -> TicketReport:
+        """All tickets with their figures, costs and masks; :func:`winnow.report.ticket.write` makes the page of it."""
+        return self._report(self.tickets)
+
+    def save(self, folder: str | Path, sparsity: float | str | None = None) -> Path:
+        """Writes one ticket (the sparsest unless named) as a plain folder.
+
+        Hugging Face models: what ``from_pretrained`` reads, tokenizer included. Others: ``model.safetensors``, the state
+        dict. Beside them ``masks.safetensors`` (:meth:`winnow.MaskSet.load`), ``ticket.json``, and the report of this
+        ticket: ``ticket.html`` and ``ticket-report.json``. The folder appears whole or not at all; an earlier ticket
+        there is replaced.
+
+        Raises:
+            InputError: no ticket of this sparsity, or a folder that holds something else.
+        """
+        ticket = self._at(sparsity)
+        return write_ticket(Path(folder), ticket, self.training, self.settings, self._report([ticket]))
+
+    def _report(self, tickets: Sequence[Ticket]) -> TicketReport:
+        from winnow.report.ticket import build
+
+        return build(tickets, None, self.training, model=self._named, settings=self.settings.model_dump(mode="json"))
+
+    def _at(self, sparsity: float | str | None) -> Ticket:
+        if sparsity is None:
+            return self.ticket
+        wanted = parse_sparsity(sparsity)
+        for given, ticket in zip(self._sparsities, self.tickets):
+            if abs(given - wanted) < 1e-9:
+                return ticket
+        raise InputError(
+            f"there is no ticket of {wanted:g} zeros: choose one of {', '.join(f'{s:g}' for s in self._sparsities)}."
+        )
+
+
+def find_ticket(
+    model: Any,
+    data: Any = None,
+    *,
+    sparsity: float | str | Sequence[float | str],
+    method: str = "ticket",
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int = 32,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    optimizer: OptimizerFactory | None = None,
+    schedule: str | Schedule = "linear",
+    warmup: float = 0.0,
+    clip: float | None = 1.0,
+    precision: str = "float32",
+    loss: Loss | None = None,
+    eval: Any = None,
+    task: str = "auto",
+    column: str | None = None,
+    label: str | None = None,
+    length: int | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    processor: Any = None,
+    weights: str | Path | None = None,
+    trust_remote_code: bool = False,
+    settings: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> Found:
+    """Fine-tunes a pretrained model for a task and returns it sparse, with exactly the zeros asked for.
+
+    Args:
+        model: a module (not changed), a Hugging Face folder or name, ``"package.module:function"``, a ready
+            :class:`winnow.tickets.Training`, or a ``transformers.Trainer``; the last two say all about data and training.
+        data: labelled data; it and all arguments up to ``trust_remote_code`` are those of
+            :func:`winnow.tickets.training_from`.
+        sparsity: share of zeros among the prunable weights, such as 0.8 or "80%", or several, rising.
+        method: one of :data:`winnow.tickets.METHODS`; "ticket" is the one that measured best.
+        settings: of the method, by name (``winnow.tickets.settings``). Unless set, ISP on text encoders takes the
+            paper's values for BERT.
+        out: folder to write, with the report of the search (``ticket.html``, ``ticket-report.json``); with several
+            sparsities a subfolder each. Finished parts are kept in ``OUT.work`` meanwhile: a search that was killed
+            goes on where it stood when it is called again.
+        executor: where independent parts run; here unless given.
+        progress: called with the name of a stage, gives a function (done, total, what).
+
+    Raises:
+        InputError: anything about the arguments, the model or the data that must change; the sentence says what.
+    """
+    given = {k: v for k, v in locals().items() if k in _TRAINING}
+    name = DEFAULT if method == "ticket" else method
+    if name not in METHODS:
+        raise InputError(f"the method {method!r} is not known: choose ticket, {', '.join(METHODS)}.")
+    rates = sparsities(sparsity, dense=name == "dense")
+    kind = METHODS[name].settings_class
+    read_settings(kind, dict(settings or {}), name)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_folder(folder)
+    training = _training(model, given)
+    chosen = read_settings(kind, default_settings(name, training) | dict(settings or {}), name)
+    check_training(training)
+    store, key = None, "ticket"
+    if folder is not None:
+        store = Store(folder.with_name(folder.name + ".work"))
+        key = stage_key(
+            name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")
+        )
+    search = Search(name, training, rates, chosen, store, key, executor or Local(), progress)
+    tickets = list(METHODS[name].finder(search))
+    named = Path(model).name if isinstance(model, (str, Path)) else ""
+    found = Found(tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named)
+    if folder is not None and store is not None:
+        if len(found.tickets) == 1:
+            found.save(folder)
+        else:
+            parts = [(f"sparsity-{s:g}", t) for s, t in zip(rates, found.tickets)]
+            write_tickets(folder, parts, training, chosen, found.report)
+        store.remove()
+    return found
+
+
+def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:
+    """One share of zeros or several, rising. Raises InputError."""
+    parts: Sequence[Any] = given.split(",") if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]  # fmt: skip
+    rates = [parse_sparsity(p) for p in parts]
+    if not rates:
+        raise InputError("say how sparse the ticket is to be: sparsity=0.8, or several rising ones.")
+    if any(b <= a for a, b in itertools.pairwise(rates)):
+        raise InputError(
+            f"the sparsities {', '.join(f'{r:g}' for r in rates)} do not rise: give each once, smallest first."
+        )
+    if rates[0] == 0 and not dense:
+        raise InputError("a sparsity of 0 removes nothing: give more, or method='dense' for the dense training.")
+    return rates
+
+
+def _training(model: Any, given: dict[str, Any]) -> Training:
+    ready = isinstance(model, Training)
+    if not ready and not (hasattr(model, "compute_loss") and hasattr(model, "get_train_dataloader")):
+        from winnow.tickets.from_data import training_from
+
+        return training_from(model, **given)
+    plain = (str, int, float, tuple, list)
+    changed = [
+        k for k, v in given.items() if v is not _TRAINING[k] and not (isinstance(v, plain) and v == _TRAINING[k])
+    ]
+    if changed:
+        kind = "Training" if ready else "Trainer"
+        raise InputError(f"a {kind} says all about its data and training: leave out {changed[0]}, or change it there.")
+    if ready:
+        return model
+    from winnow.tickets.from_trainer import training_from_trainer
+
+    return training_from_trainer(model)
+
+
+def default_settings(method: str, training: Training) -> dict[str, Any]:
+    """Settings that depend on the kind of model: the paper has its figures for CLIP and for BERT.
+
+    ``method`` is a name in :data:`winnow.tickets.METHODS`; of the training only its ``kind`` counts.
+    """
+    return {"preset": "bert"} if training.kind == "encoder" and METHODS[method].settings == "IspSettings" else {}
+
+
+_OWN = ("model", "sparsity", "method", "settings", "out", "executor", "progress")
+_TRAINING = {n: p.default for n, p in inspect.signature(find_ticket).parameters.items() if n not in _OWN}

@@ -1,0 +1,154 @@
+"""What a ticket cost, against sums written out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from winnow.errors import InputError
+from winnow.masks.mask import MaskSet
+from winnow.tickets.cost import imp_rounds, planned_steps, price, training_flops
+from winnow.tickets.methods import METHODS
+from winnow.tickets.run import Cost
+from winnow.tickets.search import Round, Search, Ticket
+from winnow.tickets.training import Training
+from winnow.train.examples import Examples
+
+
+def training(steps: int = 100, size: int = 4) -> Training:
+    """An MLP 6 - 10 - 3 on 20 rows; its first matrix (60 weights) is prunable: 120 of 180 FLOPs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+    data = (torch.randn(20, 6), torch.randint(3, (20,)))
+    return Training(model, Examples([data], size), lambda m, b: F.cross_entropy(m(b[0]), b[1]), steps, lr=1e-3)
+
+
+def ticket(
+    owner: Training, zeros: int, cost: Cost, method: str = "magnitude", history: list[Round] | None = None
+) -> Ticket:
+    keep = torch.ones(60, dtype=torch.bool)
+    keep[:zeros] = False
+    return Ticket(method, zeros / 60, zeros, owner.model, MaskSet({"0.weight": keep.view(10, 6)}), cost, history or [])
+
+
+def test_flops_of_a_training() -> None:
+    flops, batch = training_flops(training())
+    assert flops.tensors == {"0.weight": 120.0} and flops.rest == 60.0
+    assert batch == 4.0
+    assert training_flops(training(size=6))[1] == 5.0  # 20 rows in 4 mini-batches
+
+
+def test_flops_of_inputs_of_several_lengths_are_a_mean() -> None:
+    """Batches of 2 x 3 and 4 x 5 tokens that cannot be joined: 26 tokens in 6 examples, padding and all."""
+    batches = [(torch.randn(n, t, 6), torch.randint(3, (n, t))) for n, t in ((2, 3), (4, 5))]
+    owner = training().replaced(
+        examples=Examples(batches, 4), loss=lambda m, b: F.cross_entropy(m(b[0]).flatten(0, 1), b[1].flatten())
+    )
+    flops, batch = training_flops(owner)
+    assert owner.examples.joined is None and batch == 3.0
+    assert flops.tensors["0.weight"] == pytest.approx(120 * 26 / 6) and flops.rest == pytest.approx(60 * 26 / 6)
+
+
+def test_price_by_hand() -> None:
+    owner = training()
+    cost = Cost(main=100, look_ahead=40, extra=10, weighted=100 * 0.25 + 40 * 0.5 + 10 * 1.0, seconds=12.5)
+    (found,) = price([ticket(owner, 45, cost)], owner)
+    assert (found.main, found.look_ahead, found.extra, found.steps) == (100, 40, 10, 150)
+    assert found.passes == 1.5 and found.seconds == 12.5
+    assert found.dense_flops == 150 * 4 * 3 * 180
+    assert found.sparse_flops == pytest.approx(4 * 3 * (150 * 60 + 55 * 120))
+    assert found.forward == 180 and found.ticket_forward == 60 + 120 * 15 / 60
+    # 0.75 zeros at 20 % a round: 0.8^6 = 0.262 is a little more than a quarter left, six rounds and the last
+    assert (found.imp_rounds, found.imp_steps) == (6, 700)
+    assert found.rule is None
+
+
+def test_dense_steps_cost_the_same_in_both_accounts() -> None:
+    owner = training()
+    (found,) = price([ticket(owner, 0, Cost(main=100, weighted=100.0), "dense")], owner)
+    assert found.sparse_flops == pytest.approx(found.dense_flops)
+    assert found.ticket_forward == found.forward
+    assert (found.imp_rounds, found.imp_steps) == (0, 100)
+
+
+@given(st.integers(1, 60), st.integers(0, 400), st.integers(0, 400), st.integers(0, 50), st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_sparse_never_exceeds_dense(zeros: int, main: int, ahead: int, extra: int, density: float) -> None:
+    owner = training()
+    steps = main + ahead + extra
+    (found,) = price([ticket(owner, min(zeros, 59), Cost(main, ahead, extra, steps * density))], owner)
+    assert 0 <= found.sparse_flops <= found.dense_flops * (1 + 1e-12)
+    assert found.sparse_flops >= found.dense_flops * 60 / 180 * (1 - 1e-12)
+
+
+def test_rule_of_isp() -> None:
+    """M is the step of the last mask, against the steps of the main training whatever T is."""
+    owner = training()
+    history = [Round(1, 5, 20, 60), Round(2, 15, 30, 120)]
+    plain = ticket(owner, 30, Cost(main=100, look_ahead=100, weighted=120.0), "isp", history)
+    late = replace(plain, history=[*history[:1], Round(2, 30, 30, 120)])
+    longer = replace(late, method="isp-matched", cost=Cost(main=200, weighted=150.0))
+    rules = [p.rule for p in price([plain, late, longer, replace(plain, method="imp")], owner)]
+    assert [None if r is None else (r.rounds, r.mask_steps, r.look_ahead, r.total, r.share, r.kept) for r in rules] == [
+        (2, 15, 100, 200, 0.15, True),
+        (2, 30, 100, 200, 0.30, False),
+        (2, 30, 0, 200, 0.15, True),
+        None,
+    ]
+
+
+def test_nothing_to_price() -> None:
+    with pytest.raises(InputError, match="no ticket"):
+        price([], training())
+
+
+@pytest.mark.parametrize(("sparsity", "expected"), [(0.0, 0), (0.2, 1), (0.5, 3), (0.8, 7), (0.9, 11)])
+def test_rounds_of_imp(sparsity: float, expected: int) -> None:
+    """ln(1 - S) / ln 0.8 = 0, 1, 3.1, 7.2, 10.3; a quarter of a round more is taken in the last."""
+    assert imp_rounds(sparsity) == expected
+
+
+def test_planned_steps() -> None:
+    owner = training(steps=200)
+
+    def planned(method: str, **given: object) -> int:
+        return planned_steps(method, METHODS[method].settings_class(**given), owner, 0.8)
+
+    assert planned("dense") == planned("magnitude") == planned("random") == 200
+    assert planned("snip", batches=3) == 203
+    assert planned("imp") == planned("lrr") == 8 * 200
+    assert planned("imp", rate=0.5) == 4 * 200  # 0.5^2 is too much left, and 2.32 rounds are three
+    assert planned("imp", budget=1.5) == 300
+    assert planned("imp-rewind", rewind=0.1) == 200 + 7 * 180
+    # ln 0.2 / ln 0.85 = 9.9: ten rounds, whose 55 steps are more than a quarter of T: nine
+    assert planned("isp", candidates=3, look_ahead=5) == planned("isp-matched", candidates=3, look_ahead=5) == 200 + 135
+    assert planned("isp") == 200 + 9 * 5 * 2  # candidates of two steps: half of T is 100
+    assert planned("isp-plain") == 200
+    assert planned("earlybird", patience=0.2) == 240
+
+
+def test_planned_steps_needs_the_length_only() -> None:
+    assert planned_steps("dense", None, SimpleNamespace(steps=7), 0.5) == 7  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["dense", "magnitude", "imp", "isp", "isp-plain", "isp-matched"])
+def test_plans_are_what_methods_take(method: str) -> None:
+    owner = training(steps=48)
+    given = {"candidates": 2, "look_ahead": 3, "rate": 0.4} if method.startswith("isp") else {}
+    kind = METHODS[method].settings_class(**given)
+    rate = 0.0 if method == "dense" else 0.6
+    (found,) = METHODS[method].finder(Search(method, owner, [rate], kind))
+    (cost,) = price([found], owner)
+    assert cost.steps == planned_steps(method, kind, owner, rate)
+    assert cost.sparse_flops <= cost.dense_flops * (1 + 1e-9)
+    if method == "imp":
+        assert cost.steps == cost.imp_steps
+    if method.startswith("isp"):
+        assert cost.rule is not None and cost.rule.kept

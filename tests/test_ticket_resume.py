@@ -1,0 +1,320 @@
+"""A search that was killed, at any step, ends bit for bit as one that was not."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from isp_samples import Killed, Killer, cross_entropy, mlp, noisy, same_tickets, search, sgd, training
+from winnow.errors import FormatError, WinnowError
+from winnow.formats import tensorfile
+from winnow.run.store import Store
+from winnow.tickets import isp as module
+from winnow.tickets import run as run_module
+from winnow.tickets.isp import isp
+from winnow.tickets.run import Diverged, Run
+
+
+@pytest.fixture(autouse=True)
+def checkpoint_every_step(monkeypatch):
+    monkeypatch.setattr(run_module, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(tensorfile.os, "fsync", lambda handle: None)  # slow, and no test here pulls the plug
+
+
+@pytest.fixture
+def killer(monkeypatch):
+    return Killer(monkeypatch)
+
+
+# two rounds of two candidates of two steps within 12 steps
+STEPS, ALL = 12, 12 + 2 * 2 * 2
+
+
+@pytest.mark.parametrize("aggregate", ["vote", "mean_abs"])
+def test_killed_at_every_step_in_turn(killer, tmp_path, aggregate):
+    given = training(steps=STEPS, loss=noisy)
+    options = {"aggregate": aggregate, "seed_steps": 2}
+    whole = list(isp(search(given, **options)))
+    assert killer.taken == ALL
+    for at in range(0, ALL, 1 if aggregate == "vote" else 3):
+        store = Store(tmp_path / f"{aggregate}-{at}")
+        killer.arm(at)
+        with pytest.raises(Killed):
+            list(isp(search(given, store=store, **options)))
+        killer.arm(-1)
+        same_tickets(list(isp(search(given, store=store, **options))), whole)
+        # Candidates are stored whole: at most one step of one is taken twice. The main training repeats nothing.
+        assert ALL - at <= killer.taken <= ALL - at + 1
+    assert not list(tmp_path.rglob("candidate-*"))
+
+
+@pytest.mark.parametrize("at", [3, 7, 13])
+def test_sgd_with_momentum_and_killed_twice(killer, tmp_path, at):
+    given = training(steps=STEPS, optimizer=sgd, lr=0.05)
+    whole = list(isp(search(given, seed_steps=2)))
+    store = Store(tmp_path)
+    for cut in (at, 2):
+        killer.arm(cut)
+        with pytest.raises(Killed):
+            list(isp(search(given, seed_steps=2, store=store)))
+    killer.arm(-1)
+    same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
+
+
+@pytest.mark.parametrize("method", ["isp_plain", "isp_matched"])
+def test_controls_and_several_sparsities(killer, tmp_path, method):
+    find = getattr(module, method)
+    given = training(steps=STEPS)
+    options = {"sparsities": (0.3, 0.6), "seed_steps": 1, "candidates": 1, "look_ahead": 2, "method": method}
+    whole = list(find(search(given, **options)))
+    total = killer.taken
+    for at in (1, total // 2, total - 1):
+        store = Store(tmp_path / str(at))
+        killer.arm(at)
+        with pytest.raises(Killed):
+            list(find(search(given, store=store, **options)))
+        killer.arm(-1)
+        same_tickets(list(find(search(given, store=store, **options))), whole)
+        assert killer.taken == total - at
+
+
+def test_stopped_by_progress(tmp_path):
+    """Whatever a progress function raises (Ctrl-C in a notebook) leaves a state to go on from."""
+    given = training(steps=STEPS)
+    whole = list(isp(search(given, seed_steps=2)))
+    seen = 0
+
+    def telling(left):
+        def told(step, total, text):
+            nonlocal seen
+            seen += 1
+            if seen == left:
+                raise Killed
+
+        return lambda label: told
+
+    left = 0
+    while True:
+        left, seen = left + 3, 0
+        store = Store(tmp_path / str(left))
+        try:
+            list(isp(search(given, seed_steps=2, store=store, progress=telling(left))))
+            break
+        except Killed:
+            same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
+    assert seen == STEPS + 2 * 2  # every step and every candidate was told, and a stop at every third was tried
+
+
+def test_an_optimizer_with_state_of_its_own(killer, tmp_path):
+    """Numbers kept in groups and beside the moments come back too."""
+
+    class Slower(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["calls"] = group.get("calls", 0) + 1
+                for p in group["params"]:
+                    self.state[p]["seen"] = self.state[p].get("seen", 0) + 1
+                    if p.grad is not None:
+                        p.grad.div_(group["calls"] + self.state[p]["seen"])
+            return super().step(closure)
+
+    given = training(steps=6, optimizer=lambda p, lr, wd: Slower(p, lr, momentum=0.9))
+    whole = Run(given)
+    whole.advance_to(6)
+    killer.arm(4)
+    with pytest.raises(Killed):
+        Run(given, folder=tmp_path).advance_to(6)
+    cut = Run(given, folder=tmp_path)
+    assert cut.step == 4
+    cut.advance_to(6)
+    assert cut.losses == whole.losses
+    assert all(torch.equal(a, b) for a, b in zip(cut.model.parameters(), whole.model.parameters()))
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.first = torch.nn.Linear(10, 10)
+        self.shared, self.again = torch.nn.Linear(10, 10), torch.nn.Linear(10, 10)
+        self.again.weight = self.shared.weight
+        self.head = torch.nn.Linear(10, 4)
+
+    def forward(self, x):
+        return self.head(self.again(self.shared(self.first(x).relu()).relu()))
+
+
+def test_tied_weights(killer, tmp_path):
+    given = training(Tied(), steps=6)
+    whole = Run(given)
+    whole.advance_to(6)
+    assert whole.model.again.weight is whole.model.shared.weight
+    killer.arm(3)
+    with pytest.raises(Killed):
+        Run(given, folder=tmp_path).advance_to(6)
+    cut = Run(given, folder=tmp_path)
+    cut.advance_to(6)
+    assert cut.model.again.weight is cut.model.shared.weight
+    assert torch.equal(cut.model.shared.weight, whole.model.shared.weight)
+
+
+def advanced(given, folder, step):
+    run = Run(given, folder=folder)
+    run.advance_to(step)
+    return run
+
+
+def test_a_loss_that_is_nan_leaves_the_checkpoint(tmp_path):
+    bad = False
+
+    def loss(model, batch):
+        return cross_entropy(model, batch) * (float("nan") if bad else 1.0)
+
+    given = training(steps=6, loss=loss)
+    whole = advanced(given, None, 6)
+    advanced(given, tmp_path, 3)
+    bad = True
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        advanced(given, tmp_path, 6)
+    bad = False
+    run = advanced(given, tmp_path, 6)
+    assert run.losses == whole.losses
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_weights_that_are_not_finite_are_never_stored(tmp_path, clip):
+    """A gradient may be NaN where the loss is not."""
+    bad = False
+
+    def loss(model, batch):
+        root = (model[0].weight[0, 0] * 0).sqrt() if bad else 0.0  # 0 with an infinite derivative, times 0
+        return cross_entropy(model, batch) + root * 0.0
+
+    given = training(steps=6, loss=loss, clip=clip)
+    whole = advanced(given, None, 6)
+    advanced(given, tmp_path, 3)
+    bad = True
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        advanced(given, tmp_path, 6)
+    bad = False
+    run = Run(given, folder=tmp_path)
+    assert run.step == 3
+    run.advance_to(6)
+    assert run.losses == whole.losses
+
+
+def test_the_last_step_may_not_end_in_nan_either():
+    given = training(steps=3, clip=None)
+    run = Run(given)
+    run.advance_to(3)
+    with torch.no_grad():
+        run.model[0].weight[0, 0] = float("inf")
+    with pytest.raises(Diverged, match="not finite after step 3"):
+        run.finish()
+
+
+def test_a_full_disk_leaves_the_checkpoint(monkeypatch, tmp_path):
+    given = training(steps=STEPS)
+    whole = list(isp(search(given, seed_steps=2)))
+    for room in (0, 1, 4, 7, 9, 16):  # checkpoints and candidates that still fit
+        store, left = Store(tmp_path / str(room)), room
+
+        def full(handle):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tensorfile.os, "fsync", full)
+        with pytest.raises(WinnowError, match="disk is full"):
+            list(isp(search(given, seed_steps=2, store=store)))
+        assert not list(store.root.rglob("*.tmp"))
+        monkeypatch.setattr(tensorfile.os, "fsync", lambda handle: None)
+        same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
+
+
+def test_a_damaged_checkpoint_is_named_in_one_sentence(tmp_path):
+    given = training(steps=4)
+    run = advanced(given, tmp_path, 2)
+    assert run.file is not None
+    data = run.file.read_bytes()
+    for cut in (0, 5, 100, len(data) // 2, len(data) - 1):
+        run.file.write_bytes(data[:cut])
+        with pytest.raises(FormatError, match=r"delete it and run again\.$") as error:
+            Run(given, folder=tmp_path)
+        assert "\n" not in str(error.value)
+    flipped = bytearray(data)
+    flipped[-3] ^= 1
+    run.file.write_bytes(flipped)
+    with pytest.raises(FormatError, match="delete it and run again"):
+        Run(given, folder=tmp_path)
+    run.file.write_bytes(data)
+    other = training(Tied(), steps=4)
+    with pytest.raises(FormatError, match="of another training"):
+        Run(other, folder=tmp_path)
+    assert Run(given, folder=tmp_path).step == 2
+
+
+def test_a_damaged_candidate_is_computed_again(killer, tmp_path):
+    given = training(steps=STEPS)
+    whole = list(isp(search(given, seed_steps=2)))
+    store = Store(tmp_path)
+    killer.arm(2 + 2 + 1)  # within the second candidate of the first round
+    with pytest.raises(Killed):
+        list(isp(search(given, seed_steps=2, store=store)))
+    (file,) = tmp_path.rglob("candidate-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    killer.arm(-1)
+    same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
+    assert killer.taken == ALL - 2  # the two main steps were kept, all candidates done anew
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from isp_samples import *
+from winnow.run.store import Store
+from winnow.tickets.isp import isp
+run_module.SAVE_EVERY = -1.0
+work = run_module.Run.one
+def told(self, *args, **options):
+    print("step", flush=True)
+    return work(self, *args, **options)
+run_module.Run.one = told
+for ticket in isp(search(training(steps={steps}), seed_steps=2, store=Store(__import__("pathlib").Path({out!r})))):
+    torch.save(ticket.model.state_dict(), {out!r} + "/model.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_started_again_ends_equal(tmp_path):
+    (whole,) = isp(search(training(steps=STEPS), seed_steps=2))
+
+    def start():
+        script = SCRIPT.format(tests=str(Path(__file__).parent), steps=STEPS, out=str(tmp_path))
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
+
+    process = start()
+    assert process.stdout is not None
+    for _ in range(9):  # into the second candidate of the second round
+        assert process.stdout.readline().strip() == "step"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=300)
+    rest, _ = start().communicate(timeout=300)
+    assert ALL - 10 <= rest.split().count("step") < ALL
+    state = torch.load(tmp_path / "model.pt")
+    assert all(torch.equal(state[n], t) for n, t in whole.model.state_dict().items())
+
+
+def test_models_are_never_changed():
+    model = mlp()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    list(isp(search(training(model, steps=STEPS))))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())

@@ -1,0 +1,215 @@
+"""Masks chosen once, gradual and progressive pruning, EarlyBird; and what holds of every baseline."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import winnow.tickets.earlybird
+import winnow.tickets.run
+from baseline_samples import BASELINES, find, killed_again_and_again, network, same, task
+from winnow.errors import InputError
+from winnow.masks.mask import MaskSet
+from winnow.run.store import Store
+from winnow.tickets.earlybird import largest_distance
+from winnow.tickets.methods import METHODS
+from winnow.tickets.search import Search
+from winnow.train.attach import attach
+from winnow.train.schedules import Gradual
+
+NUMEL = 10 * 12 + 12 * 12
+ONCE = ["random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradual", "earlybird"]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("method", BASELINES)
+@given(shares=st.lists(st.floats(0.004, 0.97), min_size=1, max_size=2, unique_by=lambda s: round(s * NUMEL)))
+def test_counts_are_exact(method, shares):
+    shares = sorted(shares)
+    quick = {"synflow": {"iterations": 2}, "progressive": {"step_points": 60.0}, "earlybird": {"queue": 1}}
+    training = task(steps=2, rows=12, size=12)
+    for ticket, share in zip(find(method, training, shares, **quick.get(method, {})), shares, strict=True):
+        zeros = min(round(share * NUMEL), NUMEL - 1)
+        kept = {n: m.unpack() for n, m in ticket.masks.items()}
+        assert ticket.zeros == zeros == sum(int((~k).sum()) for k in kept.values())
+        for name, keep in kept.items():  # m * theta: zero wherever the mask says so
+            assert not bool(ticket.model.get_parameter(name).detach()[~keep].any())
+        assert not ticket.model.training
+
+
+@pytest.mark.parametrize("method", ONCE)
+@pytest.mark.parametrize(("every", "after"), [(-1.0, 2), (1e9, 9)])  # saved at every step, or at ends only
+def test_killed_and_resumed_equals_uninterrupted(method, every, after, tmp_path, monkeypatch):
+    monkeypatch.setattr(winnow.tickets.run, "SAVE_EVERY", every)
+    training, targets = task(steps=8), [0.4, 0.8]
+    resumed = killed_again_and_again(method, training, targets, Store(tmp_path / "work"), after)
+    same(resumed, find(method, training, targets))
+    assert not list(tmp_path.rglob("mask-*.safetensors"))
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_models_that_are_trained_are_copies(method):
+    training = task(steps=2)
+    before = {n: t.clone() for n, t in training.model.state_dict().items()}
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    find(method, training, [0.5])
+    assert torch.equal(torch.rand(3), expected)  # the caller's random numbers
+    assert all(torch.equal(t, before[n]) for n, t in training.model.state_dict().items())
+    assert all(p.grad is None for p in training.model.parameters())
+
+
+def test_magnitude_takes_the_smallest_pretrained_weights():
+    training = task(steps=1)
+    (ticket,) = find("magnitude", training, [0.7])
+    start = torch.cat([training.model[i].weight.detach().abs().flatten() for i in (0, 3)])
+    kept = torch.cat([m.unpack().flatten() for m in ticket.masks.values()])
+    assert float(start[kept].min()) >= float(start[~kept].max())
+    assert (ticket.cost.main, ticket.cost.steps) == (1, 1)
+
+
+def test_random_masks_depend_on_the_seed_alone():
+    masks = [find("random", task(steps=1, seed=seed), [0.5])[0].masks for seed in (0, 0, 1)]
+    assert dict(masks[0]) == dict(masks[1]) != dict(masks[2])
+    per_layer = masks[0].table
+    assert all(0.3 < layer.sparsity < 0.7 for layer in per_layer)  # not by magnitude, not layer by layer
+    assert {layer.zeros for layer in per_layer} != {60, 72}
+
+
+# Gradual and progressive
+
+
+def test_gradual_follows_the_cubic():
+    steps, target = 24, 0.9
+    (ticket,) = find("gradual", task(steps=steps), [target], begin=0.125, end=0.75, every=4)
+    begin, end, final = 3, 18, round(target * NUMEL)
+    expected = []
+    for t in (7, 11, 15, 18):
+        expected.append((t, round(final * (1 - (1 - (t - begin) / (end - begin)) ** 3))))
+    assert [(r.step, r.zeros) for r in ticket.history] == expected
+    assert expected[-1][1] == final
+    assert ticket.cost.main == steps
+    edges = [0, *(t for t, _ in expected), steps]
+    densities = [1.0, *(1 - z / NUMEL for _, z in expected)]
+    assert ticket.cost.weighted == pytest.approx(sum((b - a) * d for a, b, d in zip(edges, edges[1:], densities)))
+
+
+def test_gradual_equals_the_hook_for_other_peoples_loops():
+    """The same counts and masks as ``attach(..., Gradual(...))`` in a plain loop on the same batches."""
+    training = task(network().double(), steps=10, rows=12, size=12, clip=None)
+    (ticket,) = find("gradual", training, [0.75], begin=0.0, end=0.8, every=3)
+    model = network().double()
+    optimizer = training.optimizer(model.parameters(), training.lr, 0.0)
+    attached = attach(model, optimizer, Gradual(0.75, end=8, every=3))
+    model.train()
+    for step in range(10):
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr * (1 - step / 10)
+        optimizer.zero_grad()
+        training.loss(model, training.examples.joined).backward()
+        optimizer.step()
+    assert dict(attached.masks) == dict(ticket.masks)
+    for name, p in attached.detach().named_parameters():
+        torch.testing.assert_close(ticket.model.get_parameter(name), p, rtol=1e-7, atol=1e-9)
+
+
+def test_a_round_at_the_very_end_is_told_once(tmp_path):
+    store, training = Store(tmp_path / "work"), task(steps=4)
+    first = find("gradual", training, [0.5], end=1.0, every=2, store=store)
+    assert [r.step for r in first[0].history] == [2, 4]
+    same(find("gradual", training, [0.5], end=1.0, every=2, store=store), first)
+
+
+def test_gradual_needs_steps_between_begin_and_end():
+    with pytest.raises(InputError, match="move them apart"):
+        find("gradual", task(steps=4), [0.5], begin=0.5, end=0.5)
+
+
+def test_progressive_takes_equal_points_and_no_rewind():
+    training = task(steps=20)
+    (ticket,) = find("progressive", training, [0.75], step_points=20.0, interval=3)
+    points = [round(0.2 * r * NUMEL) for r in (1, 2, 3)]
+    assert [(r.step, r.zeros) for r in ticket.history] == [(3, points[0]), (6, points[1]), (9, points[2]), (12, 198)]
+    assert ticket.cost.main == 20
+    (shared,) = find("progressive", training, [0.75], step_points=20.0)
+    assert [r.step for r in shared.history] == [2, 5, 8, 10]  # half of T
+    (exact,) = find("progressive", training, [0.6], step_points=20.0)  # 3 rounds: 60 / 20 is not 3.0000001
+    assert len(exact.history) == 3
+    with pytest.raises(InputError, match="4 rounds take 24 of 20 steps"):
+        find("progressive", training, [0.75], step_points=20.0, interval=6)
+
+
+def test_progressive_masks_only_lose_weights():
+    (ticket,) = find("progressive", task(steps=12), [0.8], step_points=10.0)
+    zeros = [r.zeros for r in ticket.history]
+    assert zeros == sorted(zeros) and zeros[-1] == 211
+    shares = [sum(r.densities.values()) for r in ticket.history]
+    assert shares == sorted(shares, reverse=True)
+
+
+# EarlyBird
+
+
+def scripted(monkeypatch, script: list[float]) -> None:
+    """Makes the mask at the n-th check differ from the first weights' mask in ``script[n]`` of all weights."""
+    shapes, calls = {"0.weight": (12, 10), "3.weight": (12, 12)}, iter(script)
+
+    def masks(matrices, keeps, zeros):
+        flat = torch.arange(NUMEL) >= zeros  # the first weights go ...
+        moved = round(next(calls) * NUMEL / 2)
+        flat[:moved], flat[NUMEL - moved :] = True, False  # ... and 2 * moved of all differ: the count stays
+        if not moved:
+            flat = torch.arange(NUMEL) >= zeros
+        parts = flat.split([120, 144])
+        return {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts)}
+
+    monkeypatch.setattr(winnow.tickets.earlybird, "global_magnitude", masks)
+
+
+@pytest.mark.parametrize(
+    ("script", "drawn", "still"),
+    [
+        ([0.4, 0.0, 0.0, 0.0, 0.0], 4, True),  # the third zero agrees with the two before it
+        ([0.0, 0.0, 0.4, 0.4, 0.05, 0.4, 0.4, 0.4], 8, True),
+        ([0.0, 0.09, 0.0], 3, True),  # within the tolerance of both
+        ([0.0, 0.11, 0.0, 0.0, 0.0], 5, True),
+        ([0.0, 0.4] * 10, 10, False),  # never still: patience ends at half of T
+    ],
+)
+def test_earlybird_draws_when_the_mask_stands_still(monkeypatch, script, drawn, still):
+    scripted(monkeypatch, script)
+    training = task(steps=20)
+    (ticket,) = find("earlybird", training, [0.5], every=1, queue=2, tolerance=0.1, patience=0.5)
+    assert ticket.history[0].step == drawn
+    assert ("standing still" in ticket.notes[0]) == still
+    assert ticket.cost.main == 20
+    assert ticket.cost.weighted == pytest.approx(drawn + (20 - drawn) * 0.5)  # dense until then
+
+
+def test_earlybird_goes_on_with_weights_and_schedule():
+    training = task(steps=8, clip=None)
+    (ticket,) = find("earlybird", training, [0.5], every=3, queue=1, tolerance=1e-9, patience=0.5)
+    assert ticket.history[0].step == 4
+    run = Search("x", training, [0.5], None).run("x")
+    run.advance_to(4)
+    flat = torch.cat([m.abs().flatten() for m in run.attached.matrices().values()])
+    limit = flat.sort().values[131]
+    run.prune({n: m.abs() > limit for n, m in run.attached.matrices().items()})
+    run.advance_to(8)
+    assert all(torch.equal(t, run.model.state_dict()[n]) for n, t in ticket.model.state_dict().items())
+
+
+def test_distance_is_a_share_of_all_weights():
+    a = MaskSet({"w": torch.tensor([[True, True, False, False]])})
+    b = MaskSet({"w": torch.tensor([[True, False, True, False]])})
+    assert largest_distance(a, [a, b]) == 0.5 and largest_distance(a, [a]) == 0.0 and largest_distance(a, []) is None
+
+
+def test_every_baseline_is_registered_with_settings():
+    for name in BASELINES:
+        entry = METHODS[name]
+        assert callable(entry.finder) and entry.settings_class() == entry.settings_class()
+    assert math.isclose(METHODS["imp"].settings_class().rate, 0.2)  # type: ignore[attr-defined]

@@ -1,0 +1,294 @@
+"""Iterative pruning and its rewinding kinds against a loop written out, their costs, disk and restarts; Lottery Pool."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import winnow.tickets.run
+from baseline_samples import Killed, cross_entropy, find, killed_again_and_again, network, same, task
+from winnow.errors import FormatError, InputError
+from winnow.run.store import Store
+from winnow.tickets.held_out import divided
+from winnow.tickets.imp import Restart, Way, trajectory
+from winnow.tickets.levels import levels
+from winnow.tickets.lottery_pool import mixed
+from winnow.tickets.search import Search
+from winnow.tickets.settings import ImpSettings
+from winnow.train.examples import Examples
+
+KINDS = ["imp", "imp-rewind", "lrr"]
+NUMEL = 10 * 12 + 12 * 12
+
+
+def sgd(parameters, lr, weight_decay):
+    return torch.optim.SGD(parameters, lr)
+
+
+def smooth(steps: int = 5, **more):
+    """Whole-batch gradient descent in float64: the order of examples matters to the last bits only."""
+    model = network(batch_norm=False).double()
+    return task(model, steps=steps, rows=24, size=24, lr=0.3, clip=None, optimizer=sgd, **more)
+
+
+def written_out(training, counts: list[int], kind: str, rewind: float = 0.0, steps: int | None = None):
+    """Masks and weights of every training, by a loop of its own."""
+    steps = steps or training.steps
+    (x, y) = training.examples.joined
+    names = ["0.weight", "2.weight"]
+    theta = {n: p.detach().clone() for n, p in training.model.named_parameters()}
+    masks = {n: torch.ones_like(theta[n]) for n in names}
+    start, found, early, first = theta, [], None, round(rewind * steps)
+    for level in range(len(counts)):
+        model = copy.deepcopy(training.model)
+        begin = first if level else 0
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                p.copy_(start[n] * masks.get(n, 1))
+        for t in range(begin, steps):
+            if level == 0 and t == first:
+                early = {n: p.detach().clone() for n, p in model.named_parameters()}
+            loss = cross_entropy(model, (x, y))
+            for (n, p), g in zip(model.named_parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+                p.data -= training.lr * (1 - t / steps) * g * masks.get(n, 1)
+        trained = {n: p.detach().clone() for n, p in model.named_parameters()}
+        found.append((trained, {n: m.bool() for n, m in masks.items()}))
+        if level + 1 < len(counts):
+            scores = torch.cat([torch.where(masks[n] > 0, trained[n].abs(), -1.0).flatten() for n in names])
+            keep = torch.ones_like(scores)
+            keep[scores.argsort(stable=True)[: counts[level + 1]]] = 0
+            masks = {n: part.reshape(masks[n].shape) for n, part in zip(names, keep.split([120, 144]))}
+        start = {"imp": theta, "imp-rewind": early, "lrr": trained}[kind]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_a_loop_written_out(kind):
+    training, rewind = smooth(), 0.4 if kind == "imp-rewind" else 0.0
+    targets = [0.5, 0.8]
+    counts = [0] + [round(s * NUMEL) for s in levels(targets, 0.3)]
+    expected = written_out(training, counts, kind, rewind)
+    tickets = find(kind, training, targets, rate=0.3, **({"rewind": rewind} if rewind else {}))
+    assert [t.zeros for t in tickets] == [132, 211]
+    for ticket, number in zip(tickets, (counts.index(132), counts.index(211))):
+        weights, masks = expected[number]
+        for name, mask in masks.items():
+            assert torch.equal(ticket.masks[name].unpack(), mask)
+        for name, p in ticket.model.named_parameters():
+            torch.testing.assert_close(p.detach(), weights[name], rtol=1e-9, atol=1e-12)
+        assert [r.zeros for r in ticket.history] == counts[1 : number + 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_costs_are_those_of_all_trainings_so_far(kind):
+    steps, rewind = 6, 0.5
+    extra = {"rewind": rewind} if kind == "imp-rewind" else {}
+    tickets = find(kind, task(steps=steps), [0.5, 0.75], rate=0.5, **extra)
+    for ticket, rounds in zip(tickets, (1, 2)):
+        later = 3 if extra else steps
+        assert ticket.cost.main == steps + rounds * later  # (K + 1) T, less what rewinding saves
+        assert (ticket.cost.look_ahead, ticket.cost.extra) == (0, 0)
+        densities = [1.0, 0.5, 0.25][: rounds + 1]
+        spent = [steps, later, later]
+        assert ticket.cost.weighted == pytest.approx(sum(d * n for d, n in zip(densities, spent)))
+        assert [r.steps for r in ticket.history] == [steps + i * later for i in range(rounds)]
+        assert [r.number for r in ticket.history] == [*range(1, rounds + 1)]
+    assert tickets[0].cost is not tickets[1].cost
+
+
+def test_the_default_rate_at_ninety_percent_takes_twelve_trainings():
+    training = task(steps=1)
+    (ticket,) = find("imp", training, [0.9], rate=0.2)
+    assert ticket.cost.main == 1 + len(levels([0.9], 0.2)) == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_is_shared_equally_and_each_target_pays_its_own(kind):
+    training = task(steps=20)
+    tickets = find(kind, training, [0.5, 0.8], rate=0.3, budget=1.5)
+    for ticket, rounds in zip(tickets, (len(levels([0.5], 0.3)), len(levels([0.8], 0.3)))):
+        share = 30 // (rounds + 1) if kind != "imp-rewind" else ticket.history[0].step
+        assert 30 - (rounds + 1) < ticket.cost.main <= 30
+        assert [r.step for r in ticket.history] == [share] * rounds  # each with its own decay, to the end
+    with pytest.raises(InputError, match="larger budget"):
+        find(kind, task(steps=4), [0.8], rate=0.2, budget=1.0)
+
+
+def test_truncated_trainings_decay_to_their_own_end():
+    training = smooth(steps=9)
+    counts = [0] + [round(s * NUMEL) for s in levels([0.6], 0.4)]
+    expected, _ = written_out(training, counts, "imp", steps=6)[-1]
+    (ticket,) = find("imp", training, [0.6], rate=0.4, budget=2.0)
+    assert ticket.cost.main == 18
+    for name, p in ticket.model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lottery-pool"])
+@pytest.mark.parametrize(("every", "after"), [(-1.0, 4), (1e9, 8)])  # saved at every step, or at ends only
+def test_killed_and_resumed_equals_uninterrupted(kind, every, after, tmp_path, monkeypatch):
+    monkeypatch.setattr(winnow.tickets.run, "SAVE_EVERY", every)
+    training, targets = task(steps=6), [0.5, 0.85]
+    resumed = killed_again_and_again(kind, training, targets, Store(tmp_path / "work"), after)
+    same(resumed, find(kind, training, targets))
+    same(resumed, find(kind, training, targets, store=Store(tmp_path / "work")))  # read back whole
+
+    def never(step, total, text):
+        raise Killed
+
+    find(kind, training, targets, store=Store(tmp_path / "work"), progress=lambda label: never)  # not one step again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_weights_that_are_asked_for_stay_on_disk(kind, tmp_path):
+    store, training, most = Store(tmp_path / "work"), task(steps=3), [0]
+
+    def look(step, total, text):
+        most[0] = max(most[0], len(list(store.root.glob("*/run.safetensors"))))
+
+    find(kind, training, [0.5, 0.85], rate=0.3, store=store, progress=lambda label: look)
+    assert most[0] == (2 if kind == "lrr" else 1)  # the first ticket, and for lrr where the next training begins
+    counts = [0] + [round(s * NUMEL) for s in levels([0.5, 0.85], 0.3)]
+    left = {p.parent.name for p in store.root.glob("*/run.safetensors")}
+    wanted = {counts.index(132), len(counts) - 1}
+    assert left == {f"ticket-round-{n}" for n in wanted}
+    assert not list(store.root.glob("*/early.safetensors"))
+
+
+def test_weights_that_somebody_deleted_are_missed(tmp_path):
+    store, training = Store(tmp_path / "work"), task(steps=3)
+    find("imp", training, [0.5], rate=0.5, store=store)
+    next(store.root.glob("*-1/run.safetensors")).unlink()
+    with pytest.raises(FormatError, match="delete the store and run again"):
+        find("imp", training, [0.5], rate=0.5, store=store)
+
+
+def test_a_stopped_search_keeps_its_finished_tickets(tmp_path):
+    store, training = Store(tmp_path / "work"), task(steps=3)
+    entry = Search("imp", training, [0.5, 0.85], ImpSettings(rate=0.5), store)
+    from winnow.tickets.imp import imp
+
+    (first,) = itertools.islice(imp(entry), 1)
+    with torch.no_grad():
+        first.model[0].weight.zero_()  # what the owner does with a ticket changes nothing of what follows
+    same(find("imp", training, [0.5, 0.85], store=store), find("imp", training, [0.5, 0.85]))
+
+
+def test_learning_rate_rewinding_goes_on_from_trained_weights_in_a_new_order():
+    training = task(steps=4)
+    search = Search("lrr", training, [0.5], ImpSettings(rate=0.5))
+    way = Way.to(search, [0.5], 0.5)
+    kept = [
+        (t.run.position().state, t.run.stream)
+        for t in trajectory(search, way.zeros, [0, 1], steps=4, restart=Restart(onwards=True), name="t")
+    ]
+    assert [stream for _, stream in kept] == ["main", ("round", 1)]
+    ((_, imp_stream), *_) = [
+        (t, t.run.stream) for t in trajectory(search, way.zeros, [1], steps=4, restart=Restart(), name="t")
+    ]
+    assert imp_stream == "main"  # the same training again: only the mask differs
+
+
+# Lottery Pool
+
+
+def test_mixing_is_linear_and_leaves_counters_alone():
+    first = {"w": torch.tensor([1.0, 0.0]), "n": torch.tensor(3)}
+    second = {"w": torch.tensor([0.0, 4.0]), "n": torch.tensor(9)}
+    found = mixed(first, second, 0.25)
+    assert found["w"].tolist() == [0.75, 1.0] and int(found["n"]) == 3
+
+
+def test_pool_against_greedy_mixing_written_out():
+    training = task(steps=5, lr=0.1, rows=80, size=20)
+    targets, grid = [0.3, 0.6], (0.05, 0.1, 0.3)
+    tickets = find("lottery-pool", training, targets, rate=0.2, grid=grid, fine_tune=0.0, holdout=0.25)
+    rest, held = divided(training.examples, 0.25, training.seed)
+    search = Search("imp", training.replaced(examples=rest), targets, ImpSettings(rate=0.2))
+    way = Way.to(search, targets, 0.2)
+    states = [
+        t.run.position().state
+        for t in trajectory(search, way.zeros, range(len(way.zeros)), steps=5, restart=Restart(), name="t")
+    ]
+    batch = training.examples.take(held.numbers)
+    names = ["0.weight", "3.weight"]
+
+    def pruned(state, zeros):
+        scores = torch.cat([state[n].abs().flatten() for n in names])
+        keep = torch.ones_like(scores)
+        keep[scores.argsort(stable=True)[:zeros]] = 0
+        parts = keep.split([120, 144])
+        return state | {n: state[n] * p.reshape(state[n].shape) for n, p in zip(names, parts)}
+
+    @torch.no_grad()
+    def loss(state):
+        model = copy.deepcopy(training.model).eval()
+        model.load_state_dict(state)
+        return float(cross_entropy(model, batch))
+
+    taken = []
+    for ticket, number in zip(tickets, way.targets):
+        best, count = states[number], 0
+        for other in reversed(states[:number]):
+            tried = [
+                pruned(
+                    {n: (1 - a) * t + a * other[n] if t.is_floating_point() else t for n, t in best.items()},
+                    ticket.zeros,
+                )
+                for a in grid
+            ]
+            newcomer = min(tried, key=loss)
+            if loss(newcomer) < loss(best):
+                best, count = newcomer, count + 1
+        taken.append(count)
+        assert ticket.notes[0].startswith(f"{count} of {number} earlier tickets")
+        for name, t in ticket.model.state_dict().items():
+            torch.testing.assert_close(t, best[name], rtol=1e-5, atol=1e-6)
+        assert sum(int((ticket.model.state_dict()[n] == 0).sum()) for n in names) == ticket.zeros
+        passes = 1 + number * len(grid)
+        assert ticket.cost.extra == -(-passes * held.parts // 3) and ticket.cost.main == 5 * (number + 1)
+    assert any(taken), "nothing was mixed: the test shows nothing"
+
+
+def test_held_back_examples_are_never_trained_on():
+    training, seen = task(steps=12), []
+    training = training.replaced(loss=lambda m, b: (seen.append(b[0]) if m.training else None, cross_entropy(m, b))[1])
+    find("lottery-pool", training, [0.5], holdout=0.2)
+    _, held = divided(training.examples, 0.2, training.seed)
+    (x, _) = training.examples.joined
+    rows = {tuple(r.tolist()) for r in torch.cat(seen)}
+    assert len(held.numbers) == 12 and not rows & {tuple(r.tolist()) for r in x[held.numbers]}
+    assert len(rows) == 48
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_divided_examples_are_all_there_once(size):
+    x = torch.arange(30.0)[:, None]
+    examples = Examples([(x, x)], size)
+    rest, held = divided(examples, 0.3, 0)
+    for part, count in ((rest, 21), (held, 9)):
+        generator = torch.Generator().manual_seed(3)
+        drawn = [part.take(i)[0].flatten() for i in part.order(generator)]
+        assert len(drawn) == part.parts and max(len(d) for d in drawn) <= size
+        assert len(torch.cat(drawn).unique()) == count == part.count
+        assert torch.equal(torch.cat([b[0].flatten() for _, b in part.all()]), part.numbers.float())
+    assert not set(rest.numbers.tolist()) & set(held.numbers.tolist())
+
+
+def test_divided_batches_stay_whole():
+    batches = [(torch.zeros(n, 2 + n), torch.zeros(n)) for n in (3, 4, 5, 6)]
+    rest, held = divided(Examples(batches, 4), 0.25, 0)
+    assert (rest.parts, held.parts) == (3, 1)
+    widths = {b[0].shape[1] for part in (rest, held) for _, b in part.all()}
+    assert widths == {5, 6, 7, 8}
+    with pytest.raises(InputError, match="only one"):
+        divided(Examples(batches[:1], 1).__class__([(torch.zeros(1, 2), torch.zeros(1))], 1), 0.5, 0)
+
+
+def test_batch_norms_survive_the_mix():
+    (ticket,) = find("lottery-pool", task(steps=4), [0.6], fine_tune=0.0)
+    norm = ticket.model[1]
+    assert isinstance(norm, nn.BatchNorm1d) and bool((norm.running_var > 0).all())
+    assert not ticket.model.training
