@@ -24,7 +24,9 @@ ALLOCATIONS: dict[str, tuple[str, str]] = {
     "alphapruning": ("alphapruning", "alphapruning"),
     "table": ("table", "table"),
 }
-NAMES = tuple(ALLOCATIONS)
+# Of a model that is sparse already: one count a layer, and no other total
+FOUND: dict[str, tuple[str, str]] = {"zeros": ("zeros", "zeros")}
+NAMES = (*ALLOCATIONS, *FOUND)
 
 
 def allocate(
@@ -45,13 +47,13 @@ def allocate(
 
     Where weights go in units, ``structure`` (or ``granularity``: layer -> weights in a unit) makes each count a
     multiple of the unit and the sum the nearest that multiples reach. An n:m structure fixes every layer's count, so
-    the method has no say; ``zeros`` must agree with it to one group.
+    the method has no say; ``zeros`` must agree with it to one group. The zeros allocation takes no total but its own.
 
     Raises InputError for an unknown name or option, a count that does not fit, repeated names, or missing weights
     or scores.
     """
-    if name not in ALLOCATIONS:
-        raise InputError(f"unknown allocation {name!r}: use one of {', '.join(ALLOCATIONS)}")
+    if name not in NAMES:
+        raise InputError(f"unknown allocation {name!r}: use one of {', '.join(NAMES)}")
     if (table is not None) != (name == "table"):
         raise InputError(
             "a table of rates belongs to the table allocation: "
@@ -69,7 +71,8 @@ def allocate(
     nearest_zeros(structure, sum(numels), zeros, "the prunable weights")
     if isinstance(structure, NM):
         return {layer.name: layer.numel // structure.m * (structure.m - structure.n) for layer in layers}
-    method = getattr(import_module(f"winnow.allocate.{ALLOCATIONS[name][0]}"), ALLOCATIONS[name][1])
+    module, function = ALLOCATIONS[name] if name in ALLOCATIONS else FOUND[name]
+    method = getattr(import_module(f"winnow.allocate.{module}"), function)
     if table is not None:
         options = {"rates": table, "max_rate": max_rate, **options}  # type: ignore[dict-item]
     known = list(inspect.signature(method).parameters)[3:]

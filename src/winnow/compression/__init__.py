@@ -38,7 +38,8 @@ def compress(
             ``"package.module:function"``, or records in memory; see :func:`winnow.data.open_data`.
         sparsity: share of zeros among the prunable weights in [0, 1), or several. Exactly one of this,
             ``bits_per_weight`` (of the prunable weights, index and scales counted), ``size`` (of the weights file,
-            e.g. "40MB") and ``max_drop`` (points, or per cent of perplexity, that the paired upper 95 % bound may lose).
+            e.g. "40MB") and ``max_drop`` (points, or per cent of perplexity, that the paired upper 95 % bound may lose);
+            none with ``method="zeros"``, which packs a sparse model as it is.
         out: folder to write; without it, use :meth:`Result.save`.
         dry_run: return the :class:`Plan` and write nothing.
         progress: called with a stage's name, gives a function (done, total, what).

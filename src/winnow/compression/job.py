@@ -13,7 +13,7 @@ from torch import nn
 from winnow.budget import Budget, parse_size, parse_sparsity
 from winnow.compression.methods import METHODS
 from winnow.errors import InputError
-from winnow.masks.structure import NM, parse_structure
+from winnow.masks.structure import NM, Unstructured, parse_structure
 
 VALUES = ("keep", "bf16", "int8", "int4")
 SAMPLES, TRAINING_SAMPLES = 128, 1024  # where --samples does not say
@@ -74,14 +74,30 @@ class Job:
         named = METHODS.get(self.method, {}).get("allocation") if self.allocation is None else self.allocation
         return named == "learned"
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the model's own zeros are the budget."""
+        return self.method == "zeros"
+
     def budgets(self) -> list[Budget]:
-        """One budget per requested sparsity, or the single other budget.
+        """One budget per requested sparsity, or the single other budget; none for a goal and for the model's own zeros.
 
         Raises:
             InputError: none or several kinds of budget, or a value out of range.
         """
         given = [k for k in ("sparsity", "bits_per_weight", "size", "max_drop") if getattr(self, k) is not None]
-        fixed = isinstance(parse_structure(self.structure), NM)
+        shape = parse_structure(self.structure)
+        fixed = isinstance(shape, NM)
+        if self.keeps_zeros:
+            if given:
+                raise InputError(
+                    f"--method zeros takes the zeros that are there: leave out --{given[0].replace('_', '-')}, or choose another --method."
+                )
+            if not isinstance(shape, Unstructured):
+                raise InputError(
+                    f"--method zeros packs zeros wherever they are: leave out --structure {self.structure}."
+                )
+            return []
         if len(given) > 1:
             raise InputError(
                 f"{' and '.join('--' + g.replace('_', '-') for g in given)} exclude each other: say one budget."
@@ -91,7 +107,6 @@ class Job:
                 raise InputError(
                     f"--structure {self.structure} fixes the sparsity: leave out --{given[0].replace('_', '-')}."
                 )
-            shape = parse_structure(self.structure)
             rate = 1 - shape.n / shape.m  # type: ignore[union-attr]
             if self.learns and given:
                 rates = self._sparsities()

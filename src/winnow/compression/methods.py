@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fcpts": dict(score="magnitude", group="layer", allocation="learned", solver="distil"),
     "distil": dict(score="magnitude", group="layer", allocation="lamp", solver="distil"),
     "reconstruct": dict(score="magnitude", group="layer", allocation="l2", solver="reconstruct"),
+    "zeros": dict(score="magnitude", group="layer", allocation="zeros", solver="none"),  # pack what is sparse already
 }
 
 
@@ -69,6 +70,12 @@ def resolve(
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}: choose one of {', '.join(['auto', *METHODS])}.")
     parts = dict(METHODS[method])
+    if method == "zeros":
+        _check_zeros(score, group, allocation, solver)
+    elif allocation == "zeros":
+        raise InputError(
+            "--allocation zeros keeps the zeros that are there: say --method zeros and nothing else of it."
+        )
     for key, value in dict(score=score, group=group, allocation=allocation, solver=solver).items():
         if value is not None:
             parts[key] = value
@@ -96,6 +103,18 @@ def resolve(
             "another --allocation or --solver."
         )
     return parts
+
+
+def _check_zeros(score: str | None, group: str | None, allocation: str | None, solver: str | None) -> None:
+    """Which weights go is settled; only a solver that leaves the mask alone has something left to do."""
+    for option, value in (("score", score), ("group", group), ("allocation", allocation)):
+        if value not in (None, METHODS["zeros"][option]):
+            named = "table" if value == "table" else option
+            raise InputError(f"--method zeros takes the zeros that are there: leave out --{named}.")
+    if solver not in (None, "none", "lsq", "reconstruct"):
+        raise InputError(
+            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, lsq or reconstruct."
+        )
 
 
 def trains(parts: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
 from winnow.calibrate.statistics import InputStats
 from winnow.compression.counts import layer_seed, within_tensor
@@ -44,9 +45,7 @@ def solve_unit(
         for part in range(p.parts):
             s = _known(stats, p, part)
             groups.setdefault((id(s), "") if gram and s is not None else (part, p.name), []).append((p, part))
-    shares = {
-        p.name: largest_remainder([1.0] * p.parts, zeros[p.name]) if p.parts > 1 else [zeros[p.name]] for p in prunables
-    }
+    shares = {p.name: _shares(p, zeros[p.name], recipe, weight_of) for p in prunables}
     found: dict[str, dict[int, Solution]] = {p.name: {} for p in prunables}
     for members in groups.values():
         shared = _known(stats, *members[0])
@@ -64,6 +63,15 @@ def solve_unit(
             if len(found.get(p.name, ())) == p.parts:
                 parts = found.pop(p.name)
                 yield p, _join([parts[i] for i in range(p.parts)])
+
+
+def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunable], torch.Tensor]) -> list[int]:
+    """The zeros of each part: alike, but where they are the model's own."""
+    if p.parts == 1:
+        return [zeros]
+    if recipe.allocation == "zeros":
+        return [zero_entries(band) for band in weight_of(p).chunk(p.parts)]
+    return largest_remainder([1.0] * p.parts, zeros)
 
 
 def _known(stats: dict[str, list[InputStats]], p: Prunable, part: int) -> InputStats | None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
@@ -105,13 +106,15 @@ def set_up(job: Job) -> Setup:
     if training:
         settings["batch"] = prepared.batch_size
     by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
+    recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
-    budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later
+    own = _own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
+    budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
         zeros = (
-            0
+            own
             if budget is None
             else round(budget.value * scope.numel)  # which layers take the pattern is learned
             if learned_pattern
@@ -120,7 +123,7 @@ def set_up(job: Job) -> Setup:
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=job.recalibrate, table=job.table,
+                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else own / scope.numel if own else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
             )
@@ -279,6 +282,18 @@ def _check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
             f"--method {method} trains in float32 and {other} would be {dtype}: give --dtype float32, or take "
             "--method reconstruct where memory is short."
         )
+
+
+def _own_zeros(host: Host, scope: Scope, spec: str) -> int:
+    """The zeros among the prunable weights of a model that is sparse already. Raises InputError when there are none."""
+    zeros = sum(zero_entries(host.original(name)) for name in scope.prunables)
+    if not zeros:
+        raise InputError(
+            f"{spec} has no zeros among its prunable weights: give a pruned model, or a --sparsity and another --method."
+        )
+    if zeros == scope.numel:
+        raise InputError(f"every prunable weight of {spec} is zero: give a model in which some stayed.")
+    return zeros
 
 
 def _check_earlier(job: Job, parts: dict[str, str]) -> None:
