@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -157,6 +158,73 @@ def compress(
     with Bars(quiet=as_json) as bars:
         result = run(model, data, out=out, progress=bars.stage, command=command_line(), **options)
     _finished(result.report, out, as_json)  # type: ignore[union-attr, arg-type]
+
+
+@app.command(no_args_is_help=True)
+def run(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML file of stages: train, ticket, compress, eval.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.FIELD=VALUE",
+            help="In place of the recipe's, e.g. ticket.sparsity=0.9 or seed=1; repeatable.",
+        ),
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where independent parts run: local or ray; the results are the same.")
+    ] = None,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Leave finished stages in DIR.work, for a changed recipe to go on from.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and write nothing.")] = False,
+    poc: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="Only try the ticket stage for so long, write nothing, and say whether the run is worth it: exit code 0 go, 3 no-go, 1 undecided.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe of several stages: train, find a ticket, compress, measure. Goes on where it was stopped."""
+    from winnow.compression.reporting import command_line
+    from winnow.errors import InputError
+    from winnow.run.pipeline_table import planned_table, ran_table
+    from winnow.run.pipeline_verb import run_recipe
+    from winnow.terminal import Bars, console
+
+    if poc is not None:
+        if dry_run:
+            raise InputError("--poc and --dry-run exclude each other: give one of them.")
+        _try(recipe, poc, out, sets or (), as_json)
+    options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work)
+    if dry_run:
+        stages: Any = run_recipe(recipe, out, dry_run=True, **options)
+        _print(json.dumps([vars(s) for s in stages])) if as_json else console().print(planned_table(stages))
+        return
+    with Bars(quiet=as_json) as bars:
+        ran: Any = run_recipe(recipe, out, progress=bars.stage, command=command_line(), **options)
+    if as_json:
+        _print((ran.folder / "run.json").read_text(encoding="utf-8").rstrip())
+    else:
+        console().print(ran_table(ran), soft_wrap=False)
+
+
+def _try(recipe: Path, minutes: float, out: Path | None, sets: Sequence[str], as_json: bool) -> NoReturn:
+    """The trial of a recipe; its answer is the exit code too."""
+    from winnow.run.pipeline_table import trial, trial_table
+    from winnow.run.pipeline_trial import try_recipe
+    from winnow.run.pipeline_verb import finite
+    from winnow.terminal import Bars, console
+
+    with Bars(quiet=as_json) as bars:
+        verdict = try_recipe(recipe, minutes, out, sets=sets, progress=bars.stage)
+    _print(json.dumps(finite(trial(verdict)), indent=1)) if as_json else console().print(trial_table(verdict))
+    raise typer.Exit(verdict.exit_code)
 
 
 @app.command(no_args_is_help=True)

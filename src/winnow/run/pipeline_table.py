@@ -1,0 +1,116 @@
+"""What ``winnow run`` prints: the stages of a recipe, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from winnow.report.ticket import PAGE
+from winnow.report.words import count, duration, number, size
+from winnow.run.stages import figure
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from winnow.run.pipeline_verb import Planned, Ran
+    from winnow.tickets.poc_verdict import Verdict
+
+
+def planned_table(stages: Sequence[Planned]) -> RenderableType:
+    """The stages of a dry run."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table(("", "stage", "", "steps", ""))
+    for s in stages:
+        table.add_row(str(s.number), s.kind, s.what, _steps(s), "finished" if s.finished else "to do")
+    return Group(Text("Stages (nothing is written)", style="bold"), table)
+
+
+def ran_table(ran: Ran) -> RenderableType:
+    """The stages of a finished run, and where their result is."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
+    for s in ran.stages:
+        f = s.figures
+        zeros = "" if "sparsity" not in f else f"{100 * f['sparsity']:.4g} %"
+        table.add_row(
+            str(s.number), s.kind, s.what, duration(s.seconds), zeros, size(f["file_bytes"]) if "file_bytes" in f else "",
+            _quality(f), _lost(f), "was finished" if s.reused else "",
+        )  # fmt: skip
+    notes = [Text(note, style="dim") for note in ran.notes]
+    result = ran.folder.resolve()
+    page = [Text(f"Ticket: {result / PAGE}")] if (result / PAGE).is_file() else []
+    return Group(table, *notes, Text(""), Text(f"Result: {result}"), *page)
+
+
+def trial_table(verdict: Verdict) -> RenderableType:
+    """What a trial found: the verdict, its reasons, and a row for each training."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
+    for t in trial(verdict)["tickets"]:
+        table.add_row(
+            t["method"], f"{100 * t['sparsity']:.4g} %", count(t["steps"]), duration(t["seconds"]), _quality(t), _lost(t)
+        )  # fmt: skip
+    tone = {"go": "green", "no-go": "red", "undecided": "yellow"}[verdict.decision]
+    reasons = [Text(reason) for reason in verdict.reasons]
+    return Group(Text(verdict.sentence, style=f"bold {tone}"), Text(""), *reasons, Text(""), table)
+
+
+def trial(verdict: Verdict) -> dict[str, Any]:
+    """The same as plain values; what a training lost is against the dense one."""
+    from winnow.measure.compare import compare
+
+    dense = next((t.evaluation for t in verdict.tickets if t.method == "dense"), None)
+    tickets = []
+    for t in verdict.tickets:
+        row = {"method": t.method, "zeros": t.zeros, "sparsity": t.sparsity, "steps": t.cost.steps, "seconds": t.cost.seconds}  # fmt: skip
+        if t.evaluation is not None:
+            row |= figure(t.evaluation)
+            if dense is not None and t.method != "dense":
+                row["drop"] = asdict(compare(dense, t.evaluation, higher_is_better=t.evaluation.metric != "perplexity"))
+        tickets.append(row)
+    parts = {name: getattr(verdict, name) for name in ("skill", "drop", "gain", "full")}
+    return {
+        "decision": verdict.decision, "exit_code": verdict.exit_code, "sentence": verdict.sentence, "reasons": verdict.reasons,
+        **{name: None if part is None else asdict(part) for name, part in parts.items()},
+        "steps": verdict.steps, "examples": verdict.examples, "seconds": verdict.seconds, "tickets": tickets,
+    }  # fmt: skip
+
+
+def _steps(stage: Planned) -> str:
+    if stage.steps is not None:
+        return count(stage.steps)
+    return "by the length of the text" if stage.kind in ("train", "ticket") else ""
+
+
+def _quality(figures: dict[str, Any]) -> str:
+    if figures.get("value") is None:
+        return ""
+    unit = f" {figures['unit']}" if figures.get("unit") else ""
+    return (
+        f"{figures['metric']} {number(figures['value'])}{unit} ({number(figures['low'])} to {number(figures['high'])})"
+    )
+
+
+def _lost(figures: dict[str, Any]) -> str:
+    drop = figures.get("drop")
+    if drop is None:
+        return ""
+    unit = "%" if drop["relative"] else "points"
+    return f"{number(drop['drop'])} {unit} ({number(drop['low'])} to {number(drop['high'])})"
+
+
+def _table(headings: Sequence[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        right = heading in ("time", "zeros", "file", "steps")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    return table

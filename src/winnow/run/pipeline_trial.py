@@ -1,0 +1,68 @@
+"""``run --poc``: a recipe's ticket stage tried for a few minutes before the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from winnow.errors import InputError
+from winnow.run.pipeline import Ticket, Train
+from winnow.run.pipeline_verb import work_of
+from winnow.run.reading import read_recipe
+from winnow.run.stages import Materials, Progress, Standing, keys, open_materials, standing, training
+
+if TYPE_CHECKING:
+    from winnow.tickets.poc_verdict import Verdict
+
+
+def try_recipe(
+    recipe: str | Path,
+    minutes: float,
+    out: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Verdict:
+    """A trial in minutes of a recipe's ticket stage: whether the whole run is worth it. Writes nothing.
+
+    The training is the stage's own, shrunk; see :func:`winnow.tickets.poc.poc`. A ticket that starts from the train
+    stage's model starts from it here where ``OUT.work`` has that model, else from the recipe's, and the reasons say so.
+
+    Args:
+        minutes: that the trial may take, about.
+        out: folder that the run would write.
+
+    Raises:
+        InputError: no minutes, no ticket stage, too few minutes for any trial, or what :func:`winnow.run.pipeline_verb.run_recipe` would refuse.
+    """
+    if not 0 < minutes < math.inf:
+        raise InputError(f"a trial of {minutes:g} minutes is none: give more than 0, such as --poc 3.")
+    pipeline = read_recipe(recipe, sets)
+    number = next((i for i, s in enumerate(pipeline.stages) if isinstance(s, Ticket)), None)
+    if number is None:
+        raise InputError(f"{recipe} has no ticket stage to try: run it without --poc, or add a ticket.")
+    from winnow.tickets.poc import poc
+
+    stage, found = pipeline.stages[number], open_materials(pipeline)
+    start = _trained(found, number, out) if stage.start == "before" else None
+    verdict = poc(
+        training(stage, start or found.given, found), stage.sparsity, minutes=minutes,
+        methods=(stage.method, "magnitude", "dense"), settings=stage.settings, progress=progress,
+    )  # fmt: skip
+    if start is None and stage.start == "before" and pipeline.before(number, Train) is not None:
+        verdict.reasons.append("The train stage is not finished: the trial started from the recipe's model.")
+    return verdict
+
+
+def _trained(found: Materials, number: int, out: str | Path | None) -> Standing | None:
+    """The model of the train stage before stage ``number``, where an earlier run has left it."""
+    for i, stage in enumerate(found.pipeline.stages[:number]):
+        if isinstance(stage, Train) and out is not None:
+            key = keys(found)[i]
+            root = work_of(Path(out))
+            folder = root / key / found.label
+            if (root / f"{key}.json").exists() and folder.is_dir():
+                return standing(folder, found, key, f"stage {i + 1} (train)")
+    return None

@@ -1,0 +1,93 @@
+"""The end of a recipe: what the last stage made, with the record of the run, as one folder that appears whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from winnow.errors import InputError
+from winnow.formats.artifact import as_json
+from winnow.formats.disk import OutputFolder, copy_file, link_or_copy, write_text
+from winnow.formats.reader import is_artifact
+
+if TYPE_CHECKING:
+    from winnow.report.ticket_schema import TicketReport
+
+RECORD, AS_GIVEN = "run.json", "run.yaml"
+OF_REPORT = ("report.html", "report.json", "README.md")
+
+
+def ours(folder: Path) -> bool:
+    """Whether a folder was written by winnow and may be replaced."""
+    return is_artifact(folder) or any((folder / name).is_file() for name in (RECORD, "report.json"))
+
+
+def check_output(folder: Path) -> None:
+    """Refuses, before any work, a folder that holds something else. Raises InputError."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another --out.")
+    if any(folder.iterdir()) and not ours(folder):
+        raise InputError(f"{folder} holds something that is not winnow's: choose another --out, or empty it.")
+
+
+def publish(
+    made: Path, out: Path, recipe: str, record: dict[str, Any], *, page: TicketReport | None, keep: bool
+) -> Path:
+    """Brings the folder ``made`` to ``out``, its report speaking of ``out``, with run.json and the recipe as given.
+
+    ``page``: the report of the recipe's ticket, written beside them; without one a training's own is left behind.
+
+    ``made`` stays whole until ``out`` is there, so that a kill in between costs nothing. With ``keep`` it stays for
+    good and weights are copied; otherwise they get a second name.
+    """
+    from winnow.report.ticket import DATA, PAGE, write
+
+    output = OutputFolder(out, ours)
+    anew = {"manifest.json", PAGE, DATA, *(OF_REPORT if (made / "report.json").is_file() else ())}
+    try:
+        for path in sorted(p for p in made.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            place = output.path / path.relative_to(made)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent == made and path.name in anew:
+                continue
+            (link_or_copy if path.suffix == ".safetensors" and not keep else copy_file)(path, place)
+        _manifest(made, output.path, record)
+        _report(made, output.path, out)
+        if page is not None:
+            write(page, output.path)
+        write_text(output.path / RECORD, as_json(record))
+        write_text(output.path / AS_GIVEN, recipe)
+        return output.publish()
+    except BaseException:
+        output.discard()
+        raise
+
+
+def _manifest(made: Path, target: Path, record: dict[str, Any]) -> None:
+    """Names the recipe's model as the parent: the folders between the stages go away."""
+    path = made / "manifest.json"
+    if not path.is_file():
+        return
+    manifest = json.loads(path.read_text())
+    manifest["parent"] = {**manifest.get("parent", {}), "model": record["model"]["spec"], "run": RECORD}
+    write_text(target / "manifest.json", as_json(manifest))
+
+
+def _report(made: Path, target: Path, out: Path) -> None:
+    """The report and the model card, with the place they end in where they speak of the place they were made in."""
+    from winnow.report import card
+    from winnow.report.html import DATA, read, write
+    from winnow.report.schema import Report
+
+    if not (made / DATA).is_file():
+        return
+    before, after = (json.dumps(str(path))[1:-1] for path in (made, out))
+    report = Report.model_validate_json(read(made).model_dump_json().replace(before, after))
+    report.notes.insert(
+        0, f"“Dense” is the model that the stage before compress handed on; {RECORD} has the figures of all stages."
+    )
+    write(report, target)
+    card.write(report, target)

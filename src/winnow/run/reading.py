@@ -1,0 +1,267 @@
+"""Reading a recipe of stages: every error names the line (or the --set) and the field it is about."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from winnow.errors import InputError
+from winnow.run.pipeline import KINDS, Pipeline, Stage, Ticket
+from winnow.tickets.methods import METHODS
+
+LENGTHS = {"steps": "epochs", "epochs": "steps"}
+Where = tuple[Any, ...]  # keys and places on the way to a value
+
+
+class _Loader(yaml.SafeLoader):
+    """The scalars of YAML 1.2: ``2:4`` is a text, ``2e-5`` a number."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the parent's own form)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+@dataclass
+class Document:
+    """A YAML mapping, and where each of its values stands."""
+
+    name: str
+    value: dict[str, Any]
+    lines: dict[Where, str] = field(default_factory=dict)
+
+    def error(self, where: Where, message: str) -> InputError:
+        """One sentence about the value at ``where``, or about the nearest that is written down."""
+        at = where
+        while at not in self.lines and at:
+            at = at[:-1]
+        field_ = ".".join(_named(where))
+        return InputError(
+            f"{self.name}, {self.lines.get(at, 'line 1')}: {field_ + ': ' if field_ else ''}{message.rstrip('.')}."
+        )
+
+
+def read_recipe(path: str | Path, sets: Sequence[str] = ()) -> Pipeline:
+    """The recipe in a YAML file, with ``stage.field=value`` put in place of what it says.
+
+    ``sets``: "ticket.sparsity=0.9", "ticket.settings.rate=0.1", "seed=3" (top level), "eval.2.max_drop=1" (the second
+    eval stage); values are read as YAML.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, or says something that cannot be; line and field are named.
+    """
+    document = parse(Path(path))
+    for text in sets:
+        _put(document, text)
+    return _validated(document)
+
+
+def parse(path: Path) -> Document:
+    """The mapping in a YAML file, with line numbers."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{path} cannot be read ({reason}): give a recipe file.") from None
+    loader = _Loader(text)
+    lines: dict[Where, str] = {}
+    try:
+        node = loader.get_single_node()
+        for where, line in _walk(node, ()):
+            if line is None:
+                raise InputError(
+                    f"{path}, {lines[where]}: {'.'.join(_named(where))}: is given a second time further down."
+                )
+            lines[where] = f"line {line}"
+        value = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f", line {mark.line + 1}" if mark is not None else ""
+        raise InputError(f"{path}{at}: this is no YAML ({error.problem or error.context}).") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: this is no YAML ({str(error).splitlines()[0]}).") from None
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        raise Document(str(path), {}, lines).error((), "a recipe is a mapping: begin with model, data and stages")
+    return Document(str(path), value, lines)
+
+
+def _walk(node: yaml.Node | None, where: Where) -> Iterator[tuple[Where, int | None]]:
+    """Every value with its line; None for a key that comes twice."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            at = (*where, str(key.value))
+            yield at, None if key.value in seen and key.value != "<<" else key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _walk(value, at)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*where, i), value.start_mark.line + 1
+            yield from _walk(value, (*where, i))
+
+
+def _named(where: Where) -> list[str]:
+    """A path for a person: stages 2 ticket.sparsity becomes stages[2].ticket.sparsity, counted from 1."""
+    found: list[str] = []
+    for part in where:
+        if isinstance(part, int) and found:
+            found[-1] += f"[{part + 1}]"
+        else:
+            found.append(str(part))
+    return found
+
+
+def _validated(document: Document) -> Pipeline:
+    given = dict(document.value)
+    listed = given.pop("stages", None)
+    if listed is None and "stages" not in document.value:
+        raise document.error((), f"stages is missing: list one or more of {', '.join(KINDS)}")
+    if not isinstance(listed, list) or not listed:
+        raise document.error(("stages",), f"must be a list of one or more of {', '.join(KINDS)}")
+    stages = tuple(_stage(document, i, entry) for i, entry in enumerate(listed))
+    pipeline = _model(document, Pipeline, {**given, "stages": stages}, (), "a recipe")
+    for i, stage in enumerate(stages):
+        try:
+            pipeline.check_order(i)
+        except InputError as error:
+            raise document.error(("stages", i, stage.kind), str(error)) from None
+    if not any(stage.kind != "eval" for stage in stages):
+        raise document.error(("stages",), "nothing is made: add a train, ticket or compress stage, or use winnow eval")
+    return pipeline
+
+
+def _stage(document: Document, number: int, entry: Any) -> Stage:
+    where: Where = ("stages", number)
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise document.error(where, f"must be one of {', '.join(KINDS)} with its fields below it")
+    kind, fields = next(iter(entry.items()))
+    if kind not in KINDS:
+        raise document.error(
+            (*where, kind), f"there is no such stage{_meant(kind, KINDS)}: choose one of {', '.join(KINDS)}"
+        )
+    if fields is not None and not isinstance(fields, dict):
+        raise document.error((*where, kind), "must be a mapping of fields")
+    what = f"{'an' if kind == 'eval' else 'a'} {kind} stage"
+    stage = _model(document, KINDS[kind], fields or {}, (*where, kind), what)
+    if isinstance(stage, Ticket):
+        from winnow.tickets.verb import DEFAULT
+
+        known = METHODS[DEFAULT if stage.method == "ticket" else stage.method].settings_class
+        _model(document, known, stage.settings, (*where, kind, "settings"), f"the settings of method {stage.method}")
+    return stage
+
+
+def _model(document: Document, kind: type[Any], given: dict[str, Any], where: Where, what: str) -> Any:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        # A misspelt field explains the one that is missing.
+        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        at = (*where, *_written(first["loc"], given))
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            name = str(first["loc"][-1])
+            message = f"is no field of {what}{_meant(name, kind.model_fields)}"
+        elif first["type"] == "missing":
+            message = "is missing"
+        elif first["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
+        raise document.error(at, message) from None
+
+
+def _written(place: Sequence[Any], given: Any) -> Where:
+    """The part of an error's place that is in the recipe; pydantic adds names of its own inside unions."""
+    found: list[Any] = []
+    for part in place:
+        inside = part in given if isinstance(given, dict) else isinstance(given, list) and isinstance(part, int)
+        if not inside:
+            return (*found, part) if isinstance(given, dict) and not found else tuple(found)
+        found.append(part)
+        given = given[part]
+    return tuple(found)
+
+
+def _meant(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _put(document: Document, text: str) -> None:
+    """Carries out one --set."""
+    path, equals, written = text.partition("=")
+    keys = path.strip().split(".")
+    where = f"--set {text}"
+    if not equals or not all(keys):
+        raise InputError(f"{where} is not stage.field=value: write, for example, --set ticket.sparsity=0.9.")
+    try:
+        value = yaml.load(written, _Loader)
+    except yaml.YAMLError:
+        raise InputError(f"{where}: the value is no YAML: quote it.") from None
+    target, at = _target(document, keys, where)
+    for key in keys[:-1]:
+        if target.get(key) is None:
+            target[key] = {}
+        target, at = target[key], (*at, key)
+        if not isinstance(target, dict):
+            raise InputError(f"{where}: {key} holds a value, no fields: name a field of a stage.")
+    other = LENGTHS.get(keys[-1], "")
+    if len(at) == 3 and document.lines.get((*at, other), "").startswith("line"):
+        del target[other]  # of the recipe's two ways to say how long, the one that was meant here
+    target[keys[-1]] = value
+    at = (*at, keys[-1])
+    document.lines = {k: v for k, v in document.lines.items() if k[: len(at)] != at} | {at: where}
+
+
+def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, Any], Where]:
+    """The mapping that the rest of ``keys`` is about; what names the stage is taken off them."""
+    stages = document.value.get("stages")
+    if len(keys) == 1:
+        return document.value, ()
+    found = [
+        (i, s)
+        for i, s in enumerate(stages if isinstance(stages, list) else [])
+        if s == keys[0] or (isinstance(s, dict) and keys[0] in s)
+    ]
+    if not found:
+        raise InputError(f"{where}: the recipe has no stage {keys[0]}: name one of its stages.")
+    kind, number = keys.pop(0), 1
+    if keys[0].isdigit() and len(keys) > 1:
+        number = int(keys.pop(0))
+    elif len(found) > 1:
+        raise InputError(
+            f"{where}: there are {len(found)} {kind} stages: say which, as in --set {kind}.1.{'.'.join(keys)}=...."
+        )
+    if not 1 <= number <= len(found):
+        raise InputError(f"{where}: there is no {kind} stage number {number}: there are {len(found)}.")
+    i, entry = found[number - 1]
+    if entry == kind or entry[kind] is None:
+        entry = {kind: {}}
+        document.value["stages"][i] = entry
+    if not isinstance(entry[kind], dict):
+        raise InputError(f"{where}: the {kind} stage of the recipe holds no fields: mend the recipe first.")
+    return entry[kind], ("stages", i, kind)
+
+
+def dump(model: BaseModel) -> dict[str, Any]:
+    """What a recipe came to, stages as in the file, without what was left at its default."""
+    found = model.model_dump(mode="json", exclude_defaults=True, exclude={"stages"})
+    stages = [{s.kind: s.model_dump(mode="json", exclude_defaults=True)} for s in model.stages]  # type: ignore[attr-defined]
+    return {**found, "stages": stages}

@@ -1,0 +1,318 @@
+"""What each stage of a recipe does: a model and a folder in, a model in that folder and figures out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from winnow.compression.prepare import model_kind, prepare, written_unit
+from winnow.data import Records, open_data, overlap, split_disjoint
+from winnow.errors import InputError
+from winnow.measure.compare import Comparison, compare
+from winnow.measure.evaluation import Evaluation
+from winnow.models import ModelSource, open_model
+from winnow.run.executor import Executor
+from winnow.run.pipeline import Compress, Evaluate, Fitting, Pipeline, Ticket
+from winnow.run.store import Store, stage_key
+
+if TYPE_CHECKING:
+    from winnow.tickets.training import Training
+
+Progress = Callable[[str], Callable[[int, int, str], None]]
+HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model between two stages: how it is opened, what it is called, and the key of the stage that made it."""
+
+    spec: str
+    weights: Path | None
+    key: str
+    made_by: str
+
+    def source(self) -> ModelSource:
+        return open_model(self.spec, self.weights)
+
+
+@dataclass
+class Materials:
+    """What the stages share: the model as given and the data, opened and checked."""
+
+    pipeline: Pipeline
+    given: Standing
+    kind: str  # of the model: see winnow.compression.prepare
+    data: Records | None
+    held_out: Records | None
+    own: dict[str, Records]  # by key: data that an eval stage names for itself
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """A file name for the models that are made."""
+        named = self.pipeline.name or Path(self.pipeline.model).name.rpartition(":")[2]
+        return re.sub(r"[^\w.-]+", "-", named).strip("-.") or "model"
+
+    def measured_on(self, stage: Evaluate) -> Records:
+        return self.own[_data_key(stage)] if stage.data is not None else self.held_out  # type: ignore[return-value]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """For what draws random numbers without a seed of its own, such as a factory that initializes its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def open_materials(pipeline: Pipeline) -> Materials:
+    """Opens the model and all data of a recipe. Trains nothing, writes nothing.
+
+    Raises:
+        InputError: something cannot be read, training and evaluation data overlap, or the task is none for a recipe.
+    """
+    source = open_model(pipeline.model, pipeline.weights)
+    with seeded(pipeline.seed):
+        given = Standing(pipeline.model, pipeline.weights, source.sha256(), "the model given")
+    kind = model_kind(source)
+    columns = dict(column=pipeline.column, label=pipeline.label)
+    data = open_data(pipeline.data, **columns) if pipeline.data is not None else None  # type: ignore[arg-type]
+    held_out = open_data(pipeline.eval, **columns) if pipeline.eval is not None else None  # type: ignore[arg-type]
+    found = Materials(pipeline, given, kind, data, held_out, {})
+    if held_out is None and data is not None and pipeline.task != "none":
+        found.data, found.held_out = split_disjoint(data, pipeline.seed, HELD_OUT[pipeline.fits])
+        found.notes.append(
+            f"no eval given: {len(found.held_out):,} of the records of {data.name} were held out for it."
+        )
+    for stage in pipeline.stages:
+        if isinstance(stage, Evaluate) and stage.data is not None:
+            records = open_data(stage.data, column=stage.column or pipeline.column, label=stage.label or pipeline.label)
+            found.own[_data_key(stage)] = records
+    for other in (found.held_out, *found.own.values()):
+        if found.data is not None and other is not None and (shared := overlap(found.data, other)):
+            raise InputError(
+                f"{found.data.name} and {other.name} share {shared:,} records: measure on data that no stage has trained on."
+            )
+    if pipeline.fits:
+        _check_fits(found)
+    return found
+
+
+def _check_fits(found: Materials) -> None:
+    """Tasks that a trained model is measured by here are classes and running text."""
+    assert found.data is not None
+    labels = found.data.labels
+    scores = labels is not None and labels.dtype.kind == "f" and bool((labels != labels.round()).any())
+    if scores and found.kind != "causal-lm":
+        raise InputError(
+            f"the labels of {found.data.name} are scores, and a recipe trains for classes or running text: take winnow.find_ticket in Python."
+        )
+    last = isinstance(found.pipeline.stages[-1], Fitting)
+    if found.kind == "clip" and not (last and len(found.pipeline.stages) == 1):
+        raise InputError(
+            "a CLIP model becomes an image classifier of its own, which no other stage can open: take winnow.find_ticket in Python."
+        )
+
+
+def _data_key(stage: Evaluate) -> str:
+    return repr((stage.data, stage.column, stage.label))
+
+
+def _hash(records: Records | None) -> Any:
+    return None if records is None else [records.sha256, records.label_names]
+
+
+def keys(found: Materials) -> list[str]:
+    """The key of every stage: all that its result depends on, the keys before it included."""
+    pipeline, at, made = found.pipeline, found.given.key, []
+    shared = dict(task=pipeline.task, length=pipeline.length, seed=pipeline.seed)
+    for number, stage in enumerate(pipeline.stages):
+        if isinstance(stage, Evaluate):
+            made.append(measure_key(found, stage, at))
+            continue
+        start = found.given.key if isinstance(stage, Ticket) and stage.start == "model" else at
+        what = stage.options(pipeline.before(number, Ticket)) if isinstance(stage, Compress) else stage.key()
+        at = stage_key(
+            stage.kind, start=start, what=what, data=_hash(found.data), eval=_hash(found.held_out), label=found.label, **shared
+        )  # fmt: skip
+        made.append(at)
+    return made
+
+
+def measure_key(found: Materials, stage: Evaluate, model: str, against: str | None = None) -> str:
+    pipeline = found.pipeline
+    return stage_key(
+        "eval", of=model, data=_hash(found.measured_on(stage)), task=pipeline.task, length=pipeline.length, against=against, **stage.key()
+    )  # fmt: skip
+
+
+def fit(
+    stage: Fitting,
+    start: Standing,
+    found: Materials,
+    folder: Path,
+    measured: Path,
+    executor: Executor | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """A train or ticket stage; the model comes to ``folder``, its evaluation (where there is one) to ``measured``.
+
+    A search that was killed goes on where it stood.
+    """
+    from winnow.tickets.verb import find_ticket
+
+    if isinstance(stage, Ticket):
+        search: dict[str, Any] = dict(sparsity=stage.sparsity, method=stage.method, settings=stage.settings)
+    else:
+        search = dict(sparsity=0.0, method="dense")
+    with seeded(found.pipeline.seed):
+        result = find_ticket(
+            start.spec, found.data, out=folder, executor=executor, progress=progress, **search, **_fitting(stage, start, found)
+        )  # fmt: skip
+    ticket = result.ticket
+    if ticket.evaluation is not None:
+        _keep(ticket.evaluation, measured)
+    figures = {
+        "method": ticket.method, "zeros": ticket.zeros, "sparsity": ticket.sparsity, "steps": ticket.cost.steps,
+        "cost": vars(ticket.cost), "notes": [*result.training.notes, *ticket.notes],
+    }  # fmt: skip
+    if ticket.evaluation is not None:
+        figures |= figure(ticket.evaluation)
+    return figures
+
+
+def training(stage: Ticket, start: Standing, found: Materials) -> Training:
+    """The training that a ticket stage repeats, as :func:`fit` has it made."""
+    from winnow.tickets.from_data import training_from
+
+    with seeded(found.pipeline.seed):
+        return training_from(start.spec, found.data, **_fitting(stage, start, found))
+
+
+def _fitting(stage: Fitting, start: Standing, found: Materials) -> dict[str, Any]:
+    """Keywords of :func:`winnow.tickets.training_from`."""
+    pipeline = found.pipeline
+    named = ["steps", "epochs", "batch", "lr", "weight_decay", "schedule", "warmup", "clip", "precision"]
+    if isinstance(stage, Ticket):
+        named += ["include", "exclude"]
+    shared = dict(
+        weights=start.weights, eval=found.held_out, task=pipeline.task, length=pipeline.length, seed=pipeline.seed
+    )
+    return shared | {name: getattr(stage, name) for name in named}
+
+
+def pack(
+    stage: Compress, start: Standing, found: Materials, folder: Path, command: str | None, progress: Progress | None
+) -> dict[str, Any]:
+    """A compress stage; the packed folder with its report comes to ``folder``.
+
+    Raises:
+        GateError: ``max_drop`` cannot be kept.
+    """
+    from winnow.compression import compress
+
+    pipeline = found.pipeline
+    ticket = next((s for s in pipeline.stages if isinstance(s, Ticket)), None)
+    with seeded(pipeline.seed):
+        result: Any = compress(
+            start.spec, found.data, weights=start.weights, eval=found.held_out, task=pipeline.task, length=pipeline.length,
+            seed=pipeline.seed, out=folder, progress=progress, command=command, **stage.options(ticket),
+        )  # fmt: skip
+    report = result.report
+    chosen = report.picked
+    return {
+        "method": chosen.method, "zeros": report.requested.zeros_reached, "sparsity": chosen.sparsity, "values": chosen.values,
+        "bits_per_weight": chosen.bits_per_weight, "file_bytes": chosen.file_bytes, "dense_file": report.sizes.dense_file,
+        "metric": report.task.metric if chosen.quality is not None else None, "unit": report.task.unit, "value": chosen.quality,
+        "low": chosen.low, "high": chosen.high, "verdict": report.verdict.sentence,
+    }  # fmt: skip
+
+
+def measure(
+    stage: Evaluate,
+    model: Standing,
+    found: Materials,
+    store: Store,
+    against: Standing | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """An eval stage: the figure of ``model``, and its paired loss against another. What was measured before is read back."""
+    pipeline, records = found.pipeline, found.measured_on(stage)
+    source = model.source()
+    prepared = prepare(
+        source, None, records, task=pipeline.task, column=None, label=None, samples=1, length=pipeline.length, batch_size=8,
+        seed=pipeline.seed, eval_limit=stage.eval_limit, select=False,
+    )  # fmt: skip
+    task = prepared.task
+    assert task is not None
+    agreement = task.metric == "agreement"
+    anchor = None
+
+    def evaluation(of: Standing, key: str) -> Evaluation:
+        path = store.root / f"{key}.npz"
+        if path.exists():
+            return Evaluation.load(path)
+        bar = progress(of.made_by) if progress else None
+        evaluated = task.evaluate(
+            loaded(of, pipeline.seed), anchor, progress=(lambda done, total: bar(done, total, "")) if bar else None
+        )
+        _keep(evaluated, path)
+        return evaluated
+
+    other: Evaluation | None = None
+    if against is not None and agreement:
+        anchor = task.reference(loaded(against, pipeline.seed))
+        other = anchor.evaluation
+    elif against is not None:
+        other = evaluation(against, measure_key(found, stage, against.key))
+    mine = evaluation(
+        model, measure_key(found, stage, model.key, against.key if agreement and against is not None else None)
+    )
+    figures = {**figure(mine, task.scale), "unit": written_unit(task), "description": task.describe()}
+    if against is not None and other is not None:
+        drop: Comparison = compare(other, mine, higher_is_better=task.higher_is_better)
+        figures |= {"against": against.made_by, "against_value": task.scale * other.value, "drop": asdict(drop)}
+    return figures
+
+
+def _keep(evaluation: Evaluation, path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".part")
+    evaluation.save(partial)
+    partial.replace(path)
+
+
+def loaded(model: Standing, seed: int) -> torch.nn.Module:
+    """The model in float32."""
+    with seeded(seed):
+        return model.source().load().to(torch.float32)
+
+
+def standing(folder: Path, found: Materials, key: str, made_by: str) -> Standing:
+    """The model that a stage left in ``folder``: a folder of its own, or weights for the recipe's factory."""
+    source = found.given.source()
+    if source.factory is None:
+        return Standing(str(folder), None, key, made_by)
+    from winnow.formats import is_artifact
+
+    return Standing(found.pipeline.model, folder if is_artifact(folder) else folder / "model.safetensors", key, made_by)
+
+
+def figure(evaluation: Evaluation, scale: float | None = None) -> dict[str, Any]:
+    """The figure as it is told: in per cent, unless it is a perplexity or ``scale`` says otherwise."""
+    if scale is None:
+        scale = 1.0 if evaluation.metric == "perplexity" else 100.0
+    return {
+        "metric": evaluation.metric,
+        "unit": "%" if evaluation.metric in ("accuracy", "agreement") else "",
+        "value": scale * evaluation.value,
+        "low": scale * evaluation.low,
+        "high": scale * evaluation.high,
+        "n": evaluation.n,
+    }
