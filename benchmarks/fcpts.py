@@ -34,7 +34,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    from fcpts_cells import Results, run_all
+    from cells import Results, run_all
+    from fcpts_cells import STUDY
     from fcpts_data import SUBJECTS
     from fcpts_tables import everything
 
@@ -44,7 +45,7 @@ def main() -> None:
     facts = common.heading(("scipy",), threads=args.threads)
     print(f"results: {args.results}", flush=True)
     models = args.model or sorted({r["cell"]["model"] for r in results.rows().values()})
-    failed = run_all(cells(args, results.rows()), results) if args.phase != "table" else []
+    failed = run_all(cells(args, results.rows()), results, STUDY) if args.phase != "table" else []
     rows = results.rows()
     print("\n" + _shown(args.phase, rows, models), flush=True)
     common.finish({**facts, "tables": everything(rows, models), "cells": list(rows.values())}, args.json)

@@ -7,10 +7,10 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 
-from fcpts_cells import Row, unpack
+from cells import Row, unpack
 from fcpts_data import SUBJECTS
 from fcpts_methods import LABELS, METHODS
-from fcpts_stats import Interval, check, interval, over_examples, over_seeds
+from paired import Interval, check, interval, over_examples, over_seeds
 
 Key = tuple[str, float]  # method, rate
 Group = dict[Key, list[Row]]

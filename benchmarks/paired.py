@@ -1,4 +1,4 @@
-"""The intervals of fcpts.py: over seeds, and over test examples. ``python benchmarks/fcpts_stats.py`` checks them."""
+"""Intervals of fcpts.py and tickets.py: over seeds, and over test examples. ``python benchmarks/paired.py`` checks them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
 
 
 def over_seeds(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Of first - second, paired seed by seed: what other calibration draws would give, on these test examples."""
+    """Of first - second, paired seed by seed: what other draws of the data would give, on these test examples."""
     return interval(np.subtract(first, second))
 
 
 def over_examples(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Interval:
     """Of first - second in points, paired example by example, each averaged over the seeds first: what other test
-    examples would give, for these calibration draws.
+    examples would give, for these draws.
 
     Args:
         first, second: one bool [n] a seed, in the same order.

@@ -1,0 +1,144 @@
+"""What tickets.py compares: the rows of its table, and the settings tried beside them.
+
+Training is the same for all: T steps, batch, learning rate and decay of the subject. The rate was chosen for no method's
+sake (``--phase tune``: dense and one-shot magnitude), and nothing else is tuned for any method; ISP's own settings are
+those of the sheet's protocol for small models, scaled with T: 30 % of the rest a round, 4 candidates of T / 60 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SPARSITIES = (0.5, 0.7, 0.8, 0.9)
+HARD = (0.8, 0.9)
+TUNE = {"dense": (0.0,), "magnitude": (0.7, 0.9)}  # what a learning rate is judged by: the mean of these three
+TUNE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the subject's own
+TUNE_SEED = 1000
+FIVE, THREE = (0, 1, 2, 3, 4), (0, 1, 2)
+SELECT_SEEDS = (100, 101, 102, 103, 104)  # of sensitivity (the first three) and variants
+CONFIRM_SEEDS = (200, 201, 202, 203, 204)  # met by no other phase
+RATE, CANDIDATES = 0.3, 4
+
+Options = Mapping[str, Any]
+
+
+def look_ahead(steps: int) -> int:
+    """C: 10 steps of a candidate at T = 600; with RATE and CANDIDATES that is 1.47 T in all at 90 %."""
+    return max(1, steps // 60)
+
+
+def isp_options(steps: int, sparsities: tuple[float, ...] = ()) -> dict[str, Any]:
+    return {"rate": RATE, "candidates": CANDIDATES, "look_ahead": look_ahead(steps)}
+
+
+def truncated_options(steps: int, sparsities: tuple[float, ...]) -> dict[str, Any]:
+    """IMP with the steps that ISP takes to the same sparsity."""
+    from winnow.tickets.levels import levels
+
+    (sparsity,) = sparsities
+    return {"budget": 1 + len(levels([sparsity], RATE)) * CANDIDATES * look_ahead(steps) / steps}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        finder: its name in winnow.tickets.methods.METHODS.
+        options: (T, sparsities of the cell) -> settings that differ from winnow's.
+        whole: one trajectory serves all sparsities, so they are one cell.
+        sparsities: those it is run at unless the command line says otherwise.
+    """
+
+    finder: str
+    label: str
+    options: Callable[[int, tuple[float, ...]], Options] = lambda steps, sparsities: {}
+    seeds: tuple[int, ...] = FIVE
+    whole: bool = False
+    sparsities: tuple[float, ...] = SPARSITIES
+
+
+def _imp(finder: str, label: str, options: Callable[[int, tuple[float, ...]], Options] = lambda s, r: {}) -> Method:
+    return Method(finder, label, options, seeds=THREE, whole=True)
+
+
+def _pool_options(steps: int, sparsities: tuple[float, ...]) -> Options:
+    """Some 200 mixtures are weighed on this share of the training data (400 to 900 examples), in float32: a few T."""
+    return {"holdout": 0.02}
+
+
+def _aggregated(how: str) -> Method:
+    def options(steps: int, sparsities: tuple[float, ...]) -> Options:
+        return {**isp_options(steps), "aggregate": how}
+
+    return Method("isp", f"ISP, {how}", options, THREE, sparsities=HARD)
+
+
+METHODS: dict[str, Method] = {
+    "dense": Method("dense", "dense", sparsities=(0.0,)),
+    "isp": Method("isp", "ISP (vote)", isp_options),
+    "isp-plain": Method("isp-plain", "ISP without candidates", isp_options),
+    "isp-matched": Method("isp-matched", "ISP without candidates, same steps", isp_options),
+    "imp-truncated": Method("imp", "IMP in ISP's steps", truncated_options),
+    "magnitude": Method("magnitude", "one-shot magnitude"),
+    "snip": Method("snip", "SNIP"),
+    "grasp": Method("grasp", "GraSP"),
+    "earlybird": Method("earlybird", "EarlyBird"),
+    "imp": _imp("imp", "IMP"),
+    "imp-rewind": _imp("imp-rewind", "IMP, rewinding"),
+    "lrr": _imp("lrr", "learning-rate rewinding"),
+    "lottery-pool": _imp("lottery-pool", "Lottery Pool", _pool_options),
+    "random": Method("random", "random", seeds=THREE),
+    "synflow": Method("synflow", "SynFlow", seeds=THREE),
+    "progressive": Method("progressive", "progressive", seeds=THREE),
+    "gradual": Method("gradual", "gradual (cubic)", seeds=THREE),
+    **{f"isp-{how.replace('_', '-')}": _aggregated(how) for how in ("mean_abs", "union", "intersect", "literal")},
+}
+CONTROLS = ("isp", "isp-plain", "isp-matched")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the sensitivity or variants table: a finder of winnow, and what differs from :func:`isp_options`.
+
+    ``options`` may hold functions of T.
+    """
+
+    options: Mapping[str, Any]
+    finder: str = "isp"
+
+    def at(self, steps: int) -> dict[str, Any]:
+        return {**isp_options(steps), **{k: v(steps) if callable(v) else v for k, v in self.options.items()}}
+
+
+def _times(factor: float) -> Callable[[int], int]:
+    return lambda steps: max(1, round(factor * steps / 60))
+
+
+# One thing at a time; the default itself and its two controls are run beside them.
+SENSITIVITY: dict[str, Setting] = {
+    "candidates 2": Setting({"candidates": 2}),
+    "candidates 8": Setting({"candidates": 8}),
+    "look-ahead T/120": Setting({"look_ahead": _times(0.5)}),
+    "look-ahead T/30": Setting({"look_ahead": _times(2)}),
+    "look-ahead T/15": Setting({"look_ahead": _times(4)}),
+    "lr x 1": Setting({"multipliers": [1.0]}),
+    "lr x 0.1 to 0.8": Setting({"multipliers": [0.1, 0.2, 0.4, 0.8]}),
+    "lr x 2 to 16": Setting({"multipliers": [2.0, 4.0, 8.0, 16.0]}),
+    "mean_abs": Setting({"aggregate": "mean_abs"}),
+    "union": Setting({"aggregate": "union"}),
+    "intersect": Setting({"aggregate": "intersect"}),
+    "literal": Setting({"aggregate": "literal"}),
+}
+
+# At most six: chosen on one subject's selection data, confirmed once on two others. The name goes into the cells.
+VARIANTS: dict[str, Setting] = {
+    "score soup": Setting({"aggregate": "mean_abs"}),
+    "score soup, two long": Setting({"aggregate": "mean_abs", "candidates": 2, "look_ahead": _times(2)}),
+    "data only": Setting({"multipliers": [1.0], "decays": [0.01], "share": 0.25}),
+    "small rounds": Setting({"rate": 0.2, "look_ahead": _times(0.6)}),
+    "later masks": Setting({"aggregate": "mean_abs", "budget": 0.4}),
+    "bold candidates": Setting({"aggregate": "mean_abs", "multipliers": [2.0, 4.0, 8.0, 16.0]}),
+}

@@ -1,0 +1,197 @@
+"""The tables of the test phase of tickets.py, as markdown: accuracy and cost, paired differences, masks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from cells import Row, unpack
+from paired import Interval, interval, over_examples, over_seeds
+from tickets_methods import HARD, METHODS
+from tickets_subjects import SUBJECTS
+
+Group = dict[tuple[str, float], list[Row]]  # (method, sparsity): tickets in the order of the seeds
+LIMIT = 1.5  # T: what ISP may take, look-ahead included
+NEAR = 0.5  # points below IMP that still count as near
+RIVALS = ("imp-truncated", "magnitude", "snip", "grasp", "earlybird")
+OTHERS = ("random", "synflow", "progressive", "gradual", "imp-rewind", "lrr", "lottery-pool")
+
+
+def tickets(rows: Iterable[Row], phase: str, model: str) -> list[Row]:
+    """Every ticket of a phase and model as a flat dict, with what its cell says."""
+    found = []
+    for row in rows:
+        cell = row["cell"]
+        if (cell["phase"], cell["model"]) == (phase, model) and cell["method"] in METHODS:
+            about = {name: cell[name] for name in ("method", "variant", "seed", "settings", "options")}
+            for ticket in row.get("tickets", ()):
+                more = {"key": row["key"], "numel": row["numel"], "source": row["source"]}
+                found.append({**ticket, **about, **more})
+    return sorted(found, key=lambda t: t["seed"])
+
+
+def groups(found: Iterable[Row]) -> Group:
+    """By method and sparsity, in the order of the table."""
+    by: Group = {}
+    for ticket in found:
+        by.setdefault((ticket["method"], ticket["sparsity"]), []).append(ticket)
+    order = list(METHODS)
+    return {key: by[key] for key in sorted(by, key=lambda k: (k[1], order.index(k[0])))}
+
+
+def imp_passes(sparsity: float) -> int:
+    """(K + 1): trainings of T steps that full IMP takes, 20 % a round."""
+    from winnow.tickets.cost import imp_rounds
+
+    return imp_rounds(sparsity) + 1
+
+
+def accuracies(group: Group, model: str) -> list[str]:
+    """Sparsity x method: accuracy with its interval over seeds, steps in T, what IMP takes, zeros in the model itself."""
+    first = next(iter(group.values()))[0]
+    settings = first["settings"]
+    lines = [
+        f"### {SUBJECTS[model].about}: T = {settings['steps']} steps of {settings['batch']}, learning rate {settings['lr']:g}",
+        "",
+        "| zeros | method | seeds | test accuracy, % [95 %] | selection, % | steps, T | look-ahead, T | dense-equivalent, T | IMP's steps, T | zeros off |",
+        "|---" * 10 + "|",
+    ]
+    for (method, sparsity), found in group.items():
+        total = found[0]["settings"]["steps"]
+        cost = {k: statistics.mean(t["cost"][k] for t in found) / total for k in ("steps", "look_ahead", "weighted")}
+        off = max((t["zeros"] - t["zeros_asked"] for t in found), key=abs)
+        columns = [
+            f"{sparsity:.0%}", METHODS[method].label, str(len(found)), interval([t["accuracy"] for t in found]).text(),
+            f"{statistics.mean(t['hold_out'] for t in found):.2f}", f"{cost['steps']:.2f}", f"{cost['look_ahead']:.2f}",
+            f"{cost['weighted']:.2f}", f"{imp_passes(sparsity)}" if sparsity else "-", f"{off:+d}" if off else "0",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(columns) + " |")
+    return [
+        *lines, "",
+        f"{first['n']:,} test examples; the last step's figure. Steps: training, look-ahead and scoring passes. Dense-equivalent: each",
+        "training step counted by its share of kept weights. IMP's steps: (K + 1) T at 20 % a round.", "",
+    ]  # fmt: skip
+
+
+def difference(first: list[Row], second: list[Row]) -> tuple[Interval, Interval, int] | None:
+    """first - second in points over the seeds both have: over seeds, over examples, and how many seeds."""
+    sides = [{t["seed"]: t for t in found} for found in (first, second)]
+    shared = sorted(set(sides[0]) & set(sides[1]))
+    if not shared:
+        return None
+    seeds = over_seeds(*([side[s]["accuracy"] for s in shared] for side in sides))
+    return seeds, over_examples(*([unpack(side[s]) for s in shared] for side in sides)), len(shared)
+
+
+def differences(group: Group) -> list[str]:
+    """ISP against IMP, against IMP in its own steps and pruning at the start, against its controls; and the control so."""
+    lines = [
+        "| zeros | difference, points | seeds | over seeds [95 %] | over test examples [95 %] | wanted | |",
+        "|---" * 7 + "|",
+    ]
+    for sparsity in sorted({s for _, s in group} - {0.0}):
+        asked = [("isp", "imp", "near" if sparsity <= 0.8 else "")]
+        asked += [("isp", other, "above" if sparsity in HARD else "") for other in RIVALS]
+        asked += [("isp", other, "pays") for other in ("isp-plain", "isp-matched")]
+        asked += [("isp-matched", other, "") for other in ("imp", *RIVALS)]
+        asked += [("isp", other, "") for other in OTHERS]
+        asked += [(name, "isp-matched", "") for name in METHODS if METHODS[name].finder == "isp" and name != "isp"]
+        for one, two, aim in asked:
+            found = difference(group.get((one, sparsity), []), group.get((two, sparsity), []))
+            if found is None:
+                continue
+            seeds, examples, count = found
+            wanted, verdict = judged(aim, seeds, examples)
+            names = f"{METHODS[one].label} - {METHODS[two].label}"
+            lines.append(
+                f"| {sparsity:.0%} | {names} | {count} | {seeds.text(sign=True)} | {examples.text(sign=True)} | {wanted} | {verdict} |"
+            )
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def judged(aim: str, seeds: Interval, examples: Interval) -> tuple[str, str]:
+    """What is wanted, in words, and whether it came out: a bound counts where both intervals keep it."""
+    if not aim or seeds.low != seeds.low:
+        return "", ""
+    low = min(seeds.low, examples.low)
+    if aim == "near":
+        verdict = "met" if low >= -NEAR else "met in the mean" if seeds.mean >= -NEAR else "missed"
+        return f"-{NEAR:g} or more", verdict
+    word = {"above": ("met", "missed"), "pays": ("the soup pays", "not shown")}[aim]
+    return "lower bounds above 0", word[0] if low > 0 else word[1]
+
+
+def budget(group: Group) -> list[str]:
+    """Whether ISP stayed within 1.5 T, and at 90 % within an eighth of IMP."""
+    lines = []
+    for (method, sparsity), found in group.items():
+        if method != "isp":
+            continue
+        most = max(t["cost"]["steps"] / t["settings"]["steps"] for t in found)
+        words = f"ISP at {sparsity:.0%}: {most:.2f} T of at most {LIMIT} T: {'met' if most <= LIMIT else 'missed'}"
+        share = most / imp_passes(sparsity)
+        lines.append(f"- {words}; {share:.3f} of IMP's {imp_passes(sparsity)} T.")
+    return [*lines, ""] if lines else []
+
+
+def against_dense(group: Group) -> list[str]:
+    """Answers that turned wrong and right against the dense model of the same seed, and the class that lost most."""
+    dense = {t["seed"]: t for t in group.get(("dense", 0.0), [])}
+    lines = [
+        "| zeros | method | seeds | lost, % | gained, % | class that loses most, points (mean over seeds) |",
+        "|---" * 6 + "|",
+    ]
+    for (method, sparsity), found in group.items():
+        pairs = [(t, dense[t["seed"]]) for t in found if t["seed"] in dense]
+        if method == "dense" or not pairs:
+            continue
+        own, other = ([unpack(pair[i]) for pair in pairs] for i in (0, 1))
+        lost = statistics.mean(float((~a & b).mean()) for a, b in zip(own, other))
+        gained = statistics.mean(float((a & ~b).mean()) for a, b in zip(own, other))
+        changes = [
+            statistics.mean(t["recall"][c] - d["recall"][c] for t, d in pairs)
+            for c in range(len(pairs[0][0]["recall"]))
+        ]
+        worst = min(range(len(changes)), key=changes.__getitem__)
+        lines.append(
+            f"| {sparsity:.0%} | {METHODS[method].label} | {len(pairs)} | {lost:.2%} | {gained:.2%} | {changes[worst]:+.2f} (class {worst}) |"
+        )
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def rounds(group: Group) -> list[str]:
+    """How far ISP's candidates disagree, round by round, means over seeds."""
+    lines = ["| zeros | method | round: disagreement of the active weights (unanimous share) |", "|---" * 3 + "|"]
+    for (method, sparsity), found in group.items():
+        told = [t["rounds"] for t in found if t["rounds"] and t["rounds"][0].get("disagreement") is not None]
+        if not told:
+            continue
+        parts = []
+        for i in range(min(map(len, told))):
+            mean: dict[str, Any] = {k: statistics.mean(r[i][k] for r in told) for k in ("disagreement", "unanimous")}
+            parts.append(f"{i + 1}: {mean['disagreement']:.1%} ({mean['unanimous']:.0%})")
+        lines.append(f"| {sparsity:.0%} | {METHODS[method].label} | {', '.join(parts)} |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def overlaps(rows: Iterable[Row], model: str) -> list[str]:
+    """Cosine similarity of kept weights with IMP's, means over seeds, beside what chance would give."""
+    by: dict[tuple[float, str, str], list[Row]] = {}
+    for row in rows:
+        cell = row["cell"]
+        if (cell["phase"], cell["model"]) == ("masks", model) and cell["method"] in METHODS:
+            for overlap in row["overlaps"]:
+                by.setdefault((overlap["sparsity"], cell["variant"], cell["method"]), []).append(overlap)
+    order = list(METHODS)
+    lines = [
+        "| zeros | mask of | beside | seeds | cosine | by chance | kept by both of kept by either |",
+        "|---" * 7 + "|",
+    ]
+    for sparsity, variant, method in sorted(by, key=lambda k: (k[0], order.index(k[2]))):
+        found = by[sparsity, variant, method]
+        cosine, chance, iou = (statistics.mean(o[k] for o in found) for k in ("cosine", "chance", "iou"))
+        lines.append(
+            f"| {sparsity:.0%} | {METHODS[method].label} | {variant} | {len(found)} | {cosine:.3f} | {chance:.3f} | {iou:.3f} |"
+        )
+    return [*lines, ""] if len(lines) > 2 else []
