@@ -10,7 +10,7 @@ from winnow.compression.methods import METHODS
 from winnow.formats.tensorfile import FORMAT_VERSION
 
 NAMES = {
-    "__version__", "accelerate", "bench", "compress", "evaluate", "inspect", "load", "shrink", "export_dense", "find_scope", "Budget", "Mask", "MaskSet",
+    "__version__", "accelerate", "bench", "compress", "find_ticket", "tickets", "train", "evaluate", "inspect", "load", "shrink", "export_dense", "find_scope", "Budget", "Mask", "MaskSet",
     "WinnowError", "InputError", "FormatError", "GateError",
 }  # fmt: skip
 
@@ -34,6 +34,7 @@ FLAGS = {
     "report": {"--json"},
     "export": {"--out", "--to", "--json"},
     "demo": {"--out", "--sparsity", "--seed", "--json"},
+    "run": {"--out", "--set", "--executor", "--keep-work", "--poc", "--dry-run", "--json"},
 }  # fmt: skip
 
 
@@ -70,5 +71,22 @@ def test_format_version():
 def test_methods():
     assert set(METHODS) == {
         "magnitude", "global", "lamp", "random", "wanda", "ria", "owl", "sparsegpt", "sparsegpt+lsq", "swap+lsq", "alps",
-        "fcpts", "distil", "reconstruct",
+        "fcpts", "distil", "reconstruct", "zeros",
+    }  # fmt: skip
+
+
+def test_ticket_methods():
+    assert set(winnow.tickets.METHODS) == {
+        "dense", "random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradual", "earlybird", "imp", "imp-rewind",
+        "lrr", "lottery-pool", "isp", "isp-plain", "isp-matched",
+    }  # fmt: skip
+
+
+def test_packages_for_training():
+    assert set(winnow.train.__all__) == {
+        "Attached", "Fixed", "Gradual", "SparseMethod", "WinnowCallback", "attach", "read_state", "write_state",
+    }  # fmt: skip
+    assert set(winnow.tickets.__all__) == {
+        "METHODS", "Found", "ModelSoup", "Ticket", "Training", "clip_image_classifier", "find_ticket", "instant_model_soup", "training_from",
+        "training_from_trainer", "with_head",
     }  # fmt: skip

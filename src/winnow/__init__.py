@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "compress": "winnow.compression",
+    "find_ticket": "winnow.tickets.verb",
     "bench": "winnow.verbs.bench.verb",
     "evaluate": "winnow.verbs.evaluate",
     "inspect": "winnow.verbs.inspect",
@@ -29,9 +30,12 @@ _HOME = {
     "FormatError": "winnow.errors",
     "GateError": "winnow.errors",
 }
-__all__ = ["__version__", *_HOME]
+_PACKAGES = ("tickets", "train")  # winnow.train.attach and the like need no import of their own
+__all__ = ["__version__", *_HOME, *_PACKAGES]
 
 if TYPE_CHECKING:
+    from winnow import tickets as tickets
+    from winnow import train as train
     from winnow.budget import Budget as Budget
     from winnow.compression import compress as compress
     from winnow.errors import FormatError as FormatError
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from winnow.masks.mask import MaskSet as MaskSet
     from winnow.masks.scope import find_scope as find_scope
     from winnow.shrinking import shrink as shrink
+    from winnow.tickets.verb import find_ticket as find_ticket
     from winnow.verbs.bench.verb import bench as bench
     from winnow.verbs.evaluate import evaluate as evaluate
     from winnow.verbs.inspect import inspect as inspect
@@ -53,10 +58,12 @@ install_hook()  # AutoModel.from_pretrained reads packed folders from here on; t
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'winnow' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _PACKAGES:
+        return import_module(f"winnow.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'winnow' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 
