@@ -28,10 +28,14 @@ def groups(rows: Iterable[Row], phase: str, model: str) -> Group:
     return {key: sorted(found[key], key=lambda r: r["cell"]["seed"]) for key in keys}
 
 
+COLLAPSE = 20.0  # points of hold-out accuracy below the best trial of the method
+
+
 def tried(rows: Mapping[str, Row], model: str, method: str, steps: int | None) -> dict[str, list[Row]]:
     """Trials of a method with so many steps (None: as many as winnow's default), best first; a trial's cells by settings.
 
-    The figure is the mean hold-out accuracy over the rates tried; a trial that diverged at one of them comes last.
+    The figure is the mean hold-out accuracy over the rates tried; a trial that diverged at one of them comes last. So do
+    trials at or above a learning rate that collapsed: one that did well above it did so by luck, and collapses at another rate of zeros.
     """
     found: dict[str, list[Row]] = {}
     for row in rows.values():
@@ -41,7 +45,13 @@ def tried(rows: Mapping[str, Row], model: str, method: str, steps: int | None) -
         ) == steps:
             found.setdefault(json.dumps(cell["settings"], sort_keys=True), []).append(row)
     mean = {key: statistics.mean(r.get("hold_out", -math.inf) for r in cells) for key, cells in found.items()}
-    return {key: found[key] for key in sorted(found, key=lambda k: -mean[k])}
+    best = max(mean.values(), default=0.0)
+    ill = min((_lr(found[k]) for k in found if mean[k] < best - COLLAPSE), default=math.inf)
+    return {key: found[key] for key in sorted(found, key=lambda k: (_lr(found[k]) >= ill, -mean[k]))}
+
+
+def _lr(cells: list[Row]) -> float:
+    return float(cells[0]["cell"]["settings"].get("lr", 0.0))
 
 
 def trials(rows: Mapping[str, Row], model: str) -> list[str]:
