@@ -22,7 +22,7 @@ def zeros_of(model, result):
     return {x.name: int((model.get_parameter(x.name) == 0).sum()) for x in result.layers}
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"zeros"}))  # which takes no budget: test_method_zeros.py
 def test_every_method_is_exact_and_leaves_the_given_model_alone(model, method):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     result = winnow.compress(model, points(), sparsity=0.55, method=method, baselines="none", samples=64)

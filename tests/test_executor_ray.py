@@ -31,7 +31,9 @@ def cluster():
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets need a short path
     node = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
-    (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)  # where the cluster leaves its address, on a fresh machine too
+    (Path(tempfile.gettempdir()) / "ray").mkdir(
+        exist_ok=True
+    )  # where the cluster leaves its address, on a fresh machine too
     cluster = Cluster()
     try:
         again(lambda: cluster.add_node(temp_dir=folder, **node), cluster.shutdown)

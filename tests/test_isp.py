@@ -337,7 +337,7 @@ def test_presets():
         (IspSettings(preset="bert", rate=0.3), (0.3, 30, 4)),
     ):
         plan = plan_isp(given_settings, 0.8, 8602, 391)  # the paper's CIFAR-10
-        assert (plan.rate, plan.look_ahead, plan.candidates) == figures and not plan.notes
+        assert (plan.rate, plan.look_ahead, plan.candidates) == figures and not plan.fewer + plan.shorter
         assert plan.levels == levels([0.8], figures[0])
     assert plan_isp(IspSettings(), 0.8, 8602, 391).thrown == 2500
     assert IspSettings.model_validate(bert.model_dump()) == bert
@@ -366,11 +366,11 @@ def test_a_short_training_gets_rounds_and_candidates_that_fit(steps, sparsity, e
 
 def test_what_is_named_is_taken_as_it_is():
     plan = plan_isp(IspSettings(rate=0.4, candidates=7, look_ahead=90), 0.8, 100, 20)
-    assert (plan.rate, plan.candidates, plan.look_ahead) == (0.4, 7, 90) and not plan.notes
+    assert (plan.rate, plan.candidates, plan.look_ahead) == (0.4, 7, 90) and not plan.fewer + plan.shorter
     with pytest.raises(InputError, match="rounds need"):
         plan_isp(IspSettings(rate=0.01), 0.8, 100, 20)
     short = plan_isp(IspSettings(preset="bert"), 0.8, 200, 50)
-    assert any("do not fit" in n for n in short.notes) and any("look" in n for n in short.notes)
+    assert "do not fit" in short.fewer and short.shorter.startswith("look-ahead of")
 
 
 @pytest.mark.parametrize("how", AGGREGATES)

@@ -137,7 +137,8 @@ class _Rounds:
             f"{len(rounds)} rounds in {before} of {total} steps ({before / total:.0%}), t = {self.seed}; "
             f"{cost.steps} steps in all, {cost.steps / self.search.training.steps:.2f} T."
         ]
-        found += self.plan.notes
+        costs = self.candidates or total > self.search.training.steps
+        found += [n for n in (self.plan.fewer, self.plan.shorter if costs else "") if n]
         if self.candidates and self.search.settings.aggregate == "literal":
             found.append(
                 "aggregate=literal is the paper's algorithm 2 as printed: it equals isp-plain, for more steps."

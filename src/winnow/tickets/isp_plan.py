@@ -24,7 +24,8 @@ class IspPlan:
     seed_steps: int
     candidates: int
     look_ahead: int
-    notes: tuple[str, ...] = ()
+    fewer: str = ""  # rounds than the preset's, in words
+    shorter: str = ""  # candidates than the preset's
 
     @property
     def thrown(self) -> int:
@@ -48,14 +49,12 @@ def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended
         InputError: the rounds that were asked for do not fit.
     """
     rate, length, count = PRESETS[settings.preset]
-    notes = []
+    fewer = shorter = ""
     rate = rate if settings.rate is None else settings.rate
     found = levels([sparsity], rate)
     if settings.rate is None and len(found) > (most := _rounds(settings.budget * steps)):
         rate = 1 - (1 - sparsity) ** (1 / most)
-        notes.append(
-            f"{len(found)} rounds do not fit into {settings.budget:.0%} of {steps} steps: {most} of {rate:.0%}."
-        )
+        fewer = f"{len(found)} rounds do not fit into {settings.budget:.0%} of {steps} steps: {most} of {rate:.0%}."
         found = [1 - (1 - rate) ** i for i in range(1, most)] + [sparsity]
     count = count if settings.candidates is None else settings.candidates
     if settings.candidates is None and settings.look_ahead is None and len(found) * count > THROWN * steps:
@@ -65,12 +64,10 @@ def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended
     if settings.look_ahead is None:
         length = min(full, max(1, math.floor(THROWN * steps / (len(found) * count))))
         if length < full:
-            notes.append(
-                f"candidates look {length} steps ahead, not {full}: {len(found)} rounds of {count} take {THROWN:.0%} of {steps} steps at most."
-            )
+            shorter = f"look-ahead of {length} steps, not {full}: {len(found)} rounds of {count} candidates may take {THROWN:.0%} of {steps} steps."
     total = steps + len(found) * count * length if extended else steps
     seed = seed_steps(total, epoch, len(found), settings, rate)
-    return IspPlan(found, rate, seed, count, length, tuple(notes))
+    return IspPlan(found, rate, seed, count, length, fewer, shorter)
 
 
 def seed_steps(total: int, epoch: int, rounds: int, settings: Any, rate: float) -> int:

@@ -10,7 +10,8 @@ from torch import nn
 from winnow.errors import InputError
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
-_CHUNK = 1 << 16
+# Elements: from 32,768 on torch splits the work over threads, and waking them costs more than the work.
+_CHUNK = (1 << 15) - 1
 
 
 def on_gradient(parameter: nn.Parameter, hook: Any) -> Any:
