@@ -279,6 +279,13 @@ def test_a_gate_stops_before_anything_is_replaced(here, tmp_path, searches):
     assert (out / "model.safetensors").read_bytes() == before
 
 
+def test_a_dry_run_counts_the_steps_of_isp(here, tmp_path):
+    sets = ["ticket.method=isp", "ticket.steps=100", "ticket.settings={rate: 0.3, candidates: 2, look_ahead: 3}"]
+    planned = run_recipe("recipe.yaml", tmp_path / "out", sets=sets, dry_run=True)
+    (steps,) = [s.steps for s in planned if s.kind == "ticket"]
+    assert steps > 100 and (steps - 100) % 6 == 0  # two candidates of three steps every round
+
+
 def test_a_dry_run_writes_nothing_and_counts_steps(here, tmp_path):
     sets = ["ticket.method=imp", "train.epochs=2", "train.batch=50"]
     planned = run_recipe("recipe.yaml", tmp_path / "out", sets=sets, dry_run=True)

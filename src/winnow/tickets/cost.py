@@ -151,7 +151,7 @@ def planned_steps(method: str, settings: Any, training: Training, sparsity: floa
         steps = math.ceil(budget * total) if budget else total + imp_rounds(sparsity, setting("rate")) * again
         return steps + round(setting("fine_tune", 0.0) * total)
     if method.startswith("isp") and method != "isp-plain" and sparsity > 0:
-        return total + plan_isp(settings, sparsity, total, training.examples.parts).thrown
+        return total + plan_isp(settings, sparsity, total, epoch=1).thrown  # which no epoch changes
     if method == "earlybird":
         return total + round(setting("patience", 0.0) * total)
     return total + setting("batches", 0) + setting("iterations", 0)
