@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -666,13 +668,20 @@ def test_a_method_that_goes_back_to_dense():
 # Schedules
 
 
-def flat_reference(scores: list[np.ndarray], keeps: list[np.ndarray], zeros: int) -> np.ndarray:
-    """What is gone, then the lowest: a stable sort of all entries in order."""
+def flat_reference(scores: list[np.ndarray], keeps: list[np.ndarray], zeros: int, max_rate: float = 1.0) -> np.ndarray:
+    """What is gone, then the lowest of a stable sort of all entries in order, one by one while their tensor has room."""
     values = np.concatenate([s.ravel() for s in scores]).astype(np.float32)
     kept = np.concatenate([k.ravel() for k in keeps])
     order = np.lexsort((np.arange(len(values)), values, kept))
     result = np.ones(len(values), bool)
-    result[order[:zeros]] = False
+    owner = np.concatenate([np.full(k.size, i) for i, k in enumerate(keeps)])
+    share = Fraction(zeros, len(values))
+    room = [max(int(max_rate * k.size), math.ceil(share * k.size), int((~k).sum())) for k in keeps]
+    taken = 0
+    for at in order:
+        if taken < zeros and room[owner[at]] > 0:
+            result[at], taken = False, taken + 1
+            room[owner[at]] -= 1
     return result
 
 
@@ -691,14 +700,15 @@ def test_global_pruning_is_the_stable_sort(data):
     zeros = data.draw(st.integers(gone, sum(k.size for k in keeps)))
     named = {str(i): torch.from_numpy(s) for i, s in enumerate(scores)}
     old = {str(i): torch.from_numpy(k) for i, k in enumerate(keeps)}
-    found = prune_globally(named, old, zeros)
+    max_rate = data.draw(st.sampled_from([0.5, 0.8, 0.99, 1.0]))
+    found = prune_globally(named, old, zeros, max_rate)
     assert np.array_equal(
-        torch.cat([k.flatten() for k in found.values()]).numpy(), flat_reference(scores, keeps, zeros)
+        torch.cat([k.flatten() for k in found.values()]).numpy(), flat_reference(scores, keeps, zeros, max_rate)
     )
     assert all(not bool((k & ~old[n]).any()) for n, k in found.items())
     if not np.isinf(scores[0][0, 0]):
-        by_magnitude = global_magnitude(named, old, zeros)
-        reference = flat_reference([np.abs(s) for s in scores], keeps, zeros)
+        by_magnitude = global_magnitude(named, old, zeros, max_rate)
+        reference = flat_reference([np.abs(s) for s in scores], keeps, zeros, max_rate)
         assert np.array_equal(torch.cat([k.flatten() for k in by_magnitude.values()]).numpy(), reference)
 
 

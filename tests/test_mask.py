@@ -106,7 +106,7 @@ def test_masks_of_different_models_do_not_compare():
                 call(other)
 
 
-def slow_soup(candidates, how, zeros, scores):
+def slow_soup(candidates, how, zeros, scores, caps=None):
     votes = sum(flat(c).astype(int) for c in candidates)
     mean = sum(flat(s).astype(np.float64) for s in scores) / len(scores) if scores else None
     first = {
@@ -117,7 +117,11 @@ def slow_soup(candidates, how, zeros, scores):
     }[how]
     second = mean if mean is not None else (votes if how != "vote" else votes * 0)
     keep = np.ones(votes.size, dtype=bool)
-    keep[sorted(range(votes.size), key=lambda i: (first[i], second[i], i))[:zeros]] = False
+    owner = [n for n, c in candidates[0].items() for _ in range(c.size)]
+    room = dict(caps or {n: c.size for n, c in candidates[0].items()})
+    for i in sorted(range(votes.size), key=lambda i: (first[i], second[i], i)):
+        if zeros and room[owner[i]]:
+            keep[i], zeros, room[owner[i]] = False, zeros - 1, room[owner[i]] - 1
     return keep
 
 
@@ -133,12 +137,15 @@ def test_soup_is_exact_and_ranks_as_said(data):
         scores = [
             {n: data.draw(hnp.arrays(np.float32, a.shape, elements=elements)) for n, a in c.items()} for c in candidates
         ]
-    zeros = data.draw(st.integers(0, flat(candidates[0]).size))
+    caps = (
+        {n: data.draw(st.integers(0, c.size)) for n, c in candidates[0].items()} if data.draw(st.booleans()) else None
+    )
+    zeros = data.draw(st.integers(0, sum(caps.values()) if caps else flat(candidates[0]).size))
     given_scores = [{n: torch.from_numpy(a) for n, a in s.items()} for s in scores] if scores else None
-    result = soup([as_set(c) for c in candidates], how, zeros, given_scores)
+    result = soup([as_set(c) for c in candidates], how, zeros, given_scores, caps)
     assert result.zeros == zeros and list(result) == list(candidates[0])
     assert np.array_equal(
-        flat({n: m.unpack().numpy() for n, m in result.items()}), slow_soup(candidates, how, zeros, scores)
+        flat({n: m.unpack().numpy() for n, m in result.items()}), slow_soup(candidates, how, zeros, scores, caps)
     )
 
 

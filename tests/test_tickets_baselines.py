@@ -157,7 +157,7 @@ def scripted(monkeypatch, script: list[float]) -> None:
     """Makes the mask at the n-th check differ from the first weights' mask in ``script[n]`` of all weights."""
     shapes, calls = {"0.weight": (12, 10), "3.weight": (12, 12)}, iter(script)
 
-    def masks(matrices, keeps, zeros):
+    def masks(matrices, keeps, zeros, max_rate):
         flat = torch.arange(NUMEL) >= zeros  # the first weights go ...
         moved = round(next(calls) * NUMEL / 2)
         flat[:moved], flat[NUMEL - moved :] = True, False  # ... and 2 * moved of all differ: the count stays

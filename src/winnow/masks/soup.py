@@ -20,6 +20,7 @@ def soup(
     how: How = "vote",
     zeros: int | None = None,
     scores: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    caps: Mapping[str, int] | None = None,
 ) -> MaskSet:
     """One mask out of several candidates for the same model (Jaiswal et al. 2023, Instant Soup, algorithm 2).
 
@@ -37,10 +38,11 @@ def soup(
 
     ``scores`` holds one mapping name -> [R, C] per candidate (for ISP |weight| of each look-ahead model; one's own
     magnitude for all gives the plain adjust step). ``zeros=None`` leaves union and intersection at the count they
-    come to; vote and mean then take the candidates' own count, which must be the same for all.
+    come to; vote and mean then take the candidates' own count, which must be the same for all. ``caps`` are the zeros
+    that a tensor may have at most, by name; where it would get more, the others get them.
 
-    Raises InputError when candidates differ in names or shapes, scores are missing or not finite, or no count is
-    implied.
+    Raises InputError when candidates differ in names or shapes, scores are missing or not finite, no count is implied,
+    or the caps leave no room for it.
     """
     if how not in get_args(How):
         raise InputError(f"unknown way to aggregate masks {how!r}: use one of {', '.join(get_args(How))}")
@@ -55,16 +57,19 @@ def soup(
     if zeros is None:
         if how in ("union", "intersection"):
             return MaskSet({name: _classes(masks, how, name).bool() for name in masks[0]})
-        counts = {candidate.zeros for candidate in masks}
-        if len(counts) > 1:
-            raise InputError(f"the candidates have {min(counts)} to {max(counts)} zeros: say how many are wanted")
-        zeros = counts.pop()
+        found = {candidate.zeros for candidate in masks}
+        if len(found) > 1:
+            raise InputError(f"the candidates have {min(found)} to {max(found)} zeros: say how many are wanted")
+        zeros = found.pop()
     if not 0 <= zeros <= masks[0].numel:
         raise InputError(f"{zeros} zeros do not fit {masks[0].numel} weights: ask for 0 to {masks[0].numel}")
-    boundary = _boundary_class((_classes(masks, how, name) for name in masks[0]), zeros)
-    sources = {name: partial(_key, masks, how, scores, boundary, name) for name in masks[0]}
-    counts_by_name = global_counts(sources, zeros)
-    return MaskSet({name: ~lowest(source(), counts_by_name[name]) for name, source in sources.items()})
+    key = partial(_key, masks, how, scores)
+    most = {name: masks[0][name].numel for name in masks[0]} if caps is None else caps
+    boundary = _boundary_class(((_classes(masks, how, name), most[name]) for name in masks[0]), zeros)
+    counts = global_counts({name: partial(key, boundary, name) for name in masks[0]}, zeros, caps)
+    # A tensor that stops at its cap has a lower boundary of its own.
+    own = {n: _boundary_class([(_classes(masks, how, n), most[n])], counts[n]) if caps else boundary for n in masks[0]}
+    return MaskSet({name: ~lowest(key(own[name], name), counts[name]) for name in masks[0]})
 
 
 def _votes(masks: Sequence[MaskSet], name: str) -> torch.Tensor:
@@ -83,12 +88,12 @@ def _classes(masks: Sequence[MaskSet], how: str, name: str) -> torch.Tensor:
     return (votes > 0 if how == "union" else votes == len(masks)).to(torch.int16)
 
 
-def _boundary_class(classes: Iterable[torch.Tensor], zeros: int) -> int:
-    """The class in which the count is reached: all lower ones go whole, all higher ones stay."""
-    sizes = torch.zeros(1 << 15, dtype=torch.int64)
-    for each in classes:
-        sizes += torch.bincount(each.flatten(), minlength=len(sizes))
-    return int(torch.searchsorted(sizes.cumsum(0), torch.tensor(max(zeros, 1))))
+def _boundary_class(classes: Iterable[tuple[torch.Tensor, int]], zeros: int) -> int:
+    """The class in which the count is reached when no tensor gives more than its cap: lower ones go, higher ones stay."""
+    reached = torch.zeros(1 << 15, dtype=torch.int64)
+    for each, cap in classes:
+        reached += torch.bincount(each.flatten(), minlength=len(reached)).cumsum(0).clamp(max=cap)
+    return int(torch.searchsorted(reached, torch.tensor(max(zeros, 1))))
 
 
 def _key(

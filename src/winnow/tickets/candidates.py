@@ -17,6 +17,7 @@ from winnow.run.executor import Executor
 from winnow.tickets.look_ahead import Candidate, Protocol, look_ahead
 from winnow.tickets.run import Cost, Position, Run
 from winnow.tickets.training import Training
+from winnow.train.schedules import MAX_RATE
 
 
 @dataclass
@@ -51,12 +52,13 @@ class Fork:
     steps: int
     zeros: int
     magnitudes: bool
+    max_rate: float
 
 
 def candidate_job(shared: Fork, item: Protocol) -> Candidate:
     """One candidate, in a run made anew at the position: bit for bit what :func:`look_ahead` finds in place."""
     run = Run(shared.training, start=shared.position, steps=shared.total, stream=shared.stream, first_step=shared.step)
-    return look_ahead(run, item, shared.steps, shared.zeros, magnitudes=shared.magnitudes)
+    return look_ahead(run, item, shared.steps, shared.zeros, magnitudes=shared.magnitudes, max_rate=shared.max_rate)
 
 
 def gather(
@@ -68,6 +70,7 @@ def gather(
     folder: Path | None,
     executor: Executor,
     magnitudes: bool = False,
+    max_rate: float = MAX_RATE,
     label: str = "",
 ) -> Pool:
     """The candidates of a round, in order, charged to the run; its weights stay where they are.
@@ -81,6 +84,7 @@ def gather(
         steps, zeros: of one look-ahead, and of its mask.
         folder: None keeps nothing.
         magnitudes: whether the sum of |theta_j| is wanted.
+        max_rate: share of its weights that a tensor may lose at most.
     """
     kept = _Kept(folder, run, magnitudes)
     elsewhere: dict[int, Candidate] = {}
@@ -92,7 +96,7 @@ def gather(
     if not executor.local:
         missing = [p for p in protocols if not kept.has(p.number)]
         training = run.training.replaced(evaluate=None)
-        fork = Fork(training, run.position(), run.step, run.total, run.stream, steps, zeros, magnitudes)
+        fork = Fork(training, run.position(), run.step, run.total, run.stream, steps, zeros, magnitudes, max_rate)
 
         def done(index: int, candidate: Candidate) -> None:
             kept.write(missing[index].number, candidate)
@@ -107,7 +111,7 @@ def gather(
             run.cost.add(candidate.cost)
         else:
             tell(protocol.number, "")
-            candidate = look_ahead(run, protocol, steps, zeros, magnitudes=magnitudes)
+            candidate = look_ahead(run, protocol, steps, zeros, magnitudes=magnitudes, max_rate=max_rate)
             kept.write(protocol.number, candidate)
         pool.add(candidate)
     return pool

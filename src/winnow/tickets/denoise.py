@@ -11,7 +11,7 @@ import torch
 from winnow.masks.mask import MaskSet
 from winnow.masks.soup import soup
 from winnow.tickets.candidates import Pool
-from winnow.train.schedules import global_magnitude, prune_globally
+from winnow.train.schedules import MAX_RATE, caps, global_magnitude, prune_globally
 
 Aggregate = Literal["vote", "mean_abs", "union", "intersect", "literal"]
 EXACT = ("vote", "mean_abs", "literal")  # ways that come to the wanted count in every round
@@ -25,6 +25,7 @@ def denoise(
     zeros: int,
     *,
     most: int | None = None,
+    max_rate: float = MAX_RATE,
 ) -> MaskSet:
     """One keep mask out of a round's candidates, within the present one (Jaiswal et al. 2023, algorithm 2).
 
@@ -47,28 +48,28 @@ def denoise(
         keeps: the present masks.
         zeros: wanted over all tensors, what is gone already included.
         most: zeros that must not be passed (``intersect``); ``zeros`` unless given.
+        max_rate: share of its weights that a tensor may lose at most; a tensor that stops there leaves the rest to others.
     """
     if how == "mean_abs":
         assert pool.total is not None  # sums rank as means do
-        return MaskSet(prune_globally(pool.total, keeps, zeros))
+        return MaskSet(prune_globally(pool.total, keeps, zeros, max_rate))
     own = _Magnitudes(weights, keeps)
     scores = [own] * len(pool.masks)
     if how == "vote":
-        return soup(pool.masks, "vote", zeros, scores)
+        return soup(pool.masks, "vote", zeros, scores, caps(keeps, zeros, max_rate))
     if how == "literal":
-        union = soup([MaskSet(global_magnitude(weights, keeps, zeros)), *pool.masks], "union")
-        return adjust(union, weights, zeros)
+        union = soup([MaskSet(global_magnitude(weights, keeps, zeros, max_rate)), *pool.masks], "union")
+        return adjust(union, weights, zeros, max_rate)
     if how == "union":
         return soup(pool.masks, "union")
-    shared = soup(pool.masks, "intersection")
-    most = zeros if most is None else most
-    return shared if shared.zeros <= most else soup(pool.masks, "intersection", most, scores)
+    count = min(soup(pool.masks, "intersection").zeros, zeros if most is None else most)
+    return soup(pool.masks, "intersection", count, scores, caps(keeps, count, max_rate))
 
 
-def adjust(masks: MaskSet, weights: Mapping[str, torch.Tensor], zeros: int) -> MaskSet:
+def adjust(masks: MaskSet, weights: Mapping[str, torch.Tensor], zeros: int, max_rate: float = MAX_RATE) -> MaskSet:
     """The masks with more weights taken, lowest |theta| first, to exactly ``zeros`` zeros (algorithm 2, last line)."""
     keeps = {n: m.unpack(weights[n].device) for n, m in masks.items()}
-    return MaskSet(global_magnitude(weights, keeps, zeros))
+    return MaskSet(global_magnitude(weights, keeps, zeros, max_rate))
 
 
 def disagreement(masks: Sequence[MaskSet], active: int) -> float:

@@ -53,7 +53,7 @@ def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None
         recent.extend(MaskSet.load(_file(folder, step)) for step in past[-queue:])
     for step in checks[len(past) :]:
         run.advance_to(step)
-        mask = MaskSet(global_magnitude(run.attached.matrices(), run.keeps, zeros))
+        mask = MaskSet(global_magnitude(run.attached.matrices(), run.keeps, zeros, settings.max_rate))
         distance = largest_distance(mask, recent)
         still = len(recent) == queue and distance is not None and distance < settings.tolerance
         if still or step == limit:

@@ -63,7 +63,7 @@ def _shrinking(search: Search, plan: Callable[[int], Plan]) -> Iterator[Ticket]:
             if step < run.step or (rounds and rounds[-1]["step"] >= step):
                 continue
             run.advance_to(step)
-            run.prune(global_magnitude(run.attached.matrices(), run.keeps, wanted))
+            run.prune(global_magnitude(run.attached.matrices(), run.keeps, wanted, search.settings.max_rate))
             rounds.append(asdict(Round(len(rounds) + 1, step, wanted, run.cost.steps, densities=densities(run.keeps))))
         run.advance_to(run.total)
         yield search.ticket(run, zeros, history=[Round(**r) for r in rounds])

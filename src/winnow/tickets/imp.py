@@ -148,7 +148,9 @@ def trajectory(
             run.finish()
             book.cost.add(run.cost)
             if number + 1 < len(zeros):
-                keeps = global_magnitude(run.attached.matrices(), run.keeps, zeros[number + 1])
+                keeps = global_magnitude(
+                    run.attached.matrices(), run.keeps, zeros[number + 1], search.settings.max_rate
+                )
                 book.rounds.append(
                     Round(number + 1, steps, zeros[number + 1], book.cost.steps, densities=densities(keeps))
                 )

@@ -107,16 +107,17 @@ def instant_model_soup(
 
 @dataclass(frozen=True)
 class Job:
-    """One candidate: zeros of its mask, its protocol and steps."""
+    """One candidate: zeros of its mask and the share of a tensor that may go, its protocol and steps."""
 
     zeros: int
+    max_rate: float
     protocol: Protocol
     steps: int
 
 
 def candidate(training: Training, job: Job) -> tuple[State, Cost]:
     """Weights and buffers of one candidate, zero where its mask is, and what it cost."""
-    keeps = _mask(training, job.zeros)
+    keeps = _mask(training, job.zeros, job.max_rate)
     run = Run(training, start=Position(keeps=keeps), stream=("ims", job.protocol.number))
     with departed(run, job.protocol, job.steps) as cost:
         state = {n: t.detach().clone() for n, t in run.model.state_dict().items()}
@@ -129,13 +130,16 @@ def _jobs(training: Training, settings: ImsSettings) -> list[Job]:
         len(settings.sparsities), training.lr, multipliers=settings.multipliers, decays=settings.decays,
         share=settings.share, seed=seed_of(training.seed, "ims"),
     )  # fmt: skip
-    return [Job(round(s * numel), p, settings.look_ahead) for s, p in zip(settings.sparsities, drawn)]
+    return [
+        Job(round(s * numel), settings.max_rate, p, settings.look_ahead) for s, p in zip(settings.sparsities, drawn)
+    ]
 
 
-def _mask(training: Training, zeros: int) -> State:
+def _mask(training: Training, zeros: int, max_rate: float) -> State:
     scope = training.scope()
     matrices = {n: p.matrix(training.model.get_parameter(n).detach()) for n, p in scope.prunables.items()}
-    return global_magnitude(matrices, {n: torch.ones_like(m, dtype=torch.bool) for n, m in matrices.items()}, zeros)
+    every = {n: torch.ones_like(m, dtype=torch.bool) for n, m in matrices.items()}
+    return global_magnitude(matrices, every, zeros, max_rate)
 
 
 @dataclass
@@ -167,7 +171,7 @@ class _Soup:
     def stir(self, job: Job, state: State, settings: ImsSettings) -> None:
         """Adds the candidate in the share that validates best."""
         if settings.ims_scope == "kept":
-            for name, keep in _mask(self.training, job.zeros).items():
+            for name, keep in _mask(self.training, job.zeros, job.max_rate).items():
                 gone = ~self.training.scope().prunables[name].restore(keep)
                 state[name][gone] = self.state[name][gone]
         best, alpha = self.metrics[-1] if self.metrics else self.start, 0.0

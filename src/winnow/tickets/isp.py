@@ -101,19 +101,21 @@ class _Rounds:
         weights, gone = run.attached.matrices(), run.attached.zeros
         zeros = self._asked(number, gone)
         if not self.candidates:
-            return MaskSet(global_magnitude(weights, run.keeps, zeros)), {}
+            return MaskSet(global_magnitude(weights, run.keeps, zeros, settings.max_rate)), {}
         drawn = protocols(
             self.candidates, run.lr, multipliers=settings.multipliers, decays=settings.decays, share=settings.share,
             seed=seed_of(run.training.seed, run.stream, number),
         )  # fmt: skip
         pool = gather(
             run, drawn, self.plan.look_ahead, zeros, folder=folder, executor=self.search.executor,
-            magnitudes=settings.aggregate == "mean_abs", label=f"round {number + 1} of {len(self.wanted)}, ",
+            magnitudes=settings.aggregate == "mean_abs", max_rate=settings.max_rate, label=f"round {number + 1} of {len(self.wanted)}, ",
         )  # fmt: skip
-        masks = denoise(settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1])
+        masks = denoise(
+            settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1], max_rate=settings.max_rate
+        )
         last = number + 1 == self.most
         if settings.aggregate == "union" and (last or self.wanted[-1] - masks.zeros < CLOSE * masks.numel):
-            masks = adjust(masks, weights, self.wanted[-1])
+            masks = adjust(masks, weights, self.wanted[-1], settings.max_rate)
         told = {
             "disagreement": disagreement(pool.masks, run.attached.numel - gone),
             "unanimous": unanimous(pool.masks, gone, zeros),

@@ -12,7 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.tickets.run import Cost, Diverged, Run, seed_of, trainable
-from winnow.train.schedules import global_magnitude
+from winnow.train.schedules import MAX_RATE, global_magnitude
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Candidate:
     cost: Cost = field(default_factory=Cost)
 
 
-def look_ahead(run: Run, protocol: Protocol, steps: int, zeros: int, *, magnitudes: bool = False) -> Candidate:
+def look_ahead(
+    run: Run, protocol: Protocol, steps: int, zeros: int, *, magnitudes: bool = False, max_rate: float = MAX_RATE
+) -> Candidate:
     """Trains the run's model under a protocol, takes its magnitude mask with ``zeros`` zeros, and puts everything back.
 
     The run is left as it was but for its cost (Jaiswal et al. 2023, algorithm 2, line 4); see :func:`departed`.
@@ -47,7 +49,7 @@ def look_ahead(run: Run, protocol: Protocol, steps: int, zeros: int, *, magnitud
     """
     with departed(run, protocol, steps) as cost:
         matrices = run.attached.matrices()
-        masks = MaskSet(global_magnitude(matrices, run.keeps, zeros))
+        masks = MaskSet(global_magnitude(matrices, run.keeps, zeros, max_rate))
         found = {n: m.abs() for n, m in matrices.items()} if magnitudes else None
     return Candidate(masks, found, cost)
 

@@ -56,7 +56,7 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
                 steps=max(1, round(settings.fine_tune * search.training.steps)), stream="soup",
             )  # fmt: skip
             if "taken" not in run.notes:
-                _mix(run, weights, trained.zeros, held, settings.grid)
+                _mix(run, weights, trained.zeros, held, settings)
                 run.save()
             run.advance_to(round(settings.fine_tune * search.training.steps))
             cost = replace(trained.cost)
@@ -76,13 +76,13 @@ def mixed(first: State, second: State, share: float) -> State:
     return {n: torch.lerp(t, second[n], share) if t.is_floating_point() else t for n, t in first.items()}
 
 
-def _mix(run: Run, weights: list[Callable[[], State]], zeros: int, held: Examples, grid: tuple[float, ...]) -> None:
+def _mix(run: Run, weights: list[Callable[[], State]], zeros: int, held: Examples, settings: PoolSettings) -> None:
     """Leaves the greedy mix of the last weights and the others in ``run``, masks and all, and says so in its notes."""
-    every = run.keeps
+    every, grid = run.keeps, settings.grid
 
     def tried(state: State) -> tuple[float, State]:
         matrices = {n: p.matrix(state[n]) for n, p in run.scope.prunables.items()}
-        keeps = global_magnitude(matrices, every, zeros)
+        keeps = global_magnitude(matrices, every, zeros, settings.max_rate)
         pruned = {n: p.restore(matrices[n] * keeps[n]) for n, p in run.scope.prunables.items()}
         state = state | pruned
         return _loss(run, state, held), state
@@ -95,7 +95,7 @@ def _mix(run: Run, weights: list[Callable[[], State]], zeros: int, held: Example
         if loss < lowest:
             lowest, best, taken = loss, found, taken + 1
     run.model.load_state_dict(best)
-    run.prune(global_magnitude(run.attached.matrices(), every, zeros))
+    run.prune(global_magnitude(run.attached.matrices(), every, zeros, settings.max_rate))
     passes = (1 + (len(weights) - 1) * len(grid)) * held.parts
     spend(run, math.ceil(passes / EVALUATIONS))
     run.notes |= {"taken": taken, "losses": [start, lowest]}

@@ -33,8 +33,8 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "dense": Entry("dense", "dense"),
-    "random": Entry("one_shot", "random"),
-    "magnitude": Entry("one_shot", "one_shot"),
+    "random": Entry("one_shot", "random", "PruningSettings"),
+    "magnitude": Entry("one_shot", "one_shot", "PruningSettings"),
     "snip": Entry("one_shot", "snip", "ScoreSettings"),
     "grasp": Entry("one_shot", "grasp", "ScoreSettings"),
     "synflow": Entry("one_shot", "synflow", "SynflowSettings"),

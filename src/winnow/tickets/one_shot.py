@@ -17,7 +17,8 @@ Masks = dict[str, torch.Tensor]
 
 def one_shot(search: Search) -> Iterator[Ticket]:
     """One global ranking of |theta_0|, then T steps of training."""
-    yield from _trained(search, lambda run, zeros: global_magnitude(run.attached.matrices(), run.keeps, zeros))
+    most = search.settings.max_rate
+    yield from _trained(search, lambda run, zeros: global_magnitude(run.attached.matrices(), run.keeps, zeros, most))
 
 
 def random(search: Search) -> Iterator[Ticket]:
@@ -26,28 +27,33 @@ def random(search: Search) -> Iterator[Ticket]:
     def masks(run: Run, zeros: int) -> Masks:
         generator = torch.Generator().manual_seed(seed_of(search.training.seed, "random"))
         scores = {n: torch.rand(k.shape, generator=generator) for n, k in run.keeps.items()}
-        return prune_globally({n: s.to(run.keeps[n].device) for n, s in scores.items()}, run.keeps, zeros)
+        scores = {n: s.to(run.keeps[n].device) for n, s in scores.items()}
+        return prune_globally(scores, run.keeps, zeros, search.settings.max_rate)
 
     yield from _trained(search, masks)
 
 
 def snip(search: Search) -> Iterator[Ticket]:
     """The mask of :func:`winnow.tickets.saliency.snip` at theta_0, then T steps of training."""
-    count = search.settings.batches
-    yield from _trained(search, lambda run, zeros: prune_globally(saliency.snip(run, count), run.keeps, zeros))
+    count, most = search.settings.batches, search.settings.max_rate
+    yield from _trained(search, lambda run, zeros: prune_globally(saliency.snip(run, count), run.keeps, zeros, most))
 
 
 def grasp(search: Search) -> Iterator[Ticket]:
     """The mask of :func:`winnow.tickets.saliency.grasp` at theta_0, then T steps of training."""
-    count, temperature = search.settings.batches, search.settings.temperature
-    yield from _trained(
-        search, lambda run, zeros: prune_globally(saliency.grasp(run, count, temperature), run.keeps, zeros)
-    )
+    settings = search.settings
+
+    def masks(run: Run, zeros: int) -> Masks:
+        scores = saliency.grasp(run, settings.batches, settings.temperature)
+        return prune_globally(scores, run.keeps, zeros, settings.max_rate)
+
+    yield from _trained(search, masks)
 
 
 def synflow(search: Search) -> Iterator[Ticket]:
     """The mask of :func:`winnow.tickets.synflow.synflow_masks` at theta_0, then T steps of training."""
-    yield from _trained(search, lambda run, zeros: synflow_masks(run, zeros, search.settings.iterations))
+    count, most = search.settings.iterations, search.settings.max_rate
+    yield from _trained(search, lambda run, zeros: synflow_masks(run, zeros, count, most))
 
 
 def _trained(search: Search, masks: Callable[[Run, int], Masks]) -> Iterator[Ticket]:

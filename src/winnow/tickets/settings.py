@@ -13,27 +13,34 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScoreSettings(Settings):
+class PruningSettings(Settings):
+    """Of every method that removes weights by one ranking over all tensors."""
+
+    # Share of its weights that a tensor may lose at most; 1 is the pure ranking of the papers, which may empty a tensor.
+    max_rate: float = Field(default=0.99, gt=0, le=1)
+
+
+class ScoreSettings(PruningSettings):
     """Of masks scored on labelled examples (SNIP, GraSP)."""
 
     batches: int = Field(1, ge=1)  # mini-batches whose gradients are averaged
     temperature: float = Field(200.0, gt=0)  # GraSP divides the logits by it (Wang et al. 2020); 1 for a regression
 
 
-class SynflowSettings(Settings):
+class SynflowSettings(PruningSettings):
     """SynFlow (Tanaka et al. 2020): data-free, an exponential schedule over many scorings."""
 
     iterations: int = Field(100, ge=1)
 
 
-class ProgressiveSettings(Settings):
+class ProgressiveSettings(PruningSettings):
     """Progressive pruning: a fixed interval of training, ten points of the weights, no rewind."""
 
     step_points: float = Field(10.0, gt=0, lt=100)  # points of sparsity a round
     interval: int | None = Field(None, ge=1)  # steps between two rounds; None: the rounds share half of T
 
 
-class GradualSettings(Settings):
+class GradualSettings(PruningSettings):
     """Zhu and Gupta's cubic schedule over a part of the training."""
 
     begin: float = Field(0.0, ge=0, lt=1)  # shares of T
@@ -41,7 +48,7 @@ class GradualSettings(Settings):
     every: int = Field(10, ge=1)  # steps
 
 
-class EarlyBirdSettings(Settings):
+class EarlyBirdSettings(PruningSettings):
     """EarlyBird: the magnitude mask of a dense training once it stands still."""
 
     every: int = Field(10, ge=1)  # steps between two masks
@@ -50,7 +57,7 @@ class EarlyBirdSettings(Settings):
     patience: float = Field(0.25, gt=0, le=1)  # share of T after which the mask is taken as it is
 
 
-class ImpSettings(Settings):
+class ImpSettings(PruningSettings):
     """Iterative magnitude pruning, restarted from the pretrained weights or (LRR) going on from the trained ones."""
 
     rate: float = Field(0.2, gt=0, lt=1)  # of what is left, a round
@@ -79,7 +86,7 @@ Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class IspSettings(Settings):
+class IspSettings(PruningSettings):
     """Instant Soup Pruning (Jaiswal et al. 2023, table 1).
 
     ``preset`` takes the paper's figures for CLIP (rate 0.15, 50 look-ahead steps, 5 candidates) or BERT (0.1, 30, 4) and
@@ -106,7 +113,7 @@ PAPER = {
 }
 
 
-class ImsSettings(Settings):
+class ImsSettings(PruningSettings):
     """Instant Model Soup (Jaiswal et al. 2023, algorithm 3), which names no figures but about 100 steps."""
 
     sparsities: tuple[Sparsity, ...] = Field(default=(0.1, 0.2, 0.3, 0.5), min_length=1)  # one candidate each

@@ -16,14 +16,14 @@ from winnow.tickets.run import Run
 from winnow.tickets.saliency import spend
 from winnow.train.examples import map_tensors
 from winnow.train.outputs import read_output
-from winnow.train.schedules import prune_globally
+from winnow.train.schedules import MAX_RATE, prune_globally
 
 
-def synflow_masks(run: Run, zeros: int, iterations: int = 100) -> dict[str, torch.Tensor]:
+def synflow_masks(run: Run, zeros: int, iterations: int = 100, max_rate: float = MAX_RATE) -> dict[str, torch.Tensor]:
     """Keep masks [rows, cols] with exactly ``zeros`` zeros, found in ``iterations`` prunings of rising sparsity.
 
     After pruning k of n a share (1 - S)^(k/n) is left (Tanaka et al. 2020, arXiv 2006.05467, algorithm 1); each scores
-    what the one before left. The network is made linear as :mod:`winnow.tickets.linearized` says. One pass counts as a
+    what the one before left, and no tensor loses more than ``max_rate`` of its weights. The network is made linear as :mod:`winnow.tickets.linearized` says. One pass counts as a
     step in ``run.cost`` although it sees one example, not a mini-batch.
 
     Raises:
@@ -37,7 +37,7 @@ def synflow_masks(run: Run, zeros: int, iterations: int = 100) -> dict[str, torc
         scores = flow.scores(keeps)
         largest = max(float(s.max()) for s in scores.values()) or 1.0
         spend(run, 1)
-        keeps = prune_globally({n: s / largest for n, s in scores.items()}, keeps, min(wanted, zeros))
+        keeps = prune_globally({n: s / largest for n, s in scores.items()}, keeps, min(wanted, zeros), max_rate)
     run.cost.seconds += time.perf_counter() - started
     return keeps
 

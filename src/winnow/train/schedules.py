@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
+from winnow.allocate.exact import limits
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.masks.ranking import Source, global_counts, lowest
 from winnow.train.attach import Attached
 
+MAX_RATE = 0.99  # as in winnow.allocate: a global ranking alone may empty a tensor, and the model with it
+
 
 def global_magnitude(
-    matrices: Mapping[str, torch.Tensor], keeps: Mapping[str, torch.Tensor], zeros: int
+    matrices: Mapping[str, torch.Tensor], keeps: Mapping[str, torch.Tensor], zeros: int, max_rate: float = MAX_RATE
 ) -> dict[str, torch.Tensor]:
     """Keep masks with exactly ``zeros`` zeros: one ranking of |w| over all tensors, what is gone already goes first.
 
@@ -25,19 +28,21 @@ def global_magnitude(
     Raises:
         InputError: as :func:`prune_globally`.
     """
-    return prune_globally({n: m.abs for n, m in matrices.items()}, keeps, zeros)
+    return prune_globally({n: m.abs for n, m in matrices.items()}, keeps, zeros, max_rate)
 
 
 def prune_globally(
-    scores: Mapping[str, Source], keeps: Mapping[str, torch.Tensor], zeros: int
+    scores: Mapping[str, Source], keeps: Mapping[str, torch.Tensor], zeros: int, max_rate: float = MAX_RATE
 ) -> dict[str, torch.Tensor]:
     """Keep masks with exactly ``zeros`` zeros, the lowest of ``scores`` over all tensors; no weight comes back.
 
     Scores are compared as float32, ties go by tensor order and index. A score may be a callable that makes its tensor
-    [rows, cols] when asked; only one is alive at a time.
+    [rows, cols] when asked; only one is alive at a time. Where a tensor would lose more than ``max_rate`` of its weights
+    the others lose the rest (:func:`caps`); 1 is the pure ranking of the papers, which may empty a tensor.
 
     Raises:
-        InputError: fewer zeros than there are already, more than there are weights, or NaN scores.
+        InputError: fewer zeros than there are already, more than there are weights, NaN scores, or a ``max_rate``
+            outside 0 to 1.
     """
     gone = sum(int((~k).count_nonzero()) for k in keeps.values())
     if zeros < gone:
@@ -46,8 +51,14 @@ def prune_globally(
     if zeros > numel:
         raise InputError(f"{zeros} zeros were asked for and there are {numel} weights: ask for fewer.")
     ranked = {n: _ranked(s, keeps[n]) for n, s in scores.items()}
-    counts = global_counts(ranked, zeros)
+    counts = global_counts(ranked, zeros, caps(keeps, zeros, max_rate))
     return {n: ~lowest(make(), counts[n]) for n, make in ranked.items()}
+
+
+def caps(keeps: Mapping[str, torch.Tensor], zeros: int, max_rate: float) -> dict[str, int]:
+    """How many zeros each tensor may have: ``max_rate`` of its weights, its even share of ``zeros`` or what it has already."""
+    most = limits([k.numel() for k in keeps.values()], zeros, max_rate)
+    return {n: max(cap, int((~k).count_nonzero())) for (n, k), cap in zip(keeps.items(), most)}
 
 
 def _ranked(score: Source, keep: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -93,20 +104,29 @@ class Gradual:
         begin, end: optimizer steps between which it rises.
         every: steps between two changes.
         power: 3 is the cubic; 1 a straight line.
+        max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
 
     Raises:
-        InputError: steps out of order, or (when attached) a model with more zeros than asked for.
+        InputError: steps out of order, a ``max_rate`` outside 0 to 1, or (when attached) a model with more zeros than asked for.
     """
 
     def __init__(
-        self, sparsity: float | str, *, end: int, begin: int = 0, every: int = 100, power: float = 3.0
+        self,
+        sparsity: float | str,
+        *,
+        end: int,
+        begin: int = 0,
+        every: int = 100,
+        power: float = 3.0,
+        max_rate: float = MAX_RATE,
     ) -> None:
         if not all(hasattr(n, "__index__") for n in (begin, end, every)):
             raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
         if not 0 <= begin < end or every < 1 or not power > 0:
             raise InputError("a gradual schedule needs 0 <= begin < end, every >= 1 and power > 0: check the numbers.")
         self.sparsity, self.begin, self.end, self.every, self.power = parse_sparsity(sparsity), begin, end, every, power
-        self.zeros_at_start = 0
+        limits([], 0, max_rate)  # refuses a wrong one now, not in the middle of a training
+        self.max_rate, self.zeros_at_start = max_rate, 0
 
     def start(self, attached: Attached) -> None:
         present = _present(attached)
@@ -126,7 +146,7 @@ class Gradual:
             return
         zeros = self.zeros_at(t, attached.numel)
         if zeros > attached.zeros:
-            attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros))
+            attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros, self.max_rate))
 
     def zeros_at(self, step: int, numel: int) -> int:
         """Zeros wanted after this step."""
