@@ -136,9 +136,11 @@ SENSITIVITY: dict[str, Setting] = {
 # At most six: chosen on one subject's selection data, confirmed once on two others. The name goes into the cells.
 VARIANTS: dict[str, Setting] = {
     "score soup": Setting({"aggregate": "mean_abs"}),
-    "score soup, two long": Setting({"aggregate": "mean_abs", "candidates": 2, "look_ahead": _times(2)}),
-    "data only": Setting({"multipliers": [1.0], "decays": [0.01], "share": 0.25}),
-    "small rounds": Setting({"rate": 0.2, "look_ahead": _times(0.6)}),
-    "later masks": Setting({"aggregate": "mean_abs", "budget": 0.4}),
-    "bold candidates": Setting({"aggregate": "mean_abs", "multipliers": [2.0, 4.0, 8.0, 16.0]}),
+    "mean goes on": Setting({"average": True}),
+    "mean goes on, ranked by it": Setting({"average": True, "aggregate": "forecast", "reach": 1.0}),
+    "mean of equals goes on, ranked by it": Setting(
+        {"average": True, "aggregate": "forecast", "reach": 1.0, "multipliers": [1.0], "decays": [0.01]}
+    ),
+    "forecast": Setting({"aggregate": "forecast", "reach": 4.0}),
+    "forecast, mean goes on": Setting({"average": True, "aggregate": "forecast", "reach": 4.0}),
 }

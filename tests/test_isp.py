@@ -24,7 +24,7 @@ from winnow.tickets.run import Run
 from winnow.tickets.settings import PAPER, IspSettings
 from winnow.train.schedules import global_magnitude
 
-AGGREGATES = ["vote", "mean_abs", "union", "intersect", "literal"]
+AGGREGATES = ["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
 
 
 # --- a separate implementation: numpy, float64, derivatives and AdamW by hand, masks as 0/1 arrays ---
@@ -83,7 +83,9 @@ def lowest_go(order_keys, keep, zeros):
     return found
 
 
-def reference(model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, multipliers, decays, how, budget):
+def reference(
+    model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, multipliers, decays, how, budget, average=False
+):
     net = Numpy(model)
     theta, state = net.theta, net.fresh(net.theta)
     n1, n2 = theta[0].size, theta[2].size
@@ -103,7 +105,7 @@ def reference(model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, mu
         zeros = target if done + 1 == k else round((1 - (1 - rate) ** (done + 1)) * numel)
         if how == "union" or (how == "intersect" and done + 1 < k):
             zeros = min(target, gone + round(rate * (numel - gone)))
-        candidates, magnitudes = [], []
+        candidates, magnitudes, ends = [], [], []
         for j in range(count):
             other, own = [a.copy() for a in theta], net.fresh(theta)
             for _ in range(ahead):
@@ -111,6 +113,7 @@ def reference(model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, mu
                     other, matrices(), own, lr * (1 - at / steps) * multipliers[j % len(multipliers)], decays
                 )
             magnitudes.append(flat(other))
+            ends.append(other)
             candidates.append(lowest_go((flat(other),), keep, zeros))
         if count == 0 or how == "literal":
             new = lowest_go((flat(theta),), keep, zeros)
@@ -118,6 +121,9 @@ def reference(model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, mu
             new = lowest_go((flat(theta), np.sum(candidates, axis=0)), keep, zeros)
         elif how == "mean_abs":
             new = lowest_go((np.mean(magnitudes, axis=0),), keep, zeros)
+        elif how == "forecast":
+            ahead_of = [a + 4.0 * (np.mean([e[i] for e in ends], axis=0) - a) for i, a in enumerate(theta)]
+            new = lowest_go((flat(ahead_of),), keep, zeros)
         elif how == "union":
             new = np.any(candidates, axis=0) & keep
             more = seed * (done + 2) * (done + 3) // 2 <= budget * steps and done + 1 < 2 * k
@@ -129,6 +135,8 @@ def reference(model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, mu
                 new = lowest_go((flat(theta), new), keep, target)
         assert not (new & ~keep).any()
         keep = new
+        if average:
+            theta = [np.mean([e[i] for e in ends], axis=0) for i in range(len(theta))]
         done += 1
         per_round.append(int((~keep).sum()))
         theta = [theta[0] * matrices()[0], theta[1], theta[2] * matrices()[1], *theta[3:]]
@@ -150,8 +158,10 @@ def double_entropy(model, batch):
     return nn.functional.cross_entropy(model(batch[0].double()), batch[1])
 
 
-@pytest.mark.parametrize("how", [*AGGREGATES, "plain"])
-def test_against_numpy(how):
+@pytest.mark.parametrize(
+    ("how", "average"), [*((h, False) for h in [*AGGREGATES, "plain"]), ("vote", True), ("forecast", True)]
+)
+def test_against_numpy(how, average):
     model = tanh()
     data = training(model, steps=40, size=1000, lr=0.03, weight_decay=0.1, loss=double_entropy)  # all rows in a step
     given = {
@@ -164,11 +174,11 @@ def test_against_numpy(how):
         "budget": 0.8,
     }
     find = isp_plain if how == "plain" else isp
-    aggregate = {} if how == "plain" else {"aggregate": how}
+    aggregate = {} if how == "plain" else {"aggregate": how, "average": average}
     (found,) = find(search(data, sparsities=(0.7,), **given, **aggregate))
     keep, theta, rounds, masked_at = reference(
         tanh(), steps=40, lr=0.03, decay=0.1, sparsity=0.7, rate=0.35, seed=2, count=0 if how == "plain" else 4, ahead=4,
-        multipliers=(0.5, 1, 2, 4), decays=0.3, how=how, budget=0.8,
+        multipliers=(0.5, 1, 2, 4), decays=0.3, how=how, budget=0.8, average=average,
     )  # fmt: skip
     masks = torch.cat([m.unpack().flatten() for m in found.masks.values()]).numpy()
     assert [r.zeros for r in found.history] == rounds and found.history[-1].step == masked_at
@@ -263,7 +273,8 @@ def test_soups_are_exact_and_monotone(seed, count, how):
         pool.masks.append(MaskSet(global_magnitude(other, keeps, zeros)))
         for n in weights:
             pool.total[n] += other[n]
-    found = denoise(how, pool, weights, keeps, zeros, most=most)
+    mean = {n: total / count for n, total in pool.total.items()}
+    found = denoise(how, pool, weights, keeps, zeros, most=most, mean=mean)
     low, high = {"union": (gone, zeros), "intersect": (zeros, most)}.get(how, (zeros, zeros))
     assert low <= found.zeros <= high
     assert not any(bool((found[n].unpack() & ~keeps[n]).any()) for n in keeps)
@@ -507,14 +518,17 @@ class Elsewhere:
         return [results[i] for i in range(len(results))]
 
 
-@pytest.mark.parametrize("how", ["vote", "mean_abs", "union"])
-def test_candidates_elsewhere_are_the_same(how):
+@pytest.mark.parametrize(
+    ("how", "average"), [("vote", False), ("mean_abs", True), ("forecast", False), ("union", False)]
+)
+def test_candidates_elsewhere_are_the_same(how, average):
     given = training(steps=24, loss=noisy)
-    here = list(isp(search(given, aggregate=how, candidates=3)))
-    same_tickets(list(isp(search(given, aggregate=how, candidates=3, executor=Elsewhere()))), here)
+    here = list(isp(search(given, aggregate=how, average=average, candidates=3)))
+    found = list(isp(search(given, aggregate=how, average=average, candidates=3, executor=Elsewhere())))
+    same_tickets(found, here)
 
 
-@pytest.mark.parametrize("how", ["vote", "mean_abs"])
+@pytest.mark.parametrize("how", ["vote", "mean_abs", "forecast"])
 def test_candidates_elsewhere_that_were_finished_are_kept(tmp_path, monkeypatch, how):
     given = training(steps=24)
     here = list(isp(search(given, aggregate=how, candidates=3)))

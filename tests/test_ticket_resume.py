@@ -35,10 +35,10 @@ def killer(monkeypatch):
 STEPS, ALL = 12, 12 + 2 * 2 * 2
 
 
-@pytest.mark.parametrize("aggregate", ["vote", "mean_abs"])
+@pytest.mark.parametrize("aggregate", ["vote", "mean_abs", "forecast"])
 def test_killed_at_every_step_in_turn(killer, tmp_path, aggregate):
     given = training(steps=STEPS, loss=noisy)
-    options = {"aggregate": aggregate, "seed_steps": 2}
+    options = {"aggregate": aggregate, "seed_steps": 2, "average": aggregate == "forecast"}
     whole = list(isp(search(given, **options)))
     assert killer.taken == ALL
     for at in range(0, ALL, 1 if aggregate == "vote" else 3):

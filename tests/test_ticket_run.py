@@ -319,17 +319,18 @@ def test_memory_of_a_look_ahead(monkeypatch):
         run.advance(2)
         return run
 
-    def pool(count: int, magnitudes: bool = False) -> int:
+    def pool(count: int, **wanted: bool) -> int:
         run = fresh()
         drawn = protocols(count, 0.01, multipliers=(1.0,), decays=(0.0,), share=1.0, seed=0)
         zeros = round(0.6 * run.attached.numel)
-        return peak(lambda: gather(run, drawn, 2, zeros, folder=None, executor=Local(), magnitudes=magnitudes))
+        return peak(lambda: gather(run, drawn, 2, zeros, folder=None, executor=Local(), **wanted))
 
     run = fresh()
     numel, every = run.attached.numel, sum(p.numel() for p in run.model.parameters())
     small = (1 << 16) + 40 * 4 * 800 + 7 * 8 * ranking._BINS  # activations, histograms, chunks: the same for any model
-    step, one, four, scored = peak(lambda: run.advance(2)), pool(1), pool(4), pool(4, True)
+    step, one, four, scored = peak(lambda: run.advance(2)), pool(1), pool(4), pool(4, magnitudes=True)
     assert step > 4 * every  # the gradients at least: the counter counts
     assert 11 * every < one - step <= 4 * every + 8 * every + numel + small
     assert four - one <= 3 * numel / 8 + small
     assert scored - four <= 4 * numel + small  # one float tensor, and not four of them
+    assert pool(4, weights=True) - four <= 2 * 4 * every + small  # their sum, and the one that is being added

@@ -22,22 +22,35 @@ from winnow.train.schedules import MAX_RATE
 
 @dataclass
 class Pool:
-    """What the candidates of a round leave: a packed mask each, and where asked for the sum of their |theta_j|.
+    """What the candidates of a round leave: a packed mask each, and where asked for a sum of what they came to.
 
-    The sum is one float matrix [rows, cols] a tensor, however many candidates there are.
+    ``total`` sums their |theta_j|, one float matrix [rows, cols] a tensor, ``weights`` all that they trained; neither grows
+    with their number.
     """
 
     masks: list[MaskSet] = field(default_factory=list)
     total: dict[str, torch.Tensor] | None = None
+    weights: dict[str, torch.Tensor] | None = None
 
     def add(self, candidate: Candidate) -> None:
         self.masks.append(candidate.masks)
-        if candidate.magnitudes is None:
-            return
-        if self.total is None:
-            self.total = {n: torch.zeros_like(m) for n, m in candidate.magnitudes.items()}
-        for name, magnitude in candidate.magnitudes.items():
-            self.total[name] += magnitude
+        self.total = _added(self.total, candidate.magnitudes)
+        self.weights = _added(self.weights, candidate.weights)
+
+    def mean(self) -> dict[str, torch.Tensor]:
+        """The mean of all that the candidates trained, by state-dict name."""
+        assert self.weights is not None
+        return {n: t / len(self.masks) for n, t in self.weights.items()}
+
+
+def _added(
+    total: dict[str, torch.Tensor] | None, more: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor] | None:
+    if total is None or more is None:
+        return more
+    for name, tensor in more.items():
+        total[name] += tensor
+    return total
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,17 @@ class Fork:
     steps: int
     zeros: int
     magnitudes: bool
+    weights: bool
     max_rate: float
 
 
 def candidate_job(shared: Fork, item: Protocol) -> Candidate:
     """One candidate, in a run made anew at the position: bit for bit what :func:`look_ahead` finds in place."""
     run = Run(shared.training, start=shared.position, steps=shared.total, stream=shared.stream, first_step=shared.step)
-    return look_ahead(run, item, shared.steps, shared.zeros, magnitudes=shared.magnitudes, max_rate=shared.max_rate)
+    return look_ahead(
+        run, item, shared.steps, shared.zeros, magnitudes=shared.magnitudes, weights=shared.weights,
+        max_rate=shared.max_rate,
+    )  # fmt: skip
 
 
 def gather(
@@ -70,23 +87,24 @@ def gather(
     folder: Path | None,
     executor: Executor,
     magnitudes: bool = False,
+    weights: bool = False,
     max_rate: float = MAX_RATE,
     label: str = "",
 ) -> Pool:
     """The candidates of a round, in order, charged to the run; its weights stay where they are.
 
     A local executor computes them in place, one after another. Another executor gets those that are missing all at once;
-    with ``magnitudes`` their float matrices come back together. Each is written to ``folder`` when it is finished, so that a
+    what is asked for beside masks comes back together. Each is written to ``folder`` when it is finished, so that a
     round that was killed goes on with what is missing.
 
     Args:
         protocols: numbered 0, 1, ...
         steps, zeros: of one look-ahead, and of its mask.
         folder: None keeps nothing.
-        magnitudes: whether the sum of |theta_j| is wanted.
+        magnitudes, weights: whether the sums of :class:`Pool` are wanted.
         max_rate: share of its weights that a tensor may lose at most.
     """
-    kept = _Kept(folder, run, magnitudes)
+    kept = _Kept(folder, run, magnitudes, weights)
     elsewhere: dict[int, Candidate] = {}
 
     def tell(number: int, text: str) -> None:
@@ -96,7 +114,9 @@ def gather(
     if not executor.local:
         missing = [p for p in protocols if not kept.has(p.number)]
         training = run.training.replaced(evaluate=None)
-        fork = Fork(training, run.position(), run.step, run.total, run.stream, steps, zeros, magnitudes, max_rate)
+        fork = Fork(
+            training, run.position(), run.step, run.total, run.stream, steps, zeros, magnitudes, weights, max_rate
+        )
 
         def done(index: int, candidate: Candidate) -> None:
             kept.write(missing[index].number, candidate)
@@ -111,7 +131,9 @@ def gather(
             run.cost.add(candidate.cost)
         else:
             tell(protocol.number, "")
-            candidate = look_ahead(run, protocol, steps, zeros, magnitudes=magnitudes, max_rate=max_rate)
+            candidate = look_ahead(
+                run, protocol, steps, zeros, magnitudes=magnitudes, weights=weights, max_rate=max_rate
+            )
             kept.write(protocol.number, candidate)
         pool.add(candidate)
     return pool
@@ -126,8 +148,8 @@ def forget(folder: Path | None) -> None:
 class _Kept:
     """Finished candidates on disk, a checked file each."""
 
-    def __init__(self, folder: Path | None, run: Run, magnitudes: bool) -> None:
-        self.folder, self.run, self.magnitudes = folder, run, magnitudes
+    def __init__(self, folder: Path | None, run: Run, magnitudes: bool, weights: bool) -> None:
+        self.folder, self.run, self.magnitudes, self.weights = folder, run, magnitudes, weights
 
     def has(self, number: int) -> bool:
         return self.read(number) is not None
@@ -140,10 +162,10 @@ class _Kept:
         try:
             file = TensorFile(self._path(number))
             masks = {n: Mask(file.read(f"keep.{n}"), (k.shape[0], k.shape[1])) for n, k in keeps.items()}
-            found = None
-            if self.magnitudes:
-                found = {n: file.read(f"magnitude.{n}").to(k.device) for n, k in keeps.items()}
-            return Candidate(MaskSet(masks), found, Cost(**file.about["cost"]))
+            device = next(iter(keeps.values())).device
+            magnitudes = _of(file, "magnitude.", device) if self.magnitudes else None
+            weights = _of(file, "weight.", device) if self.weights else None
+            return Candidate(MaskSet(masks), magnitudes, Cost(**file.about["cost"]), weights)
         except (FormatError, KeyError, TypeError):
             return None
 
@@ -152,8 +174,17 @@ class _Kept:
             return
         tensors = {f"keep.{n}": m.bits for n, m in candidate.masks.items()}
         tensors |= {f"magnitude.{n}": m for n, m in (candidate.magnitudes or {}).items()}
+        tensors |= {f"weight.{n}": t for n, t in (candidate.weights or {}).items()}
         write_tensors(self._path(number), tensors, {"format_version": FORMAT_VERSION, "cost": vars(candidate.cost)})
 
     def _path(self, number: int) -> Path:
         assert self.folder is not None
         return self.folder / f"candidate-{number}.safetensors"
+
+
+def _of(file: TensorFile, prefix: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors under a prefix; KeyError where there is none, as the file was then written for another question."""
+    found = {n[len(prefix) :]: file.read(n).to(device) for n in file.keys if n.startswith(prefix)}
+    if not found:
+        raise KeyError(prefix)
+    return found

@@ -1,8 +1,9 @@
-"""Mask soup: the candidates' masks made one, in the ways that the paper, its code and this library have."""
+"""Mask soup: the candidates made one mask, in the ways that the paper, its code and this library have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Literal
 
@@ -13,8 +14,8 @@ from winnow.masks.soup import soup
 from winnow.tickets.candidates import Pool
 from winnow.train.schedules import MAX_RATE, caps, global_magnitude, prune_globally
 
-Aggregate = Literal["vote", "mean_abs", "union", "intersect", "literal"]
-EXACT = ("vote", "mean_abs", "literal")  # ways that come to the wanted count in every round
+Aggregate = Literal["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
+EXACT = ("vote", "mean_abs", "forecast", "literal")  # ways that come to the wanted count in every round
 
 
 def denoise(
@@ -26,6 +27,8 @@ def denoise(
     *,
     most: int | None = None,
     max_rate: float = MAX_RATE,
+    mean: Mapping[str, torch.Tensor] | None = None,
+    reach: float = 1.0,
 ) -> MaskSet:
     """One keep mask out of a round's candidates, within the present one (Jaiswal et al. 2023, algorithm 2).
 
@@ -34,13 +37,15 @@ def denoise(
     =========  ==========================================================================  ====================
     vote       kept by most candidates, among equals largest |theta|                       ``zeros``
     mean_abs   largest mean over the candidates of |theta_j|                               ``zeros``
+    forecast   largest |theta + reach (mean_j theta_j - theta)|: the way goes on     ``zeros``
     union      kept by any candidate                                                       at most ``zeros``
     intersect  kept by all candidates; where that is too few, the largest |theta| besides  ``zeros`` to ``most``
     literal    the paper's line by line: any candidate or theta itself, then by |theta|    ``zeros``
     =========  ==========================================================================  ====================
 
     ``literal`` is the magnitude mask of theta whatever the candidates say: theta's own mask lies in the union, and the
-    adjustment by |theta| takes everything else out again. It is there as a control.
+    adjustment by |theta| takes everything else out again. It is there as a control. ``forecast`` is this library's own: with
+    a reach of 1 the magnitudes of the candidates' mean, with more those it would come to if training went on like that.
 
     Args:
         pool: the candidates; their masks lie within ``keeps`` and have ``zeros`` zeros each.
@@ -49,10 +54,15 @@ def denoise(
         zeros: wanted over all tensors, what is gone already included.
         most: zeros that must not be passed (``intersect``); ``zeros`` unless given.
         max_rate: share of its weights that a tensor may lose at most; a tensor that stops there leaves the rest to others.
+        mean: the candidates' mean as matrices (``forecast``).
     """
     if how == "mean_abs":
         assert pool.total is not None  # sums rank as means do
         return MaskSet(prune_globally(pool.total, keeps, zeros, max_rate))
+    if how == "forecast":
+        assert mean is not None
+        ahead = {n: partial(_ahead, w, mean[n], reach) for n, w in weights.items()}
+        return MaskSet(prune_globally(ahead, keeps, zeros, max_rate))
     own = _Magnitudes(weights, keeps)
     scores = [own] * len(pool.masks)
     if how == "vote":
@@ -81,6 +91,10 @@ def disagreement(masks: Sequence[MaskSet], active: int) -> float:
 def unanimous(masks: Sequence[MaskSet], gone: int, zeros: int) -> float:
     """Of the weights that a round was to prune, the share that every candidate would; 1 where there were none."""
     return (soup(masks, "union").zeros - gone) / (zeros - gone) if zeros > gone else 1.0
+
+
+def _ahead(weight: torch.Tensor, mean: torch.Tensor, reach: float) -> torch.Tensor:
+    return torch.lerp(weight, mean, reach).abs()
 
 
 class _Magnitudes(Mapping[str, torch.Tensor]):

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from winnow.masks.mask import MaskSet
-from winnow.tickets.candidates import forget, gather
+from winnow.tickets.candidates import Pool, forget, gather
 from winnow.tickets.denoise import EXACT, adjust, denoise, disagreement, unanimous
 from winnow.tickets.isp_plan import IspPlan, plan_isp
-from winnow.tickets.look_ahead import protocols
+from winnow.tickets.look_ahead import protocols, put
 from winnow.tickets.run import Run, seed_of
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.schedules import global_magnitude
@@ -108,19 +110,29 @@ class _Rounds:
         )  # fmt: skip
         pool = gather(
             run, drawn, self.plan.look_ahead, zeros, folder=folder, executor=self.search.executor,
-            magnitudes=settings.aggregate == "mean_abs", max_rate=settings.max_rate, label=f"round {number + 1} of {len(self.wanted)}, ",
+            magnitudes=settings.aggregate == "mean_abs", weights=settings.average or settings.aggregate == "forecast",
+            max_rate=settings.max_rate, label=f"round {number + 1} of {len(self.wanted)}, ",
         )  # fmt: skip
         masks = denoise(
-            settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1], max_rate=settings.max_rate
-        )
+            settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1], max_rate=settings.max_rate,
+            mean=self._mean(pool) if settings.aggregate == "forecast" else None, reach=settings.reach,
+        )  # fmt: skip
         last = number + 1 == self.most
         if settings.aggregate == "union" and (last or self.wanted[-1] - masks.zeros < CLOSE * masks.numel):
             masks = adjust(masks, weights, self.wanted[-1], settings.max_rate)
+        if settings.average:
+            put(run.model, pool.mean())
         told = {
             "disagreement": disagreement(pool.masks, run.attached.numel - gone),
             "unanimous": unanimous(pool.masks, gone, zeros),
         }
         return masks, told
+
+    def _mean(self, pool: Pool) -> dict[str, torch.Tensor]:
+        """The candidates' mean as matrices; a frozen weight is its own."""
+        mean, found = pool.mean(), self.run.attached.matrices()
+        prunables = self.run.scope.prunables
+        return {n: prunables[n].matrix(mean[n]) if n in mean else m for n, m in found.items()}
 
     def _asked(self, number: int, gone: int) -> int:
         """Zeros that each candidate's mask gets: the level of the round, or where soups miss it, ``rate`` of what is left."""

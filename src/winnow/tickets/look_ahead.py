@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,15 +30,24 @@ class Protocol:
 
 @dataclass
 class Candidate:
-    """What leaves a look-ahead: its mask, its cost, and where asked for |theta_j| as matrices [rows, cols]."""
+    """What leaves a look-ahead: its mask, its cost, and where asked for |theta_j| as matrices [rows, cols], or all that
+    it trained (parameters and running statistics, by state-dict name)."""
 
     masks: MaskSet
     magnitudes: dict[str, torch.Tensor] | None = None
     cost: Cost = field(default_factory=Cost)
+    weights: dict[str, torch.Tensor] | None = None
 
 
 def look_ahead(
-    run: Run, protocol: Protocol, steps: int, zeros: int, *, magnitudes: bool = False, max_rate: float = MAX_RATE
+    run: Run,
+    protocol: Protocol,
+    steps: int,
+    zeros: int,
+    *,
+    magnitudes: bool = False,
+    weights: bool = False,
+    max_rate: float = MAX_RATE,
 ) -> Candidate:
     """Trains the run's model under a protocol, takes its magnitude mask with ``zeros`` zeros, and puts everything back.
 
@@ -51,7 +60,8 @@ def look_ahead(
         matrices = run.attached.matrices()
         masks = MaskSet(global_magnitude(matrices, run.keeps, zeros, max_rate))
         found = {n: m.abs() for n, m in matrices.items()} if magnitudes else None
-    return Candidate(masks, found, cost)
+        left = {n: t for n, t in _changing(run.model).items() if t.is_floating_point()} if weights else None
+    return Candidate(masks, found, cost, left)
 
 
 @contextmanager
@@ -75,7 +85,7 @@ def departed(run: Run, protocol: Protocol, steps: int) -> Iterator[Cost]:
         run.cost.add(cost)
         yield cost
     finally:
-        _put_back(run.model, kept)
+        put(run.model, kept)
         run.model.eval()
 
 
@@ -120,7 +130,8 @@ def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _put_back(model: nn.Module, kept: dict[str, torch.Tensor]) -> None:
+def put(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
+    """Copies tensors, by name, over the model's parameters and buffers; the others stay."""
     present = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in kept.items():
         present[name].copy_(tensor)

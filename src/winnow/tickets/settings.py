@@ -100,7 +100,9 @@ class IspSettings(PruningSettings):
     budget: float = Field(0.25, gt=0, lt=1)  # largest share of T spent before the last mask
     candidates: int | None = Field(None, ge=1)
     look_ahead: int | None = Field(None, ge=1)  # C, steps of one candidate
-    aggregate: Literal["vote", "mean_abs", "union", "intersect", "literal"] = "vote"
+    aggregate: Literal["vote", "mean_abs", "forecast", "union", "intersect", "literal"] = "vote"
+    reach: float = Field(4.0, gt=0)  # of forecast: how many look-aheads ahead the magnitudes are taken
+    average: bool = False  # whether training goes on from the candidates' mean, not from where they set out
     multipliers: tuple[Positive, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)  # of the learning rate by then
     decays: tuple[Decay, ...] = Field((0.0, 0.01, 0.1), min_length=1)
     share: float = Field(0.5, gt=0, le=1)  # of an epoch's mini-batches that a candidate may see
