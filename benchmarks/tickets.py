@@ -50,6 +50,11 @@ def main() -> None:
     failed = run_all(cells(args, rows), results, study(results)) if args.phase != "table" else []
     rows = results.rows()
     print("\n" + shown(args.phase, rows, names), flush=True)
+    if args.svg:
+        from tickets_curves import write
+
+        for file in write(rows, names, args.svg):
+            print(f"drawn: {file}", flush=True)
     common.finish({**facts, "tables": everything(rows, names), "cells": list(rows.values())}, args.json)
     if failed:
         _stop("failed: " + "; ".join(failed))
@@ -196,9 +201,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=CACHE / "tickets" / "results.jsonl", metavar="FILE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write cells and tables here too")
+    parser.add_argument("--svg", type=Path, metavar="FOLDER", help="of --phase table: draw tickets-MODEL.svg here")
     args = parser.parse_args()
     if args.phase != "table" and not args.model:
         parser.error(f"--phase {args.phase} needs --model")
+    if args.svg and args.phase != "table":
+        parser.error("--svg goes with --phase table")
     if args.phase == "confirm" and not args.variants:
         parser.error("--phase confirm needs --variants: name what the selection data chose")
     from tickets_methods import METHODS

@@ -1,0 +1,101 @@
+"""The picture of the ticket benchmark, from results that nobody measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from winnow.report.labels import Box, text_width
+
+pytest.importorskip("fcntl")  # the results file of the benchmarks is locked the POSIX way
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+T = 600
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def curves() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import tickets_curves
+
+        yield tickets_curves
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def cell(method: str, seed: int, figures: Mapping[float, float], passes: float) -> dict[str, Any]:
+    """A line of the results file: accuracy by sparsity."""
+    settings = {"steps": T, "batch": 16, "lr": 1e-3}
+    about = {"phase": "test", "model": "vit", "method": method, "variant": "", "seed": seed}
+    tickets = [
+        {"sparsity": s, "zeros_asked": round(1000 * s), "accuracy": a, "cost": {"steps": round(passes * T)}}
+        for s, a in figures.items()
+    ]
+    row = {"key": f"{method}-{seed}-{min(figures)}", "numel": 1000, "source": "", "tickets": tickets}
+    return row | {"cell": {**about, "settings": settings, "options": {}}}
+
+
+def titles(picture: str) -> str:
+    return "\n".join(e.text or "" for e in ElementTree.fromstring(picture).iter(f"{SVG}title"))
+
+
+def test_three_cells_of_a_results_file(curves: ModuleType, tmp_path: Path) -> None:
+    """88 and 90: a mean of 89, and t(0.975, 1) = 12.706 times s / sqrt(2) = 1 either side."""
+    from cells import Results
+
+    rows = [cell("dense", 0, {0.0: 91.0}, 1.0)]
+    rows += [cell("imp", seed, {0.5: 90.5, 0.9: 88.0 + 2 * seed}, 12.0) for seed in (0, 1)]
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert curves.write(Results(results).rows(), ["vit", "resnet"], tmp_path / "svg") == [
+        tmp_path / "svg" / "tickets-vit.svg"
+    ]
+    picture = (tmp_path / "svg" / "tickets-vit.svg").read_text()
+    assert "IMP at 90 %: 89.00 % (76.29 to 101.71), mean of 2 seeds, 12.00 T" in titles(picture)
+    assert "dense 91.00" in picture and 'fill="#fff"' in picture and "var(--" not in picture
+
+
+def test_one_sparsity_is_no_curve(curves: ModuleType) -> None:
+    assert curves.draw([cell("imp", 0, {0.9: 88.0}, 12.0)], "vit") is None
+    assert curves.draw([], "vit") is None
+
+
+def test_the_training_with_most_tickets_is_drawn(curves: ModuleType) -> None:
+    rows = [cell("isp", seed, {0.5: 90.0, 0.9: 85.0}, 1.4) for seed in range(3)]
+    other = cell("isp", 9, {0.5: 20.0, 0.9: 10.0}, 1.4)
+    other["cell"]["settings"]["lr"] = 1.0
+    assert "ISP (vote) at 90 %: 85.00 %" in titles(curves.draw([*rows, other], "vit"))
+
+
+@pytest.mark.parametrize("apart", [3.0, 0.1, 0.0])
+def test_names_do_not_overlap(curves: ModuleType, apart: float) -> None:
+    """Every method at once, near to each other and not: each is named in both panels."""
+    from tickets_methods import METHODS
+
+    rows = [cell("dense", 0, {0.0: 91.0}, 1.0)]
+    for i, (method, entry) in enumerate(METHODS.items()):
+        passes = 12.0 if entry.whole else 1.4 if "isp" in method and method != "isp-plain" else 1.0
+        if method != "dense":
+            rows += [cell(method, seed, {0.5: 90.0, 0.9: 89.0 - apart * i}, passes) for seed in range(3)]
+    panels = {e.get("class"): e for e in ElementTree.fromstring(curves.draw(rows, "vit")).iter(f"{SVG}svg")}
+    for key in ("figure sparsity", "figure steps"):
+        boxes = {}
+        for text in panels[key].iter(f"{SVG}text"):
+            if (text.get("class") or "").startswith("name"):
+                said = list(text.itertext())[-1]  # what is seen, not its title
+                x, y, wide = float(text.get("x", 0)), float(text.get("y", 0)), text_width(said, curves.FONT)
+                left = x - wide if text.get("text-anchor") == "end" else x
+                boxes[said] = Box(left, y - 0.75 * curves.FONT, left + wide, y)
+        assert len(boxes) == len(METHODS) - 1
+        assert min(box.left for box in boxes.values()) >= 0
+        for (one, first), (two, second) in combinations(boxes.items(), 2):
+            assert not first.hits(second), (one, two)
