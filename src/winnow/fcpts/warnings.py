@@ -12,6 +12,7 @@ FEW, FEW_PER_CLASS = 256, 10  # calibration examples
 WIDE, UNLIKE = 0.05, 0.8  # spread and correlation over seeds
 OFF = 0.01  # between the rate the thresholds came to and the one asked for
 LIMIT = 0.99  # of a group
+NO_BETTER = 0.9  # of the loss of a model that always gives the same answer
 
 
 def warnings_for(
@@ -33,6 +34,8 @@ def warnings_for(
     found = []
     if quality is not None and floor is not None and not quality >= floor:  # NaN is below every floor
         found.append(f"Quality is {quality:.4g}, below the floor of {floor:g}: take a lower sparsity or more steps.")
+    if (collapsed := _collapsed(record)) is not None:
+        found.append(collapsed)
     if record.numel is not None and record.numel < SMALL:
         found.append(
             f"The model has only {record.numel:,} prunable weights: below {SMALL:,} there is little to gain and "
@@ -72,6 +75,19 @@ def _few(examples: int, classes: int | None) -> str | None:
         return None
     why = f"{FEW_PER_CLASS} for each of {classes} classes" if wanted > FEW else f"{FEW} at least"
     return f"There are only {examples:,} calibration examples: give {wanted:,} ({why}), see --samples."
+
+
+def _collapsed(record: AllocationRecord) -> str | None:
+    """Training that broke down: from a step too large on, whatever goes in, the same comes out."""
+    if record.constant is None or not record.losses:
+        return None
+    last = record.losses[-max(len(record.losses) // 10, 1) :]
+    if sum(last) / len(last) < NO_BETTER * record.constant:
+        return None
+    return (
+        f"The model ends no better than one that always gives the same answer (loss {sum(last) / len(last):.3g}, that one's is "
+        f"{record.constant:.3g}): halve the learning rate (--set lr=), set a smaller clip, or take a lower sparsity."
+    )
 
 
 def _one_sided(record: AllocationRecord, examples: int) -> str | None:

@@ -86,6 +86,7 @@ class AllocationRecord(Part):
     exact_rate_all: Rate | None = None  # zeros over all parameters
     layers: list[AllocationLayer] = Field(default_factory=list)
     losses: list[float] = Field(default_factory=list)  # evenly thinned to 200 points
+    constant: float | None = None  # what the loss would be if every answer were the same one
     classes: Count | None = None  # of a classifier
     answers: Count | None = None  # of these, how many the dense model gives on the calibration data
     steps: Count | None = None

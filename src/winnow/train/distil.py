@@ -176,7 +176,7 @@ class Bench:
         return AllocationRecord(
             answers=answers, classes=classes, method=method, start=start, structure=structure, target=zeros / numel if target is None else target,
             zeros=zeros, numel=numel, total_parameters=total, raw_rate=raw_rate, exact_rate=zeros / numel, exact_rate_all=zeros / total,
-            layers=[AllocationLayer(**layer) for layer in layers], losses=thin(trace.losses), steps=trace.steps, seconds=trace.seconds,
+            layers=[AllocationLayer(**layer) for layer in layers], losses=thin(trace.losses), constant=self.reference.constant(), steps=trace.steps, seconds=trace.seconds,
             step_time=StepTime(**{k: v / max(trace.steps, 1) for k, v in trace.parts.items()}), settings=self.settings.model_dump(),
         )  # fmt: skip
 

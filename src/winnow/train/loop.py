@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from winnow.errors import InputError, WinnowError
 from winnow.run.store import write_atomic
@@ -20,6 +22,7 @@ from winnow.train.settings import DistilSettings
 from winnow.train.student import Student
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints
+CLIP = 1.0  # largest norm of a gradient, where none is said and there are no batch norms
 Progress = Callable[[int, int, str], None]
 
 
@@ -94,6 +97,9 @@ class Loop:
         s = self.settings
         with self.student.training(weights=s.train == "all", small=s.train != "thresholds"):
             self.optimizer = self._optimizer()
+            thresholds = set(self.masks.parameters)
+            self._own = [p for group in self.optimizer.param_groups for p in group["params"] if p not in thresholds]
+            self.limit = largest_norm(self.student.model, s)
             self._load()
             started, saved = time.perf_counter() - self.trace.seconds, time.perf_counter()
             while (done := self._done()) < 1:
@@ -135,6 +141,8 @@ class Loop:
         d = clock()
         self.masks.backward()
         e = clock()
+        if self.limit:
+            torch.nn.utils.clip_grad_norm_(self._own, self.limit)
         self.optimizer.step()
         f = clock()
         with torch.no_grad():
@@ -230,3 +238,10 @@ class Loop:
         kept["state"] = {int(n[9:]): {"momentum_buffer": t} for n, t in tensors.items() if n.startswith("momentum.")}
         self.optimizer.load_state_dict(kept)
         self.trace = Trace(notes["steps"], notes["seconds"], notes["losses"], notes["parts"])
+
+
+def largest_norm(model: nn.Module, settings: DistilSettings) -> float:
+    """The gradient's norm that a step is held to; 0 is none. See ``DistilSettings.clip``."""
+    if settings.clip is not None:
+        return settings.clip
+    return 0.0 if any(isinstance(m, _BatchNorm) for m in model.modules()) else CLIP

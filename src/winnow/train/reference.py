@@ -52,6 +52,18 @@ class Reference:
             return None
         return int(self._kept.rows.argmax(-1).unique().numel()), self._kept.rows.shape[-1]
 
+    def constant(self) -> float | None:
+        """What the loss would be of a classifier whose answer is always the mean of the dense model's; None where there
+        are no classes, outputs are not held, or the loss is not kl."""
+        if self.answers() is None or self.settings.loss not in ("auto", "kl"):
+            return None
+        assert self._kept is not None
+        t = self.settings.temperature
+        log = (self._kept.rows.double() / t).log_softmax(-1)
+        found = log.exp()
+        apart = torch.where(found > 0, found * (log - found.mean(0).log()), 0.0)
+        return float(t**2 * apart.sum(-1).mean())
+
     def target(self, index: torch.Tensor, batch: Any) -> Target:
         """The dense model on these examples; ``batch`` is ``examples.take(index)``."""
         if self._kept is not None:

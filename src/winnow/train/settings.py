@@ -23,6 +23,9 @@ class DistilSettings(BaseModel):
     batch: int = Field(64, ge=1)  # examples a step
     lr: float = Field(0.01, gt=0)  # of weights, biases and norms; falls to zero as a cosine
     momentum: float = Field(0.9, ge=0, lt=1)
+    # Norm of the gradient of weights, biases and norms in a step, at most; 0: no limit. None: 1, and no limit in a model
+    # with batch norms, whose gradients are larger and do no harm. Without it transformers now and then end constant.
+    clip: float | None = Field(None, ge=0)
     weight_decay: float = Field(0.0, ge=0)  # on weights; none on biases, norms and thresholds
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps in which the rates rise from zero
     loss: Loss = "auto"  # kl for logits, mse for a single value and for features
