@@ -23,8 +23,9 @@ def synflow_masks(run: Run, zeros: int, iterations: int = 100, max_rate: float =
     """Keep masks [rows, cols] with exactly ``zeros`` zeros, found in ``iterations`` prunings of rising sparsity.
 
     After pruning k of n a share (1 - S)^(k/n) is left (Tanaka et al. 2020, arXiv 2006.05467, algorithm 1); each scores
-    what the one before left, and no tensor loses more than ``max_rate`` of its weights. The network is made linear as :mod:`winnow.tickets.linearized` says. One pass counts as a
-    step in ``run.cost`` although it sees one example, not a mini-batch.
+    what the one before left, and no tensor loses more than ``max_rate`` of its weights. The network is made linear as
+    :mod:`winnow.tickets.linearized` says. One pass counts as a step in ``run.cost`` although it sees one example, not a
+    mini-batch.
 
     Raises:
         InputError: the loss does not call the model.
