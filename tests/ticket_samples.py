@@ -113,7 +113,7 @@ def _masks(method: str, owner: Training, sparsity: float, seed: int) -> tuple[Ma
     history = []
     for k, s in enumerate(path):
         zeros = round(s * scope.numel)
-        keeps = prune_globally(scores, keeps, zeros)
+        keeps = prune_globally(scores, keeps, zeros, 1.0)  # as the papers do: one tensor is emptied
         soup = method == "isp"
         history.append(
             Round(
