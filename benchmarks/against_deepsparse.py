@@ -211,8 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default=os.environ.get("WINNOW_DEEPSPARSE_PYTHON"), metavar="PYTHON",
                         help="Python with deepsparse 1.8.0 (default $WINNOW_DEEPSPARSE_PYTHON)")  # fmt: skip
-    parser.add_argument("--sparsity", type=lambda text: [float(s) for s in text.split(",")], default=[0.8, 0.9])
-    parser.add_argument("--batches", type=lambda text: [int(s) for s in text.split(",")], default=[1, 8, 16, 64])
+    parser.add_argument("--sparsity", type=common.listed(float), default=[0.8, 0.9])
+    parser.add_argument("--batches", type=common.listed(int), default=[1, 8, 16, 64])
     parser.add_argument("--layers", type=int, default=8, help="of the chain (default 8)")
     parser.add_argument("--width", type=int, default=4096, help="inputs and outputs of a layer")
     parser.add_argument("--rounds", type=int, default=5)

@@ -172,7 +172,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         for name in args.contenders:
             if name.startswith("llama.cpp"):
                 kind = name.split()[-1]
-                file = models.CACHE / "speed" / f"random-llama-300m-{kind}.gguf"
+                file = common.CACHE / "speed" / f"random-llama-300m-{kind}.gguf"
                 command, asked = [args.peer, str(HERE / "against_llamacpp.py"), "--serve"], {"source": str(file)}
                 if not file.exists():
                     file.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def origin() -> Row:
     folder = Path(winnow.__file__).parent
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    versions = {name: found for name in common.PACKAGES if (found := common._version(name))}
+    versions = {name: found for name in common.PACKAGES if (found := common.version_of(name))}
     return {"versions": versions, "source": digest.hexdigest()[:12]}
 
 

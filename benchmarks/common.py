@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+CACHE = Path(os.environ.get("WINNOW_CACHE", "~/.cache/winnow-benchmarks")).expanduser()
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PACKAGES = ("winnow", "torch", "transformers", "numpy", "safetensors")
 
@@ -58,12 +59,22 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """The type of an option that takes several values with commas between."""
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def stop(sentence: str) -> NoReturn:
+    """Ends the script with exit code 2: something must be given, set or run first."""
+    print(sentence, file=sys.stderr)
+    sys.exit(2)
+
+
 def data(*parts: str) -> Path:
     """A file of the data folder; a sentence and exit code 2 where it is not there."""
     path = DATA.joinpath(*parts)
     if not path.exists():
-        print(f"no {path}: set WINNOW_DATA to the folder of real models and data", file=sys.stderr)
-        sys.exit(2)
+        stop(f"no {path}: set WINNOW_DATA to the folder of real models and data")
     return path
 
 
@@ -75,7 +86,10 @@ def heading(packages: Sequence[str] = (), threads: int = 2) -> dict[str, Any]:
         "machine": f"{_cpu()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
         "threads": threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": {"python": sys.version.split()[0], **{n: v for n in (*PACKAGES, *packages) if (v := _version(n))}},
+        "versions": {
+            "python": sys.version.split()[0],
+            **{n: v for n in (*PACKAGES, *packages) if (v := version_of(n))},
+        },
     }
     for key, value in facts.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
@@ -145,7 +159,7 @@ def finish(figures: dict[str, Any], file: Path | None) -> None:
         print(f"written: {file}")
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

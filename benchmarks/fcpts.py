@@ -14,15 +14,13 @@ runs on one thread, so that two processes use two cores (bridge and time: two th
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import common
 
 PHASES = ("tune", "test", "table", "bridge", "time")
-CACHE = Path(os.environ.get("WINNOW_CACHE", "~/.cache/winnow-benchmarks")).expanduser()
 RATES = {"tune": [0.95], "test": [0.8, 0.9, 0.95], "bridge": [0.95], "time": [0.95]}
 SEEDS = {"test": [0, 1, 2, 3, 4], "bridge": [0, 1, 2], "time": [0, 1, 2]}
 TIMED = ("fcpts-uniform", "distil-erk")
@@ -40,7 +38,7 @@ def main() -> None:
     from fcpts_tables import everything
 
     if unknown := sorted(set(args.model or ()) - set(SUBJECTS)):
-        _stop(f"there is no model {unknown[0]}: choose of {', '.join(SUBJECTS)}")
+        common.stop(f"there is no model {unknown[0]}: choose of {', '.join(SUBJECTS)}")
     results = Results(args.results)
     facts = common.heading(("scipy",), threads=args.threads)
     print(f"results: {args.results}", flush=True)
@@ -50,7 +48,7 @@ def main() -> None:
     print("\n" + _shown(args.phase, rows, models), flush=True)
     common.finish({**facts, "tables": everything(rows, models), "cells": list(rows.values())}, args.json)
     if failed:
-        _stop("failed: " + "; ".join(failed))
+        common.stop("failed: " + "; ".join(failed))
 
 
 def cells(args: argparse.Namespace, rows: dict[str, Any]) -> list[Any]:
@@ -110,7 +108,7 @@ def _chosen(args: argparse.Namespace, rows: dict[str, Any], model: str, name: st
     grid, found = method.trials(1.0), tried(rows, model, name, steps)
     if args.phase == "test" and len(found) < len(grid):
         again = "" if steps is None else f" --{'' if method.whole else 'layer-'}steps {steps}"
-        _stop(
+        common.stop(
             f"{len(found)} of {len(grid)} trials of {name} are there: run --phase tune --model {model}{again} to its end first"
         )
     best = next(iter(found.values()), None)
@@ -137,22 +135,25 @@ def _shown(phase: str, rows: dict[str, Any], models: list[str]) -> str:
 def _arguments() -> argparse.Namespace:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    split = lambda kind: lambda text: [kind(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--phase", choices=PHASES, required=True)
     parser.add_argument(
-        "--model", type=split(str), help="of resnet20, resnet32, resnet32-jpeg, vit, minilm-sst2 (table: all there are)"
+        "--model",
+        type=common.listed(str),
+        help="of resnet20, resnet32, resnet32-jpeg, vit, minilm-sst2 (table: all there are)",
     )
-    parser.add_argument("--methods", type=split(str), help="default all; bridge and time: fcpts-uniform,distil-erk")
-    parser.add_argument("--rates", type=split(float), help="default 0.8,0.9,0.95; tune, bridge and time: 0.95")
     parser.add_argument(
-        "--seeds", type=split(int), help="default 0 to 4; bridge and time: 0 to 2; tune: one of its own"
+        "--methods", type=common.listed(str), help="default all; bridge and time: fcpts-uniform,distil-erk"
+    )
+    parser.add_argument("--rates", type=common.listed(float), help="default 0.8,0.9,0.95; tune, bridge and time: 0.95")
+    parser.add_argument(
+        "--seeds", type=common.listed(int), help="default 0 to 4; bridge and time: 0 to 2; tune: one of its own"
     )
     parser.add_argument("--steps", type=int, default=300, help="training steps of distillation and FCPTS (default 300)")
     parser.add_argument("--layer-steps", type=int, help="steps a layer of reconstruction (default winnow's)")
     parser.add_argument(
-        "--limits", type=split(float), default=[15.0, 30.0, 60.0, 120.0, 300.0], help="seconds, of --phase time"
+        "--limits", type=common.listed(float), default=[15.0, 30.0, 60.0, 120.0, 300.0], help="seconds, of --phase time"
     )
-    parser.add_argument("--results", type=Path, default=CACHE / "fcpts" / "results.jsonl", metavar="FILE")
+    parser.add_argument("--results", type=Path, default=common.CACHE / "fcpts" / "results.jsonl", metavar="FILE")
     parser.add_argument("--threads", type=int, help="default 1; bridge and time: 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write cells and tables here too")
     args = parser.parse_args()
@@ -164,11 +165,6 @@ def _arguments() -> argparse.Namespace:
     if unknown := sorted(set(args.methods or ()) - set(METHODS)):
         parser.error(f"--methods {unknown[0]}: choose of {', '.join(METHODS)}")
     return args
-
-
-def _stop(sentence: str) -> NoReturn:
-    print(sentence, file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -211,21 +211,22 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    split = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--out", type=Path, default=Path("frontier"), help="folder of cells and tables")
-    parser.add_argument("--models", type=split, default=list(FAMILIES), help=f"of {','.join(FAMILIES)}")
+    parser.add_argument("--models", type=common.listed(str), default=list(FAMILIES), help=f"of {','.join(FAMILIES)}")
     parser.add_argument(
-        "--methods", type=split, default=["magnitude", "lamp", "wanda", "sparsegpt", "sparsegpt+lsq", "alps"]
+        "--methods",
+        type=common.listed(str),
+        default=["magnitude", "lamp", "wanda", "sparsegpt", "sparsegpt+lsq", "alps"],
     )
     parser.add_argument(
         "--allocations",
-        type=split,
+        type=common.listed(str),
         default=["own"],
         help="own (the method's), uniform, global, erk, lamp, owl, alphapruning",
     )
-    parser.add_argument("--values", type=split, default=["keep", "int8", "int4"], help="value types")
+    parser.add_argument("--values", type=common.listed(str), default=["keep", "int8", "int4"], help="value types")
     parser.add_argument("--group-size", type=int, default=128, help="inputs that share an int4 scale")
-    parser.add_argument("--sparsities", type=lambda text: [float(s) for s in text.split(",")], default=[0.5, 0.7, 0.9])
+    parser.add_argument("--sparsities", type=common.listed(float), default=[0.5, 0.7, 0.9])
     parser.add_argument("--limit", type=int, help="at most this many examples (segments) of the test split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-plain", action="store_true", help="leave out the cells of plain quantization")

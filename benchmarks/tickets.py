@@ -18,15 +18,13 @@ models.py) and is not run twice. A cell runs on one thread.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import common
 
 PHASES = ("tune", "test", "masks", "sensitivity", "variants", "confirm", "overhead", "table")
-CACHE = Path(os.environ.get("WINNOW_CACHE", "~/.cache/winnow-benchmarks")).expanduser()
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def main() -> None:
     from tickets_subjects import SUBJECTS
 
     if unknown := sorted(set(args.model or ()) - set(SUBJECTS)):
-        _stop(f"there is no model {unknown[0]}: choose of {', '.join(SUBJECTS)}")
+        common.stop(f"there is no model {unknown[0]}: choose of {', '.join(SUBJECTS)}")
     results = Results(args.results)
     facts = common.heading(("scipy",), threads=args.threads)
     print(f"results: {args.results}", flush=True)
@@ -57,7 +55,7 @@ def main() -> None:
             print(f"drawn: {file}", flush=True)
     common.finish({**facts, "tables": everything(rows, names), "cells": list(rows.values())}, args.json)
     if failed:
-        _stop("failed: " + "; ".join(failed))
+        common.stop("failed: " + "; ".join(failed))
 
 
 def cells(args: argparse.Namespace, rows: dict[str, Any]) -> list[Any]:
@@ -85,7 +83,7 @@ def _training(args: argparse.Namespace, rows: dict[str, Any], model: str) -> dic
         return settings
     lr = args.lr or (subject.lr if args.phase == "overhead" else chosen(rows, model, settings))
     if lr is None:
-        _stop(
+        common.stop(
             f"no learning rate has been chosen for {model} yet: run --phase tune --model {model} to its end, or give --lr"
         )
     return {**settings, "lr": lr}
@@ -134,7 +132,7 @@ def _select(args: argparse.Namespace, rows: dict[str, Any], model: str) -> list[
     steps = settings["steps"]
     tried = SENSITIVITY if args.phase == "sensitivity" else VARIANTS
     if unknown := sorted(set(args.variants or ()) - set(tried)):
-        _stop(f"there is no setting {unknown[0]!r} in this phase: choose of {', '.join(tried)}")
+        common.stop(f"there is no setting {unknown[0]!r} in this phase: choose of {', '.join(tried)}")
     rows_of = [(name, "", METHODS[name].options(steps, ())) for name in CONTROLS]
     rows_of += [(tried[n].finder, n, tried[n].at(steps)) for n in args.variants or tried]
     seeds = {"sensitivity": SELECT_SEEDS[:3], "variants": SELECT_SEEDS, "confirm": CONFIRM_SEEDS}[args.phase]
@@ -187,18 +185,21 @@ def _overhead(args: argparse.Namespace, rows: dict[str, Any], model: str) -> lis
 def _arguments() -> argparse.Namespace:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    split = lambda kind: lambda text: [kind(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--phase", choices=PHASES, required=True)
-    parser.add_argument("--model", type=split(str), help="of minilm, resnet, vit, clip (table: all there are)")
-    parser.add_argument("--methods", type=split(str), help="of the test phase; default all of tickets_methods.py")
-    parser.add_argument("--variants", type=split(str), help="settings by name; default all of the phase")
-    parser.add_argument("--sparsities", type=split(float), help="default 0.5,0.7,0.8,0.9; 0.9; 0.8,0.9 by phase")
-    parser.add_argument("--seeds", type=split(int), help="default by phase and method: tickets_methods.py")
+    parser.add_argument("--model", type=common.listed(str), help="of minilm, resnet, vit, clip (table: all there are)")
+    parser.add_argument(
+        "--methods", type=common.listed(str), help="of the test phase; default all of tickets_methods.py"
+    )
+    parser.add_argument("--variants", type=common.listed(str), help="settings by name; default all of the phase")
+    parser.add_argument(
+        "--sparsities", type=common.listed(float), help="default 0.5,0.7,0.8,0.9; 0.9; 0.8,0.9 by phase"
+    )
+    parser.add_argument("--seeds", type=common.listed(int), help="default by phase and method: tickets_methods.py")
     parser.add_argument("--steps", type=int, help="T (default 600, of minilm 400)")
     parser.add_argument("--batch", type=int, help="default the subject's")
     parser.add_argument("--lr", type=float, help="in place of the tuned one")
     parser.add_argument("--timed", type=int, default=40, help="steps timed by --phase overhead (default 40)")
-    parser.add_argument("--results", type=Path, default=CACHE / "tickets" / "results.jsonl", metavar="FILE")
+    parser.add_argument("--results", type=Path, default=common.CACHE / "tickets" / "results.jsonl", metavar="FILE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write cells and tables here too")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="of --phase table: draw tickets-MODEL.svg here")
@@ -214,11 +215,6 @@ def _arguments() -> argparse.Namespace:
     if unknown := sorted(set(args.methods or ()) - set(METHODS)):
         parser.error(f"--methods {unknown[0]}: choose of {', '.join(METHODS)}")
     return args
-
-
-def _stop(sentence: str) -> NoReturn:
-    print(sentence, file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

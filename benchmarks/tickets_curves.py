@@ -14,14 +14,14 @@ from pathlib import Path
 from cells import Row
 from paired import interval
 from tickets_methods import METHODS
-from tickets_studies import _trainings
+from tickets_studies import trainings
 from tickets_subjects import SUBJECTS
 from tickets_tables import Group, groups, tickets
 from winnow.report.axes import Scale
 from winnow.report.figures import Canvas
 from winnow.report.labels import text_width
 from winnow.report.schema import TaskInfo
-from winnow.report.ticket_chart import _apart, by_sparsity, edges, point, rules, styles, vertical
+from winnow.report.ticket_chart import apart, by_sparsity, edges, point, rules, styles, vertical
 from winnow.report.ticket_schema import Figure, TicketLine, TicketReport
 from winnow.report.ticket_schema import Row as Mean
 from winnow.report.ticket_words import plain
@@ -72,7 +72,7 @@ def draw(rows: Iterable[Row], model: str) -> str | None:
     found = tickets(rows, "test", model)
     if not found:
         return None
-    most = max(_trainings(found), key=len)
+    most = max(trainings(found), key=len)
     group = groups(most)
     report = means(group)
     lines = by_sparsity(report, "sparsity", LEFT, HEIGHT, FONT)
@@ -161,7 +161,7 @@ def _against_steps(report: TicketReport) -> str:
     middle = max((x(row.passes) for row in columns[1]), default=0.0)
     places = ((x(min(passes)) - ASIDE, "end"), (middle + ASIDE, "start"), (right + 6, "start"))
     for column, (at, anchor) in zip(columns, places, strict=True):
-        heights = _apart([y.clamp(values[row.method]) for row in column], 1.2 * FONT, top, bottom - 0.7 * FONT)
+        heights = apart([y.clamp(values[row.method]) for row in column], 1.2 * FONT, top, bottom - 0.7 * FONT)
         for row, height in zip(column, heights, strict=True):
             px, py = x(row.passes), y.clamp(values[row.method])
             away = -1 if anchor == "end" else 1

@@ -63,7 +63,7 @@ def tuning(rows: Mapping[str, Row], model: str) -> list[str]:
 def settings_tried(rows: Iterable[Row], phase: str, model: str) -> list[str]:
     """ISP under other settings beside ISP and its controls: accuracy, and the paired difference from the matched control."""
     found = tickets(rows, phase, model)
-    return [line for kind in _trainings(found) for line in _settings_tried(kind, phase, model)]
+    return [line for kind in trainings(found) for line in _settings_tried(kind, phase, model)]
 
 
 def _settings_tried(same: list[Row], phase: str, model: str) -> list[str]:
@@ -125,14 +125,14 @@ def tested(rows: Mapping[str, Row], model: str) -> list[str]:
     """All tables of the test phase, one set for every training (T, batch, learning rate) that was run."""
     found = tickets(rows.values(), "test", model)
     lines = []
-    for same in _trainings(found):
+    for same in trainings(found):
         group = tables.groups(same)
         lines += [*tables.accuracies(group, model), *tables.budget(group), *tables.differences(group)]
         lines += [*tables.against_dense(group), *tables.rounds(group), *_mixed(same, group)]
     return lines
 
 
-def _trainings(found: list[Row]) -> list[list[Row]]:
+def trainings(found: list[Row]) -> list[list[Row]]:
     """The tickets of every training (T, batch, learning rate) by themselves."""
     by: dict[tuple[Any, ...], list[Row]] = {}
     for t in found:

@@ -43,9 +43,7 @@ def source(model: str) -> str:
 
 def artifact(model: str, sparsity: float, values: str) -> Path:
     """The pruned and packed folder, made once."""
-    import models
-
-    folder = models.CACHE / "speed" / f"{model}-{sparsity:.0%}-{values}"
+    folder = common.CACHE / "speed" / f"{model}-{sparsity:.0%}-{values}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         block = ["--structure", "block:1x4"] if (model, values) == ("minilm", "int8") else []
@@ -151,14 +149,15 @@ def table(records: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    split = lambda text: text.split(",")  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=split, default=list(POINTS), metavar=",".join(POINTS))
-    parser.add_argument("--values", type=split, help="value types (default: those of each model)")
-    parser.add_argument("--sparsity", type=lambda text: [float(s) for s in text.split(",")], metavar="0.5,0.9")
-    parser.add_argument("--how", type=split, default=["packed", "accelerated"], metavar="packed,accelerated")
-    parser.add_argument("--batches", type=lambda text: [int(s) for s in text.split(",")], metavar="1,8")
-    parser.add_argument("--lengths", type=lambda text: [int(s) for s in text.split(",")], metavar="32,128")
+    parser.add_argument("--models", type=common.listed(str), default=list(POINTS), metavar=",".join(POINTS))
+    parser.add_argument("--values", type=common.listed(str), help="value types (default: those of each model)")
+    parser.add_argument("--sparsity", type=common.listed(float), metavar="0.5,0.9")
+    parser.add_argument(
+        "--how", type=common.listed(str), default=["packed", "accelerated"], metavar="packed,accelerated"
+    )
+    parser.add_argument("--batches", type=common.listed(int), metavar="1,8")
+    parser.add_argument("--lengths", type=common.listed(int), metavar="32,128")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="of one contender in one round")
     parser.add_argument("--policy", choices=["PASSIVE", "ACTIVE"], default="PASSIVE", help="OMP_WAIT_POLICY of all")

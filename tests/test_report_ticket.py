@@ -476,7 +476,7 @@ def test_every_method_is_told_apart() -> None:
 
 
 def test_labels_keep_their_order_and_distance() -> None:
-    found = ticket_chart._apart([50.0, 51.0, 49.0, 200.0, 199.5], 12.0, 0.0, 210.0)
+    found = ticket_chart.apart([50.0, 51.0, 49.0, 200.0, 199.5], 12.0, 0.0, 210.0)
     order = sorted(range(5), key=lambda i: found[i])
     assert order == [2, 0, 1, 4, 3]
     assert min(found[b] - found[a] for a, b in pairwise(order)) >= 12.0 - 1e-9

@@ -168,7 +168,7 @@ def by_sparsity(report: TicketReport, key: str, width: float, height: float, fon
         for (px, value), r in zip(line, own, strict=True):
             point(canvas, r, report, looks[method], px, y.clamp(value), y, known)
         ends[method] = line[-1][0], y.clamp(line[-1][1])
-    spots = _apart([ends[m][1] for m in methods], font * 1.2, top, bottom)
+    spots = apart([ends[m][1] for m in methods], font * 1.2, top, bottom)
     for method, at in zip(methods, spots, strict=True):
         px, py = ends[method]
         canvas.line(px + 7, py, right + 2, at, "leader")
@@ -217,7 +217,7 @@ def point(
     mark(canvas, style, x, y, 4.2, title(row, report, more))
 
 
-def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places at least ``gap`` apart, in the same order and as near to where they were as a push down and up leaves them."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
