@@ -143,7 +143,7 @@ def main() -> None:
                         help="Python with llama-cpp-python and gguf (default $WINNOW_LLAMACPP_PYTHON)")  # fmt: skip
     parser.add_argument(
         "--contenders",
-        type=lambda text: text.split(","),
+        type=common.listed(str),
         default=every,
         help="of " + ", ".join(every).replace("%", "%%"),
     )

@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure peaks of memory instead")
     parser.add_argument(
         "--methods",
-        type=lambda text: text.split(","),
+        type=common.listed(str),
         help="of winnow's, e.g. wanda,sparsegpt (default all; with --memory these two)",
     )
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)

@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 
-from common import arguments, finish, heading
+from common import arguments, finish, heading, listed
 
 SHAPES = [  # input channels, output channels, kernel, height and width
     (64, 64, 3, 56), (128, 128, 3, 28), (256, 256, 3, 14), (512, 512, 3, 7),
@@ -22,7 +22,7 @@ ZEROS = (0.7, 0.8, 0.9, 0.95)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8])
+    parser.add_argument("--batches", type=listed(int), default=[1, 8])
     parser.add_argument("--rounds", type=int, default=15)
     args = arguments(parser)
 

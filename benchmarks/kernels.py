@@ -18,9 +18,8 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from common import heading
+from common import heading, listed
 from kernel_bench import CAPS, Bench, has_amx
 from kernel_table import print_contenders, print_table
 
@@ -78,17 +77,14 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, str, str, list[int], 
 
 
 def arguments() -> argparse.Namespace:
-    def several(kind: Any) -> Any:
-        return lambda text: [kind(part) for part in text.split(",")]
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only what the targets name, and one look at every shape")
-    parser.add_argument("--profiles", type=several(str), default=list(CAPS), metavar="all,avx512,avx2")
-    parser.add_argument("--threads", type=several(int), default=[1, 2], metavar="1,2")
-    parser.add_argument("--shapes", type=several(str), default=SHAPES, metavar=",".join(SHAPES))
-    parser.add_argument("--values", type=several(str), metavar=",".join(VALUES), help="also int4a")
-    parser.add_argument("--batches", type=several(int), default=BATCHES, metavar="1,8,128")
-    parser.add_argument("--sparsity", type=several(float), metavar="0.5,0.9")
+    parser.add_argument("--profiles", type=listed(str), default=list(CAPS), metavar="all,avx512,avx2")
+    parser.add_argument("--threads", type=listed(int), default=[1, 2], metavar="1,2")
+    parser.add_argument("--shapes", type=listed(str), default=SHAPES, metavar=",".join(SHAPES))
+    parser.add_argument("--values", type=listed(str), metavar=",".join(VALUES), help="also int4a")
+    parser.add_argument("--batches", type=listed(int), default=BATCHES, metavar="1,8,128")
+    parser.add_argument("--sparsity", type=listed(float), metavar="0.5,0.9")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.1, help="of one contender in one round")
     parser.add_argument("--size", type=float, default=1024, metavar="MIB", help="of each contender's copies together")
