@@ -133,14 +133,15 @@ SENSITIVITY: dict[str, Setting] = {
     "literal": Setting({"aggregate": "literal"}),
 }
 
-# At most six: chosen on one subject's selection data, confirmed once on two others. The name goes into the cells.
+# At most six soups: chosen on one subject's selection data, confirmed once on two others. The name goes into the cells.
+# Those that rank by gradients too have two controls that do so without candidates.
 VARIANTS: dict[str, Setting] = {
     "score soup": Setting({"aggregate": "mean_abs"}),
     "mean goes on": Setting({"average": True}),
-    "mean goes on, ranked by it": Setting({"average": True, "aggregate": "forecast", "reach": 1.0}),
-    "mean of equals goes on, ranked by it": Setting(
-        {"average": True, "aggregate": "forecast", "reach": 1.0, "multipliers": [1.0], "decays": [0.01]}
-    ),
     "forecast": Setting({"aggregate": "forecast", "reach": 4.0}),
-    "forecast, mean goes on": Setting({"average": True, "aggregate": "forecast", "reach": 4.0}),
+    "Fisher": Setting({"aggregate": "mean_abs", "curvature": 1.0}),
+    "Adam's curvature": Setting({"aggregate": "mean_abs", "curvature": 0.5}),
+    "Adam's curvature (mean goes on)": Setting({"aggregate": "mean_abs", "curvature": 0.5, "average": True}),
+    "Fisher (no candidates)": Setting({"curvature": 1.0}, "isp-matched"),
+    "Adam's curvature (no candidates)": Setting({"curvature": 0.5}, "isp-matched"),
 }

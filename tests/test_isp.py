@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isp_samples import Killed, Killer, mlp, noisy, rows, same_tickets, search, training
+from isp_samples import Killed, Killer, mlp, noisy, rows, same_tickets, search, sgd, training
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
 from winnow.tickets.candidates import Pool
+from winnow.tickets.curvature import scores
 from winnow.tickets.denoise import adjust, denoise, disagreement, unanimous
 from winnow.tickets.isp import isp, isp_matched, isp_plain
 from winnow.tickets.isp_plan import plan_isp, seed_steps
@@ -23,6 +24,7 @@ from winnow.tickets.levels import levels
 from winnow.tickets.run import Run
 from winnow.tickets.settings import PAPER, IspSettings
 from winnow.train.schedules import global_magnitude
+from winnow.train.settings import read_settings
 
 AGGREGATES = ["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
 
@@ -71,8 +73,11 @@ class Numpy:
         return found
 
 
-def flat(theta):
-    return np.concatenate([np.abs(theta[0]).ravel(), np.abs(theta[2]).ravel()])
+def flat(theta, state=None, curvature=0.0):
+    """Magnitudes, or w^2 v^curvature under a root, v as AdamW has it."""
+    if not curvature:
+        return np.concatenate([np.abs(theta[0]).ravel(), np.abs(theta[2]).ravel()])
+    return np.sqrt(np.concatenate([(theta[i] ** 2 * state["v"][i] ** curvature).ravel() for i in (0, 2)]))
 
 
 def lowest_go(order_keys, keep, zeros):
@@ -84,8 +89,9 @@ def lowest_go(order_keys, keep, zeros):
 
 
 def reference(
-    model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, multipliers, decays, how, budget, average=False
-):
+    model, *, steps, lr, decay, sparsity, rate, seed, count, ahead, multipliers, decays, how, budget, average=False,
+    curvature=0.0,
+):  # fmt: skip
     net = Numpy(model)
     theta, state = net.theta, net.fresh(net.theta)
     n1, n2 = theta[0].size, theta[2].size
@@ -112,13 +118,14 @@ def reference(
                 other = net.step(
                     other, matrices(), own, lr * (1 - at / steps) * multipliers[j % len(multipliers)], decays
                 )
-            magnitudes.append(flat(other))
+            magnitudes.append(flat(other, own, curvature))
             ends.append(other)
-            candidates.append(lowest_go((flat(other),), keep, zeros))
+            candidates.append(lowest_go((magnitudes[-1],), keep, zeros))
+        main = flat(theta, state, curvature)
         if count == 0 or how == "literal":
-            new = lowest_go((flat(theta),), keep, zeros)
+            new = lowest_go((main,), keep, zeros)
         elif how == "vote":
-            new = lowest_go((flat(theta), np.sum(candidates, axis=0)), keep, zeros)
+            new = lowest_go((main, np.sum(candidates, axis=0)), keep, zeros)
         elif how == "mean_abs":
             new = lowest_go((np.mean(magnitudes, axis=0),), keep, zeros)
         elif how == "forecast":
@@ -128,11 +135,11 @@ def reference(
             new = np.any(candidates, axis=0) & keep
             more = seed * (done + 2) * (done + 3) // 2 <= budget * steps and done + 1 < 2 * k
             if target - (~new).sum() < 0.05 * numel or not (done + 1 < k or more):
-                new = lowest_go((flat(theta),), new, target)
+                new = lowest_go((main,), new, target)
         else:
             new = np.all(candidates, axis=0) & keep
             if (~new).sum() > target:
-                new = lowest_go((flat(theta), new), keep, target)
+                new = lowest_go((main, new), keep, target)
         assert not (new & ~keep).any()
         keep = new
         if average:
@@ -159,9 +166,15 @@ def double_entropy(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("how", "average"), [*((h, False) for h in [*AGGREGATES, "plain"]), ("vote", True), ("forecast", True)]
-)
-def test_against_numpy(how, average):
+    ("how", "average", "curvature"),
+    [
+        *((how, False, 0.0) for how in [*AGGREGATES, "plain"]),
+        ("vote", True, 0.0), ("forecast", True, 0.0),
+        ("plain", False, 1.0), ("vote", False, 0.5), ("mean_abs", False, 1.0), ("mean_abs", True, 0.5),
+        ("intersect", False, 0.5), ("literal", False, 1.0),
+    ],
+)  # fmt: skip
+def test_against_numpy(how, average, curvature):
     model = tanh()
     data = training(model, steps=40, size=1000, lr=0.03, weight_decay=0.1, loss=double_entropy)  # all rows in a step
     given = {
@@ -174,11 +187,11 @@ def test_against_numpy(how, average):
         "budget": 0.8,
     }
     find = isp_plain if how == "plain" else isp
-    aggregate = {} if how == "plain" else {"aggregate": how, "average": average}
+    aggregate = {"curvature": curvature} | ({} if how == "plain" else {"aggregate": how, "average": average})
     (found,) = find(search(data, sparsities=(0.7,), **given, **aggregate))
     keep, theta, rounds, masked_at = reference(
         tanh(), steps=40, lr=0.03, decay=0.1, sparsity=0.7, rate=0.35, seed=2, count=0 if how == "plain" else 4, ahead=4,
-        multipliers=(0.5, 1, 2, 4), decays=0.3, how=how, budget=0.8, average=average,
+        multipliers=(0.5, 1, 2, 4), decays=0.3, how=how, budget=0.8, average=average, curvature=curvature,
     )  # fmt: skip
     masks = torch.cat([m.unpack().flatten() for m in found.masks.values()]).numpy()
     assert [r.zeros for r in found.history] == rounds and found.history[-1].step == masked_at
@@ -193,7 +206,8 @@ def test_the_ways_differ():
     """Otherwise the comparison above would say little."""
     given = {"rate": 0.35, "seed_steps": 2, "candidates": 4, "look_ahead": 4, "decays": (0.3,), "budget": 0.8}
     data = training(tanh(), steps=40, size=1000, lr=0.03, loss=double_entropy)
-    found = [next(isp(search(data, sparsities=(0.7,), aggregate=how, **given))).masks for how in AGGREGATES]
+    ways = [*((how, 0.0) for how in AGGREGATES), ("vote", 0.5), ("mean_abs", 0.5), ("mean_abs", 1.0), ("literal", 1.0)]
+    found = [next(isp(search(data, sparsities=(0.7,), aggregate=a, curvature=c, **given))).masks for a, c in ways]
     assert sum(a == b for i, a in enumerate(found) for b in found[:i]) == 0
 
 
@@ -519,12 +533,13 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize(
-    ("how", "average"), [("vote", False), ("mean_abs", True), ("forecast", False), ("union", False)]
-)
-def test_candidates_elsewhere_are_the_same(how, average):
-    given = training(steps=24, loss=noisy)
-    here = list(isp(search(given, aggregate=how, average=average, candidates=3)))
-    found = list(isp(search(given, aggregate=how, average=average, candidates=3, executor=Elsewhere())))
+    ("how", "average", "curvature"),
+    [("vote", False, 0.0), ("mean_abs", True, 0.0), ("forecast", False, 0.0), ("union", False, 0.0), ("mean_abs", False, 0.5)],
+)  # fmt: skip
+def test_candidates_elsewhere_are_the_same(how, average, curvature):
+    given, options = training(steps=24, loss=noisy), {"aggregate": how, "average": average, "curvature": curvature}
+    here = list(isp(search(given, candidates=3, **options)))
+    found = list(isp(search(given, candidates=3, executor=Elsewhere(), **options)))
     same_tickets(found, here)
 
 
@@ -540,3 +555,31 @@ def test_candidates_elsewhere_that_were_finished_are_kept(tmp_path, monkeypatch,
     same_tickets(list(isp(search(given, aggregate=how, candidates=3, store=store, executor=elsewhere))), here)
     assert elsewhere.jobs == 3 * len(here[0].history) - 2
     assert not list(tmp_path.rglob("candidate-*"))
+
+
+# --- curvature ---
+
+
+@pytest.mark.parametrize(("optimizer", "key"), [("RMSprop", "square_avg"), ("Adagrad", "sum"), ("NAdam", "exp_avg_sq")])
+def test_optimizers_with_squares_of_gradients(optimizer, key):
+    given = training(steps=24, optimizer=lambda p, lr, decay: getattr(torch.optim, optimizer)(p, lr))
+    (found,) = isp_plain(search(given, curvature=1.0))
+    assert found.masks != next(isp_plain(search(given))).masks
+    run = search(given).run("run", "")
+    run.advance_to(3)
+    for spent in (False, True):  # the second writes over the optimizer's own
+        squares = {n: run.optimizer.state[w][key].double() for n, w in run.attached.weights.items()}
+        for name, score in scores(run.attached, run.optimizer, 0.5, spent=spent).items():
+            wanted = run.attached.weights[name].detach().double().abs() * squares[name] ** 0.25
+            assert torch.allclose(score.double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_curvature_that_nobody_knows_is_refused():
+    with pytest.raises(InputError, match="SGD has none: set curvature to 0"):
+        next(isp(search(training(optimizer=sgd), curvature=0.5)))
+    model = mlp()
+    model[4].weight.requires_grad_(False)
+    with pytest.raises(InputError, match=r"squared gradients of 4\.weight"):
+        next(isp_plain(search(training(model), curvature=0.5)))
+    with pytest.raises(InputError, match="method isp: aggregate forecast ranks by magnitudes alone"):
+        read_settings(IspSettings, {"aggregate": "forecast", "curvature": 0.5}, "isp")

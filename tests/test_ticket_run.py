@@ -105,7 +105,7 @@ def test_a_look_ahead_leaves_no_trace(optimizer):
     run.advance(3)
     before, generators = everything(run), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
     losses, step, keeps = list(run.losses), run.step, dict(run.keeps)
-    found = look_ahead(run, Protocol(1, 0.05, 0.1, 0.5), 4, 200, magnitudes=True)
+    found = look_ahead(run, Protocol(1, 0.05, 0.1, 0.5), 4, 200, sums=True)
     after = everything(run)
     assert list(after) == list(before) and all(torch.equal(before[n], t) for n, t in after.items())
     assert found.masks.zeros == 200 and (run.cost.look_ahead, run.cost.main, found.cost.look_ahead) == (4, 3, 4)
@@ -113,7 +113,7 @@ def test_a_look_ahead_leaves_no_trace(optimizer):
     assert run.losses == losses and run.step == step and run.keeps == keeps and not run.model.training
     assert torch.equal(torch.get_rng_state(), generators[0]) and random.getstate() == generators[1]
     assert np.array_equal(np.random.get_state()[1], generators[2])
-    assert any(not torch.equal(found.magnitudes[n], m.abs()) for n, m in run.attached.matrices().items())
+    assert any(not torch.equal(found.scores[n], m.abs()) for n, m in run.attached.matrices().items())
     for p in run.model[6].parameters():
         assert not p.requires_grad
 
@@ -328,7 +328,7 @@ def test_memory_of_a_look_ahead(monkeypatch):
     run = fresh()
     numel, every = run.attached.numel, sum(p.numel() for p in run.model.parameters())
     small = (1 << 16) + 40 * 4 * 800 + 7 * 8 * ranking._BINS  # activations, histograms, chunks: the same for any model
-    step, one, four, scored = peak(lambda: run.advance(2)), pool(1), pool(4), pool(4, magnitudes=True)
+    step, one, four, scored = peak(lambda: run.advance(2)), pool(1), pool(4), pool(4, sums=True)
     assert step > 4 * every  # the gradients at least: the counter counts
     assert 11 * every < one - step <= 4 * every + 8 * every + numel + small
     assert four - one <= 3 * numel / 8 + small

@@ -24,8 +24,8 @@ from winnow.train.schedules import MAX_RATE
 class Pool:
     """What the candidates of a round leave: a packed mask each, and where asked for a sum of what they came to.
 
-    ``total`` sums their |theta_j|, one float matrix [rows, cols] a tensor, ``weights`` all that they trained; neither grows
-    with their number.
+    ``total`` sums their scores, as |theta_j|, one float matrix [rows, cols] a tensor, ``weights`` all that they trained;
+    neither grows with their number.
     """
 
     masks: list[MaskSet] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Pool:
 
     def add(self, candidate: Candidate) -> None:
         self.masks.append(candidate.masks)
-        self.total = _added(self.total, candidate.magnitudes)
+        self.total = _added(self.total, candidate.scores)
         self.weights = _added(self.weights, candidate.weights)
 
     def mean(self) -> dict[str, torch.Tensor]:
@@ -64,17 +64,18 @@ class Fork:
     stream: Any
     steps: int
     zeros: int
-    magnitudes: bool
+    sums: bool
     weights: bool
     max_rate: float
+    curvature: float
 
 
 def candidate_job(shared: Fork, item: Protocol) -> Candidate:
     """One candidate, in a run made anew at the position: bit for bit what :func:`look_ahead` finds in place."""
     run = Run(shared.training, start=shared.position, steps=shared.total, stream=shared.stream, first_step=shared.step)
     return look_ahead(
-        run, item, shared.steps, shared.zeros, magnitudes=shared.magnitudes, weights=shared.weights,
-        max_rate=shared.max_rate,
+        run, item, shared.steps, shared.zeros, sums=shared.sums, weights=shared.weights,
+        max_rate=shared.max_rate, curvature=shared.curvature,
     )  # fmt: skip
 
 
@@ -86,9 +87,10 @@ def gather(
     *,
     folder: Path | None,
     executor: Executor,
-    magnitudes: bool = False,
+    sums: bool = False,
     weights: bool = False,
     max_rate: float = MAX_RATE,
+    curvature: float = 0.0,
     label: str = "",
 ) -> Pool:
     """The candidates of a round, in order, charged to the run; its weights stay where they are.
@@ -101,10 +103,11 @@ def gather(
         protocols: numbered 0, 1, ...
         steps, zeros: of one look-ahead, and of its mask.
         folder: None keeps nothing.
-        magnitudes, weights: whether the sums of :class:`Pool` are wanted.
+        sums, weights: whether the sums of :class:`Pool` are wanted: of scores, of all that is trained.
         max_rate: share of its weights that a tensor may lose at most.
+        curvature: what masks and scores are made of; see :func:`winnow.tickets.curvature.scores`.
     """
-    kept = _Kept(folder, run, magnitudes, weights)
+    kept = _Kept(folder, run, sums, weights)
     elsewhere: dict[int, Candidate] = {}
 
     def tell(number: int, text: str) -> None:
@@ -115,7 +118,7 @@ def gather(
         missing = [p for p in protocols if not kept.has(p.number)]
         training = run.training.replaced(evaluate=None)
         fork = Fork(
-            training, run.position(), run.step, run.total, run.stream, steps, zeros, magnitudes, weights, max_rate
+            training, run.position(), run.step, run.total, run.stream, steps, zeros, sums, weights, max_rate, curvature
         )
 
         def done(index: int, candidate: Candidate) -> None:
@@ -132,7 +135,7 @@ def gather(
         else:
             tell(protocol.number, "")
             candidate = look_ahead(
-                run, protocol, steps, zeros, magnitudes=magnitudes, weights=weights, max_rate=max_rate
+                run, protocol, steps, zeros, sums=sums, weights=weights, max_rate=max_rate, curvature=curvature
             )
             kept.write(protocol.number, candidate)
         pool.add(candidate)
@@ -148,8 +151,8 @@ def forget(folder: Path | None) -> None:
 class _Kept:
     """Finished candidates on disk, a checked file each."""
 
-    def __init__(self, folder: Path | None, run: Run, magnitudes: bool, weights: bool) -> None:
-        self.folder, self.run, self.magnitudes, self.weights = folder, run, magnitudes, weights
+    def __init__(self, folder: Path | None, run: Run, sums: bool, weights: bool) -> None:
+        self.folder, self.run, self.sums, self.weights = folder, run, sums, weights
 
     def has(self, number: int) -> bool:
         return self.read(number) is not None
@@ -163,9 +166,9 @@ class _Kept:
             file = TensorFile(self._path(number))
             masks = {n: Mask(file.read(f"keep.{n}"), (k.shape[0], k.shape[1])) for n, k in keeps.items()}
             device = next(iter(keeps.values())).device
-            magnitudes = _of(file, "magnitude.", device) if self.magnitudes else None
+            scores = _of(file, "score.", device) if self.sums else None
             weights = _of(file, "weight.", device) if self.weights else None
-            return Candidate(MaskSet(masks), magnitudes, Cost(**file.about["cost"]), weights)
+            return Candidate(MaskSet(masks), scores, Cost(**file.about["cost"]), weights)
         except (FormatError, KeyError, TypeError):
             return None
 
@@ -173,7 +176,7 @@ class _Kept:
         if self.folder is None:
             return
         tensors = {f"keep.{n}": m.bits for n, m in candidate.masks.items()}
-        tensors |= {f"magnitude.{n}": m for n, m in (candidate.magnitudes or {}).items()}
+        tensors |= {f"score.{n}": m for n, m in (candidate.scores or {}).items()}
         tensors |= {f"weight.{n}": t for n, t in (candidate.weights or {}).items()}
         write_tensors(self._path(number), tensors, {"format_version": FORMAT_VERSION, "cost": vars(candidate.cost)})
 

@@ -36,7 +36,7 @@ def denoise(
     how        rule                                                                        zeros
     =========  ==========================================================================  ====================
     vote       kept by most candidates, among equals largest |theta|                       ``zeros``
-    mean_abs   largest mean over the candidates of |theta_j|                               ``zeros``
+    mean_abs   largest mean over the candidates of |theta_j| (or their scores)             ``zeros``
     forecast   largest |theta + reach (mean_j theta_j - theta)|: the way goes on     ``zeros``
     union      kept by any candidate                                                       at most ``zeros``
     intersect  kept by all candidates; where that is too few, the largest |theta| besides  ``zeros`` to ``most``
@@ -49,7 +49,7 @@ def denoise(
 
     Args:
         pool: the candidates; their masks lie within ``keeps`` and have ``zeros`` zeros each.
-        weights: theta of the main model, matrices [rows, cols].
+        weights: theta of the main model, matrices [rows, cols]; in all ways but forecast any scores may stand for |theta|.
         keeps: the present masks.
         zeros: wanted over all tensors, what is gone already included.
         most: zeros that must not be passed (``intersect``); ``zeros`` unless given.

@@ -119,9 +119,9 @@ def candidate(training: Training, job: Job) -> tuple[State, Cost]:
     """Weights and buffers of one candidate, zero where its mask is, and what it cost."""
     keeps = _mask(training, job.zeros, job.max_rate)
     run = Run(training, start=Position(keeps=keeps), stream=("ims", job.protocol.number))
-    with departed(run, job.protocol, job.steps) as cost:
+    with departed(run, job.protocol, job.steps) as away:
         state = {n: t.detach().clone() for n, t in run.model.state_dict().items()}
-    return state, cost
+    return state, away.cost
 
 
 def _jobs(training: Training, settings: ImsSettings) -> list[Job]:

@@ -10,6 +10,7 @@ import torch
 
 from winnow.masks.mask import MaskSet
 from winnow.tickets.candidates import Pool, forget, gather
+from winnow.tickets.curvature import scores
 from winnow.tickets.denoise import EXACT, adjust, denoise, disagreement, unanimous
 from winnow.tickets.isp_plan import IspPlan, plan_isp
 from winnow.tickets.look_ahead import protocols, put
@@ -33,7 +34,8 @@ def isp(search: Search) -> Iterator[Ticket]:
 
 
 def isp_plain(search: Search) -> Iterator[Ticket]:
-    """ISP without candidates: the same rounds and steps, pruned by |theta|. What the soup is measured against."""
+    """ISP without candidates: the same rounds and steps, pruned by the training's own weights (``curvature``: and gradients).
+    What the soup is measured against."""
     yield from _tickets(search, soup=False, extended=False)
 
 
@@ -100,7 +102,7 @@ class _Rounds:
 
     def _masks(self, number: int, folder: Any) -> tuple[MaskSet, dict[str, Any]]:
         run, settings = self.run, self.search.settings
-        weights, gone = run.attached.matrices(), run.attached.zeros
+        weights, gone = scores(run.attached, run.optimizer, settings.curvature), run.attached.zeros
         zeros = self._asked(number, gone)
         if not self.candidates:
             return MaskSet(global_magnitude(weights, run.keeps, zeros, settings.max_rate)), {}
@@ -110,8 +112,8 @@ class _Rounds:
         )  # fmt: skip
         pool = gather(
             run, drawn, self.plan.look_ahead, zeros, folder=folder, executor=self.search.executor,
-            magnitudes=settings.aggregate == "mean_abs", weights=settings.average or settings.aggregate == "forecast",
-            max_rate=settings.max_rate, label=f"round {number + 1} of {len(self.wanted)}, ",
+            sums=settings.aggregate == "mean_abs", weights=settings.average or settings.aggregate == "forecast",
+            max_rate=settings.max_rate, curvature=settings.curvature, label=f"round {number + 1} of {len(self.wanted)}, ",
         )  # fmt: skip
         masks = denoise(
             settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1], max_rate=settings.max_rate,

@@ -11,6 +11,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
+from winnow.tickets.curvature import scores
 from winnow.tickets.run import Cost, Diverged, Run, seed_of, trainable
 from winnow.train.schedules import MAX_RATE, global_magnitude
 
@@ -30,11 +31,11 @@ class Protocol:
 
 @dataclass
 class Candidate:
-    """What leaves a look-ahead: its mask, its cost, and where asked for |theta_j| as matrices [rows, cols], or all that
-    it trained (parameters and running statistics, by state-dict name)."""
+    """What leaves a look-ahead: its mask, its cost, and where asked for its weights' scores as matrices [rows, cols], or all
+    that it trained (parameters and running statistics, by state-dict name)."""
 
     masks: MaskSet
-    magnitudes: dict[str, torch.Tensor] | None = None
+    scores: dict[str, torch.Tensor] | None = None
     cost: Cost = field(default_factory=Cost)
     weights: dict[str, torch.Tensor] | None = None
 
@@ -45,51 +46,60 @@ def look_ahead(
     steps: int,
     zeros: int,
     *,
-    magnitudes: bool = False,
+    sums: bool = False,
     weights: bool = False,
     max_rate: float = MAX_RATE,
+    curvature: float = 0.0,
 ) -> Candidate:
-    """Trains the run's model under a protocol, takes its magnitude mask with ``zeros`` zeros, and puts everything back.
+    """Trains the run's model under a protocol, takes its mask with ``zeros`` zeros, and puts everything back.
 
-    The run is left as it was but for its cost (Jaiswal et al. 2023, algorithm 2, line 4); see :func:`departed`.
+    The run is left as it was but for its cost (Jaiswal et al. 2023, algorithm 2, line 4); see :func:`departed`. The mask
+    is that of the magnitudes, or with ``curvature`` of :func:`winnow.tickets.curvature.scores`.
 
     Raises:
-        InputError: the candidate's loss or weights became NaN or infinite.
+        InputError: the candidate's loss or weights became NaN or infinite, or its optimizer knows no curvature.
     """
-    with departed(run, protocol, steps) as cost:
-        matrices = run.attached.matrices()
-        masks = MaskSet(global_magnitude(matrices, run.keeps, zeros, max_rate))
-        found = {n: m.abs() for n, m in matrices.items()} if magnitudes else None
+    with departed(run, protocol, steps, curvature) as away:
+        masks = MaskSet(global_magnitude(away.scores, run.keeps, zeros, max_rate))
+        found = {n: m.abs() for n, m in away.scores.items()} if sums else None
         left = {n: t for n, t in _changing(run.model).items() if t.is_floating_point()} if weights else None
-    return Candidate(masks, found, cost, left)
+    return Candidate(masks, found, away.cost, left)
+
+
+@dataclass(frozen=True)
+class Away:
+    """Where a look-ahead came to: its cost, and the prunable weights as matrices, or with a curvature their scores."""
+
+    cost: Cost
+    scores: Mapping[str, torch.Tensor]
 
 
 @contextmanager
-def departed(run: Run, protocol: Protocol, steps: int) -> Iterator[Cost]:
+def departed(run: Run, protocol: Protocol, steps: int, curvature: float = 0.0) -> Iterator[Away]:
     """Inside, the run's model stands where ``steps`` steps under a protocol have led it; after it, where it was.
 
     The run's own model is trained in place, under its masks. Beside it there is one copy of what the training changes, and
-    the candidate's optimizer state, which is gone when the block begins. The optimizer is new (its moments empty), its
+    the candidate's optimizer state, of which only scores are left when the block begins. The optimizer is new (its moments empty), its
     randomness its own; the run's position, random numbers, batch norms and optimizer are untouched. The cost, which
     comes out and is charged to the run, counts the steps as look-ahead.
 
     Raises:
-        InputError: the candidate's loss or weights became NaN or infinite.
+        InputError: the candidate's loss or weights became NaN or infinite, or its optimizer knows no curvature.
     """
     kept = _changing(run.model)
     cost = Cost(look_ahead=steps, weighted=steps * run.density)
     before = run.cost.seconds
     try:
-        _train(run, protocol, steps)
+        found = _train(run, protocol, steps, curvature)
         cost.seconds, run.cost.seconds = run.cost.seconds - before, before
         run.cost.add(cost)
-        yield cost
+        yield Away(cost, found)
     finally:
         put(run.model, kept)
         run.model.eval()
 
 
-def _train(run: Run, protocol: Protocol, steps: int) -> None:
+def _train(run: Run, protocol: Protocol, steps: int, curvature: float) -> Mapping[str, torch.Tensor]:
     optimizer = run.training.optimizer(trainable(run.model), protocol.lr, protocol.weight_decay)
     # The run's hooks on gradients are in place and keep the moments of masked weights at zero; this one is for optimizers
     # that mix entries.
@@ -101,6 +111,7 @@ def _train(run: Run, protocol: Protocol, steps: int) -> None:
             run.one(optimizer, step, stream, protocol.share)
         if not all(bool(m.isfinite().all()) for m in run.attached.matrices().values()):
             raise Diverged("its weights are not finite")
+        return scores(run.attached, optimizer, curvature, spent=True)
     except Diverged as error:
         raise InputError(
             f"candidate {protocol.number + 1} diverged at a learning rate of {protocol.lr:g} ({error}): "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -102,10 +102,19 @@ class IspSettings(PruningSettings):
     look_ahead: int | None = Field(None, ge=1)  # C, steps of one candidate
     aggregate: Literal["vote", "mean_abs", "forecast", "union", "intersect", "literal"] = "vote"
     reach: float = Field(4.0, gt=0)  # of forecast: how many look-aheads ahead the magnitudes are taken
+    # Power of the curvature in a weight's score |theta| v^(curvature / 2), v the optimizer's mean square of gradients, for
+    # candidates and main training alike: 0 the paper's magnitudes, 1 the Fisher information.
+    curvature: float = Field(0.0, ge=0, le=1)
     average: bool = False  # whether training goes on from the candidates' mean, not from where they set out
     multipliers: tuple[Positive, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)  # of the learning rate by then
     decays: tuple[Decay, ...] = Field((0.0, 0.01, 0.1), min_length=1)
     share: float = Field(0.5, gt=0, le=1)  # of an epoch's mini-batches that a candidate may see
+
+    @model_validator(mode="after")
+    def _one_score(self) -> IspSettings:
+        if self.aggregate == "forecast" and self.curvature:
+            raise ValueError("aggregate forecast ranks by magnitudes alone: leave curvature at 0, or take mean_abs")
+        return self
 
 
 # The trainings of the paper's table 1, for winnow.tickets.training.Training and the number of epochs.

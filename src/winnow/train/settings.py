@@ -83,4 +83,6 @@ def read_settings(kind: type[S], given: dict[str, Any], method: str) -> S:
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields)
             raise InputError(f"method {method} has no setting {name!r}: choose one of {known}.") from None
+        if not name:  # two settings that do not go together
+            raise InputError(f"method {method}: {first['msg'].removeprefix('Value error, ')}.") from None
         raise InputError(f"--set {name}={given.get(name)}: {first['msg'].lower()}.") from None
