@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import random
 import time
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from winnow.errors import FormatError, InputError
-from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
+from winnow.tickets import checkpoint
 from winnow.tickets.training import Training
 from winnow.train.attach import Attached, attach
 from winnow.train.schedules import Fixed
@@ -143,7 +142,7 @@ class Run:
         self._saved, self._saving = time.perf_counter(), 0.0
         self.model.eval()
         if self.file is not None and self.file.exists():
-            self._load()
+            checkpoint.read(self, self.file)
 
     @property
     def keeps(self) -> dict[str, torch.Tensor]:
@@ -273,52 +272,9 @@ class Run:
         if self.file is None:
             return
         started = time.perf_counter()
-        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
-        tensors |= {f"keep.{n}": m.bits for n, m in self.attached.masks.items()}
-        numbers: dict[str, Any] = {}
-        for i, state in self.optimizer.state_dict()["state"].items() if optimizer else ():
-            for key, value in state.items():
-                if torch.is_tensor(value):
-                    tensors[f"optimizer.{i}.{key}"] = value
-                elif value is not None:
-                    numbers[f"{i}.{key}"] = value
-        groups = [{k: v for k, v in g.items() if type(v) in (int, float, bool)} for g in self.optimizer.param_groups]
-        notes = {
-            "step": self.step, "cost": vars(self.cost), "losses": self.losses, "notes": self.notes,
-            "optimizer": numbers, "groups": groups,
-        }  # fmt: skip
-        try:
-            json.dumps(notes)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the state of {type(self.optimizer).__name__} fits no checkpoint ({error}): train without a store, or with another optimizer."
-            ) from None
-        write_tensors(self.file, tensors, {"format_version": FORMAT_VERSION, "run": notes})
+        checkpoint.write(self, self.file, optimizer)
         self._saved = time.perf_counter()
         self._saving = self._saved - started
-
-    def _load(self) -> None:
-        assert self.file is not None
-        try:
-            file = TensorFile(self.file)
-            notes = file.about["run"]
-            read = {n: file.read(n) for n in file.keys}
-            state: dict[int, dict[str, Any]] = {}
-            for name, value in (_of(read, "optimizer.") | notes["optimizer"]).items():
-                number, _, key = name.partition(".")
-                state.setdefault(int(number), {})[key] = value
-            masks = {n: Mask(b, tuple(self.keeps[n].shape)).unpack() for n, b in _of(read, "keep.").items()}  # type: ignore[arg-type]
-            step, losses, cost = int(notes["step"]), list(notes["losses"]), Cost(**notes["cost"])
-            self.model.load_state_dict(_of(read, "model."))
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-            for group, numbers in zip(self.optimizer.param_groups, notes["groups"], strict=True):
-                group.update(numbers)
-        except (FormatError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise FormatError(
-                f"the checkpoint {self.file} is damaged or of another training: delete it and run again."
-            ) from error
-        self.attached.set(masks)
-        self.step, self.losses, self.cost, self.notes = step, losses, cost, notes["notes"]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -336,7 +292,3 @@ def _remember_rates(optimizer: torch.optim.Optimizer) -> None:
 
 def _all(scope: Any) -> dict[str, torch.Tensor]:
     return {n: torch.ones(p.rows, p.cols, dtype=torch.bool) for n, p in scope.prunables.items()}
-
-
-def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
