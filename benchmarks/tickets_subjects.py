@@ -222,10 +222,10 @@ _text_task = dict(
 )
 
 SUBJECTS = {
-    "minilm": Subject(_minilm, **_text_task, batch=16, lr=1e-4, step=0.17, steps=400, about="MiniLM-L6, SST-2"),
+    "minilm": Subject(_minilm, **_text_task, batch=16, lr=1e-4, step=0.17, steps=300, about="MiniLM-L6, SST-2"),
     "resnet": Subject(_resnet, **_image_task(_resnet_pixels, range(10), 4000), batch=32, lr=1e-3, step=0.062, about="ResNet-20, CIFAR-10 (original to JPEG)"),
     "vit": Subject(_vit, **_image_task(_small_pixels, TARGET_CLASSES, 3000), batch=16, lr=5e-4, step=0.05, about="ViT (1.8 M), five classes of CIFAR-10 to the other five"),
-    "clip": Subject(_clip, **_image_task(_small_pixels, range(10), 4000, lambda: pretraining_images()[1]), batch=16, lr=5e-4, step=0.05, about="small CLIP, zero-shot head, CIFAR-10"),
+    "clip": Subject(_clip, **_image_task(_small_pixels, range(10), 4000, lambda: pretraining_images()[1]), batch=16, lr=5e-4, step=0.05, steps=300, about="small CLIP, zero-shot head, CIFAR-10"),
 }  # fmt: skip
 
 

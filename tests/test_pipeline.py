@@ -19,8 +19,9 @@ from test_cli import refused
 from test_cli import winnow as command
 from winnow.errors import GateError, InputError
 from winnow.run import pipeline_verb
+from winnow.run.pipeline_plan import work_of
 from winnow.run.pipeline_trial import try_recipe
-from winnow.run.pipeline_verb import run_recipe, work_of
+from winnow.run.pipeline_verb import run_recipe
 from winnow.run.reading import dump, read_recipe
 from winnow.tickets import verb
 

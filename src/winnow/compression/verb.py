@@ -12,11 +12,11 @@ from typing import Literal
 
 import torch
 
-from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
 from winnow.compression.candidates import baselines, primary
+from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
@@ -85,7 +85,7 @@ def set_up(job: Job) -> Setup:
     for p in scope.prunables.values():
         if not learned_pattern:  # which leaves tensors dense that do not take it
             check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
-    _check_finite(host, scope)
+    check_finite(host, scope)
     method, reason = job.method, "named by you"
     if method == "auto":
         method, reason = choose(scope, has_data=job.data is not None, structure=job.structure)
@@ -94,9 +94,9 @@ def set_up(job: Job) -> Setup:
     settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
     training = trains(parts)
     if training:
-        _check_trainable(job, host, scope, method)
+        check_trainable(job, host, scope, method)
     if job.compare_with is not None:
-        _check_earlier(job, parts)
+        check_earlier(job, parts)
     samples = job.samples or (TRAINING_SAMPLES if training else SAMPLES)
     prepared = prepare(
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
@@ -110,7 +110,7 @@ def set_up(job: Job) -> Setup:
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
-    own = _own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
+    own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
         zeros = (
@@ -265,54 +265,3 @@ def _import_ahead() -> None:
 
     import winnow.compression.reporting
     import winnow.report.html  # noqa: F401
-
-
-def _check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
-    """Training holds the whole model, in float32, on the CPU: what cannot be trained so is refused before any work."""
-    if job.ram is not None:
-        raise InputError(
-            f"--method {method} trains the whole model in memory: leave out --ram, or take --method reconstruct, which goes block by block."
-        )
-    if job.device != "cpu":
-        raise InputError(f"--method {method} trains on the CPU: leave out --device.")
-    other = next((n for n in scope.prunables if host.model.get_parameter(n).dtype != torch.float32), None)
-    if other is not None:
-        dtype = str(host.model.get_parameter(other).dtype).removeprefix("torch.")
-        raise InputError(
-            f"--method {method} trains in float32 and {other} would be {dtype}: give --dtype float32, or take "
-            "--method reconstruct where memory is short."
-        )
-
-
-def _own_zeros(host: Host, scope: Scope, spec: str) -> int:
-    """The zeros among the prunable weights of a model that is sparse already. Raises InputError when there are none."""
-    zeros = sum(zero_entries(host.original(name)) for name in scope.prunables)
-    if not zeros:
-        raise InputError(
-            f"{spec} has no zeros among its prunable weights: give a pruned model, or a --sparsity and another --method."
-        )
-    if zeros == scope.numel:
-        raise InputError(f"every prunable weight of {spec} is zero: give a model in which some stayed.")
-    return zeros
-
-
-def _check_earlier(job: Job, parts: dict[str, str]) -> None:
-    """The run compared with is read before any work."""
-    from winnow.report.allocation import earlier_record
-
-    if not trains(parts):
-        raise InputError(
-            "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out."
-        )
-    earlier_record(Path(str(job.compare_with)))
-
-
-def _check_finite(host: Host, scope: Scope) -> None:
-    """NaN weights are found before an hour of work, where they can be read without it."""
-    if host.streamed:
-        return  # each block is checked when it is read
-    for name in scope.prunables:
-        if not torch.isfinite(host.model.get_parameter(name)).all():
-            raise InputError(
-                f"{name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
-            )

@@ -13,7 +13,8 @@ from winnow.run.stages import figure
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from winnow.run.pipeline_verb import Planned, Ran
+    from winnow.run.pipeline_plan import Planned
+    from winnow.run.pipeline_verb import Ran
     from winnow.tickets.poc_verdict import Verdict
 
 

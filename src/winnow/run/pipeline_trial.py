@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from winnow.errors import InputError
 from winnow.run.pipeline import Ticket, Train
-from winnow.run.pipeline_verb import work_of
+from winnow.run.pipeline_plan import work_of
 from winnow.run.reading import read_recipe
 from winnow.run.stages import Materials, Progress, Standing, keys, open_materials, standing, training
 

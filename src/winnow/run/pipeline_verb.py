@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from winnow.errors import GateError, InputError
 from winnow.run.executor import Executor, executor_named
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Pipeline, Stage, Ticket, Train
+from winnow.run.pipeline_plan import Planned, planned, what, work_of
 from winnow.run.publish import check_output, publish
 from winnow.run.reading import dump, read_recipe
 from winnow.run.stages import (
@@ -31,18 +31,6 @@ from winnow.run.store import Store
 
 if TYPE_CHECKING:
     from winnow.report.ticket_schema import TicketReport
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A stage before the start. ``steps``: optimizer steps it will take, None where it takes none or they are unknown."""
-
-    number: int
-    kind: str
-    what: str
-    steps: int | None
-    finished: bool
-    key: str
 
 
 @dataclass
@@ -108,7 +96,7 @@ def run_recipe(
     named = pipeline.executor if executor is None else executor
     found = open_materials(pipeline)
     if dry_run or folder is None:
-        return _planned(found, folder)
+        return planned(found, folder)
     with contextlib.ExitStack() as stack:
         jobs = _executor(named, pipeline, stack)
         line = _Line(found, folder, jobs, progress, command)
@@ -156,7 +144,7 @@ class _Line:
             self.store.write(key, done)
         self.outcomes.append(
             Outcome(
-                number + 1, stage.kind, key, _what(stage, self.found, number), done["seconds"], reused, done["figures"]
+                number + 1, stage.kind, key, what(stage, self.found, number), done["seconds"], reused, done["figures"]
             )
         )
         self.at = standing(folder, self.found, key, f"stage {number + 1} ({stage.kind})")
@@ -203,7 +191,7 @@ class _Line:
         seconds = before["seconds"] if before is not None else time.perf_counter() - started
         self.store.write(key, {"figures": figures, "seconds": seconds})
         self.outcomes.append(
-            Outcome(number + 1, stage.kind, key, _what(stage, self.found, number), seconds, stored, figures)
+            Outcome(number + 1, stage.kind, key, what(stage, self.found, number), seconds, stored, figures)
         )
         self.first = self.first or self.at
         self._gate(number, stage, figures)
@@ -234,11 +222,6 @@ class _Line:
         return None if given is None else lambda name: given(f"{number + 1} {stage.kind}: {name}")
 
 
-def work_of(out: Path) -> Path:
-    """Where the stages of a run lie until it is finished."""
-    return out.with_name(out.name + ".work")
-
-
 def _executor(named: str | Executor, pipeline: Pipeline, stack: contextlib.ExitStack) -> Executor | None:
     if not pipeline.fits:
         return None
@@ -246,55 +229,6 @@ def _executor(named: str | Executor, pipeline: Pipeline, stack: contextlib.ExitS
     if isinstance(named, str) and hasattr(jobs, "close"):
         stack.callback(jobs.close)
     return jobs
-
-
-def _planned(found: Materials, out: Path | None) -> list[Planned]:
-    pipeline = found.pipeline
-    rows = []
-    for number, (stage, key) in enumerate(zip(pipeline.stages, keys(found))):
-        mark = f"{key}.npz" if isinstance(stage, Evaluate) else f"{key}.json"
-        finished = out is not None and (work_of(out) / mark).exists()
-        steps = _steps(stage, found) if isinstance(stage, Fitting) else None
-        rows.append(Planned(number + 1, stage.kind, _what(stage, found, number), steps, finished, key))
-    return rows
-
-
-def _steps(stage: Fitting, found: Materials) -> int | None:
-    """Optimizer steps of a stage, as far as they can be told before the start; running text is counted in no records."""
-    from winnow.tickets.cost import planned_steps
-    from winnow.tickets.from_data import EPOCHS
-    from winnow.tickets.methods import METHODS
-    from winnow.tickets.verb import DEFAULT, default_settings
-
-    total = stage.steps
-    if total is None:
-        if found.data is None or found.kind in ("causal-lm", "seq2seq"):
-            return None
-        epoch = -(-len(found.data) // stage.batch)
-        total = max(1, round(epoch * (EPOCHS if stage.epochs is None else stage.epochs)))
-    if not isinstance(stage, Ticket):
-        return total
-    name = DEFAULT if stage.method == "ticket" else stage.method
-    one: Any = SimpleNamespace(steps=total, kind=found.kind)  # all of a training that is asked for
-    settings = METHODS[name].settings_class(**(default_settings(name, one) | stage.settings))
-    return planned_steps(name, settings, one, stage.sparsity)
-
-
-def _what(stage: Stage, found: Materials, number: int) -> str:
-    """A stage in a few words."""
-    if isinstance(stage, Ticket):
-        return f"{stage.method}, {100 * stage.sparsity:.4g} % zeros"
-    if isinstance(stage, Fitting):
-        return "dense"
-    if isinstance(stage, Compress):
-        options = stage.options(found.pipeline.before(number, Ticket))
-        names = {"sparsity": "sparsity", "bits_per_weight": "bits per weight", "size": "size", "max_drop": "max drop"}
-        budget = [f"{words} {options[name]}" for name, words in names.items() if options[name] is not None]
-        structure = [] if stage.structure == "unstructured" else [stage.structure]
-        return ", ".join([options["method"], *budget, *structure, f"values {stage.values}"])
-    assert isinstance(stage, Evaluate)
-    gate = "" if stage.max_drop is None else f", at most {stage.max_drop:g} worse"
-    return f"on {Path(found.measured_on(stage).name).name}{gate}"
 
 
 def finite(value: Any) -> Any:

@@ -1,0 +1,65 @@
+"""What ``compress`` refuses once it has seen the model, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from winnow.allocate.zeros import zero_entries
+from winnow.compression.hosts import Host
+from winnow.compression.job import Job
+from winnow.compression.methods import trains
+from winnow.errors import InputError
+from winnow.masks.prunable import Scope
+
+
+def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
+    """Training holds the whole model, in float32, on the CPU: what cannot be trained so is refused before any work."""
+    if job.ram is not None:
+        raise InputError(
+            f"--method {method} trains the whole model in memory: leave out --ram, or take --method reconstruct, which goes block by block."
+        )
+    if job.device != "cpu":
+        raise InputError(f"--method {method} trains on the CPU: leave out --device.")
+    other = next((n for n in scope.prunables if host.model.get_parameter(n).dtype != torch.float32), None)
+    if other is not None:
+        dtype = str(host.model.get_parameter(other).dtype).removeprefix("torch.")
+        raise InputError(
+            f"--method {method} trains in float32 and {other} would be {dtype}: give --dtype float32, or take "
+            "--method reconstruct where memory is short."
+        )
+
+
+def own_zeros(host: Host, scope: Scope, spec: str) -> int:
+    """The zeros among the prunable weights of a model that is sparse already. Raises InputError when there are none."""
+    zeros = sum(zero_entries(host.original(name)) for name in scope.prunables)
+    if not zeros:
+        raise InputError(
+            f"{spec} has no zeros among its prunable weights: give a pruned model, or a --sparsity and another --method."
+        )
+    if zeros == scope.numel:
+        raise InputError(f"every prunable weight of {spec} is zero: give a model in which some stayed.")
+    return zeros
+
+
+def check_earlier(job: Job, parts: dict[str, str]) -> None:
+    """The run compared with is read before any work."""
+    from winnow.report.allocation import earlier_record
+
+    if not trains(parts):
+        raise InputError(
+            "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out."
+        )
+    earlier_record(Path(str(job.compare_with)))
+
+
+def check_finite(host: Host, scope: Scope) -> None:
+    """NaN weights are found before an hour of work, where they can be read without it."""
+    if host.streamed:
+        return  # each block is checked when it is read
+    for name in scope.prunables:
+        if not torch.isfinite(host.model.get_parameter(name)).all():
+            raise InputError(
+                f"{name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
+            )

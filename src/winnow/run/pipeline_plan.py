@@ -1,0 +1,78 @@
+"""What a recipe is going to do: its stages in words, their steps, and what is finished already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
+from winnow.run.stages import Materials, keys
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage before the start. ``steps``: optimizer steps it will take, None where it takes none or they are unknown."""
+
+    number: int
+    kind: str
+    what: str
+    steps: int | None
+    finished: bool
+    key: str
+
+
+def work_of(out: Path) -> Path:
+    """Where the stages of a run lie until it is finished."""
+    return out.with_name(out.name + ".work")
+
+
+def planned(found: Materials, out: Path | None) -> list[Planned]:
+    """The stages of a recipe, and which of them are finished in what ``out`` left behind."""
+    pipeline = found.pipeline
+    rows = []
+    for number, (stage, key) in enumerate(zip(pipeline.stages, keys(found))):
+        mark = f"{key}.npz" if isinstance(stage, Evaluate) else f"{key}.json"
+        finished = out is not None and (work_of(out) / mark).exists()
+        steps = _steps(stage, found) if isinstance(stage, Fitting) else None
+        rows.append(Planned(number + 1, stage.kind, what(stage, found, number), steps, finished, key))
+    return rows
+
+
+def _steps(stage: Fitting, found: Materials) -> int | None:
+    """Optimizer steps of a stage, as far as they can be told before the start; running text is counted in no records."""
+    from winnow.tickets.cost import planned_steps
+    from winnow.tickets.from_data import EPOCHS
+    from winnow.tickets.methods import METHODS
+    from winnow.tickets.verb import DEFAULT, default_settings
+
+    total = stage.steps
+    if total is None:
+        if found.data is None or found.kind in ("causal-lm", "seq2seq"):
+            return None
+        epoch = -(-len(found.data) // stage.batch)
+        total = max(1, round(epoch * (EPOCHS if stage.epochs is None else stage.epochs)))
+    if not isinstance(stage, Ticket):
+        return total
+    name = DEFAULT if stage.method == "ticket" else stage.method
+    one: Any = SimpleNamespace(steps=total, kind=found.kind)  # all of a training that is asked for
+    settings = METHODS[name].settings_class(**(default_settings(name, one) | stage.settings))
+    return planned_steps(name, settings, one, stage.sparsity)
+
+
+def what(stage: Stage, found: Materials, number: int) -> str:
+    """A stage in a few words."""
+    if isinstance(stage, Ticket):
+        return f"{stage.method}, {100 * stage.sparsity:.4g} % zeros"
+    if isinstance(stage, Fitting):
+        return "dense"
+    if isinstance(stage, Compress):
+        options = stage.options(found.pipeline.before(number, Ticket))
+        names = {"sparsity": "sparsity", "bits_per_weight": "bits per weight", "size": "size", "max_drop": "max drop"}
+        budget = [f"{words} {options[name]}" for name, words in names.items() if options[name] is not None]
+        structure = [] if stage.structure == "unstructured" else [stage.structure]
+        return ", ".join([options["method"], *budget, *structure, f"values {stage.values}"])
+    assert isinstance(stage, Evaluate)
+    gate = "" if stage.max_drop is None else f", at most {stage.max_drop:g} worse"
+    return f"on {Path(found.measured_on(stage).name).name}{gate}"
