@@ -6,7 +6,7 @@
     python benchmarks/tickets.py --phase masks --model vit         # 3. overlap with IMP's masks, from the masks of 2
     python benchmarks/tickets.py --phase sensitivity --model vit   # settings of ISP, on selection data
     python benchmarks/tickets.py --phase variants --model vit      # at most six variants, on selection data
-    python benchmarks/tickets.py --phase confirm --model resnet --variants "score soup"   # once, on test data, new seeds
+    python benchmarks/tickets.py --phase confirm --model resnet --variants "mean goes on"   # once, on test data, new seeds
     python benchmarks/tickets.py --phase overhead --model vit      # what masks cost in a step
     python benchmarks/tickets.py --phase table                     # markdown of everything
 
@@ -195,7 +195,7 @@ def _arguments() -> argparse.Namespace:
         "--sparsities", type=common.listed(float), help="default 0.5,0.7,0.8,0.9; 0.9; 0.8,0.9 by phase"
     )
     parser.add_argument("--seeds", type=common.listed(int), help="default by phase and method: tickets_methods.py")
-    parser.add_argument("--steps", type=int, help="T (default 600, of minilm and clip 300)")
+    parser.add_argument("--steps", type=int, help="T (default 600, of minilm and clip 240)")
     parser.add_argument("--batch", type=int, help="default the subject's")
     parser.add_argument("--lr", type=float, help="in place of the tuned one")
     parser.add_argument("--timed", type=int, default=40, help="steps timed by --phase overhead (default 40)")

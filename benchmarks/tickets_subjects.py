@@ -3,10 +3,10 @@
 ==========  =====================================  =======================================  ==================  ==============
 subject     starts from                            trains on                                selection           test
 ==========  =====================================  =======================================  ==================  ==============
-minilm      MiniLM-L6, a fresh head                24,000 phrases of SST-2 ``train_a``      2,000 of train_b    872 sentences
+minilm      MiniLM-L6, a fresh head                24,000 phrases of SST-2 ``train_a``      1,000 of train_b    872 sentences
 resnet      ResNet-20 of the original CIFAR-10     46,000 JPEG training images              4,000 other ones    10,000 (JPEG)
 vit         ViT of five classes, a fresh head      22,000 images of the other five classes  3,000 other ones    5,000
-clip        image tower of a small CLIP, its       21,000 images that it has not seen       4,000 other ones    10,000
+clip        image tower of a small CLIP, its       23,000 images that it has not seen       2,000 other ones    5,000
             head made of text and frozen
 ==========  =====================================  =======================================  ==================  ==============
 
@@ -92,7 +92,7 @@ def _encoded(texts: list[str], labels: torch.Tensor) -> Split:
 @cache
 def _selected_phrases() -> tuple[list[str], torch.Tensor]:
     texts, labels = models.sst2("train_b")
-    chosen = _order(len(texts))[:2000]
+    chosen = _order(len(texts))[:1000]
     return [texts[i] for i in chosen.tolist()], labels[chosen]
 
 
@@ -136,8 +136,12 @@ def _image_task(
     classes: range,
     held: int,
     pool: Callable[[], torch.Tensor] | None = None,
+    tested: int | None = None,
 ) -> dict[str, Any]:
-    """batches, selection, test and loss; training images stay uint8 until a step needs them. ``pool``: which may be used."""
+    """batches, selection, test and loss; training images stay uint8 until a step needs them.
+
+    ``pool``: the training images that may be used; ``tested``: how many of the test images, the first ones, are.
+    """
 
     def parts() -> tuple[torch.Tensor, torch.Tensor]:
         found = torch.arange(len(_images("train", classes)[1])) if pool is None else pool()
@@ -156,7 +160,7 @@ def _image_task(
 
     def test() -> Split:
         images, labels = _images("test", classes)
-        return Split(pixels(images), labels)
+        return Split(pixels(images[:tested]), labels[:tested])
 
     def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         output = model(pixels(batch[0]))
@@ -222,10 +226,10 @@ _text_task = dict(
 )
 
 SUBJECTS = {
-    "minilm": Subject(_minilm, **_text_task, batch=16, lr=1e-4, step=0.17, steps=300, about="MiniLM-L6, SST-2"),
+    "minilm": Subject(_minilm, **_text_task, batch=16, lr=1e-4, step=0.14, steps=240, about="MiniLM-L6, SST-2"),
     "resnet": Subject(_resnet, **_image_task(_resnet_pixels, range(10), 4000), batch=32, lr=1e-3, step=0.062, about="ResNet-20, CIFAR-10 (original to JPEG)"),
     "vit": Subject(_vit, **_image_task(_small_pixels, TARGET_CLASSES, 3000), batch=16, lr=5e-4, step=0.05, about="ViT (1.8 M), five classes of CIFAR-10 to the other five"),
-    "clip": Subject(_clip, **_image_task(_small_pixels, range(10), 4000, lambda: pretraining_images()[1]), batch=16, lr=5e-4, step=0.05, steps=300, about="small CLIP, zero-shot head, CIFAR-10"),
+    "clip": Subject(_clip, **_image_task(_small_pixels, range(10), 2000, lambda: pretraining_images()[1], 5000), batch=16, lr=5e-4, step=0.05, steps=240, about="small CLIP, zero-shot head, CIFAR-10"),
 }  # fmt: skip
 
 
