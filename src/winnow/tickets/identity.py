@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from functools import partial
+import secrets
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
-from winnow.data.records import raw_bytes
 from winnow.measure.task import Task
 from winnow.models import open_model
+from winnow.tickets.describe import describe
+from winnow.tickets.parts import Indescribable
 from winnow.tickets.training import Training
 from winnow.train.examples import Examples
 
@@ -24,13 +23,20 @@ def training_identity(training: Training) -> dict[str, Any]:
     """Everything that the result of a training depends on, as JSON: weights, data and settings by their hashes.
 
     Of data that is made when it is drawn (images, data sets behind a loader) the number of examples and 32 batches are
-    read. Functions count by their code and the plain values that they hold.
+    read. Loss, optimizer, schedule, evaluation and the structure of the model count by their code and by all that they
+    hold (:func:`winnow.tickets.describe.describe`); the training's own weights and examples, where they hold those,
+    by name. Where one of them cannot be named for certain, the identity equals no other one, not even of the same
+    training, and a sentence in ``training.notes`` says so.
     """
-    frozen = [n for n, p in training.model.named_parameters() if not p.requires_grad]
+    model = training.model
+    state = model.state_dict(keep_vars=True)
+    tensors = {id(t): n for n, t in state.items() if torch.is_tensor(t)}
+    known = tensors | {id(m): f"module {n}" for n, m in model.named_modules()} | {id(training.examples): "examples"}
     return {
-        "model": open_model(training.model).sha256(),
-        "frozen": frozen,
-        "data": examples_hash(training.examples),
+        "model": open_model(model).sha256(),
+        "structure": _certain(training, "model", lambda: describe(model, tensors)),
+        "frozen": [n for n, p in model.named_parameters() if not p.requires_grad],
+        "data": _certain(training, "examples", lambda: examples_hash(training.examples)),
         "steps": training.steps,
         "lr": training.lr,
         "weight_decay": training.weight_decay,
@@ -39,83 +45,60 @@ def training_identity(training: Training) -> dict[str, Any]:
         "include": list(training.include),
         "exclude": list(training.exclude),
         "seed": training.seed,
-        "loss": function_name(training.loss),
-        "optimizer": function_name(training.optimizer),
-        "schedule": function_name(training.schedule),
-        "evaluate": _evaluation(training.evaluate),
+        "loss": _certain(training, "loss", lambda: function_name(training.loss, known)),
+        "optimizer": _certain(training, "optimizer", lambda: function_name(training.optimizer, known)),
+        "schedule": _certain(training, "schedule", lambda: function_name(training.schedule, known)),
+        "evaluate": _certain(training, "evaluation", lambda: _evaluation(training.evaluate, known)),
     }
 
 
+def _certain(training: Training, what: str, name: Callable[[], str]) -> str:
+    """The name, or where there is none that holds in another process one that is like no other."""
+    try:
+        return name()
+    except Indescribable as error:
+        note = f"the {what} cannot be recognized by another process (it holds: {error}): a killed search begins anew."
+        if note not in training.notes:
+            training.notes.append(note)
+        return f"unlike any other: {secrets.token_hex(16)}"
+
+
 def examples_hash(examples: Examples) -> str:
+    """All examples where they are in memory, else their number and 32 batches. Raises Indescribable."""
     digest = hashlib.sha256(f"{type(examples).__name__}:{examples.count}:{examples.size}:{examples.parts}".encode())
     if examples.joined is not None:
-        _feed(digest, examples.joined)
-        return digest.hexdigest()
+        return _with(digest, examples.joined).hexdigest()
     order = examples.order(torch.Generator().manual_seed(0))
     step = max(1, len(order) // SAMPLED)
     for index in order[::step]:
-        _feed(digest, examples.take(index))
+        _with(digest, examples.take(index))
     return digest.hexdigest()
 
 
-def _feed(digest: Any, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        digest.update(",".join(map(str, batch)).encode())
-        batch = dict(batch)
-    for leaf in tree_leaves(batch):
-        digest.update(raw_bytes(leaf) if torch.is_tensor(leaf) else repr(leaf).encode())
+def _with(digest: Any, batch: Any) -> Any:
+    digest.update(describe(dict(batch) if isinstance(batch, Mapping) else batch).encode())
+    return digest
 
 
-def function_name(function: Any) -> str:
-    """A function by its name and code, a value by its fields; bound methods by their object's class."""
+def function_name(function: Any, known: Mapping[int, str] | None = None) -> str:
+    """A function or another value by its name and a hash of its code and of all that it holds; "" for None.
+
+    Args:
+        known: names by ``id`` of objects that count by these names.
+
+    Raises:
+        Indescribable: it has no description that would hold in another process.
+    """
     if function is None:
         return ""
-    if isinstance(function, partial):
-        held = [*map(_plain, function.args), *(f"{k}={_plain(v)}" for k, v in sorted(function.keywords.items()))]
-        return f"{function_name(function.func)}({', '.join(held)})"
-    if is_dataclass(function) and not isinstance(function, type):
-        return (
-            f"{type(function).__qualname__}({', '.join(_plain(getattr(function, f.name)) for f in fields(function))})"
-        )
-    inner = getattr(function, "__func__", function)
-    code = getattr(inner, "__code__", None)
-    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(function).__qualname__)}"
-    if code is None:
-        return name
-    held = [_plain(c.cell_contents) for c in inner.__closure__ or () if _filled(c)] + [
-        _plain(d) for d in inner.__defaults__ or ()
-    ]
-    return f"{name}:{_code(code)}({', '.join(held)})"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{name}:{describe(function, known)}"
 
 
-def _code(code: Any) -> str:
-    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
-    for constant in code.co_consts:
-        digest.update(_code(constant).encode() if hasattr(constant, "co_code") else repr(constant).encode())
-    return digest.hexdigest()[:12]
-
-
-def _plain(value: Any) -> str:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return repr(value)
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_plain, value))}]"
-    if torch.is_tensor(value):
-        return hashlib.sha256(raw_bytes(value)).hexdigest()[:12]
-    return function_name(value) if callable(value) else type(value).__qualname__
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _evaluation(evaluate: Any) -> str:
-    """Tasks are named by their data."""
+def _evaluation(evaluate: Any, known: Mapping[int, str]) -> str:
+    """Tasks are named by their data and plain settings, and by their code where it is the user's."""
     task = getattr(evaluate, "__self__", None)
-    if isinstance(task, Task):
-        return f"{type(task).__name__}:{task.data_sha256}"
-    return function_name(evaluate)
+    if not isinstance(task, Task):
+        return function_name(evaluate, known)
+    plain = {n: v for n, v in vars(task).items() if isinstance(v, (str, int, float, bool))}
+    return f"{type(task).__name__}:{task.data_sha256}:{describe((type(task), sorted(plain.items())))}"
