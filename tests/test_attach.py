@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import pickle
+import sys
 import weakref
 from collections.abc import Callable
 from fractions import Fraction
@@ -26,6 +27,7 @@ from winnow.masks.mask import MaskSet
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.train import Attached, Fixed, Gradual, attach, read_state, write_state
+from winnow.train.masking import masked
 from winnow.train.schedules import global_magnitude, prune_globally
 
 X, Y = points()
@@ -183,6 +185,90 @@ def test_gradient_accumulation(to_none):
     assert attached.step == 4
     for a, b in zip(whole.parameters(), halves.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def adam_by_hand(theta: dict[str, np.ndarray], gradients: list[dict[str, np.ndarray]], keeps: dict[str, np.ndarray]):
+    """Weights and both moments after Adam's steps (lr 5e-3) on masked gradients, in numpy."""
+    first, second = ({n: np.zeros_like(t) for n, t in theta.items()} for _ in range(2))
+    for step, found in enumerate(gradients, 1):
+        for n, g in found.items():
+            g = np.where(keeps[n], g, 0.0) if n in keeps else g
+            first[n] = 0.9 * first[n] + 0.1 * g
+            second[n] = 0.999 * second[n] + 0.001 * g * g
+            rate = 5e-3 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+            theta[n] = theta[n] - rate * first[n] / (np.sqrt(second[n]) + 1e-8 * np.sqrt(1 - 0.999**step))
+    return theta, first, second
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gradients_that_the_loop_writes_itself(in_place):
+    """``torch.autograd.grad`` fires no hook on parameters: Adam must see zeros all the same, from the first step on.
+
+    The third step comes by ``backward`` again; with ``in_place`` its gradients are written over by the fourth's.
+    """
+    model = classifier().double()
+    keeps = random_keeps(find_scope(model), 0.4)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    attached = attach(model, optimizer, Fixed(keeps))
+    parameters = dict(model.named_parameters())
+    theta = {n: p.detach().numpy().copy() for n, p in parameters.items()}
+    written: list[dict[str, np.ndarray]] = []
+    for step in range(5):
+        x, y = batch(step)
+        loss = F.cross_entropy(model(x), y)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        written.append({n: g.numpy().copy() for n, g in zip(parameters, gradients)})
+        if step == 2:
+            optimizer.zero_grad()
+            loss.backward()
+        else:
+            for p, g in zip(parameters.values(), gradients):
+                if in_place and p.grad is not None:
+                    p.grad.copy_(g)
+                else:
+                    p.grad = g
+            assert any(parameters[n].grad[~k].count_nonzero() for n, k in keeps.items())
+        optimizer.step()
+        assert_zeros(attached)
+    expected = adam_by_hand(theta, written, {n: k.numpy() for n, k in keeps.items()})
+    for n, p in parameters.items():
+        state = optimizer.state[p]
+        for found, wanted in zip((p.detach(), state["exp_avg"], state["exp_avg_sq"]), expected):
+            np.testing.assert_allclose(found.numpy(), wanted[n], rtol=1e-9, atol=1e-14, err_msg=n)
+
+
+def test_written_gradients_of_several_optimizers_that_take_turns():
+    """What one optimizer's step has looked at is not yet looked at for another, that steps later or more seldom."""
+    model = classifier().double()
+    matrices = [b.up.weight for b in model.blocks]
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    optimizers = torch.optim.SGD(matrices, 0.01, momentum=0.9), torch.optim.Adam(others, 1e-3)
+    attached = attach(model, optimizers, Fixed(random_keeps(find_scope(model), 0.4)))
+    for step, turns in enumerate([(0, 1), (0,), (0,), (1,), (1, 0), (0, 1)]):
+        for turn in turns:
+            x, y = batch(step)
+            own = [p for group in optimizers[turn].param_groups for p in group["params"]]
+            for p, g in zip(own, torch.autograd.grad(F.cross_entropy(model(x), y), own)):
+                p.grad = g
+            optimizers[turn].step()
+            held = [n for n, w in attached.weights.items() if any(w is p for p in own)]
+            assert held
+            for n in held:
+                w = attached.weights[n]
+                seen = [w, w.grad, *(v for v in optimizers[turn].state[w].values() if v.shape == w.shape)]
+                assert len(seen) > 2 and not any(t[~attached.keeps[n]].count_nonzero() for t in seen), (step, turn, n)
+
+
+def test_gradients_that_came_by_the_hook_are_masked_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        sys.modules[Attached.__module__], "masked", lambda g, m, n: (calls.append(n), masked(g, m, n))[1]
+    )
+    model = classifier()
+    scope = find_scope(model)
+    attach(model, optimizer := torch.optim.SGD(model.parameters(), 0.1), Fixed(random_keeps(scope)))
+    train(model, optimizer, 3)
+    assert sorted(calls) == sorted([*scope.prunables] * 3)
 
 
 class Attention(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -56,7 +56,8 @@ def attach(
     Zero is zero: an infinite or NaN gradient of a masked weight, as loss scaling brings them, is zero too. Moments are
     tensors of the weight's own shape in the optimizer's state. Adafactor's row and column means are left alone, and so
     are 8-bit codes; the weights themselves are masked after every step in any case, also under optimizers that mix
-    entries (Muon). Weights and buffers that the loop writes itself (``load_state_dict``) are masked at the next step
+    entries (Muon). Gradients that the loop writes itself (``torch.autograd.grad``) are masked when the step that reads
+    them begins. Weights and buffers that the loop writes itself (``load_state_dict``) are masked at the next step
     or :meth:`Attached.enforce`. A copy of the model, pickled or deep-copied, is a plain model with its zeros. Under
     DistributedDataParallel attach in every process: local gradients are masked before they are averaged, and the same
     weights give the same masks. FSDP and DeepSpeed, which cut parameters up, are not supported.
@@ -109,11 +110,13 @@ class Attached:
         self._masks: dict[str, torch.Tensor] = {}  # laid out as the weights are; tensors that lose nothing are not here
         self._zeros = 0
         self._handles: list[Any] = []
+        self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
         if state is None:
             method.start(self)
         else:
             self.load_state_dict(state)
         self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
+        self._handles += [o.register_step_pre_hook(self._stepping) for o in self.optimizers]
         self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
 
     def _check_trained(self) -> None:
@@ -249,6 +252,7 @@ class Attached:
         prunable, dense = self.scope.prunables[name], getattr(self.method, "gradient", None)
 
         def hook(parameter: torch.Tensor) -> None:
+            self._arrived.add(name)
             if parameter.grad is None:  # a hook before this one has used it up
                 return
             if dense is not None:
@@ -261,10 +265,23 @@ class Attached:
 
         return hook
 
+    def _held(self, optimizer: torch.optim.Optimizer) -> Collection[str]:
+        """The weights that an optimizer trains, by name; simply all where there is only one."""
+        if len(self.optimizers) == 1:
+            return self.weights
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return [name for name, weight in self.weights.items() if id(weight) in trained]
+
+    def _stepping(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Gradients that the loop has put there itself went past the hook: they go through it now."""
+        for name in [n for n in self._held(optimizer) if n not in self._arrived]:
+            self._gradient(name)(self.weights[name])
+
     @torch.no_grad()
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """With gradients and moments of zero most optimizers leave the zeros alone; those that mix entries (Muon) do not."""
         self._check_places()
+        self._arrived.difference_update(self._held(optimizer))
         for name, mask in self._masks.items():
             zero(self.weights[name], mask, name)
         # A fused optimizer is called by GradScaler also where it finds infinite gradients and does nothing.
