@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from baseline_samples import task
 from isp_samples import cross_entropy, mlp, noisy, rows, sgd, training
 from winnow.errors import InputError
 from winnow.masks import ranking
@@ -334,3 +335,76 @@ def test_memory_of_a_look_ahead(monkeypatch):
     assert four - one <= 3 * numel / 8 + small
     assert scored - four <= 4 * numel + small  # one float tensor, and not four of them
     assert pool(4, weights=True) - four <= 2 * 4 * every + small  # their sum, and the one that is being added
+
+
+class Normed(nn.Module):
+    """Batch norms in each of the ways an owner may leave them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.blocks = nn.ModuleList(nn.Linear(10, 10) for _ in range(4))
+        self.frozen, self.trained, self.partly = (nn.BatchNorm1d(10) for _ in range(3))
+        self.plain = nn.BatchNorm1d(10, affine=False)
+        self.head = nn.Linear(10, 4)
+        for norm in (self.frozen, self.trained, self.partly, self.plain):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+        self.frozen.requires_grad_(False)
+        self.partly.weight.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block, norm in zip(self.blocks, (self.frozen, self.trained, self.partly, self.plain)):
+            x = x + norm(block(x)).tanh()
+        return self.head(x)
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    """In the run, in its candidates and after them: normalized by what is stored, as the owner's own loop would."""
+    seen, modes = [], []
+
+    def loss(model, batch):
+        modes.append([m.training for m in (model.frozen, model.trained, model.partly, model.plain)])
+        model.frozen.register_forward_hook(lambda m, i, o: seen.append((i[0].detach(), o.detach())), always_call=True)
+        try:
+            return F.cross_entropy(model(batch[0]), batch[1])
+        finally:
+            model.frozen._forward_hooks.clear()
+
+    model = Normed()
+    run = Run(task(model, steps=6).replaced(loss=loss))
+    before = {n: t.clone() for n, t in run.model.state_dict().items() if "running" in n}
+    run.advance(2)
+    look_ahead(run, Protocol(0, 0.1, 0.1), 2, 10)
+    run.advance(2)
+    assert modes == [[False, True, True, True]] * 6 and len(seen) == 6
+    for name, now in run.model.state_dict().items():
+        if "running" in name:
+            assert torch.equal(now, before[name]) == name.startswith("frozen"), name
+    norm = model.frozen
+    for given, out in seen:
+        mean, var = norm.running_mean.numpy(), norm.running_var.numpy()
+        wanted = (given.numpy() - mean) / np.sqrt(var + 1e-5) * norm.weight.numpy() + norm.bias.numpy()
+        np.testing.assert_allclose(out.numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_dict_of_more_than_tensors_is_refused_before_any_step():
+    class Extra(nn.Module):
+        def __init__(self, state) -> None:
+            super().__init__()
+            self.inner, self.state = mlp(), state
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def get_extra_state(self):
+            return self.state
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    with pytest.raises(InputError, match="_extra_state in the model's state dict is a dict: let get_extra_state"):
+        Run(training(Extra({"a": 1}), steps=2))
+    run = Run(training(Extra(torch.tensor([3])), steps=2))
+    run.advance(2)
+    assert run.position().state["_extra_state"].tolist() == [3]

@@ -11,10 +11,12 @@ import winnow.tickets.run
 from baseline_samples import Killed, cross_entropy, find, killed_again_and_again, network, same, task
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
+from winnow.tickets.batches import Whole
 from winnow.tickets.held_out import divided
 from winnow.tickets.imp import Restart, Way, trajectory
 from winnow.tickets.levels import levels
-from winnow.tickets.lottery_pool import mixed
+from winnow.tickets.lottery_pool import _loss, mixed
+from winnow.tickets.run import Run
 from winnow.tickets.search import Search
 from winnow.tickets.settings import ImpSettings
 from winnow.train.examples import Examples
@@ -285,6 +287,26 @@ def test_divided_batches_stay_whole():
     assert widths == {5, 6, 7, 8}
     with pytest.raises(InputError, match="only one"):
         divided(Examples(batches[:1], 1).__class__([(torch.zeros(1, 2), torch.zeros(1))], 1), 0.5, 0)
+
+
+def test_the_pools_loss_is_the_mean_over_examples_of_whole_batches():
+    """Batches that are drawn whole count by their rows, padded and short ones alike."""
+    x, y = task(rows=120).examples.joined
+    batches = [{"x": x[a:b], "y": y[a:b]} for a, b in itertools.pairwise((0, 3, 60, 62, 100, 120))]
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+    training = task().replaced(examples=Whole(batches), loss=loss)
+    _, held = divided(training.examples, 0.8, 0)
+    run = Run(training)
+    chosen = [batches[int(n)] for n in held.numbers]
+    assert len(chosen) == 4 and len({len(b["x"]) for b in chosen}) > 2
+    every = {k: torch.cat([b[k] for b in chosen]) for k in ("x", "y")}
+    found = _loss(run, run.model.state_dict(), held)
+    assert found == pytest.approx(float(loss(run.model, every).detach()), rel=1e-6)
+    over_batches = sum(float(loss(run.model, b).detach()) for b in chosen) / 4
+    assert abs(found - over_batches) > 1e-3
 
 
 def test_batch_norms_survive_the_mix():

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from baseline_samples import cross_entropy, find, network, task
 from winnow.errors import InputError
+from winnow.tickets.loss import TaskLoss
 from winnow.tickets.run import Run
 from winnow.tickets.saliency import grasp, snip
 from winnow.tickets.synflow import Flow, synflow_masks
@@ -153,12 +155,124 @@ def test_grasp_says_what_to_do_without_logits():
             self.conv = nn.Conv1d(1, 2, 3)
 
         def forward(self, x):
-            return {"logits": self.conv(x[:, None]).mean(2)}
+            return {"scores": self.conv(x[:, None]).mean(2)}
 
-    training = Training(Odd(), task().examples, lambda m, b: m(b[0])["logits"].square().mean(), steps=1)
+    training = Training(Odd(), task().examples, lambda m, b: m(b[0])["scores"].square().mean(), steps=1)
     with pytest.raises(InputError, match="set temperature to 1"):
         grasp(Run(training))
     assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (2, 3)
+
+
+class Reading(Attending):
+    """:class:`Attending` with an end of its own behind the head."""
+
+    def __init__(self, end, dtype=torch.float64) -> None:
+        super().__init__(dtype)
+        self.end = end
+
+    def forward(self, x):
+        return self.end(super().forward(x))
+
+
+def image_classifier() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    from winnow.tickets.clip import clip_image_classifier
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49, "bos_token_id": 48}
+    config = transformers.CLIPConfig(
+        text_config=text | {"pad_token_id": 49},
+        vision_config=sizes | {"image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    tokens = [torch.tensor([[48, i + 1, 49]]) for i in range(3)]
+    model = clip_image_classifier(transformers.CLIPModel(config), tokens, ["a", "b", "c"])
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model.double()
+
+
+def same_scores(training: Training, by_hand) -> None:
+    """GraSP's at temperature 200 and those of a loss that divides the logits itself; at 1 they are others."""
+    found, plain = grasp(Run(training), 2), grasp(Run(training), 2, 1.0)
+    expected = grasp(Run(training.replaced(loss=by_hand)), 2, 1.0)
+    assert list(found) == list(expected)
+    for name, scores in found.items():
+        torch.testing.assert_close(scores, expected[name], rtol=1e-7, atol=1e-9 * float(expected[name].abs().max()))
+    one, other = (torch.cat([s.flatten() for s in scores.values()]) for scores in (found, plain))
+    # the temperature changes more than the scale of the scores
+    assert abs(float(F.cosine_similarity(one, other, dim=0))) < 0.99
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("kind", ["task", "own"])
+def test_grasps_temperature_divides_the_logits_of_an_image_classifier(kind):
+    # behind CLIP's projection comes a normalization, which undoes every factor: the logits themselves are divided
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.float64)
+    loss = TaskLoss("classes") if kind == "task" else cross_entropy
+    training = Training(image_classifier(), Examples([(x, torch.arange(8) % 3)], 4), loss, steps=2)
+    precise = kind == "own"  # TaskLoss takes logits as float32
+
+    def by_hand(model, batch):
+        logits = model(batch[0]) / 200
+        return F.cross_entropy(logits if precise else logits.float(), batch[1])
+
+    assert any(s.name == "visual_projection.weight" and s.reason == "output head" for s in Run(training).scope.skipped)
+    same_scores(training, by_hand)
+
+
+@pytest.mark.parametrize("output", ["tensor", "attribute", "dict", "two calls", "sigmoid", "log_softmax", "inside"])
+def test_grasps_temperature_divides_what_the_loss_is_made_of(output):
+    ends = {
+        "attribute": lambda z: SimpleNamespace(logits=z, loss=None), "dict": lambda z: {"logits": z, "other": None},
+        "sigmoid": torch.sigmoid, "log_softmax": lambda z: F.log_softmax(z, 1),
+        "inside": lambda z: SimpleNamespace(logits=z, loss=z.logsumexp(1).mean()),
+    }  # fmt: skip
+    read = {"attribute": lambda out: out.logits, "dict": lambda out: out["logits"]}.get(output, lambda out: out)
+
+    def loss_at(temperature):
+        def loss(model, batch):
+            x, y = batch
+            if output == "two calls":
+                return F.cross_entropy(model(x) / temperature, y) + F.cross_entropy(model(-x) / temperature, y)
+            if temperature == 1.0:
+                out = read(model(x))
+                if output == "sigmoid":
+                    return F.binary_cross_entropy(out, F.one_hot(y, 3).double())
+                if output == "log_softmax":
+                    return F.nll_loss(out, y)
+                return out.loss if output == "inside" else F.cross_entropy(out, y)
+            logits = Attending.forward(model, x) / temperature
+            if output == "sigmoid":
+                return F.binary_cross_entropy_with_logits(logits, F.one_hot(y, 3).double())
+            return logits.logsumexp(1).mean() if output == "inside" else F.cross_entropy(logits, y)
+
+        return loss
+
+    model = Reading(ends.get(output, nn.Identity()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # logits well apart, so that the temperature matters to the order
+    same_scores(Training(model, sequences(), loss_at(1.0), steps=2), loss_at(200.0))
+
+
+def test_grasp_refuses_probabilities_without_a_head():
+    # a log-softmax that is divided only scales the loss: the temperature would do nothing and nobody would know
+    class Convolved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(1, 4, 3)
+
+        def forward(self, x):
+            return F.log_softmax(self.conv(x[:, None]).amax(2), 1)
+
+    training = Training(Convolved(), task().examples, lambda m, b: F.nll_loss(m(b[0]), b[1]), steps=1)
+    with pytest.raises(InputError, match="let the model return them"):
+        grasp(Run(training))
+    assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (4, 3)
 
 
 def test_scores_of_weights_the_training_freezes():

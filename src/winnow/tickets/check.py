@@ -9,6 +9,7 @@ from winnow.masks.prunable import Scope
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import evaluating
 from winnow.measure.task import Task
+from winnow.tickets.only_tensors import require_tensors
 from winnow.tickets.run import seeded
 from winnow.tickets.training import Training
 
@@ -17,10 +18,12 @@ def check_training(training: Training) -> Scope:
     """What is prunable, after a look at weights and loss. The model stays as it was.
 
     Raises:
-        InputError: weights that are not finite, nothing that may be pruned and trained, a loss that is no finite scalar
-            with a gradient, or an evaluation function that returns something else.
+        InputError: a state dict of more than tensors, weights that are not finite, nothing that may be pruned and
+            trained, a loss that is no finite scalar with a gradient, or an evaluation function that returns something
+            else.
     """
     model = training.model
+    require_tensors(model)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} of the model holds NaN or infinity: give a sound checkpoint.")

@@ -13,6 +13,7 @@ from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.tickets.curvature import scores
 from winnow.tickets.run import Cost, Diverged, Run, seed_of, trainable
+from winnow.tickets.train_mode import train_mode
 from winnow.train.schedules import MAX_RATE, global_magnitude
 
 
@@ -105,7 +106,7 @@ def _train(run: Run, protocol: Protocol, steps: int, curvature: float) -> Mappin
     # that mix entries.
     handle = optimizer.register_step_post_hook(run.attached._stepped)
     stream = ("candidate", run.stream, run.step, protocol.number)
-    run.model.train()
+    train_mode(run.model)
     try:
         for step in range(steps):
             run.one(optimizer, step, stream, protocol.share)

@@ -116,6 +116,7 @@ def _loss(run: Run, state: State, held: Examples) -> float:
     run.model.load_state_dict(state)
     total, count = 0.0, 0
     for index, batch in held.all():
-        total += float(run.training.loss(run.model, batch)) * len(index)
-        count += len(index)
+        rows = held.rows(index)  # the index counts batches, not examples, where they are drawn whole
+        total += float(run.training.loss(run.model, batch)) * rows
+        count += rows
     return math.inf if math.isnan(total) else total / count

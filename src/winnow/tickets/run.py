@@ -20,6 +20,8 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.tickets import checkpoint
+from winnow.tickets.only_tensors import require_tensors
+from winnow.tickets.train_mode import train_mode
 from winnow.tickets.training import Training
 from winnow.train.attach import Attached, attach
 from winnow.train.schedules import Fixed
@@ -109,6 +111,7 @@ class Run:
 
     Raises:
         FormatError: a checkpoint that is truncated, altered or of another model.
+        InputError: a model whose state dict holds more than tensors.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class Run:
         self.training, self.stream, self.progress = training, stream, progress
         self.total = training.steps if steps is None else steps
         start = start or Position()
+        require_tensors(training.model)
         self.model = copy.deepcopy(training.model)
         if start.state is not None:
             self.model.load_state_dict(dict(start.state))
@@ -167,7 +171,7 @@ class Run:
         """Trains until ``step`` steps of the schedule are done; nothing when they are already."""
         if step > self.total:
             raise InputError(f"the schedule has {self.total} steps and {step} were asked for: give more steps.")
-        self.model.train()
+        train_mode(self.model)
         while self.step < step:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * self.training.schedule(self.step / self.total)

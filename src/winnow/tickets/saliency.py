@@ -34,10 +34,10 @@ def grasp(run: Run, batches: int = 1, temperature: float = 200.0) -> dict[str, t
     gradient flow back and go first (Wang et al. 2020, arXiv 2002.07376, equation 8). g and H are of the mean loss over
     ``batches`` mini-batches and over prunable weights, the logits divided by ``temperature`` (200 in the paper; 1 leaves
     them, as a regression needs). Attention runs unfused, which alone has second derivatives. Costs three steps a
-    mini-batch: one for g, two for H g.
+    mini-batch: one for g, two for H g (and one forward pass in all, which finds the logits).
 
     Raises:
-        InputError: no output layer that a temperature could cool.
+        InputError: no logits that a temperature could cool.
     """
     with _scoring(run) as weights, sdpa_kernel(SDPBackend.MATH), _cooled(run, temperature):
         gradients = _mean_gradients(run, weights, batches)
@@ -97,16 +97,61 @@ def _mean_gradients(run: Run, weights: dict[str, torch.nn.Parameter], batches: i
 
 @contextmanager
 def _cooled(run: Run, temperature: float) -> Iterator[None]:
-    """Divides what the output layer puts out, where the loss is made inside the model too; else the model's output."""
+    """Divides the logits: the model's own output where the loss is made of it, else what its output layer puts out.
+
+    The two differ where something comes between them, as CLIP's normalization does, which undoes any factor. Which one
+    the loss is made of, a forward pass on the first mini-batch tells.
+    """
+    if temperature == 1.0:
+        yield
+        return
+    heads = {s.name.rpartition(".")[0] for s in run.scope.skipped if s.reason == "output head"}
+    outputs = _outputs(run)
+    if outputs and all(_is_logits(o) for o in outputs):
+        heads = {""}
+    elif not heads:
+        raise InputError(
+            "GraSP finds no logits to divide by its temperature: let the model return them, or set temperature to 1."
+        )
 
     def cool(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
-        if not torch.is_tensor(output):
-            raise InputError("GraSP finds no logits to divide by its temperature: set temperature to 1.")
-        return output / temperature
+        if torch.is_tensor(output):
+            return output / temperature
+        if isinstance(output, dict) and "logits" in output:
+            output["logits"] = output["logits"] / temperature  # transformers' outputs set the attribute with it
+        else:
+            output.logits = output.logits / temperature
+        return output
 
-    heads = {s.name.rpartition(".")[0] for s in run.scope.skipped if s.reason == "output head"}
     with ExitStack() as stack:
-        if temperature != 1.0:
-            for name in heads or {""}:
-                stack.callback(run.model.get_submodule(name).register_forward_hook(cool).remove)
+        for name in heads:
+            stack.callback(run.model.get_submodule(name).register_forward_hook(cool).remove)
         yield
+
+
+@torch.no_grad()
+def _outputs(run: Run) -> list[Any]:
+    """What the model returns to the loss of the first mini-batch, call by call."""
+    found: list[Any] = []
+    handle = run.model.register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        next(_losses(run, 1))
+    finally:
+        handle.remove()
+    return found
+
+
+def _is_logits(output: Any) -> bool:
+    """Whether a model's output is logits that a loss outside the model reads: no loss, and no probabilities, of which
+    a factor makes something else (of a log-softmax, only another step size)."""
+    if not torch.is_tensor(output):
+        get = output.get if isinstance(output, dict) else lambda key: getattr(output, key, None)
+        if get("loss") is not None:
+            return False
+        output = get("logits")
+    if not torch.is_tensor(output) or not output.ndim:
+        return False
+    if bool(((output >= 0) & (output <= 1)).all()) and bool(output.any()):  # all zero is what a new head may give
+        return False
+    sums = [output.exp().sum(d) for d in (1, -1) if output.ndim > 1 and output.shape[d] > 1]
+    return not any(torch.allclose(s, torch.ones_like(s), atol=1e-3) for s in sums)
