@@ -1,7 +1,6 @@
 """Instant Soup Pruning against a separate implementation in numpy, and soups worked out by hand."""
 
 import math
-import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isp_samples import Killed, Killer, mlp, noisy, rows, same_tickets, search, sgd, training
+from elsewhere import Elsewhere, Stopped
+from isp_samples import Killer, mlp, noisy, rows, same_tickets, search, sgd, training
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
@@ -134,6 +134,7 @@ def reference(
         elif how == "union":
             new = np.any(candidates, axis=0) & keep
             more = seed * (done + 2) * (done + 3) // 2 <= budget * steps and done + 1 < 2 * k
+            more = more and (done + 2) * count * ahead <= 0.5 * steps
             if target - (~new).sum() < 0.05 * numel or not (done + 1 < k or more):
                 new = lowest_go((main,), new, target)
         else:
@@ -166,22 +167,22 @@ def double_entropy(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("how", "average", "curvature"),
+    ("how", "average", "curvature", "ahead"),
     [
-        *((how, False, 0.0) for how in [*AGGREGATES, "plain"]),
-        ("vote", True, 0.0), ("forecast", True, 0.0),
-        ("plain", False, 1.0), ("vote", False, 0.5), ("mean_abs", False, 1.0), ("mean_abs", True, 0.5),
-        ("intersect", False, 0.5), ("literal", False, 1.0),
+        *((how, False, 0.0, 4) for how in [*AGGREGATES, "plain"]),
+        ("vote", True, 0.0, 4), ("forecast", True, 0.0, 4), ("union", False, 0.0, 1),  # a union with more rounds than K
+        ("plain", False, 1.0, 4), ("vote", False, 0.5, 4), ("mean_abs", False, 1.0, 4), ("mean_abs", True, 0.5, 4),
+        ("intersect", False, 0.5, 4), ("literal", False, 1.0, 4),
     ],
 )  # fmt: skip
-def test_against_numpy(how, average, curvature):
+def test_against_numpy(how, average, curvature, ahead):
     model = tanh()
     data = training(model, steps=40, size=1000, lr=0.03, weight_decay=0.1, loss=double_entropy)  # all rows in a step
     given = {
         "rate": 0.35,
         "seed_steps": 2,
         "candidates": 4,
-        "look_ahead": 4,
+        "look_ahead": ahead,
         "multipliers": (0.5, 1, 2, 4),
         "decays": (0.3,),
         "budget": 0.8,
@@ -190,7 +191,7 @@ def test_against_numpy(how, average, curvature):
     aggregate = {"curvature": curvature} | ({} if how == "plain" else {"aggregate": how, "average": average})
     (found,) = find(search(data, sparsities=(0.7,), **given, **aggregate))
     keep, theta, rounds, masked_at = reference(
-        tanh(), steps=40, lr=0.03, decay=0.1, sparsity=0.7, rate=0.35, seed=2, count=0 if how == "plain" else 4, ahead=4,
+        tanh(), steps=40, lr=0.03, decay=0.1, sparsity=0.7, rate=0.35, seed=2, count=0 if how == "plain" else 4, ahead=ahead,
         multipliers=(0.5, 1, 2, 4), decays=0.3, how=how, budget=0.8, average=average, curvature=curvature,
     )  # fmt: skip
     masks = torch.cat([m.unpack().flatten() for m in found.masks.values()]).numpy()
@@ -199,7 +200,9 @@ def test_against_numpy(how, average, curvature):
     for ours, theirs in zip(found.model.parameters(), theta):
         assert np.allclose(ours.detach().numpy(), theirs, rtol=1e-7, atol=1e-9)
     count = 0 if how == "plain" else 4
-    assert (found.cost.main, found.cost.look_ahead) == (40, len(rounds) * count * 4)
+    assert (found.cost.main, found.cost.look_ahead) == (40, len(rounds) * count * ahead)
+    if how == "union":
+        assert len(rounds) > 3 if ahead == 1 else len(rounds) == 3
 
 
 def test_the_ways_differ():
@@ -331,8 +334,10 @@ def test_seed_steps_keep_within_the_budget(total, epoch, rounds, budget):
     chosen = IspSettings(budget=budget)
     triangle = rounds * (rounds + 1) // 2
     if triangle > budget * total + 1e-9:
-        with pytest.raises(InputError, match="steps or more, or a rate above"):
+        with pytest.raises(InputError, match="steps or more") as error:
             seed_steps(total, epoch, rounds, chosen, 0.15)
+        # A higher rate makes fewer rounds, but never fewer than one.
+        assert ("or a rate above 0.15." in str(error.value)) == (budget * total + 1e-9 >= 1)
         return
     seed = seed_steps(total, epoch, rounds, chosen, 0.15)
     assert 1 <= seed <= max(1, epoch / 10 + 0.5) and seed * triangle <= budget * total + 1e-6
@@ -347,6 +352,9 @@ def test_the_advice_of_a_refused_budget_works():
         seed_steps(100, 391, 10, IspSettings(), 0.15)
     assert "\n" not in str(error.value)
     assert seed_steps(220, 391, 10, IspSettings(), 0.15) == 1
+    with pytest.raises(InputError, match=r"1 round needs 1 step and may take 25% of 3: give 4 steps or more\.$"):
+        plan_isp(IspSettings(), 0.8, 3, 10)
+    assert plan_isp(IspSettings(), 0.8, 4, 10).seed_steps == 1
     with pytest.raises(InputError, match="give 5 or less, or 1320 steps"):
         seed_steps(1100, 391, 10, IspSettings(seed_steps=6), 0.15)
     assert seed_steps(1320, 391, 10, IspSettings(seed_steps=6), 0.15) == 6
@@ -507,29 +515,40 @@ def test_a_model_of_frozen_parts_and_the_callers_generators():
     assert list(found.masks) == ["4.weight"] and torch.equal(found.model[0].weight, model[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("steps", "options", "rounds"),
+    [
+        # ln 0.4 / ln 0.6 = 1.8 is K = 2; candidates may take 60 steps of 120
+        (120, {"candidates": 2, "look_ahead": 3}, 4),  # twice K
+        (120, {"candidates": 2, "look_ahead": 10}, 3),  # a fourth would be 80 steps
+        (120, {"candidates": 3, "look_ahead": 10}, 2),  # all taken by K rounds
+        (120, {"candidates": 3, "look_ahead": 20}, 2),  # K rounds take what was given for them, but no more follow
+        (120, {"candidates": 2, "look_ahead": 3, "seed_steps": 6}, 3),  # a fourth would be the 60th step, of 42
+        (120, {"candidates": None, "look_ahead": None}, 2),  # the preset fills half of T with K rounds
+    ],
+)
+def test_a_union_stays_within_what_others_may_cost(steps, options, rounds):
+    """Its candidates hardly agree, so that it takes every round that it may, and adjusts in the last."""
+    given = {"aggregate": "union", "budget": 0.35, "multipliers": (1.0, 30.0), "seed_steps": 1} | options
+    data = training(steps=steps, lr=0.05)
+    plan = plan_isp(IspSettings(rate=0.4, **given), 0.6, steps, 8)
+    (found,) = isp(search(data, **given))
+    thrown = plan.candidates * plan.look_ahead
+    assert plan.most == len(found.history) == rounds and len(plan.levels) == 2
+    assert found.cost.look_ahead == rounds * thrown <= max(0.5 * steps, 2 * thrown)
+    assert found.zeros == round(0.6 * 264) == found.history[-1].zeros
+
+
+def test_where_the_matched_control_prunes():
+    """t is of its longer training; with the soup's own t the masks fall where the soup's fall."""
+    given = IspSettings(rate=0.3, candidates=4, look_ahead=10)
+    soup, matched = (plan_isp(given, 0.9, 600, 100, extended=e) for e in (False, True))
+    assert (len(soup.levels), soup.seed_steps, matched.seed_steps, matched.thrown) == (7, 5, 7, 280)
+    strict = plan_isp(given.model_copy(update={"seed_steps": 5}), 0.9, 600, 100, extended=True)
+    assert strict.seed_steps == 5
+
+
 # --- candidates elsewhere ---
-
-
-class Elsewhere:
-    """Another process as far as objects go: what goes in and out is pickled, the last item is done first."""
-
-    local = False
-
-    def __init__(self, stop: int | None = None) -> None:
-        self.stop, self.jobs = stop, 0
-
-    def map(self, function, shared, items, done=None):
-        results = {}
-        for index, item in reversed(list(enumerate(items))):
-            if self.jobs == self.stop:
-                raise Killed
-            self.jobs += 1
-            function, shared, item = pickle.loads(pickle.dumps((function, shared, item)))
-            torch.manual_seed(self.jobs)  # other processes have other generators
-            results[index] = pickle.loads(pickle.dumps(function(shared, item)))
-            if done is not None:
-                done(index, results[index])
-        return [results[i] for i in range(len(results))]
 
 
 @pytest.mark.parametrize(
@@ -548,7 +567,7 @@ def test_candidates_elsewhere_that_were_finished_are_kept(tmp_path, monkeypatch,
     given = training(steps=24)
     here = list(isp(search(given, aggregate=how, candidates=3)))
     killer, store = Killer(monkeypatch), Store(tmp_path)
-    with pytest.raises(Killed):
+    with pytest.raises(Stopped):
         list(isp(search(given, aggregate=how, candidates=3, store=store, executor=Elsewhere(stop=2))))
     assert len(list(tmp_path.rglob("candidate-*"))) == 2
     elsewhere, killer.taken = Elsewhere(), 0

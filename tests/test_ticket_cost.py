@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -123,32 +124,77 @@ def test_planned_steps() -> None:
 
     assert planned("dense") == planned("magnitude") == planned("random") == 200
     assert planned("snip", batches=3) == 203
+    assert planned("grasp", batches=3) == 200 + 3 * 3  # one for g, two for H g
+    assert planned("synflow", iterations=7) == 207
     assert planned("imp") == planned("lrr") == 8 * 200
     assert planned("imp", rate=0.5) == 4 * 200  # 0.5^2 is too much left, and 2.32 rounds are three
-    assert planned("imp", budget=1.5) == 300
+    assert planned("imp", budget=1.5) == 8 * 37  # of 300, as many steps each
+    # one whole training and 7 of nine tenths: 300 / 7.3 = 41 steps, of which 4 are not taken again
+    assert planned("imp-rewind", budget=1.5, rewind=0.1) == 41 + 7 * 37
+    # 2 of 20 rows are held back, one mini-batch: seven tickets at seven shares each, and the ticket itself
+    assert planned("lottery-pool", fine_tune=0.1) == 8 * 200 + 20 + 17
+    assert planned("lottery-pool", holdout=0.5, grid=(0.5,)) == 8 * 200 + 8  # 8 times 3 mini-batches
     assert planned("imp-rewind", rewind=0.1) == 200 + 7 * 180
     # ln 0.2 / ln 0.85 = 9.9: ten rounds, whose 55 steps are more than a quarter of T: nine
     assert planned("isp", candidates=3, look_ahead=5) == planned("isp-matched", candidates=3, look_ahead=5) == 200 + 135
     assert planned("isp") == 200 + 9 * 5 * 2  # candidates of two steps: half of T is 100
     assert planned("isp-plain") == 200
-    assert planned("earlybird", patience=0.2) == 240
+    assert planned("isp", candidates=3, look_ahead=5, aggregate="union") == 200 + 135  # already more than half of T
+    assert planned("isp", rate=0.5, candidates=2, look_ahead=5, aggregate="union") == 200 + 6 * 10  # twice three rounds
+    assert planned("isp-matched", rate=0.5, candidates=2, look_ahead=5, aggregate="union") == 200 + 3 * 10
+    assert planned("earlybird", patience=0.2) == planned("gradual") == planned("progressive") == 200
 
 
-def test_planned_steps_needs_the_length_only() -> None:
-    assert planned_steps("dense", None, SimpleNamespace(steps=7), 0.5) == 7  # type: ignore[arg-type]
+def test_planned_steps_of_a_length_alone() -> None:
+    """As a dry run asks, which has no data yet."""
+    short: Any = SimpleNamespace(steps=7)
+    assert planned_steps("dense", None, short, 0.5) == 7
+    assert (
+        planned_steps("lottery-pool", METHODS["lottery-pool"].settings_class(), short, 0.5) == 4 * 7
+    )  # but the mixing
 
 
-@pytest.mark.parametrize("method", ["dense", "magnitude", "imp", "isp", "isp-plain", "isp-matched"])
-def test_plans_are_what_methods_take(method: str) -> None:
+ISP = {"candidates": 2, "look_ahead": 3, "rate": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        *((m, ISP if m.startswith("isp") else {}) for m in METHODS),
+        ("isp", {}),
+        ("snip", {"batches": 3}),
+        ("grasp", {"batches": 2}),
+        ("synflow", {"iterations": 5}),
+        ("earlybird", {"every": 2, "queue": 1}),
+        ("imp", {"budget": 2.5}),
+        ("imp-rewind", {"budget": 2.5, "rewind": 0.3}),
+        ("lottery-pool", {"budget": 2.5, "fine_tune": 0.2, "holdout": 0.4, "grid": (0.3, 0.5)}),
+    ],
+)
+def test_plans_are_what_methods_take(method: str, given: dict[str, Any]) -> None:
     owner = training(steps=48)
-    given = {"candidates": 2, "look_ahead": 3, "rate": 0.4} if method.startswith("isp") else {}
     kind = METHODS[method].settings_class(**given)
     rate = 0.0 if method == "dense" else 0.6
     (found,) = METHODS[method].finder(Search(method, owner, [rate], kind))
     (cost,) = price([found], owner)
     assert cost.steps == planned_steps(method, kind, owner, rate)
     assert cost.sparse_flops <= cost.dense_flops * (1 + 1e-9)
-    if method == "imp":
+    if method == "imp" and not given:
         assert cost.steps == cost.imp_steps
     if method.startswith("isp"):
         assert cost.rule is not None and cost.rule.kept
+
+
+@pytest.mark.parametrize("how", ["union", "intersect"])
+@pytest.mark.parametrize("given", [ISP, ISP | {"look_ahead": 8}, ISP | {"multipliers": (1.0, 100.0)}, {}])
+def test_plans_of_soups_that_miss_their_counts_are_the_most(how: str, given: dict[str, Any]) -> None:
+    owner = training(steps=96)
+    kind = METHODS["isp"].settings_class(aggregate=how, **given)
+    (found,) = METHODS["isp"].finder(Search("isp", owner, [0.6], kind))
+    assert owner.steps < found.cost.steps <= planned_steps("isp", kind, owner, 0.6) <= 1.5 * owner.steps
+
+
+@pytest.mark.parametrize(("sparsities", "match"), [([0.5, 0.5001], "0.5 and 0.5001 are both 30 zeros in 60 weights: leave"), ([0.6, 0.5], "do not rise")])  # fmt: skip
+def test_sparsities_that_are_one(sparsities: list[float], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        Search("magnitude", training(), sparsities, None)

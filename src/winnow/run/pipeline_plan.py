@@ -42,21 +42,25 @@ def planned(found: Materials, out: Path | None) -> list[Planned]:
 
 def _steps(stage: Fitting, found: Materials) -> int | None:
     """Optimizer steps of a stage, as far as they can be told before the start; running text is counted in no records."""
+    from winnow.tickets.batches import Fetched
     from winnow.tickets.cost import planned_steps
     from winnow.tickets.from_data import EPOCHS
     from winnow.tickets.methods import METHODS
     from winnow.tickets.verb import DEFAULT, default_settings
 
+    records = 0 if found.data is None or found.kind in ("causal-lm", "seq2seq") else len(found.data)
     total = stage.steps
     if total is None:
-        if found.data is None or found.kind in ("causal-lm", "seq2seq"):
+        if not records:
             return None
-        epoch = -(-len(found.data) // stage.batch)
+        epoch = -(-records // stage.batch)
         total = max(1, round(epoch * (EPOCHS if stage.epochs is None else stage.epochs)))
     if not isinstance(stage, Ticket):
         return total
     name = DEFAULT if stage.method == "ticket" else stage.method
-    one: Any = SimpleNamespace(steps=total, kind=found.kind)  # all of a training that is asked for
+    # All of a training that is asked for; how many examples there are counts, nothing is drawn from them.
+    examples = Fetched(records, stage.batch, list) if records else None
+    one: Any = SimpleNamespace(steps=total, kind=found.kind, seed=0, examples=examples)
     settings = METHODS[name].settings_class(**(default_settings(name, one) | stage.settings))
     return planned_steps(name, settings, one, stage.sparsity)
 

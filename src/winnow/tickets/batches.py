@@ -17,6 +17,7 @@ from winnow.data.records import Records, map_tensors
 from winnow.data.text import lm_segments
 from winnow.data.tokens import context_length, encode, pad
 from winnow.errors import InputError
+from winnow.tickets.held_out import Part
 from winnow.tickets.run import seed_of
 from winnow.train.examples import Examples
 
@@ -35,20 +36,16 @@ class Fetched(Examples):
         self.batches, self.joined, self._padded = [], None, None
 
     @property
-    def parts(self) -> int:
-        return -(-self.count // self.size)
+    def drawn_whole(self) -> bool:
+        return False
 
     def take(self, index: torch.Tensor) -> Any:
         numbers = index.tolist()
         with reproducible(self.seed, "fetch", numbers):
             return self.fetch(numbers)
 
-    def order(self, generator: torch.Generator) -> list[torch.Tensor]:
-        return list(torch.randperm(self.count, generator=generator).tensor_split(self.parts))
-
-    def all(self) -> Iterator[tuple[torch.Tensor, Any]]:
-        for index in torch.arange(self.count).split(self.size):
-            yield index, self.take(index)
+    def subset(self, numbers: torch.Tensor) -> Examples:
+        return Part(self, numbers)  # nothing is at hand that could be copied
 
 
 class Whole(Examples):
@@ -58,14 +55,14 @@ class Whole(Examples):
         if not len(batches):
             raise InputError("the training data gives no batch: give at least one.")
         self.batches, self.joined, self._padded = list(batches), None, None
-        sizes = [_rows(b) for b in self.batches]
+        sizes = [self._rows(i) for i in range(len(self.batches))]
         self.size, self.count = max(sizes), sum(sizes)
 
-
-def _rows(batch: Any) -> int:
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    tensors = [t for t in leaves if torch.is_tensor(t) and t.ndim]
-    return len(tensors[0]) if tensors else 1
+    def _rows(self, batch: int) -> int:
+        found = self.batches[batch]
+        leaves = tree_leaves(dict(found) if isinstance(found, Mapping) else found)
+        tensors = [t for t in leaves if torch.is_tensor(t) and t.ndim]
+        return len(tensors[0]) if tensors else 1
 
 
 @contextmanager

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from winnow.errors import InputError
 from winnow.measure.flops import TRAINING, Flops, forward_flops
+from winnow.tickets.held_out import divided
+from winnow.tickets.imp import length
 from winnow.tickets.isp_plan import plan_isp
 from winnow.tickets.levels import levels
+from winnow.tickets.lottery_pool import EVALUATIONS
 from winnow.tickets.run import seed_of
 from winnow.tickets.search import Ticket
-from winnow.tickets.settings import ImpSettings
+from winnow.tickets.settings import ImpSettings, PoolSettings
 from winnow.tickets.training import Training
 
 SAMPLES = 4  # mini-batches that FLOPs are counted on where their lengths differ
+PASSES = {"snip": 1, "grasp": 3}  # steps that scoring one mini-batch takes (winnow.tickets.saliency)
 BUDGET = 0.25  # of the training: later masks leave too small a learning rate for what follows (ISP's rule)
 
 
@@ -137,21 +142,39 @@ def _rule(ticket: Ticket) -> IspRule:
 
 
 def planned_steps(method: str, settings: Any, training: Training, sparsity: float) -> int:
-    """Optimizer steps that a method is going to take for one sparsity, as far as its settings tell.
+    """Optimizer steps that a method is going to take for one sparsity, scoring and mixing passes included.
 
-    Exact for methods of one training and for full IMP; for those that stop by a rule (EarlyBird) the most it can be.
+    Exact, but for those whose rounds depend on what the masks turn out to be (ISP with ``aggregate="union"`` or
+    "intersect"): there the most it can be.
+
+    Args:
+        training: its ``steps`` are read and, for Lottery Pool, its ``examples``; where it has none, what the mixing takes is
+            left out.
+
+    Raises:
+        InputError: the method has no room in so many steps, or Lottery Pool in so few examples.
     """
     total = training.steps
+    if sparsity > 0 and isinstance(settings, ImpSettings):
+        return _trajectory_steps(settings, training, sparsity)
+    if sparsity > 0 and method.startswith("isp") and method != "isp-plain":
+        plan = plan_isp(settings, sparsity, total, epoch=1)  # the least t leaves a union the most rounds
+        return total + (plan.thrown_at_most if method == "isp" else plan.thrown)
+    if method in PASSES:
+        return total + PASSES[method] * settings.batches
+    return total + (settings.iterations if method == "synflow" else 0)
 
-    def setting(name: str, default: Any = None) -> Any:
-        return getattr(settings, name, default)
 
-    if method in ("imp", "imp-rewind", "lrr", "lottery-pool"):
-        budget, again = setting("budget"), total - round(setting("rewind", 0.0) * total)
-        steps = math.ceil(budget * total) if budget else total + imp_rounds(sparsity, setting("rate")) * again
-        return steps + round(setting("fine_tune", 0.0) * total)
-    if method.startswith("isp") and method != "isp-plain" and sparsity > 0:
-        return total + plan_isp(settings, sparsity, total, epoch=1).thrown  # which no epoch changes
-    if method == "earlybird":
-        return total + round(setting("patience", 0.0) * total)
-    return total + setting("batches", 0) + setting("iterations", 0)
+def _trajectory_steps(settings: ImpSettings, training: Training, sparsity: float) -> int:
+    """Of IMP and its kin: K + 1 trainings, and what Lottery Pool does with them."""
+    rounds, rewind = imp_rounds(sparsity, settings.rate), getattr(settings, "rewind", 0.0)
+    search: Any = SimpleNamespace(settings=settings, training=training)  # all of a search that is asked for
+    each = length(search, rounds + 1, rewind)
+    found = each + rounds * (each - round(rewind * each))
+    if not isinstance(settings, PoolSettings):
+        return found
+    found += round(settings.fine_tune * training.steps)
+    if getattr(training, "examples", None) is None:
+        return found
+    _, held = divided(training.examples, settings.holdout, training.seed)
+    return found + math.ceil((1 + rounds * len(settings.grid)) * held.parts / EVALUATIONS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,23 +12,31 @@ from winnow.train.examples import Examples
 
 
 class Part(Examples):
-    """Some of the examples; of those that are drawn in whole batches, some of the batches.
+    """Some of the examples; of those that are drawn in whole batches, some of the batches. A view: nothing is copied.
 
-    ``numbers`` are what the whole's ``take`` is asked for. Orders follow the whole's, with the others left out.
+    ``numbers`` are what the whole's ``take`` is asked for, int64. Orders follow the whole's, with the others left out;
+    mini-batches have the whole's nominal ``size`` at most.
+
+    Raises:
+        InputError: no number.
     """
 
     def __init__(self, whole: Examples, numbers: torch.Tensor) -> None:
-        self.whole, self.numbers = whole, numbers.sort().values
+        if not len(numbers):
+            raise InputError("a part of no examples cannot be trained on: give at least one.")
+        self.whole, self._numbers = whole, numbers.sort().values
         self.batches, self.joined, self._padded = [], None, None
-        drawn = whole.order(torch.Generator().manual_seed(0))
-        self.size = max(len(index) for index in drawn)  # 1 where batches are drawn whole: numbers are batches then
-        self.count = len(self.numbers)
-        self._own = torch.zeros(sum(len(index) for index in drawn), dtype=torch.bool)
-        self._own[self.numbers] = True
+        self.size, self.count = whole.size, whole.rows(numbers)
+        self._own = torch.zeros(int(whole.numbers[-1]) + 1, dtype=torch.bool)
+        self._own[self._numbers] = True
 
     @property
-    def parts(self) -> int:
-        return -(-self.count // self.size)
+    def drawn_whole(self) -> bool:
+        return self.whole.drawn_whole
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        return self._numbers
 
     def take(self, index: torch.Tensor) -> Any:
         return self.whole.take(index)
@@ -38,9 +45,11 @@ class Part(Examples):
         drawn = torch.cat(self.whole.order(generator))
         return list(drawn[self._own[drawn]].tensor_split(self.parts))
 
-    def all(self) -> Iterator[tuple[torch.Tensor, Any]]:
-        for index in self.numbers.split(self.size):
-            yield index, self.take(index)
+    def subset(self, numbers: torch.Tensor) -> Examples:
+        return self.whole.subset(numbers)
+
+    def rows(self, numbers: torch.Tensor) -> int:
+        return self.whole.rows(numbers)
 
 
 def divided(examples: Examples, share: float, seed: int) -> tuple[Part, Part]:
@@ -49,9 +58,9 @@ def divided(examples: Examples, share: float, seed: int) -> tuple[Part, Part]:
     Raises:
         InputError: there is nothing to divide.
     """
-    count = sum(len(index) for index in examples.order(torch.Generator().manual_seed(0)))
-    if count < 2:
+    numbers = examples.numbers
+    if (count := len(numbers)) < 2:
         raise InputError("a part of the training examples is held back and there is only one: give more examples.")
     held = min(max(round(share * count), 1), count - 1)
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
-    return Part(examples, drawn[held:]), Part(examples, drawn[:held])
+    return Part(examples, numbers[drawn[held:]]), Part(examples, numbers[drawn[:held]])

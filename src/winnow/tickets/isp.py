@@ -40,7 +40,13 @@ def isp_plain(search: Search) -> Iterator[Ticket]:
 
 
 def isp_matched(search: Search) -> Iterator[Ticket]:
-    """ISP without candidates whose training is longer by their steps: T + K n C, the schedule stretched over them."""
+    """ISP without candidates whose training is longer by their steps: T' = T + K n C, the schedule stretched over them.
+
+    It is ISP without candidates in all respects with T' as its budget: t and the quarter before the last mask are of T'
+    too, so that its masks fall a little later than ISP's own (T = 600, K = 7, n = 4, C = 10: t is 7, not 5). In the strict
+    reading of a compute-matched control the extra steps all go to the fine-tuning after the last mask: for that give as
+    ``seed_steps``, which sets t, ISP's own.
+    """
     yield from _tickets(search, soup=False, extended=True)
 
 
@@ -74,16 +80,6 @@ class _Rounds:
     @property
     def history(self) -> list[Round]:
         return [Round(**r) for r in self.run.notes.get("rounds", [])]
-
-    @property
-    def most(self) -> int:
-        """Rounds at most. A union prunes less than it was asked for: it gets as many more as the budget has room for."""
-        count = len(self.wanted)
-        if self.candidates and self.search.settings.aggregate == "union":
-            steps = self.search.settings.budget * self.run.total + 1e-9
-            while count < 2 * len(self.wanted) and self.seed * (count + 1) * (count + 2) / 2 <= steps:
-                count += 1
-        return count
 
     def work(self) -> None:
         while self.run.attached.zeros < self.wanted[-1]:
@@ -119,7 +115,7 @@ class _Rounds:
             settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1], max_rate=settings.max_rate,
             mean=self._mean(pool) if settings.aggregate == "forecast" else None, reach=settings.reach,
         )  # fmt: skip
-        last = number + 1 == self.most
+        last = number + 1 == self.plan.most
         if settings.aggregate == "union" and (last or self.wanted[-1] - masks.zeros < CLOSE * masks.numel):
             masks = adjust(masks, weights, self.wanted[-1], settings.max_rate)
         if settings.average:

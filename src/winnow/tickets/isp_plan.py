@@ -17,20 +17,29 @@ FEW = 2  # candidates at least: one alone is no soup
 
 @dataclass(frozen=True)
 class IspPlan:
-    """``levels``: sparsity after each of the K rounds. ``seed_steps``: t. ``look_ahead``: C of each of ``candidates``."""
+    """``levels``: sparsity after each of the K rounds. ``seed_steps``: t. ``look_ahead``: C of each of ``candidates``.
+
+    ``most``: rounds at most; above K for a union alone, which prunes less than it is asked for.
+    """
 
     levels: list[float]
     rate: float
     seed_steps: int
     candidates: int
     look_ahead: int
+    most: int
     fewer: str = ""  # rounds than the preset's, in words
     shorter: str = ""  # candidates than the preset's
 
     @property
     def thrown(self) -> int:
-        """K n C: steps of all candidates."""
+        """K n C: steps of the candidates of K rounds."""
         return len(self.levels) * self.candidates * self.look_ahead
+
+    @property
+    def thrown_at_most(self) -> int:
+        """Steps of all candidates where every round is needed that may be."""
+        return self.most * self.candidates * self.look_ahead
 
 
 def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended: bool = False) -> IspPlan:
@@ -43,7 +52,8 @@ def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended
     Args:
         steps: T.
         epoch: mini-batches in an epoch.
-        extended: the training gets the candidates' steps as well (the compute-matched control).
+        extended: the training gets the candidates' steps as well (the compute-matched control): t and the share before
+            the last mask are then of T + K n C.
 
     Raises:
         InputError: the rounds that were asked for do not fit.
@@ -67,7 +77,30 @@ def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended
             shorter = f"look-ahead of {length} steps, not {full}: {len(found)} rounds of {count} candidates may take {THROWN:.0%} of {steps} steps."
     total = steps + len(found) * count * length if extended else steps
     seed = seed_steps(total, epoch, len(found), settings, rate)
-    return IspPlan(found, rate, seed, count, length, fewer, shorter)
+    most = len(found)
+    if settings.aggregate == "union":
+        most = union_rounds(most, seed, count * length, steps, settings.budget)
+    return IspPlan(found, rate, seed, count, length, most, fewer, shorter)
+
+
+def union_rounds(rounds: int, seed: int, thrown: int, steps: int, budget: float) -> int:
+    """Rounds that a union may take to what ``rounds`` were planned for: twice as many, while there are steps for them.
+
+    Args:
+        rounds: K; as many are taken whatever they cost, since other aggregates take them too.
+        seed: t.
+        thrown: n C, steps of the candidates of a round; of all rounds together they are half of T at most.
+        steps: T.
+        budget: largest share of T before the last mask.
+    """
+    count = rounds
+    while (
+        count < 2 * rounds
+        and seed * (count + 1) * (count + 2) / 2 <= budget * steps + 1e-9
+        and (count + 1) * thrown <= THROWN * steps
+    ):
+        count += 1
+    return count
 
 
 def seed_steps(total: int, epoch: int, rounds: int, settings: Any, rate: float) -> int:
@@ -88,9 +121,12 @@ def seed_steps(total: int, epoch: int, rounds: int, settings: Any, rate: float) 
     most = math.floor(settings.budget * total + 1e-9)
     fits = most // triangle
     if fits < 1:
+        need = "1 round needs 1 step" if rounds == 1 else f"{rounds} rounds need {triangle} steps"
+        # Where not even one round fits no rate helps.
+        other = f", or a rate above {rate:g}" if most >= 1 else ""
         raise InputError(
-            f"{rounds} rounds need {triangle} steps and may take {settings.budget:.0%} of {total}: "
-            f"give {math.ceil(triangle / settings.budget)} steps or more, or a rate above {rate:g}."
+            f"{need} and may take {settings.budget:.0%} of {total}: "
+            f"give {math.ceil(triangle / settings.budget)} steps or more{other}."
         )
     seed = settings.seed_steps
     if seed is None:

@@ -15,7 +15,9 @@ def levels(targets: Sequence[float], rate: float) -> list[float]:
 
     Between two targets the levels are 1 - (1 - s_0)(1 - rate)^i; the last of them is the target itself, never more than
     ``rate`` and a quarter of a round's step beyond the one before. For one target S that is
-    K = ceil(ln(1 - S) / ln(1 - rate) - 1/4) rounds (Jaiswal et al. 2023, section 3).
+    K = ceil(ln(1 - S) / ln(1 - rate) - 1/4) rounds. The paper (Jaiswal et al. 2023, section 3) has ceil without the quarter,
+    which is this library's own: a last round that would remove less than a quarter of its share costs a whole training of
+    IMP, or a whole set of candidates, for next to nothing, and is taken together with the one before.
 
     Raises:
         InputError: a rate or target outside (0, 1), or targets that do not rise.

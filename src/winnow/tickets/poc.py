@@ -64,8 +64,11 @@ def poc(
     before_start = time.perf_counter()
     before = training.evaluate(training.model)
     measuring = time.perf_counter() - before_start
-    left = 60 * minutes - (time.perf_counter() - start)
-    found = plan(training, rate, kinds, seeds=seeds, step=step, evaluation=measuring, seconds=max(left, 0.0))
+    spent = time.perf_counter() - start
+    found = plan(
+        training, rate, kinds, seeds=seeds, step=step, evaluation=measuring, seconds=max(60 * minutes - spent, 0.0),
+        spent=spent,
+    )  # fmt: skip
     short = training.replaced(steps=found.steps, examples=subset(training.examples, found.examples, training.seed))
     tickets: list[Ticket] = []
     done = 0

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from winnow.errors import InputError
-from winnow.tickets.cost import planned_steps
+from winnow.tickets.cost import imp_rounds, planned_steps
+from winnow.tickets.held_out import Part
 from winnow.tickets.levels import levels
 from winnow.tickets.run import Run, seed_of
+from winnow.tickets.settings import ImpSettings
 from winnow.tickets.training import Training
 from winnow.train.examples import Examples
 
 LEAST = 20  # steps of a trial: fewer say nothing
 RESERVE = 0.85  # of the minutes are planned with; the rest is for masks, scoring and what else takes time
+MARGIN = 1.25  # on the minutes asked for in a refusal: the next start times its few steps anew, and not the same
 WARM, TIMED = 1, 4  # steps before and while steps are timed
 BATCHES = 8  # mini-batches of examples at least
 SCALED = {"look_ahead": 2, "seed_steps": 1, "interval": 1, "every": 1}  # settings counted in steps, and their least
@@ -51,6 +54,7 @@ def plan(
     step: float,
     evaluation: float,
     seconds: float,
+    spent: float = 0.0,
 ) -> Plan:
     """The longest trial of all methods and seeds that fits ``seconds``, never longer than the training itself.
 
@@ -60,16 +64,25 @@ def plan(
     Args:
         methods: settings by method name.
         step, evaluation: seconds of one of each.
+        seconds: that the trial may take.
+        spent: seconds that have gone before it, for the message.
 
     Raises:
         InputError: not even a trial of 20 steps fits.
     """
 
+    examples, count = training.examples, training.examples.count
+
+    def examples_at(steps: int) -> int:
+        return min(count, max(round(count * steps / training.steps), BATCHES * examples.size))
+
     def settings_at(steps: int) -> dict[str, Any]:
         return {m: shrunk(m, s, sparsity, steps, steps / training.steps) for m, s in methods.items()}
 
     def needed(steps: int) -> float:
-        short = training.replaced(steps=steps)
+        # Some method's steps go with the number of examples, whichever they are.
+        few = Part(examples, examples.numbers[: _draws(examples, examples_at(steps))])
+        short = training.replaced(steps=steps, examples=few)
         total = sum(
             planned_steps(m, s, short, 0.0 if m == "dense" else sparsity) for m, s in settings_at(steps).items()
         )
@@ -77,20 +90,21 @@ def plan(
 
     least = min(LEAST, training.steps)
     if needed(least) > RESERVE * seconds:
+        wanted = math.ceil((spent + MARGIN * needed(least) / RESERVE) / 6) / 10
         raise InputError(
-            f"a trial of {least} steps takes about {math.ceil(needed(least) / RESERVE / 6) / 10:g} minutes here: give so many minutes, or fewer methods and seeds."
+            f"a trial of {least} steps, timing included, may take up to {wanted:g} minutes here: "
+            f"give {wanted:g} minutes or more, or fewer methods and seeds."
         )
     low, high = least, training.steps
     while low < high:  # ``needed`` rises with the steps, save for rounding
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(middle) <= RESERVE * seconds else (low, middle - 1)
-    count = training.examples.count
-    wanted = max(round(count * low / training.steps), BATCHES * training.examples.size)
-    return Plan(low, min(count, wanted), needed(low), settings_at(low))
+    return Plan(low, examples_at(low), needed(low), settings_at(low))
 
 
 def shrunk(method: str, settings: Any, sparsity: float, steps: int, share: float) -> Any:
-    """Settings for a training of ``steps``: those counted in steps times ``share``; ISP's rounds as many as there is room for."""
+    """Settings for a training of ``steps``: those counted in steps times ``share``; of ISP, and of IMP within a budget, as many
+    rounds as there is room for."""
     changes: dict[str, Any] = {
         name: max(least, round(value * share))
         for name, least in SCALED.items()
@@ -103,21 +117,25 @@ def shrunk(method: str, settings: Any, sparsity: float, steps: int, share: float
             changes["rate"] = 1 - (1 - sparsity) ** (1 / most)
         if "seed_steps" in changes:  # given for the full length: here as many as fit
             changes["seed_steps"] = None
+    elif isinstance(settings, ImpSettings) and settings.budget is not None:
+        # K + 1 trainings of a step at least, the first whole and the others from ``rewind`` on.
+        most = max(1, math.floor((settings.budget * steps - 1) / (1 - getattr(settings, "rewind", 0.0)) + 1e-9))
+        if imp_rounds(sparsity, settings.rate) > most:
+            changes["rate"] = 1 - (1 - sparsity) ** (1 / most)
     return settings.model_copy(update=changes) if changes else settings
 
 
 def subset(examples: Examples, count: int, seed: int) -> Examples:
-    """So many examples drawn without replacement, with the same size of mini-batches; all where that is no fewer."""
+    """So many examples drawn without replacement, with the same size of mini-batches; all where that is no fewer.
+
+    Of batches that are drawn whole, as many as it takes on average.
+    """
     if count >= examples.count:
         return examples
-    generator = torch.Generator().manual_seed(seed_of(seed, "subset"))
-    if examples.joined is None:  # batches are drawn whole
-        each = examples.count / len(examples.batches)
-        drawn = torch.randperm(len(examples.batches), generator=generator)[: max(1, math.ceil(count / each))]
-        return Examples([examples.batches[int(i)] for i in drawn], examples.size)
-    drawn = torch.randperm(examples.count, generator=generator)[:count]
-    if examples.lengths is None:
-        return Examples([examples.take(drawn)], examples.size)
-    # Padded texts are handed over as batches of about one length each: together again they are padded as they were.
-    drawn = drawn[examples.lengths[drawn].argsort(stable=True)]
-    return Examples([examples.take(part) for part in drawn.split(examples.size)], examples.size)
+    numbers, generator = examples.numbers, torch.Generator().manual_seed(seed_of(seed, "subset"))
+    return examples.subset(numbers[torch.randperm(len(numbers), generator=generator)[: _draws(examples, count)]])
+
+
+def _draws(examples: Examples, count: int) -> int:
+    """How many of ``examples.numbers`` make so many examples."""
+    return max(1, -(-count * len(examples.numbers) // examples.count))

@@ -94,8 +94,14 @@ class Search:
     def __post_init__(self) -> None:
         self.scope = self.training.scope()
         self.zeros = [min(round(s * self.scope.numel), self.scope.numel - 1) for s in self.sparsities]
-        if not self.zeros or sorted(set(self.zeros)) != list(self.zeros):
-            raise InputError(f"sparsities {list(self.sparsities)} do not rise: give each once, smallest first.")
+        given = list(self.sparsities)
+        if not given or sorted(set(given)) != given:
+            raise InputError(f"sparsities {given} do not rise: give each once, smallest first.")
+        for a, b, zeros, after in zip(given, given[1:], self.zeros, self.zeros[1:]):
+            if zeros == after:
+                raise InputError(
+                    f"sparsities {a} and {b} are both {zeros} zeros in {self.scope.numel} weights: leave one of them out."
+                )
 
     def zeros_at(self, sparsity: float) -> int:
         return min(round(sparsity * self.scope.numel), self.scope.numel - 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +23,10 @@ class Examples:
     neighbours. Texts padded on the right to different lengths are joined too (see :func:`join_padded`): drawn with
     others of about their length, and cut to the longest drawn. Batches that can be neither are drawn whole.
 
-    ``joined`` is all examples as one batch, None where batches are drawn whole; ``lengths`` those of padded texts.
+    Attributes:
+        size: examples in a mini-batch at most; of batches that are drawn whole, what was asked for.
+        count: examples in all.
+        joined: all examples as one batch; None where batches are drawn whole, and of examples that are made when drawn.
 
     Raises:
         InputError: no batch, or one that holds no tensor or no example.
@@ -32,13 +37,23 @@ class Examples:
             raise InputError("there is no calibration data: give at least one batch (--data).")
         self.size = size
         self.batches = list(batches)
-        self.count = sum(len(_leading(b)) for b in self.batches)
+        self.count = sum(self._rows(i) for i in range(len(self.batches)))
         if not self.count:
             raise InputError("the calibration batches hold no examples: give at least one.")
         self.joined = _join(self.batches)
         self._padded: Padded | None = join_padded(self.batches) if self.joined is None else None
         if self._padded is not None:
             self.joined = self._padded.joined
+
+    @property
+    def drawn_whole(self) -> bool:
+        """Whether batches stay together: the numbers in :attr:`numbers` are then those of batches, not of examples."""
+        return self.joined is None
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Everything that :meth:`take` can be asked for, int64, rising."""
+        return torch.arange(len(self.batches) if self.drawn_whole else self.count)
 
     @property
     def lengths(self) -> torch.Tensor | None:
@@ -48,10 +63,10 @@ class Examples:
     @property
     def parts(self) -> int:
         """Mini-batches in an epoch."""
-        return len(self.batches) if self.joined is None else -(-self.count // self.size)
+        return len(self.numbers) if self.drawn_whole else -(-self.count // self.size)
 
     def take(self, index: torch.Tensor) -> Any:
-        """The batch of these examples (joined) or of this batch number (index of one element)."""
+        """The batch of these examples, or of this batch number (index of one element) where batches are drawn whole."""
         if self.joined is None:
             return self.batches[int(index)]
         batch = map_tensors(self.joined, lambda t: t[index.to(t.device)])
@@ -62,7 +77,7 @@ class Examples:
 
         Mini-batches differ in size by one at most and never exceed ``size``: there is no small one left over.
         """
-        if self.joined is None:
+        if self.drawn_whole:
             return list(torch.randperm(len(self.batches), generator=generator).split(1))
         drawn = torch.randperm(self.count, generator=generator)
         if self.lengths is None:
@@ -74,13 +89,40 @@ class Examples:
 
     def all(self) -> Iterator[tuple[torch.Tensor, Any]]:
         """Every example once, in order, with its index."""
-        index = (
-            torch.arange(len(self.batches)).split(1)
-            if self.joined is None
-            else torch.arange(self.count).split(self.size)
-        )
-        for part in index:
-            yield part, self.take(part)
+        for index in self.numbers.split(1 if self.drawn_whole else self.size):
+            yield index, self.take(index)
+
+    def subset(self, numbers: torch.Tensor) -> Examples:
+        """Some of the examples, or of the batches where they are drawn whole, as examples of their own.
+
+        They are drawn as these are: with the same size of mini-batches, batches that stayed together stay so, padded
+        texts are cut. Joined examples are copied, so that the rest can be let go.
+
+        Args:
+            numbers: int64 [n], n >= 1, each of :attr:`numbers` once at most.
+
+        Raises:
+            InputError: no number.
+        """
+        if not len(numbers):
+            raise InputError("a part of no examples cannot be trained on: give at least one.")
+        found = copy.copy(self)
+        found.count = self.rows(numbers)
+        if self.drawn_whole:
+            found.batches = [self.batches[int(i)] for i in numbers]
+            return found
+        found.joined = map_tensors(self.joined, lambda t: t[numbers.to(t.device)])
+        found.batches = [found.joined]
+        if self._padded is not None:
+            found._padded = replace(self._padded, joined=found.joined, lengths=self._padded.lengths[numbers])
+        return found
+
+    def rows(self, numbers: torch.Tensor) -> int:
+        """How many examples these numbers stand for."""
+        return sum(self._rows(int(i)) for i in numbers) if self.drawn_whole else len(numbers)
+
+    def _rows(self, batch: int) -> int:
+        return len(_leading(self.batches[batch]))
 
 
 def map_tensors(batch: Any, function: Any) -> Any:
