@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import ray_jobs
+import winnow
 from winnow.errors import InputError, WinnowError
 from winnow.run import executor_ray
 from winnow.run.executor import Local, executor_named
@@ -113,6 +114,18 @@ def test_whole_searches_with_a_killed_worker_equal_those_here(there, tmp_path, c
                 b.cost.weighted,
             )
     assert not same(wanted[0][0].model.state_dict(), wanted[2][0].model.state_dict())
+
+
+def test_the_sparsities_of_a_search_are_jobs(there):
+    given = ray_jobs.training()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    wanted = winnow.find_ticket(given, sparsity=[0.5, 0.8], method="magnitude").tickets
+    torch.set_num_threads(threads)
+    for ours, theirs in zip(
+        winnow.find_ticket(given, sparsity=[0.5, 0.8], method="magnitude", executor=there).tickets, wanted, strict=True
+    ):
+        assert ours.zeros == theirs.zeros and same(ours.model.state_dict(), theirs.model.state_dict())
 
 
 def test_results_come_home_as_the_callers_own(there):

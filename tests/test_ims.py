@@ -1,13 +1,13 @@
 """Instant Model Soup: candidates, the choice of their shares, and the dense training after it."""
 
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from elsewhere import Elsewhere
 from isp_samples import Killed, Killer, mlp, rows, training
 from winnow.errors import FormatError
 from winnow.formats import tensorfile
@@ -168,14 +168,6 @@ def test_a_damaged_soup_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(FormatError, match=r"delete it and run again\.$"):
         instant_model_soup(given, ImsSettings(**FEW), validate=held_out, store=Store(tmp_path))
-
-
-class Elsewhere:
-    local = False
-
-    def map(self, function, shared, items, done=None):
-        found = [pickle.loads(pickle.dumps((function, shared, item))) for item in items]
-        return [pickle.loads(pickle.dumps(f(s, i))) for f, s, i in found]
 
 
 def test_candidates_elsewhere_are_the_same():

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a method lives: ``module`` under winnow.tickets, a generator function in it, and its settings class."""
+    """Where a method lives: ``module`` under winnow.tickets, a generator function in it, and its settings class.
+
+    ``trajectory``: one sequence of trainings serves all sparsities, unless its settings have a ``budget``.
+    ``candidates``: a run has parts that an executor can compute.
+    """
 
     module: str
     function: str
     settings: str = "Settings"  # in winnow.tickets.settings
+    trajectory: bool = False
+    candidates: bool = False
 
     @property
     def finder(self) -> Finder:
@@ -41,11 +47,11 @@ METHODS: dict[str, Entry] = {
     "progressive": Entry("gradual", "progressive", "ProgressiveSettings"),
     "gradual": Entry("gradual", "gradual", "GradualSettings"),
     "earlybird": Entry("earlybird", "earlybird", "EarlyBirdSettings"),
-    "imp": Entry("imp", "imp", "ImpSettings"),
-    "imp-rewind": Entry("imp", "imp_rewind", "RewindSettings"),
-    "lrr": Entry("imp", "lrr", "ImpSettings"),
-    "lottery-pool": Entry("lottery_pool", "lottery_pool", "PoolSettings"),
-    "isp": Entry("isp", "isp", "IspSettings"),
+    "imp": Entry("imp", "imp", "ImpSettings", trajectory=True),
+    "imp-rewind": Entry("imp", "imp_rewind", "RewindSettings", trajectory=True),
+    "lrr": Entry("imp", "lrr", "ImpSettings", trajectory=True),
+    "lottery-pool": Entry("lottery_pool", "lottery_pool", "PoolSettings", trajectory=True),
+    "isp": Entry("isp", "isp", "IspSettings", candidates=True),
     "isp-plain": Entry("isp", "isp_plain", "IspSettings"),
     "isp-matched": Entry("isp", "isp_matched", "IspSettings"),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
 from winnow.tickets.check import check_training
 from winnow.tickets.identity import training_identity
+from winnow.tickets.jobs import tickets_of
 from winnow.tickets.methods import METHODS
 from winnow.tickets.run import Progress
 from winnow.tickets.saving import check_folder, write_ticket, write_tickets
@@ -148,7 +149,7 @@ def find_ticket(
         out: folder to write, with the report of the search (``ticket.html``, ``ticket-report.json``); with several
             sparsities a subfolder each. Finished parts are kept in ``OUT.work`` meanwhile: a search that was killed
             goes on where it stood when it is called again.
-        executor: where independent parts run; here unless given.
+        executor: where independent parts run: whole sparsities, or the candidates of one; here unless given.
         progress: called with the name of a stage, gives a function (done, total, what).
 
     Raises:
@@ -174,7 +175,7 @@ def find_ticket(
             name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")
         )
     search = Search(name, training, rates, chosen, store, key, executor or Local(), progress)
-    tickets = list(METHODS[name].finder(search))
+    tickets = tickets_of(search)
     named = Path(model).name if isinstance(model, (str, Path)) else ""
     found = Found(tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named)
     if folder is not None and store is not None:
