@@ -132,7 +132,7 @@ SENSITIVITY: dict[str, Setting] = {
     "intersect": Setting({"aggregate": "intersect"}),
     "literal": Setting({"aggregate": "literal"}),
     # The control's masks come a little later than ISP's, as its budget is larger: here they come at the same steps.
-    "control, masks at ISP's steps": Setting({"seed_steps": lambda steps: max(1, steps // 120)}, "isp-matched"),
+    "control with ISP's mask steps": Setting({"seed_steps": lambda steps: max(1, steps // 120)}, "isp-matched"),
 }
 
 # At most six soups: chosen on one subject's selection data, confirmed once on two others. The name goes into the cells.
