@@ -583,3 +583,21 @@ def test_costs_without_any_step() -> None:
     report = page.build(tickets, dense, owner)
     Words(page.render(report))
     assert ticket_cost_chart.by_steps(report, "k", 900, 12.0) is None
+
+
+def test_a_heat_map_without_figures_names_no_unit(single: TicketReport) -> None:
+    """Of few tensors the cells have figures, of many only colours."""
+    few, many = single.model_copy(deep=True), single.model_copy(deep=True)
+    for report, kept in ((few, 6), (many, 30)):
+        for line in report.tickets:
+            line.tensors = line.tensors[:kept]
+    for report in (few, many):
+        told = page.render(report)
+        assert ("kept of each tensor, in per cent" in told) == ('class="cell"' in told)
+    assert 'class="cell"' in page.render(few) and 'class="cell"' not in page.render(many)
+
+
+@pytest.mark.parametrize(("batch", "words"), [(16.0, "of 16 examples"), (15.8, "of about 16 examples")])
+def test_examples_of_a_step_are_whole(single: TicketReport, batch: float, words: str) -> None:
+    report = single.model_copy(update={"batch": batch})
+    assert words in page.render(report)

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +85,7 @@ def build_report(
         verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone),
         next_step=verdict.next_step,
         undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.sha256()[:12]}). "
-        f"`winnow export {place} --out {place}-dense` writes this one for use without winnow.",
+        f"`winnow export {quote(place)} --out {quote(place + '-dense')}` writes this one for use without winnow.",
         command=command,
         model=ModelInfo(
             name=_short(setup.source.spec),
@@ -187,10 +188,8 @@ def _below_floor(setup: Setup, main: Outcome, task: Task | None) -> str | None:
 
 def command_line(argv: list[str] | None = None) -> str:
     """The command that was typed, quoted so that it can be pasted."""
-    import shlex
-
     argv = sys.argv if argv is None else argv
-    return " ".join(["winnow", *(shlex.quote(a) for a in argv[1:])])
+    return " ".join(["winnow", *(quote(a) for a in argv[1:])])
 
 
 def _dense_row(setup: Setup, runner: Runner) -> Candidate:
@@ -267,13 +266,13 @@ def _changed(runner: Runner, main: Outcome) -> list[ChangedExample]:
             truth=r["truth"],
             dense=r["dense"],
             pruned=r["pruned"],
-            image=_image(runner.task, r["index"]) if r["input"] is None else None,
+            image=image_of(runner.task, r["index"]) if r["input"] is None else None,
         )
         for r in rows
     ]
 
 
-def _image(task: Task, index: int) -> str | None:
+def image_of(task: Task, index: int) -> str | None:
     """A changed image as a data URI of at most 96 pixels a side; None for inputs that are not images."""
     records = getattr(task, "records", None)
     if records is None or records.kind not in ("images", "tensors"):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from winnow.compression.prepare import written_unit
 from winnow.compression.runner import Outcome
+from winnow.measure.compare import Comparison
 from winnow.measure.quality import Evaluation, Task
-from winnow.report.words import number, size
+from winnow.report.words import number, signed, size
+
+if TYPE_CHECKING:
+    from winnow.report.schema import Candidate
 
 SMALL_DROP = 1.0  # points, or per cent of perplexity: what most users accept without asking
 LARGE_DROP = 5.0
+Tone = Literal["good", "mixed", "bad"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,24 @@ class Judgement:
     """The sentence, its tone, what to do next, and the candidate that is the better answer (None: the chosen one is)."""
 
     sentence: str
-    tone: Literal["good", "mixed", "bad"]
+    tone: Tone
     next_step: str
     better: str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How what to change is said, which differs between a command and a recipe."""
+
+    measure: str = "give evaluation data with `--eval`"
+    less: str = (
+        "a lower `--sparsity`, or `--max-drop 1` to let winnow find the smallest file that stays within one point"
+    )
+    smaller: str = "`--values int8`"
+    more: str = "`--eval`"
+
+
+COMMAND = Options()
 
 
 def judge(
@@ -34,15 +54,9 @@ def judge(
     next_folder: str,
 ) -> Judgement:
     """Compares the chosen candidate with the dense model and with plain quantization of at most its size."""
-    ratio = dense_file / max(chosen.file_bytes, 1)
-    shrank = (
-        f"{chosen.candidate.label}: the file is {ratio:.2f}x smaller ({size(dense_file)} to {size(chosen.file_bytes)})"
-    )
+    label = chosen.candidate.label
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
-        return Judgement(
-            f"{shrank}; quality was not measured.", "mixed", "Measure it: give evaluation data with `--eval`.", None
-        )
-    worse = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)} ({change(task, chosen)})"
+        return unmeasured(label, dense_file, chosen.file_bytes)
     better = winner(chosen, others)
     if better is not None:
         gain = (
@@ -55,28 +69,52 @@ def judge(
             sentence = f"Store the same zeros in narrower values: {better.candidate.label} gives {gain}."
         step = f"Take that model instead: add `--keep {better.name}` to the command, and it is written to {next_folder}/{better.name}."
         return Judgement(sentence, "bad" if better.candidate.kind == "quantized" else "mixed", step, better.name)
-    drop = chosen.comparison.drop
-    if drop != drop or drop > LARGE_DROP:
+    worse = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)} ({change(chosen.comparison)})"
+    return weigh(label, dense_file, chosen.file_bytes, worse, chosen.comparison, next_folder)
+
+
+def unmeasured(label: str, before: int, after: int, options: Options = COMMAND) -> Judgement:
+    """Of a file alone."""
+    shrank = f"{_shrank(label, before, after)}; quality was not measured."
+    return Judgement(shrank, "mixed", f"Measure it: {options.measure}.", None)
+
+
+def weigh(
+    label: str, before: int, after: int, worse: str, loss: Comparison, folder: str, options: Options = COMMAND
+) -> Judgement:
+    """Of a model that nothing measured beats.
+
+    Args:
+        label: what it is, as a person reads it.
+        before, after: bytes of the file.
+        worse: what became of the quality, in words.
+        loss: the same in figures.
+        folder: where it is written.
+    """
+    shrank = _shrank(label, before, after)
+    tone = tone_of(loss)
+    if tone == "bad":
+        return Judgement(f"{shrank}, but it lost too much: {worse}.", tone, f"Ask for less: {options.less}.", None)
+    if before <= after:
         return Judgement(
-            f"{shrank}, but it lost too much: {worse}.",
+            f"The file did not get smaller ({size(before)} to {size(after)}): {worse}.",
             "bad",
-            "Ask for less: a lower `--sparsity`, or `--max-drop 1` to let winnow find the smallest file that stays within one point.",
-            None,
-        )
-    tone: Literal["good", "mixed"] = "good" if chosen.comparison.high <= SMALL_DROP or drop <= 0 else "mixed"
-    if ratio <= 1:
-        return Judgement(
-            f"The file did not get smaller ({size(dense_file)} to {size(chosen.file_bytes)}): {worse}.",
-            "bad",
-            "Ask for more zeros or narrower values, e.g. `--values int8`.",
+            f"Ask for more zeros or narrower values, e.g. {options.smaller}.",
             None,
         )
     following = (
-        f"Use it: `winnow.load({next_folder!r})`, or `from_pretrained` after `import winnow`."
+        f"Use it: `winnow.load({folder!r})`, or `from_pretrained` after `import winnow`."
         if tone == "good"
-        else "Check the examples below that changed; with more evaluation data (`--eval`) the interval narrows."
+        else f"Check the examples below that changed; with more evaluation data ({options.more}) the interval narrows."
     )
     return Judgement(f"{shrank}; {worse}.", tone, following, None)
+
+
+def tone_of(loss: Comparison) -> Tone:
+    """What a loss is worth saying: good where it is small for certain."""
+    if loss.drop != loss.drop or loss.drop > LARGE_DROP:
+        return "bad"
+    return "good" if loss.high <= SMALL_DROP or loss.drop <= 0 else "mixed"
 
 
 def winner(chosen: Outcome, others: Sequence[Outcome]) -> Outcome | None:
@@ -84,31 +122,42 @@ def winner(chosen: Outcome, others: Sequence[Outcome]) -> Outcome | None:
 
     Plain quantization that was asked for is never overruled by it: only a smaller or better model is.
     """
-    if chosen.comparison is None:
+    number = _best(_standing(chosen), [_standing(o) for o in others])
+    return None if number is None else others[number]
+
+
+def winning_row(chosen: Candidate, others: Sequence[Candidate]) -> Candidate | None:
+    """:func:`winner` among the rows of a report."""
+    number = _best((chosen.file_bytes, chosen.drop), [(c.file_bytes, c.drop) for c in others])
+    return None if number is None else others[number]
+
+
+def _standing(outcome: Outcome) -> tuple[int | None, float | None]:
+    return outcome.file_bytes, None if outcome.comparison is None else outcome.comparison.drop
+
+
+def _best(mine: tuple[int | None, float | None], others: Sequence[tuple[int | None, float | None]]) -> int | None:
+    """The number of the first one ahead, by bytes and drop; None where there is none or ``mine`` was not measured."""
+    bytes_, drop = mine
+    if bytes_ is None or drop is None:
         return None
-    mine = chosen.comparison.drop
     ahead = [
-        o
-        for o in others
-        if o.comparison is not None
-        and o.file_bytes <= chosen.file_bytes
-        and o.comparison.drop <= mine
-        and (o.file_bytes < chosen.file_bytes or o.comparison.drop < mine)
+        (b, d, i)
+        for i, (b, d) in enumerate(others)
+        if b is not None and d is not None and b <= bytes_ and d <= drop and (b < bytes_ or d < drop)
     ]
-    return min(ahead, key=lambda o: (o.file_bytes, o.comparison.drop), default=None)  # type: ignore[union-attr]
+    return min(ahead)[2] if ahead else None
 
 
-def change(task: Task, outcome: Outcome) -> str:
+def change(c: Comparison) -> str:
     """The paired change with its interval as a reader expects the signs: minus is worse (perplexity: plus)."""
-    c = outcome.comparison
-    assert c is not None
     unit, sign = (" per cent", 1) if c.relative else (" points", -1)
     low, high = sorted((sign * c.low, sign * c.high))
-    return f"{_signed(sign * c.drop)}{unit}, 95\u00a0% interval {_signed(low)} to {_signed(high)}"
+    return f"{signed(sign * c.drop)}{unit}, 95\u00a0% interval {signed(low)} to {signed(high)}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212")
+def _shrank(label: str, before: int, after: int) -> str:
+    return f"{label}: the file is {before / max(after, 1):.2f}x smaller ({size(before)} to {size(after)})"
 
 
 def _value(task: Task, evaluation: Evaluation | None) -> str:

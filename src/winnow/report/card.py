@@ -5,30 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 
 from winnow.report import words
-from winnow.report.schema import Report
+from winnow.report.schema import Candidate, Report, TaskInfo
+from winnow.report.view import notes
 
 
 def card(report: Report) -> str:
     """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load."""
-    chosen, dense = report.picked, report.dense
+    chosen = report.picked
     lines = ["---", "tags:", "- winnow", "- sparsity", "---", "", f"# {report.title}", "", report.verdict.sentence, ""]
     if chosen is not None:
-        lines += ["| | dense | this model |", "|---|---|---|"]
+        before: list[Candidate | None] = [c for c in (report.dense, report.ticket) if c is not None] or [None]
+        heads = ["dense" if c is None or c.kind == "dense" else "the ticket, before packing" for c in before]
+        lines += [f"| | {' | '.join([*heads, 'this model'])} |", "|---" * (len(heads) + 2) + "|"]
+        given = [words.percent(c.sparsity) if c is not None and c.kind == "ticket" else "" for c in before]
+        was = words.size(report.sizes.dense_file)
         rows = [
-            ("zeros among prunable weights", "", words.percent(chosen.sparsity)),
-            ("bits per prunable weight", _bits(dense), _bits(chosen)),
-            ("weights file", words.size(report.sizes.dense_file), words.size(report.sizes.file)),
+            ("zeros among prunable weights", *given, words.percent(chosen.sparsity)),
+            ("bits per prunable weight", *(_bits(c) for c in before), _bits(chosen)),
+            ("weights file", *(was for _ in before), words.size(report.sizes.file)),
         ]
-        if chosen.quality is not None and dense is not None:
+        if chosen.quality is not None and report.yardstick is not None:
             task = report.task
-            span = f" ({words.span(chosen.low, chosen.high, task)})" if chosen.low is not None else ""
-            rows.append((task.metric, words.quality(dense.quality, task), words.quality(chosen.quality, task) + span))
-        lines += [f"| {name} | {before} | {after} |" for name, before, after in rows]
+            values = [words.quality(c.quality, task) for c in before if c is not None]
+            rows.append((task.metric, *values, words.quality(chosen.quality, task) + _span(chosen, task)))
+            if words.change(chosen, task):
+                span = words.change_span(chosen, task)
+                blank = [""] * len(before)
+                rows.append(
+                    (f"against {_against(report)}", *blank, words.change(chosen, task) + (f" ({span})" if span else ""))
+                )
+        lines += [f"| {' | '.join(row)} |" for row in rows]
         if report.task.evaluation_data:
             lines += [
                 "",
                 f"Measured on {report.task.evaluation_data} ({words.count(report.task.n)} examples), which calibration did not see.",
             ]
+    noted = notes(report)
+    if noted:
+        lines += ["", "## Keep in mind", "", *(f"- {note}" for note in noted)]
     lines += ["", "## Load", "", "```python", "import winnow  # makes from_pretrained read packed weights", ""]
     if report.model.kind == "plain torch":
         lines += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
@@ -52,6 +66,14 @@ def write(report: Report, folder: Path) -> Path:
     if not path.exists():
         path.write_text(card(report), encoding="utf-8")
     return path
+
+
+def _against(report: Report) -> str:
+    return "the ticket" if words.against(report) == "ticket" else "dense"
+
+
+def _span(candidate: Candidate, task: TaskInfo) -> str:
+    return f" ({words.span(candidate.low, candidate.high, task)})" if candidate.low is not None else ""
 
 
 def _bits(candidate: object) -> str:

@@ -84,11 +84,11 @@ def _table(report: Report, width: int) -> Table:
 
 
 def _nearest(ranked: list[Candidate], picked: Candidate | None) -> list[Candidate]:
-    """At most ROWS candidates: dense and chosen always, then those nearest the chosen one's bits per weight."""
+    """At most ROWS candidates: dense, ticket and chosen always, then those nearest the chosen one's bits per weight."""
     around = picked.bits_per_weight if picked is not None else None
 
     def far(c: Candidate) -> float:
-        if c is picked or c.kind == "dense":
+        if c is picked or c.unpacked:
             return -1.0
         if c.bits_per_weight is None:
             return float("inf")

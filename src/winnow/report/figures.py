@@ -58,6 +58,8 @@ class Canvas:
         r = radius
         if kind == "dense":
             self.rect(x - r * 0.85, y - r * 0.85, 1.7 * r, 1.7 * r, "mark dense", title)
+        elif kind == "ticket":
+            self.rect(x - r * 0.85, y - r * 0.85, 1.7 * r, 1.7 * r, "mark ticket", title)
         elif kind == "quantized":
             self._add("circle", "mark quantized", title, cx=x, cy=y, r=r)
         else:

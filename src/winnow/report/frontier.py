@@ -16,13 +16,17 @@ from .schema import Candidate, Report, TaskInfo
 
 KINDS: dict[str, str] = {
     "dense": "dense",
+    "ticket": "ticket, before packing",
     "quantized": "plain quantization",
     "pruned": "pruned",
     "pruned+quantized": "pruned and quantized",
 }
 
 
-FAMILIES = (("quantized", ("dense", "quantized")), ("pruned", ("dense", "pruned", "pruned+quantized")))
+FAMILIES = (
+    ("quantized", ("dense", "ticket", "quantized")),
+    ("pruned", ("dense", "ticket", "pruned", "pruned+quantized")),
+)
 BEYOND = "beyond the scale"
 STEP = 18.0  # pixels between the rows of the band for values beyond the scale
 BAND_ROWS = 6  # of that band at most
@@ -83,9 +87,7 @@ def _vertical(found: list[Point], picked: Candidate | None, task: TaskInfo) -> t
         return [e for e in ends if e is not None and math.isfinite(e) and (e > 0 or not positive)]
 
     # The yardsticks' own intervals set the least of the axis: differences smaller than the noise must look it.
-    yardsticks = [
-        p for p in found if (p.candidate is picked or p.candidate.kind == "dense") and math.isfinite(p.quality)
-    ]
+    yardsticks = [p for p in found if (p.candidate is picked or p.candidate.unpacked) and math.isfinite(p.quality)]
     noise = [abs(loss(e) - loss(p.quality)) for p in yardsticks for e in edges(p)]
     focus = max(
         [statistics.median_low([loss(q) for q in finite]), 1e-9, *noise, *(loss(p.quality) for p in yardsticks)]
@@ -109,6 +111,7 @@ class _Plot:
 
     def __init__(self, report: Report, found: list[Point], width: float, height: float, font: float) -> None:
         self.found, self.task, self.picked = found, report.task, report.picked
+        self.yardstick = report.yardstick
         self.canvas = Canvas(width, font)
         self.canvas.height = height
         low, high, log = _vertical(found, self.picked, self.task)
@@ -176,7 +179,7 @@ class _Plot:
 
     def fronts(self) -> list[list[tuple[float, float]]]:
         """Draws the line of each family's best; returns the lines, for the labels to avoid."""
-        dense = next((p for p in self.found if p.candidate.kind == "dense" and p not in self.lost), None)
+        dense = next((p for p in self.found if p.candidate is self.yardstick and p not in self.lost), None)
         if dense is not None:
             self.canvas.line(self.area.left, self.y(dense.quality), self.area.right, self.y(dense.quality), "datum")
         lines = []
@@ -210,15 +213,7 @@ class _Plot:
         leading = {p.number for css, kinds in FAMILIES for p in front(self.found, kinds[1:], higher)}
 
         def rank(p: Point) -> tuple[int, int]:
-            first = (
-                0
-                if p.candidate is self.picked
-                else 1
-                if p.candidate.kind == "dense"
-                else 2
-                if p.number in leading
-                else 3
-            )
+            first = 0 if p.candidate is self.picked else 1 if p.candidate.unpacked else 2 if p.number in leading else 3
             return first, p.number
 
         left, right, top, bottom = self.area.left + 2, self.area.right, self.area.top - 14, self.area.bottom - 2

@@ -5,8 +5,9 @@ Imported lazily only. A field that is not known is None (or an empty list); page
 Units, everywhere: ``sparsity``, ``agreement`` and every ``*_share`` are fractions between 0 and 1; sizes are bytes;
 times are seconds. ``quality``, ``low`` and ``high`` are the metric's own value in ``task.unit`` (accuracy 91.2 with the
 unit "%", perplexity 12.3 with the unit ""), so are the two columns of ``classes``. ``drop`` is what was lost against
-the dense model, positive when worse: in points (the metric's own unit) where higher is better, else in per cent of
-the dense value.
+the yardstick (:attr:`Report.yardstick`), positive when worse: in points (the metric's own unit) where higher is better,
+else in per cent of its value. ``agreement`` and ``kl`` are against the model that was packed: the ticket where there is
+one, else the dense model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .allocation_schema import AllocationRecord
 from .parts import Count, Image, Part, Share, Text
 
 FORMAT: Literal[1] = 1
-Kind = Literal["dense", "pruned", "quantized", "pruned+quantized"]
+Kind = Literal["dense", "ticket", "pruned", "quantized", "pruned+quantized"]
 
 
 class Verdict(Part):
@@ -57,7 +58,7 @@ class TaskInfo(Part):
 
 
 class Candidate(Part):
-    """One model on the frontier: the dense one, a pruned one, or a plainly quantized one."""
+    """One model on the frontier: the dense one, the ticket that was packed, a pruned one, or a plainly quantized one."""
 
     name: Text
     kind: Kind
@@ -72,12 +73,17 @@ class Candidate(Part):
     drop: float | None = None
     drop_low: float | None = None
     drop_high: float | None = None
-    agreement: Share | None = None  # same top-1 answer as the dense model
+    agreement: Share | None = None  # same top-1 answer as the model that was packed
     kl: float | None = None  # nats
     seconds: float | None = None
     folder: Text | None = None
     chosen: bool = False
     note: Text | None = None
+
+    @property
+    def unpacked(self) -> bool:
+        """Whether others are compared with it: a model as it was before packing."""
+        return self.kind in ("dense", "ticket")
 
 
 class Layer(Part):
@@ -230,8 +236,18 @@ class Report(Part):
 
     @property
     def dense(self) -> Candidate | None:
-        """The dense candidate, the yardstick of every other."""
+        """The dense candidate, where it was measured."""
         return next((c for c in self.candidates if c.kind == "dense"), None)
+
+    @property
+    def ticket(self) -> Candidate | None:
+        """The sparse model that was packed, where compression began with one: a ticket is not dense."""
+        return next((c for c in self.candidates if c.kind == "ticket"), None)
+
+    @property
+    def yardstick(self) -> Candidate | None:
+        """What every ``drop`` is against: the dense model, or the ticket where no dense one was measured."""
+        return self.dense or self.ticket
 
     @property
     def picked(self) -> Candidate | None:

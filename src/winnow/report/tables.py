@@ -10,12 +10,13 @@ from markupsafe import Markup
 from . import words
 from .figures import sample
 from .frontier import KINDS
-from .schema import Candidate, Report
+from .schema import Candidate, Report, Sizes
 
 
 def candidates(report: Report) -> dict[str, Any]:
     """The table of candidates; a column nobody has a value for is left out."""
     task, picked = report.task, report.picked
+    given = " as ticket" if report.ticket is not None else ""
 
     def moved(c: Candidate) -> str:
         return words.change(c, task)
@@ -41,8 +42,8 @@ def candidates(report: Report) -> dict[str, Any]:
             moved,
         ),
         ("extra", "Change", moved, lambda c: words.change_span(c, task), _nothing),
-        ("extra", "Same answer", lambda c: words.percent(c.agreement, fixed=True), _nothing, _nothing),
-        ("roomy", "KL, nats", _divergence, _nothing, _nothing),
+        ("extra", f"Same answer{given}", lambda c: words.percent(c.agreement, fixed=True), _nothing, _nothing),
+        ("roomy", f"KL{given.replace(' as', ' from')}, nats", _divergence, _nothing, _nothing),
         ("roomy", "Time", lambda c: words.duration(c.seconds), _nothing, _nothing),
     ]
     columns = [column for column in columns if any(column[2](c) for c in report.candidates)]
@@ -67,7 +68,9 @@ def candidates(report: Report) -> dict[str, Any]:
 def _divergence(c: Candidate) -> str:
     if c.kl is None:
         return ""
-    return "< 0.0001" if 0 <= c.kl < 0.00005 else words.number(c.kl) if c.kl >= 1 else f"{c.kl:.4f}"
+    if abs(c.kl) < 0.00005:  # rounding may leave it below zero
+        return "< 0.0001"
+    return words.number(c.kl) if c.kl >= 1 else f"{c.kl:.4f}"
 
 
 def _nothing(_: Candidate) -> str:
@@ -98,21 +101,32 @@ def sizes(report: Report) -> dict[str, Any] | None:
         ("masks", "Masks", s.masks),
         ("scales", "Scales", s.scales),
         ("rest", "Dense tensors", s.dense_tensors),
-        ("other", "Header and other files", s.other),
+        ("other", "Header", _header(s)),
     ]
     known = [(css, name, n) for css, name, n in parts if n]
-    whole = max(s.file, s.dense_file or 0)
-    unnamed = s.file - sum(n for _, _, n in known)
+    inside = sum(n for _, _, n in known)
+    whole = max(s.file, inside, s.dense_file or 0)
+    unnamed = s.file - inside
     if known and unnamed > 0.002 * s.file:
         known.append(("other", "Not itemized", unnamed))
+    beside = (s.other or 0) - (_header(s) or 0)
     return {
         "dense": words.size(s.dense_file),
         "dense_share": f"{100 * (s.dense_file or 0) / whole:.2f}",
         "file": words.size(s.file),
         "ratio": words.ratio(s.dense_file, s.file),
         "bar": [(css, name, f"{100 * n / whole:.2f}") for css, name, n in known or [("values", "File", s.file)]],
-        "rows": [(css, name, words.size(n), words.percent(n / s.file)) for css, name, n in known],
+        "beside": words.size(beside) if beside > 0 else "",
+        "rows": [(css, name, words.size(n), words.percent(n / max(s.file, inside))) for css, name, n in known],
     }
+
+
+def _header(sizes: Sizes) -> int | None:
+    """Bytes of the weights file that hold no tensor; ``other`` counts the other files of the folder too."""
+    if sizes.file is None or sizes.other is None:
+        return None
+    tensors = (sizes.packed_values, sizes.masks, sizes.scales, sizes.dense_tensors)
+    return min(sizes.other, max(0, sizes.file - sum(n or 0 for n in tensors)))
 
 
 def memory(report: Report) -> list[tuple[str, str]]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from markupsafe import Markup
+
 from . import ticket_chart, ticket_cost_chart, ticket_heat, words
 from .figures import Canvas
 from .tables import plain_rows, renditions
-from .ticket_schema import ClassLine, Figure, Row, TicketLine, TicketReport
+from .ticket_facts import facts
+from .ticket_schema import ClassLine, Row, TicketLine, TicketReport
 from .ticket_words import MEANING, change, change_span, flops, named, passes, signed, span, steps, unit
 
 TONES = {"good": "Worth it", "mixed": "It depends", "bad": "Not worth it"}
 UNFOLDED = 24  # rows of results shown at once: of more, those of the verdict's sparsity
+HEAT = (("wide", 900, 12.0), ("narrow", 358, 10.5))  # name, width and font of both renditions
 CLASSES = 12  # shown at once: those that lost most
 T = TypeVar("T")
 Columns = list[tuple[str, str, Callable[[T], str], Callable[[T], str]]]  # css, title, value, what stands below it
@@ -22,6 +26,11 @@ def view(report: TicketReport) -> dict[str, Any]:
     """Everything the template prints. Values are plain text (escaped by the template) or ready-made markup."""
     first = next(iter(report.lines(report.chosen, report.sparsity)), None)
     found = classes(report)
+    by_round = [
+        None if first is None else ticket_heat.by_round(first, f"rounds-{name}", width, font)
+        for name, width, font in HEAT
+    ]
+    by_method = [ticket_heat.by_method(report, f"layers-{name}", width, font) for name, width, font in HEAT]
     return {
         "report": report,
         "tone": TONES[report.verdict.tone],
@@ -44,12 +53,10 @@ def view(report: TicketReport) -> dict[str, Any]:
         "even": len({r.seeds for r in report.rows}) == 1,
         "reference": named(report.reference) if report.reference else "",
         "measured": any(r.figure is not None for r in report.rows),
-        "heat_rounds": None if first is None else renditions(
-            ticket_heat.by_round(first, "rounds-wide", 900, 12.0), ticket_heat.by_round(first, "rounds-narrow", 358, 10.5)
-        ),
-        "heat_methods": renditions(
-            ticket_heat.by_method(report, "layers-wide", 900, 12.0), ticket_heat.by_method(report, "layers-narrow", 358, 10.5)
-        ),
+        "heat_rounds": renditions(*by_round),
+        "unit_rounds": _unit(by_round),
+        "heat_methods": renditions(*by_method),
+        "unit_methods": _unit(by_method),
         "heat_caption": "The stronger the colour, the more is left; the other colour marks "
         + ("a block with a tensor" if first and len(first.tensors) > ticket_heat.ROWS else "a tensor")
         + " that has less than 1 % left.",
@@ -65,6 +72,11 @@ def view(report: TicketReport) -> dict[str, Any]:
         "settings": plain_rows(report.settings),
         "machine": plain_rows({**report.machine, "ram": words.size(report.machine.get("ram"))}),
     }  # fmt: skip
+
+
+def _unit(pictures: Sequence[Markup | None]) -> str:
+    """What the figures in the cells of a heat map are; nothing where they have no room."""
+    return ", in per cent" if any(p is not None and 'class="cell"' in p for p in pictures) else ""
 
 
 def subtitle(report: TicketReport) -> list[str]:
@@ -275,26 +287,3 @@ def classes(report: TicketReport) -> list[dict[str, str]]:
         }
         for moved, name, n, dense, now, lost, won in sorted(rows)
     ]  # fmt: skip
-
-
-def facts(report: TicketReport) -> list[tuple[str, str]]:
-    """What all of the figures rest on."""
-    m, lines = report.model, report.lines(report.chosen, report.sparsity)
-    rule = next((line.cost.isp for line in lines if line.cost.isp is not None), None)
-    pruned = words.percent(report.forward_prunable / report.forward) if report.forward else ""
-    rows = [
-        ("One training, T", f"{words.count(report.steps)} steps of {words.short(round(report.batch, 1))} examples"),
-        ("Forward of one example", f"{flops(report.forward)}, {pruned} of it in prunable tensors"),
-        ("Prunable weights", f"{words.count(m.prunable)} of {words.count(m.parameters)} parameters" if m.parameters else words.count(m.prunable)),
-        ("Dense", _figure(report.dense, report)),
-        ("Rounds to the last mask", f"{rule.rounds}, in {words.count(rule.mask_steps)} main steps: {words.percent(rule.share)} of T (at most 25 % is the rule)" if rule else ""),
-        ("Look-ahead", f"{words.count(rule.look_ahead)} steps of candidates, thrown away" if rule and rule.look_ahead else ""),
-    ]  # fmt: skip
-    return [(k, v) for k, v in rows if v]
-
-
-def _figure(figure: Figure | None, report: TicketReport) -> str:
-    if figure is None:
-        return ""
-    ends = span(figure, report.task)
-    return words.quality(figure.value, report.task) + (f" ({ends})" if ends else "")

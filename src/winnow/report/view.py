@@ -33,6 +33,8 @@ def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
         "tiles": _tiles(report),
         "asked": _asked(report),
         "worse": _worse(report),
+        "against": words.capital(words.against(report)),
+        "given": "Before packing" if report.ticket is not None else "Dense",
         "classes": classes,
         "classes_first": [c for c in classes if c["lost"]][:CLASSES_FIRST],
         "changed": _changed(report),
@@ -82,7 +84,7 @@ def _subtitle(report: Report) -> list[str]:
 
 def _tiles(report: Report) -> list[dict[str, str]]:
     """The few figures of the first screen: size, quality, time, memory."""
-    task, sizes, picked, dense = report.task, report.sizes, report.picked, report.dense
+    task, sizes, picked, dense = report.task, report.sizes, report.picked, report.yardstick
     before = sizes.dense_file or (dense.file_bytes if dense else None)
     after = sizes.file or (picked.file_bytes if picked else None)
     tiles = []
@@ -101,6 +103,8 @@ def _tiles(report: Report) -> list[dict[str, str]]:
         path = f"{words.quality(was, task)} → {value}" if was is not None else value if moved else ""
         interval = words.change_span(picked, task) if moved else words.span(picked.low, picked.high, task)
         more = f"95 % interval {interval}" if interval else ""
+        if report.ticket is not None and moved:
+            more += f"{'; ' if more else ''}against {'the ticket' if report.dense is None else 'dense'}"
         tiles.append({"label": words.capital(task.metric), "value": moved or value, "detail": path, "more": more})
     total = report.cost.seconds_total
     if total is None and report.timing:
@@ -163,19 +167,24 @@ def _asked(report: Report) -> list[tuple[str, str]]:
 def _worse(report: Report) -> list[tuple[str, str]]:
     """What got worse, or stayed, beyond the headline figure."""
     task, picked, dense = report.task, report.picked, report.dense
-    if picked is None or picked is dense:
+    if picked is None or picked.unpacked:
         return []
     rows = []
     if picked.quality is not None:
         own = words.span(picked.low, picked.high, task)
         rows.append((task.metric, words.quality(picked.quality, task) + (f" (95 % interval {own})" if own else "")))
-        if dense is not None and dense.quality is not None:
-            own = words.span(dense.low, dense.high, task)
-            rows.append((f"{task.metric}, dense", words.quality(dense.quality, task) + (f" ({own})" if own else "")))
+        for name, other in (("dense", dense), ("ticket before packing", report.ticket)):
+            if other is not None and other.quality is not None:
+                own = words.span(other.low, other.high, task)
+                value = words.quality(other.quality, task) + (f" ({own})" if own else "")
+                rows.append((f"{task.metric}, {name}", value))
+        if dense is None and report.ticket is not None:
+            rows.append((f"{task.metric}, dense", "not measured"))
+    given = words.from_what(report)
     if picked.agreement is not None:
-        rows.append(("Same answer as dense", words.percent(picked.agreement)))
+        rows.append((f"Same answer as {given}", words.percent(picked.agreement)))
     if picked.kl is not None:
-        rows.append(("KL from dense", f"{words.number(picked.kl)} nats"))
+        rows.append((f"KL from {given}", f"{words.number(max(picked.kl, 0.0))} nats"))
     return [(words.capital(k), v) for k, v in rows]
 
 
@@ -229,7 +238,8 @@ def _rival(report: Report) -> str:
     if not near:
         return f"No plain quantization was measured at {here} or fewer."
     best = (max if task.higher_is_better else min)(near, key=lambda c: c.quality)  # type: ignore[arg-type, return-value]
+    of = " of the ticket" if report.ticket is not None else ""
     return (
-        f"At {here} or fewer, the best plain quantization measured is {best.name}: {task.metric} "
+        f"At {here} or fewer, the best plain quantization{of} measured is {best.name}: {task.metric} "
         f"{words.quality(best.quality, task)}, against {words.quality(picked.quality, task)} for the chosen model."
     )

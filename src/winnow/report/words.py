@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from .schema import Candidate, TaskInfo
+from .schema import Candidate, Report, TaskInfo
 
 MINUS = "\u2212"
 
@@ -159,7 +159,8 @@ def _digits(magnitude: float, task: TaskInfo) -> int:
     return 2 if magnitude < 10 else 1 if magnitude < 1000 else 0
 
 
-def _signed(value: float, digits: int) -> str:
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign; what rounds to zero has none."""
     if not math.isfinite(value):
         return number(value)
     text = f"{abs(value):,.{digits}f}"
@@ -174,7 +175,7 @@ def change(candidate: Candidate, task: TaskInfo) -> str:
         return ""
     toward = -1 if task.higher_is_better else 1
     unit = "points" if task.higher_is_better else "%"
-    return f"{_signed(toward * candidate.drop, _digits(abs(candidate.drop), task))} {unit}"
+    return f"{signed(toward * candidate.drop, _digits(abs(candidate.drop), task))} {unit}"
 
 
 def change_span(candidate: Candidate, task: TaskInfo) -> str:
@@ -184,7 +185,7 @@ def change_span(candidate: Candidate, task: TaskInfo) -> str:
     toward = -1 if task.higher_is_better else 1
     low, high = sorted((toward * candidate.drop_low, toward * candidate.drop_high))
     digits = _digits(max(abs(low), abs(high)), task)
-    return f"{_signed(low, digits)} to {_signed(high, digits)}"
+    return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def clip(text: str, limit: int) -> str:
@@ -198,6 +199,16 @@ def clip_middle(text: str, limit: int) -> str:
         return text
     head = (limit - 1) // 2
     return text[:head] + "…" + text[len(text) - (limit - 1 - head) :]
+
+
+def from_what(report: Report) -> str:
+    """What was packed, for the words around it: "dense", or "the ticket"."""
+    return "dense" if report.ticket is None else "the ticket"
+
+
+def against(report: Report) -> str:
+    """The yardstick in one word, for the head of a column."""
+    return "ticket" if report.dense is None and report.ticket is not None else "dense"
 
 
 def capital(text: str) -> str:

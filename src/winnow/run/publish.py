@@ -12,6 +12,7 @@ from winnow.formats.disk import OutputFolder, copy_file, link_or_copy, write_tex
 from winnow.formats.reader import is_artifact
 
 if TYPE_CHECKING:
+    from winnow.report.schema import Report
     from winnow.report.ticket_schema import TicketReport
 
 RECORD, AS_GIVEN = "run.json", "run.yaml"
@@ -34,19 +35,29 @@ def check_output(folder: Path) -> None:
 
 
 def publish(
-    made: Path, out: Path, recipe: str, record: dict[str, Any], *, page: TicketReport | None, keep: bool
+    made: Path,
+    out: Path,
+    recipe: str,
+    record: dict[str, Any],
+    *,
+    report: Report | None = None,
+    page: TicketReport | None,
+    keep: bool,
 ) -> Path:
-    """Brings the folder ``made`` to ``out``, its report speaking of ``out``, with run.json and the recipe as given.
+    """Brings the folder ``made`` to ``out``, with run.json and the recipe as given.
 
+    ``report``: of what was packed, written with the model card in place of those in ``made``, which speak of one stage.
     ``page``: the report of the recipe's ticket, written beside them; without one a training's own is left behind.
 
     ``made`` stays whole until ``out`` is there, so that a kill in between costs nothing. With ``keep`` it stays for
     good and weights are copied; otherwise they get a second name.
     """
+    from winnow.report import card
+    from winnow.report.html import write as write_report
     from winnow.report.ticket import DATA, PAGE, write
 
     output = OutputFolder(out, ours)
-    anew = {"manifest.json", PAGE, DATA, *(OF_REPORT if (made / "report.json").is_file() else ())}
+    anew = {"manifest.json", PAGE, DATA, *(OF_REPORT if report is not None else ())}
     try:
         for path in sorted(p for p in made.rglob("*") if p.is_file() and not p.name.startswith(".")):
             place = output.path / path.relative_to(made)
@@ -55,7 +66,9 @@ def publish(
                 continue
             (link_or_copy if path.suffix == ".safetensors" and not keep else copy_file)(path, place)
         _manifest(made, output.path, record)
-        _report(made, output.path, out)
+        if report is not None:
+            write_report(report, output.path)
+            card.write(report, output.path)
         if page is not None:
             write(page, output.path)
         write_text(output.path / RECORD, as_json(record))
@@ -74,20 +87,3 @@ def _manifest(made: Path, target: Path, record: dict[str, Any]) -> None:
     manifest = json.loads(path.read_text())
     manifest["parent"] = {**manifest.get("parent", {}), "model": record["model"]["spec"], "run": RECORD}
     write_text(target / "manifest.json", as_json(manifest))
-
-
-def _report(made: Path, target: Path, out: Path) -> None:
-    """The report and the model card, with the place they end in where they speak of the place they were made in."""
-    from winnow.report import card
-    from winnow.report.html import DATA, read, write
-    from winnow.report.schema import Report
-
-    if not (made / DATA).is_file():
-        return
-    before, after = (json.dumps(str(path))[1:-1] for path in (made, out))
-    report = Report.model_validate_json(read(made).model_dump_json().replace(before, after))
-    report.notes.insert(
-        0, f"“Dense” is the model that the stage before compress handed on; {RECORD} has the figures of all stages."
-    )
-    write(report, target)
-    card.write(report, target)
