@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from fractions import Fraction
@@ -1019,3 +1020,45 @@ def test_a_refused_mask_changes_nothing():
     with pytest.raises(InputError):
         attached.set({"blocks.0.up.weight": good, "blocks.1.up.weight": bad})
     assert attached.zeros == 0 and all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+# A schedule that is longer than the training
+
+
+def test_detach_tells_of_a_schedule_that_has_not_ended():
+    attached = _attach(method=Gradual("80%", end=10, every=2))
+    train(attached.model, attached.optimizer, 3)
+    # The last change was after step 2: 0.8 (1 - (1 - 2/10)^3) = 0.3904 of all weights.
+    assert attached.zeros == round(0.8 * attached.numel) - round(0.8 * attached.numel * Fraction(8, 10) ** 3)
+    words = "39 % of the weights are zero, not the 80 % asked for: the schedule ends at step 10 and training ended at step 3."
+    with pytest.warns(UserWarning) as caught:
+        attached.detach()
+    assert [str(w.message) for w in caught] == [words] and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached.detach()  # said once
+        _attach(method=Fixed()).detach()
+        ended = _attach(method=Gradual("80%", end=3))
+        train(ended.model, ended.optimizer, 3)
+        ended.detach()
+        _attach(method=Gradual("80%", end=3)).release()
+
+
+def test_shares_that_look_alike_are_told_apart():
+    attached = _attach(method=Gradual(0.8, end=100, every=1))
+    train(attached.model, attached.optimizer, 90)
+    with pytest.warns(UserWarning, match=rf"^{100 * attached.zeros / attached.numel:.6g} % of .* not the 80 % asked"):
+        attached.detach()
+
+
+def test_the_same_model_and_optimizer_are_attached_once():
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    first = attach(model, optimizer, Fixed(), exclude=["blocks.1.*"])
+    with pytest.raises(InputError, match="detach first"):
+        attach(model, [torch.optim.SGD(model.parameters(), 0.1), optimizer], Fixed(random_keeps(find_scope(model))))
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    other = attach(model, optimizer, Fixed(), include=["head.weight"], exclude=["blocks.*"])  # other tensors
+    first.detach()
+    other.detach()
+    attach(model, optimizer, Fixed())

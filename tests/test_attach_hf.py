@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,47 @@ def test_best_model_at_the_end_has_its_own_masks(tmp_path, caplog):
     for name, mask in callback.masks.items():
         assert not run.model.get_parameter(name)[~mask.unpack()].count_nonzero()
     assert "turn load_best_model_at_end off" in caplog.text
+
+
+def ours(caught: Any) -> list[str]:
+    return [str(w.message) for w in caught if "schedule ends" in str(w.message)]
+
+
+@pytest.mark.parametrize("every", [2, 100])
+def test_a_schedule_longer_than_the_training_is_told_before_and_after(tmp_path, every):
+    from winnow.train import WinnowCallback
+
+    callback = WinnowCallback(Gradual("80%", end=20, every=every))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, callback, max_steps=5).train()
+    before, after = ours(caught)
+    numel = callback.masks.numel
+    # The last change is after step 4, or, with every 100 steps, none at all.
+    assert callback.masks.zeros == (round(0.8 * numel) - round(0.8 * numel * 0.8**3) if every == 2 else 0)
+    assert callback.masks.zeros > 0.39 * numel or every == 100
+    share = "39" if every == 2 else "0"
+    assert before.startswith(
+        f"{share} % of the weights will be zero, not the 80 % asked for: the schedule ends at step 20"
+    )
+    assert "going to end at step 5" in before
+    assert after == (
+        f"{share} % of the weights are zero, not the 80 % asked for: the schedule ends at step 20 and training ended at step 5."
+    )
+
+
+def test_a_training_stopped_early_is_told_at_the_end_only(tmp_path):
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 4
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path / "whole", gradual()).train()
+        assert ours(caught) == []
+        trainer(tmp_path / "cut", gradual(), Stop()).train()
+    (only,) = ours(caught)
+    assert "not the 60 % asked for: the schedule ends at step 9 and training ended at step 4" in only
 
 
 def test_trained_again_after_an_error(tmp_path):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -369,12 +375,102 @@ def test_sparsities_are_read_from_numbers_and_text():
 
 
 def test_unknown_methods_and_settings_are_named():
-    with pytest.raises(InputError, match=r"'imps' is not known: choose ticket, dense, random"):
+    with pytest.raises(InputError, match=r"'imps' is not known: choose one of ticket, random, .*\(or dense"):
         find_ticket(mlp(), rows(40), sparsity=0.5, method="imps")
     with pytest.raises(InputError, match="no setting 'rates'"):
         find_ticket(mlp(), rows(40), sparsity=0.5, method="imp", settings={"rates": 0.2})
     with pytest.raises(InputError, match="rate"):
         find_ticket(mlp(), rows(40), sparsity=0.5, method="imp", settings={"rate": 1.2})
+
+
+def test_a_recipe_lists_the_same_methods():
+    from winnow.run.pipeline import Ticket
+
+    lists = []
+    for give in (
+        lambda: find_ticket(mlp(), rows(40), sparsity=0.5, method="imps"),
+        lambda: Ticket(sparsity=0.5, method="imps"),
+    ):
+        with pytest.raises(ValueError if lists else InputError) as error:
+            give()
+        lists.append(re.search(r"choose one of ([\w, -]+\w)", str(error.value))[1].split(", "))
+    assert lists[0] == [n.split(" ")[0] for n in lists[1]] == ["ticket", *(m for m in METHODS if m != "dense")]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layers: int = 1) -> None:
+        super().__init__()
+        self.r, self.h = nn.GRU(5, 8, num_layers=layers, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.h(self.r(x.view(-1, 4, 5))[0][:, -1])
+
+
+def test_a_model_without_prunable_weights_is_told_its_own_names():
+    for layers, asked in ((1, '"r.weight_hh_l0", "r.weight_ih_l0"'), (3, '"r"')):
+        with pytest.raises(InputError, match=rf"nothing to prune .*include=\[{asked}\]\.$"):
+            find_ticket(Recurrent(layers), rows(40), sparsity=0.5, method="random", steps=1)
+        include = [n.strip('"') for n in asked.split(", ")]
+        found = find_ticket(Recurrent(layers), rows(40), sparsity=0.5, method="random", steps=1, include=include)
+        assert len(found.masks) == 2 * layers and all(n.startswith("r.weight") for n in found.masks)
+    assert list(find_ticket(Recurrent(), rows(40), sparsity=0.5, method="random", steps=1, include="r.*").masks)
+    with pytest.raises(InputError, match="linear layers or convolutions beside its output head"):
+        find_ticket(nn.Sequential(nn.Linear(20, 4)), rows(40), sparsity=0.5, method="random", steps=1)
+
+
+def test_a_search_is_shown_in_a_few_lines(tmp_path):
+    found = find_ticket(mlp(), rows(60), sparsity=[0.5, 0.8], method="magnitude", steps=2, out=tmp_path / "t")
+    lines = repr(found).splitlines()
+    assert len(lines) == 3 and "magnitude" in lines[0] and str(tmp_path / "t") in lines[0]
+    for line, ticket in zip(lines[1:], found.tickets):
+        assert line.strip() == repr(ticket) and f"({ticket.zeros:,} of {found.masks.numel:,})" in line
+        assert f"accuracy {100 * ticket.evaluation.value:.2f} %" in line and "2 steps" in line
+    assert "accuracy" not in repr(find_ticket(mlp(), rows(60), sparsity=0.5, method="random", steps=1, task="none"))
+
+
+@pytest.mark.hf
+@pytest.mark.skipif(os.name != "posix", reason="rights of files are POSIX's")
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_rights_that_the_umask_gives(tmp_path, umask):
+    pytest.importorskip("transformers")
+    old = os.umask(umask)
+    try:
+        plain = find_ticket(mlp(), rows(60), sparsity=[0.5, 0.8], method="random", steps=1, out=tmp_path / "plain")
+        plain.save(tmp_path / "one")
+        find_ticket(
+            save_bert(tmp_path / "bert"), sentences(30), sparsity=0.5, method="random", steps=1, out=tmp_path / "hf"
+        )
+    finally:
+        os.umask(old)
+    files = [f for name in ("plain", "one", "hf") for f in (tmp_path / name).rglob("*") if f.is_file()]
+    assert len([f for f in files if f.suffix == ".safetensors"]) == 8
+    assert {f.stat().st_mode & 0o777 for f in files} == {0o666 & ~umask}
+
+
+def test_a_model_that_learned_nothing_is_told():
+    x, y = rows(800)
+    y = (y == 0).long()  # a quarter of ones
+    idle = find_ticket(mlp(2), (x, y), sparsity=0.5, method="magnitude", steps=1, lr=1e-9)
+    usual = 100 * np.bincount(idle.ticket.evaluation.truth).max() / idle.ticket.evaluation.n
+    (note,) = [n for n in idle.ticket.notes if "most frequent answer" in n]
+    assert f"({usual:.2f} %)" in note and f"{100 * idle.ticket.evaluation.value:.2f} %" in note
+    learned = find_ticket(mlp(2), (x, y), sparsity=0.5, method="magnitude", steps=150, lr=1e-2)
+    assert learned.ticket.evaluation.value > 0.85 and not learned.ticket.notes
+
+
+def test_an_evaluation_that_is_no_number_is_told():
+    x, y = rows(60)
+    ready = training_from(mlp(), (x, y)).evaluate
+    calls = []
+
+    def torn(model):
+        calls.append(model)
+        found = ready(model)
+        return found if len(calls) == 1 else replace(found, value=math.nan, details={"nan_examples": 3})
+
+    ticket = find_ticket(mlp(), (x, y), sparsity=0.5, method="random", steps=1, eval=torn).ticket
+    (note,) = ticket.notes
+    assert "nan, not a number (on 3 of 12 examples)" in note and "NaN in the evaluation data" in note
 
 
 def test_nothing_is_trained_where_something_is_wrong(monkeypatch):

@@ -403,7 +403,17 @@ def test_what_is_named_is_taken_as_it_is():
     with pytest.raises(InputError, match="rounds need"):
         plan_isp(IspSettings(rate=0.01), 0.8, 100, 20)
     short = plan_isp(IspSettings(preset="bert"), 0.8, 200, 50)
-    assert "do not fit" in short.fewer and short.shorter.startswith("look-ahead of")
+    assert short.fewer == (
+        "16 rounds that each prune 10% of what is left would take more than 25% of the 200 steps: 9 rounds of 16% instead."
+    )
+    assert short.shorter == (
+        "Each candidate is trained 2 steps ahead, not 30: 9 rounds of 4 candidates are to stay within 50% of the 200 steps."
+    )
+    longer = plan_isp(IspSettings(preset="bert"), 0.7, 60, 12, extended=True)  # the control has no candidates
+    assert longer.shorter == (
+        "20 more steps than 60, as many as candidates would take: 5 rounds of 4 candidates, each trained 1 step ahead, "
+        "not 30, to stay within 50% of the 60 steps."
+    )
 
 
 @pytest.mark.parametrize("how", AGGREGATES)

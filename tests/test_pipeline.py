@@ -117,10 +117,29 @@ def test_a_recipe_is_read_and_written_down(here):
         ("method: magnitude", "settings: {aggregate: sum}", 12, ["settings.aggregate", "'sum'"]),
         ("- compress:", "- compres:", 17, ["stages[4].compres", "compress?"]),
         ("samples: 32", "samples: many", 20, ["compress.samples", "integer"]),
-        ("samples: 32", "values: int9", 17, ["compress", "int9"]),
+        ("samples: 32", "values: int9", 20, ["compress.values: 'int9' is not known: choose one of keep, bf16"]),
+        ("samples: 32", "samples: 0", 20, ["compress.samples: must be at least 1"]),
+        ("samples: 32", "structure: 2of4", 20, ["compress.structure: unknown structure '2of4'"]),
+        ("samples: 32", "time: soon", 20, ["compress.time: 'soon' is no time"]),
+        ("samples: 32", "method: zeros\n      time: 3m", 17, ["compress: time is for methods that train"]),
+        ("samples: 32", "method: alps\n      sparsity: 0.5\n      settings: {steps: 3}", 17, ["leave out settings.steps"]),
+        ("name: three clouds", "seed: true", 1, ["seed: must be a number, not true"]),
+        ("name: three clouds", "name: yes\nlength: false", 2, ["length: must be a number, not false"]),
+        ("data: train.npz", "data: true", 4, ["data: must be text, not true"]),
+        ("steps: 12\n      lr: 5e-3\n  - eval", "lr: true\n  - eval", 8, ["train.lr: must be a number, not true"]),
+        ("steps: 12\n      lr: 5e-3\n  - eval", "steps: true\n  - eval", 8, ["train.steps: must be a number, not true"]),
+        ("steps: 12\n      lr: 5e-3\n  - eval", "steps: 2\n      batch: true\n  - eval", 9, ["train.batch: must be a number"]),
+        ("sparsity: 70%", "sparsity: true", 13, ["ticket.sparsity: must be a number, not true"]),
+        ("method: magnitude", "method: imp\n      settings: {rate: true}", 13, ["ticket.settings: rate must be a number, not true"]),
+        ("method: magnitude", "method: isp\n      settings: {average: true}", None, []),
+        ("max_drop: 60", "max_drop: true", 22, ["eval.max_drop: must be a number, not true"]),
+        ("samples: 32", "sparsity: true", 20, ["compress.sparsity: must be a number"]),
+        ("samples: 32", "recalibrate: true", None, []),
+        ("samples: 32", "table: {head: true}", 20, ["compress.table: head must be a number, not true"]),
+        ("samples: 32", "method: fcpts\n      sparsity: 0.5\n      settings: {steps: true}", 22, ["compress.settings: steps must be a number"]),
         ("samples: 32", "method: fcpts\n      sparsity: 0.5\n      settings: {step: 3}", 17, ["'step'"]),
         ("samples: 32", "sparsity: 0.5,0.7", 17, ["one sparsity"]),
-        ("samples: 32", "method: zeros\n      sparsity: 0.5", 17, ["--sparsity"]),
+        ("samples: 32", "method: zeros\n      sparsity: 0.5", 17, ["method zeros takes the zeros that are there: leave out sparsity"]),
         ("baselines: none", "baselines: some", 17, ["'some'"]),
         ("max_drop: 60", "max_drop: -1", 22, ["eval.max_drop", "greater than 0"]),
         ("data: train.npz", "dta: train.npz", 4, ["dta", "data?"]),
@@ -381,6 +400,75 @@ def test_what_cannot_be_used_is_refused_before_any_work(here, tmp_path, searches
     assert searches == [] and not (tmp_path / "o.work").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("data: train.npz", "data: none.npz", 4, "data: none.npz does not exist in {here}, the current folder, from which relative paths start: give"),
+        ("data: train.npz", "data: /none.npz", 4, "data: /none.npz does not exist: give"),
+        ("eval: test.npz", "eval: train.npz", 5, "eval: train.npz and train.npz share 240 records"),
+        ("model: small:classifier\nweights: weights.safetensors", "model: ./distil", 2, "model: ./distil does not exist in {here}, the current"),
+        ("weights: weights", "weights: none", 3, "weights: none.safetensors does not exist in {here}"),
+        ("eval: test.npz", "eval: test.npz\ncolumn: words", 6, "column: train.npz has no array 'words'"),
+        ("eval: test.npz", "eval: test.npz\nlabel: z", 6, "label: train.npz has no array 'z'"),
+        ("data: train.npz", "data: rows.jsonl\ncolumn: words", 5, "column: rows.jsonl has no column 'words': give column one of a, b (or"),
+        ("data: train.npz", "data: rows.jsonl", 4, "data: rows.jsonl: which column is the text is not clear: give column one of a, b (or"),
+        ("  - eval\n", "  - eval:\n      data: none.npz\n", 11, "stages[2].eval.data: none.npz does not exist in"),
+        ("  - eval\n", "  - eval:\n      data: rows.jsonl\n      column: c\n", 12, "stages[2].eval.column: rows.jsonl has no column 'c'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_opened_is_named_with_line_and_field(here, tmp_path, old, new, line, words):
+    (here / "rows.jsonl").write_text('{"a": "one", "b": "two"}\n{"a": "three", "b": "four"}\n')
+    path = written(tmp_path, RECIPE.replace(old, new, 1))
+    for go in (lambda: run_recipe(path, dry_run=True), lambda: try_recipe(path, 1)):
+        with pytest.raises(InputError) as error:
+            go()
+        text = str(error.value)
+        assert text.startswith(f"{path}, line {line}: {words.format(here=Path.cwd())}"), text
+        assert "--" not in text and "\n" not in text and text.endswith(".")
+
+
+def test_what_a_set_names_and_cannot_be_opened(here):
+    with pytest.raises(InputError, match=r"^recipe\.yaml, --set data=no\.npz: data: no\.npz does not exist in "):
+        run_recipe("recipe.yaml", sets=["seed=1", "data=no.npz"], dry_run=True)
+    with pytest.raises(
+        InputError, match=r"^recipe\.yaml, --set eval\.2\.data=no\.npz: stages\[5\]\.eval\.data: no\.npz"
+    ):
+        run_recipe("recipe.yaml", sets=["eval.2.data=no.npz"], dry_run=True)
+
+
+def test_labels_that_are_missed_later_are_named_as_a_field(here, tmp_path):
+    x, _ = points(40, seed=3)
+    np.savez(tmp_path / "bare.npz", x=x.numpy())
+    with pytest.raises(InputError, match=r"has no labels") as error:
+        run_recipe("recipe.yaml", tmp_path / "o", sets=[f"data={tmp_path / 'bare.npz'}"])
+    assert "label" in str(error.value) and "--label" not in str(error.value)
+
+
+def test_one_run_at_a_time(here, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "out.work").mkdir()
+    with open(tmp_path / "out.work" / ".lock", "a") as other:  # another open file: as another process has it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"^another run is writing out: wait for it or choose another --out\.$"):
+            run_recipe("recipe.yaml", tmp_path / "out")
+    sets = ["train.steps=1", "ticket.steps=1"]
+    kept = []
+
+    def stop(*_, **__):
+        kept.append((tmp_path / "out.work" / ".lock").exists())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline_verb, "pack", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe("recipe.yaml", tmp_path / "out", sets=sets)
+    assert kept == [True] and not (tmp_path / "out.work" / ".lock").exists()
+    run_recipe("recipe.yaml", tmp_path / "out", sets=sets, keep_work=True)
+    assert not list(tmp_path.rglob(".lock")) and (tmp_path / "out.work").exists()
+    run_recipe("recipe.yaml", tmp_path / "out", sets=sets)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_record_is_json_whatever_the_figures():
     found = pipeline_verb.finite({"high": float("inf"), "drop": {"low": float("nan"), "n": 3}, "list": [1.5, (2.0,)]})
     assert found == {"high": None, "drop": {"low": None, "n": 3}, "list": [1.5, [2.0]]}
@@ -521,7 +609,29 @@ def test_a_trial_starts_from_a_finished_train_stage(here, tmp_path, monkeypatch)
     assert any(not torch.equal(t, trained[n]) for n, t in starts[0].items())
 
 
+def test_a_trial_judges_by_the_gate_after_the_ticket(here, tmp_path, monkeypatch):
+    from winnow.tickets import poc as tried
+
+    limits = []
+    monkeypatch.setattr(tried, "poc", lambda *_, **options: limits.append(options.get("max_drop", "its own")))
+    gate = "  - eval:\n      max_drop: 60\n"
+    for text in (
+        RECIPE,
+        RECIPE.replace(gate, ""),
+        RECIPE.replace("  - compress", "  - eval: {max_drop: 5}\n  - compress"),
+        RECIPE.replace("max_drop: 60", "eval_limit: 20").replace(
+            "  - ticket", "  - eval: {data: more.npz}\n  - ticket"
+        ),
+    ):
+        x, y = points(30, seed=21)
+        np.savez("more.npz", x=x.numpy(), y=y)
+        try_recipe(written(tmp_path, text), 1)
+    assert limits == [60, "its own", 5, "its own"]
+
+
 def test_trials_that_cannot_be(here, tmp_path):
+    with pytest.raises(InputError, match=r"may take up to [\d.]+ minutes here: give --poc [\d.]+ or more\.$"):
+        try_recipe("recipe.yaml", 1e-6, sets=["ticket.steps=5000"])
     for minutes in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="more than 0"):
             try_recipe("recipe.yaml", minutes)

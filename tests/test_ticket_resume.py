@@ -17,7 +17,19 @@ from winnow.run.store import Store
 from winnow.tickets import isp as module
 from winnow.tickets import run as run_module
 from winnow.tickets.isp import isp
+from winnow.tickets.methods import METHODS
 from winnow.tickets.run import Diverged, Run
+from winnow.tickets.search import Search
+from winnow.tickets.settings import (
+    EarlyBirdSettings,
+    GradualSettings,
+    ImpSettings,
+    IspSettings,
+    PruningSettings,
+    RewindSettings,
+    ScoreSettings,
+    Settings,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -238,26 +250,72 @@ def test_a_full_disk_leaves_the_checkpoint(monkeypatch, tmp_path):
         same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
 
 
-def test_a_damaged_checkpoint_is_named_in_one_sentence(tmp_path):
+def test_a_damaged_checkpoint_costs_its_steps_and_one_of_another_training_is_refused(tmp_path, caplog):
     given = training(steps=4)
     run = advanced(given, tmp_path, 2)
     assert run.file is not None
     data = run.file.read_bytes()
-    for cut in (0, 5, 100, len(data) // 2, len(data) - 1):
-        run.file.write_bytes(data[:cut])
-        with pytest.raises(FormatError, match=r"delete it and run again\.$") as error:
-            Run(given, folder=tmp_path)
-        assert "\n" not in str(error.value)
     flipped = bytearray(data)
     flipped[-3] ^= 1
-    run.file.write_bytes(flipped)
-    with pytest.raises(FormatError, match="delete it and run again"):
-        Run(given, folder=tmp_path)
+    for wrong in (*(data[:cut] for cut in (0, 5, 100, len(data) // 2, len(data) - 1)), bytes(flipped)):
+        run.file.write_bytes(wrong)
+        caplog.clear()
+        again = Run(given, folder=tmp_path)
+        assert again.step == 0 and again.cost.steps == 0 and not again.losses and not again.notes
+        assert all(torch.equal(t, given.model.state_dict()[n]) for n, t in again.model.state_dict().items())
+        (record,) = caplog.records
+        assert record.levelname == "WARNING" and "starts again from its beginning" in record.getMessage()
+        assert str(run.file) in record.getMessage() and "\n" not in record.getMessage()
+    again.advance_to(2)
+    again.save()  # in the place of the damaged one
+    assert Run(given, folder=tmp_path).step == 2
     run.file.write_bytes(data)
     other = training(Tied(), steps=4)
-    with pytest.raises(FormatError, match="of another training"):
+    with pytest.raises(FormatError, match=r"of another training: delete it and run again\.$"):
         Run(other, folder=tmp_path)
     assert Run(given, folder=tmp_path).step == 2
+
+
+SEARCHES = {
+    "isp": (IspSettings(rate=0.4, candidates=2, look_ahead=2, budget=0.5, seed_steps=2), 11),
+    "isp-plain": (IspSettings(rate=0.4, budget=0.5, seed_steps=2), 8),
+    "magnitude": (PruningSettings(), 7),
+    "snip": (ScoreSettings(), 7),
+    "gradual": (GradualSettings(every=2), 9),
+    "earlybird": (EarlyBirdSettings(every=2, queue=2, patience=0.5), 9),
+    "imp-rewind": (RewindSettings(rate=0.4), 20),
+    "lrr": (ImpSettings(rate=0.4), 20),
+    "dense": (Settings(), 5),
+}
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_a_truncated_checkpoint_stops_no_search(killer, tmp_path, caplog, method):
+    """Killed, its newest checkpoint cut short, started again: bit for bit the search that nothing happened to."""
+    settings, at = SEARCHES[method]
+    given, rates = training(steps=STEPS, loss=noisy), [0.0] if method == "dense" else [0.6]
+
+    def tickets(store=None):
+        return list(METHODS[method].finder(Search(method, given, rates, settings, store)))
+
+    whole = tickets()
+    killer.arm(at)
+    with pytest.raises(Killed):
+        tickets(Store(tmp_path))
+    newest = max(tmp_path.rglob("run.safetensors"), key=lambda f: f.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    same_tickets(tickets(Store(tmp_path)), whole)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_a_finished_training_of_a_trajectory_has_to_be_whole(killer, tmp_path):
+    """The weights that a ticket of an earlier sparsity is made of: its training is over and is not done again."""
+    given = training(steps=STEPS)
+    list(METHODS["imp"].finder(Search("imp", given, [0.4, 0.6], ImpSettings(rate=0.4), Store(tmp_path))))
+    last = max(tmp_path.rglob("run.safetensors"), key=lambda f: f.stat().st_mtime_ns)
+    last.write_bytes(last.read_bytes()[:-9])
+    with pytest.raises(FormatError, match="delete the store and run again"):
+        list(METHODS["imp"].finder(Search("imp", given, [0.4, 0.6], ImpSettings(rate=0.4), Store(tmp_path))))
 
 
 def test_a_damaged_candidate_is_computed_again(killer, tmp_path):

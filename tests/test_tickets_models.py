@@ -11,6 +11,7 @@ from torch import nn
 from small import WORDS
 from ticket_inputs import bert, clip, mlp, rows, save_bert, save_images, sentences, tokenizer, vit
 from winnow.errors import InputError
+from winnow.models import open_model
 from winnow.tickets import clip_image_classifier, training_from, with_head
 from winnow.tickets.check import check_training
 
@@ -120,6 +121,27 @@ def test_encoders_without_a_head_get_one_and_heads_that_serve_stay(tmp_path):
     moved = training_from(other, data, processor=tokenizer())
     assert moved.model is not other and "other ones" in " ".join(moved.notes)
     assert training_from(bert("BertForMaskedLM"), data, processor=tokenizer()).model.config.num_labels == 2
+
+
+@hf
+def test_outputs_without_names_get_those_of_the_data(tmp_path):
+    pytest.importorskip("transformers")
+    data = sentences(40, names=True)
+    folder = save_bert(tmp_path / "three", "BertForSequenceClassification", num_labels=3)
+    found = training_from(folder, data)
+    assert found.model.config.id2label == {0: "negative", 1: "positive", 2: "LABEL_2"}
+    assert found.model.config.label2id == {"negative": 0, "positive": 1, "LABEL_2": 2}
+    note = next(n for n in found.notes if "stand for negative, positive" in n)
+    assert "other outputs, up to 2" in note and found.model.classifier.out_features == 3
+    given = open_model(folder).load()
+    assert torch.equal(found.model.classifier.weight, given.classifier.weight)  # the head is its own
+    found.model.save_pretrained(tmp_path / "named")
+    tokenizer().save_pretrained(tmp_path / "named")
+    again = training_from(tmp_path / "named", data)
+    assert not any("stand for" in n or "fresh head" in n for n in again.notes)
+    inside = training_from(given, data, processor=tokenizer())  # its owner's configuration is left alone
+    assert inside.model is given and given.config.id2label[0] == "LABEL_0"
+    assert any("stand for negative, positive" in n and "config.id2label" in n for n in inside.notes)
 
 
 @hf

@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ticket_inputs import bert, mlp, rows, save_bert, sentences, tokenizer, write_csv
 from winnow.errors import InputError
+from winnow.measure.evaluation import Evaluation
 from winnow.tickets import training_from, training_from_trainer
 from winnow.tickets.batches import Fetched
 from winnow.tickets.check import check_training
 from winnow.tickets.identity import function_name, training_identity
+from winnow.tickets.loss import TaskLoss
 from winnow.tickets.run import Run
 from winnow.tickets.training import Training, adamw, cosine, linear, warmup
 from winnow.train.examples import Examples
@@ -55,11 +57,49 @@ def test_warmup_rises_in_a_line_and_then_follows_the_schedule(then, at):
         ({"weight_decay": -0.1}, "0 or more"),
         ({"clip": 0.0}, "None to leave"),
         ({"precision": "float16"}, "bfloat16"),
+        ({"steps": 10.5}, "whole number and is 10.5: give steps=10"),
+        ({"steps": True}, "whole number and is True"),
+        ({"batch": True}, "batch must be a whole number"),
+        ({"batch": "4"}, "batch must be a whole number and is '4'"),
+        ({"seed": False}, "seed must be a whole number"),
+        ({"length": 3.5}, "length must be a whole number"),
+        ({"lr": "fast"}, "lr must be a number and is 'fast'"),
+        ({"lr": True}, "lr must be a number and is True"),
+        ({"lr": math.nan}, "lr must be a number and is nan"),
+        ({"epochs": True}, "epochs must be a number"),
+        ({"epochs": math.inf}, "epochs must be a number"),
+        ({"weight_decay": True}, "weight_decay must be a number"),
+        ({"clip": "1"}, "clip must be a number"),
+        ({"warmup": "some"}, "warmup must be a number"),
+        ({"schedule": ["linear"]}, "linear or cosine"),
+        ({"include": [3]}, "include holds 3"),
     ],
 )
 def test_numbers_that_train_nothing_are_refused(wrong, says):
     with pytest.raises(InputError, match=says):
         training_from(mlp(), rows(), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 2.5}, {"steps": True}, {"lr": "1e-3"}, {"seed": 0.5}, {"weight_decay": True}]
+)
+def test_a_training_made_by_hand_takes_no_other_numbers(wrong):
+    ready = training_from(mlp(), rows(60))
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} must be a"):
+        ready.replaced(**wrong)
+
+
+def test_numbers_of_numpy_are_numbers_and_a_pattern_is_a_list_of_one():
+    given = training_from(
+        mlp(), rows(60), steps=np.int64(3), lr=np.float32(0.5), include="second.*", exclude="first.*", batch=np.int32(4)
+    )
+    assert (given.steps, given.lr) == (3, 0.5) and type(given.steps) is int and type(given.lr) is float
+    assert (
+        given.include == ("second.*",)
+        and given.exclude == ("first.*",)
+        and list(given.scope().prunables) == ["second.weight"]
+    )
+    assert given.replaced(include="head.weight").include == ("head.weight",)
 
 
 # -- tensors
@@ -180,6 +220,48 @@ def test_faults_of_weights_and_losses_are_found_before_the_first_step():
     ]:
         with pytest.raises(InputError, match=says):
             check_training(training_from(mlp(), data, loss=loss))
+
+
+def test_data_of_another_width_is_named_with_its_shape():
+    x, y = rows(60)
+    narrow, loss = x[:, :15], TaskLoss("classes")
+    for given in (
+        lambda: training_from(mlp(), (narrow, y)),
+        lambda: training_from(mlp(), (x, y), eval=(narrow, y)),
+        lambda: training_from(mlp(), (x, y), eval=(narrow, y), loss=loss),
+        lambda: check_training(training_from(mlp(), (narrow, y), task="none", loss=loss)),
+        lambda: check_training(training_from(mlp(), (x, y)).replaced(examples=Examples([(narrow, y)], 8))),
+    ):
+        with pytest.raises(InputError, match=r"data, whose first batch is \[\d+, 15\].*cannot be multiplied") as error:
+            given()
+        assert isinstance(error.value.__cause__, RuntimeError) and "\n" not in str(error.value)
+
+
+def test_want_of_memory_is_no_matter_of_shapes():
+    def loss(model, batch):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        check_training(training_from(mlp(), rows(60), loss=loss))
+
+
+def test_evaluation_data_with_nan_is_refused_where_the_model_passes_it_on():
+    x, y = rows(60)
+    holed = torch.where(x > 2, torch.nan, x)
+    bad = int(holed.isnan().any(1).sum())
+    with pytest.raises(InputError, match=f"{bad} of 60 records to evaluate on hold NaN"):
+        training_from(mlp(), (x, y), eval=(holed + 1, y))
+    filling = nn.Sequential(Filled(), mlp())
+    assert training_from(filling, (x, y), eval=(holed + 1, y)).evaluate(filling).n == 60
+    found = training_from(mlp(), (x, y)).evaluate
+    torn = Evaluation("accuracy", math.nan, math.nan, math.nan, np.full(4, np.nan), np.full(4, -1), 4)
+    with pytest.raises(InputError, match="eval finds NaN"):
+        check_training(training_from(mlp(), (x, y), eval=lambda model: found(model) and torn))
+
+
+class Filled(nn.Module):
+    def forward(self, x):
+        return x.nan_to_num()
 
 
 def test_evaluations_of_the_users_own_are_tried_once():

@@ -185,7 +185,7 @@ def run(
         float | None,
         typer.Option(
             metavar="MINUTES",
-            help="Only try the ticket stage for so long, write nothing, and say whether the run is worth it: exit code 0 go, 3 no-go, 1 undecided.",
+            help="Only try the ticket stage for so long, write nothing, and say whether the run is worth it. Exit codes: 0 go, 3 no-go, 1 undecided (or failed: then without a verdict), 2 bad arguments.",
         ),
     ] = None,
     as_json: Json = False,

@@ -19,6 +19,7 @@ from winnow.masks.prunable import Prunable
 
 OWN_FILES = ("config.json", "manifest.json", "recipe.yaml", INDEX)
 _LARGEST_CONFIG = 1 << 28
+_WANTED = "give a folder that winnow compress wrote (a ticket loads with from_pretrained, or its model.safetensors as a state dict)"
 
 
 class Artifact:
@@ -34,7 +35,7 @@ class Artifact:
         self.config = _read_config(self.folder)
         described = description_of(self.config)
         if described is None:
-            raise InputError(f"{self.folder} is no winnow artifact: give a folder that winnow compress wrote")
+            raise InputError(f"{self.folder} is no winnow artifact: {_WANTED}")
         self.is_transformers = "winnow" not in self.config
         self._files = {name: TensorFile(self.folder / name) for name in check_description(described, str(self.folder))}
         self._packed: dict[str, tuple[TensorFile, dict[str, Any]]] = {}
@@ -232,7 +233,7 @@ def unpacked(prunable: Prunable, packed: PackedTensor, dtype: torch.dtype | None
 def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} has no config.json: give a folder that winnow compress wrote")
+        raise InputError(f"{folder} has no config.json: {_WANTED}")
     if path.stat().st_size > _LARGEST_CONFIG:
         raise FormatError(f"{path} is too large to be a configuration: copy or write the folder again")
     return parse_json(path.read_bytes(), str(path))

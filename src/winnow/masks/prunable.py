@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,3 +91,26 @@ class Scope:
     @property
     def numel(self) -> int:
         return sum(p.numel for p in self.prunables.values())
+
+
+_NAMED = 3  # matrices in a message; of more, the modules that own them
+_LEFT_DENSE = ("output head", "embedding", "router", "bias", "norm", "vector")
+
+
+def nothing_to_prune(skipped: Sequence[Skipped]) -> str:
+    """The sentence for a model in which nothing is prunable by itself: what of its own could be named.
+
+    ``skipped`` are its matrices with their reasons; heads, embeddings and shared parameters are not proposed.
+    """
+    start = "there is nothing to prune in this model"
+    left = [
+        s for s in skipped if s.reason not in _LEFT_DENSE and not s.reason.startswith(("tied", "not float", "not init"))
+    ]
+    left = sorted((s for s in left if s.numel), key=lambda s: -s.numel)
+    if not left:
+        return f"{start}: give a model with linear layers or convolutions beside its output head."
+    names = [s.name for s in left]
+    if len(names) > _NAMED:
+        names = list(dict.fromkeys(n.rpartition(".")[0] or n for n in names))[:_NAMED]
+    asked = ", ".join(f'"{n}"' for n in sorted(names))
+    return f"{start} by itself: name its matrices with include=[{asked}]."

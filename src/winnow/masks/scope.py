@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from winnow.errors import InputError
 from winnow.masks.blocks import Block, find_blocks, is_transposed_linear
 from winnow.masks.experts import find_experts
-from winnow.masks.prunable import Prunable, Scope, Skipped
+from winnow.masks.prunable import Prunable, Scope, Skipped, nothing_to_prune
 
 MHA_WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -64,10 +64,7 @@ def find_scope(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[
         else:
             scope.prunables[name] = rules.prunable(name, p)
     if not scope.prunables:
-        raise InputError(
-            "there is nothing to prune in this model: name the parameters to prune with include "
-            '(for example include=["*.weight"]), or give a model with linear layers or convolutions'
-        )
+        raise InputError(nothing_to_prune(scope.skipped))
     return scope
 
 

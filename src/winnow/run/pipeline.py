@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
+from winnow.run.part import Part, in_fields, require_no_truth, require_settings
 
 Precision = Literal["float32", "bfloat16"]
 Texts = tuple[str, ...]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Stage(Part):
@@ -68,6 +65,7 @@ class Ticket(Fitting):
     @field_validator("sparsity", mode="before")
     @classmethod
     def _share(cls, value: Any) -> float:
+        require_no_truth(value, float)
         found = parse_sparsity(value)
         if not found:
             raise ValueError("a ticket of no zeros is dense: ask for a sparsity above 0, or take a train stage")
@@ -85,6 +83,17 @@ class Ticket(Fitting):
             raise ValueError(
                 f"there is no method {value!r}: choose one of {', '.join(m for m in known if m != 'dense')}"
             )
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        from winnow.tickets.methods import METHODS
+        from winnow.tickets.verb import DEFAULT
+
+        method = info.data.get("method", "ticket")
+        if method == "ticket" or method in METHODS:
+            require_settings(value, METHODS[DEFAULT if method == "ticket" else method].settings_class)
         return value
 
 
@@ -121,6 +130,33 @@ class Compress(Stage):
     settings: dict[str, Any] = Field(default_factory=dict)
     time: float | str | None = None
     floor: float | None = None
+
+    @field_validator(
+        "values", "group_size", "samples", "batch_size", "dtype", "sequential", "floor", "time", "ram", "structure"
+    )
+    @classmethod
+    def _alone(cls, value: Any, info: ValidationInfo) -> Any:
+        """What is wrong about a field whatever the others are, so that the error names its line."""
+        from winnow.compression.job import Job
+        from winnow.masks.structure import parse_structure
+
+        name = str(info.field_name)
+        if name == "structure":
+            parse_structure(value)
+        elif value is not None:
+            try:
+                Job(model="", method="zeros", **{name: value}).check()
+            except InputError as error:
+                raise ValueError(in_fields(str(error).removeprefix(f"--{name.replace('_', '-')} "))) from None
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from winnow.train.settings import DistilSettings, FcptsSettings, ReconstructSettings
+
+        require_settings(value, DistilSettings, FcptsSettings, ReconstructSettings)
+        return value
 
     def options(self, ticket: Ticket | None) -> dict[str, Any]:
         """Keywords of :func:`winnow.compress`."""
@@ -203,7 +239,10 @@ class Pipeline(Part):
         if isinstance(stage, Ticket) and stage.start == "model" and "train" not in work:
             raise InputError("start model is for a ticket behind a train stage: leave it out")
         if isinstance(stage, Compress):
-            self._check_compress(stage, number)
+            try:
+                self._check_compress(stage, number)
+            except InputError as error:
+                raise InputError(in_fields(str(error))) from None
 
     def _check_compress(self, stage: Compress, number: int) -> None:
         """What compress would refuse whatever the model and data."""

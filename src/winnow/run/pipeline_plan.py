@@ -7,8 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from winnow.run.materials import Materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
-from winnow.run.stages import Materials, keys
+from winnow.run.stages import keys
 
 
 @dataclass(frozen=True)

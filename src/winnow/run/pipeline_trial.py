@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from winnow.errors import InputError
-from winnow.run.pipeline import Ticket, Train
+from winnow.run.located import located
+from winnow.run.materials import Materials, Standing, open_materials
+from winnow.run.pipeline import Evaluate, Pipeline, Ticket, Train
 from winnow.run.pipeline_plan import work_of
 from winnow.run.reading import read_recipe
-from winnow.run.stages import Materials, Progress, Standing, keys, open_materials, standing, training
+from winnow.run.stages import Progress, keys, standing, training
 
 if TYPE_CHECKING:
     from winnow.tickets.poc_verdict import Verdict
@@ -27,7 +29,8 @@ def try_recipe(
 ) -> Verdict:
     """A trial in minutes of a recipe's ticket stage: whether the whole run is worth it. Writes nothing.
 
-    The training is the stage's own, shrunk; see :func:`winnow.tickets.poc.poc`. A ticket that starts from the train
+    The training is the stage's own, shrunk; see :func:`winnow.tickets.poc.poc`. The ticket may lose what the first
+    ``max_drop`` of an eval stage after it allows, without one the 2 points that trials allow. A ticket that starts from the train
     stage's model starts from it here where ``OUT.work`` has that model, else from the recipe's, and the reasons say so.
 
     Args:
@@ -44,16 +47,29 @@ def try_recipe(
     if number is None:
         raise InputError(f"{recipe} has no ticket stage to try: run it without --poc, or add a ticket.")
     from winnow.tickets.poc import poc
+    from winnow.tickets.poc_plan import TooShort
 
-    stage, found = pipeline.stages[number], open_materials(pipeline)
-    start = _trained(found, number, out) if stage.start == "before" else None
-    verdict = poc(
-        training(stage, start or found.given, found), stage.sparsity, minutes=minutes,
-        methods=(stage.method, "magnitude", "dense"), settings=stage.settings, progress=progress,
-    )  # fmt: skip
+    stage = pipeline.stages[number]
+    with located(recipe, sets):
+        found = open_materials(pipeline)
+        start = _trained(found, number, out) if stage.start == "before" else None
+        short = training(stage, start or found.given, found)
+    try:
+        verdict = poc(
+            short, stage.sparsity, minutes=minutes, methods=(stage.method, "magnitude", "dense"), settings=stage.settings,
+            progress=progress, **_limit(pipeline, number),
+        )  # fmt: skip
+    except TooShort as error:  # methods and seeds are not chosen here
+        raise InputError(f"{error.finding}: give --poc {error.minutes:g} or more.") from None
     if start is None and stage.start == "before" and pipeline.before(number, Train) is not None:
         verdict.reasons.append("The train stage is not finished: the trial started from the recipe's model.")
     return verdict
+
+
+def _limit(pipeline: Pipeline, number: int) -> dict[str, Any]:
+    """What the ticket of stage ``number`` may lose: as the gate after it says, if there is one."""
+    gates = [s.max_drop for s in pipeline.stages[number + 1 :] if isinstance(s, Evaluate) and s.max_drop is not None]
+    return {"max_drop": gates[0]} if gates else {}
 
 
 def _trained(found: Materials, number: int, out: str | Path | None) -> Standing | None:

@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from winnow.errors import GateError, InputError
+from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, executor_named
+from winnow.run.located import located
+from winnow.run.materials import Materials, Standing, open_materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Pipeline, Stage, Ticket, Train
 from winnow.run.pipeline_plan import Planned, planned, what, work_of
 from winnow.run.publish import check_output, publish
 from winnow.run.reading import dump, read_recipe
 from winnow.run.stages import (
-    Materials,
     Progress,
-    Standing,
     fit,
     keys,
     measure,
-    open_materials,
     pack,
+    paired,
     standing,
 )
 from winnow.run.store import Store
 
 if TYPE_CHECKING:
+    from winnow.report.schema import Report
     from winnow.report.ticket_schema import TicketReport
 
 
@@ -83,7 +85,8 @@ def run_recipe(
         command: the command line, for the report.
 
     Raises:
-        InputError: the recipe, the model or the data must change; of the recipe, line and field are named.
+        InputError: the recipe, the model or the data must change (of the recipe, line and field are named), or another
+            process is running into ``out``.
         GateError: an eval stage lost more than its ``max_drop``, or a compress stage cannot keep its own; ``out`` is as
             it was, and the stages so far stay in ``OUT.work``.
     """
@@ -94,17 +97,19 @@ def run_recipe(
     if folder is not None:
         check_output(folder)
     named = pipeline.executor if executor is None else executor
-    found = open_materials(pipeline)
-    if dry_run or folder is None:
-        return planned(found, folder)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(located(recipe, sets))
+        found = open_materials(pipeline)
+        if dry_run or folder is None:
+            return planned(found, folder)
         jobs = _executor(named, pipeline, stack)
         line = _Line(found, folder, jobs, progress, command)
+        stack.callback(line.store.release)
         for number in range(len(pipeline.stages)):
             line.run(number)
         record = _record(found, line.outcomes, sets)
         text = Path(recipe).read_text(encoding="utf-8")
-        publish(line.folders[-1], folder, text, record, page=line.page(), keep=keep_work)
+        publish(line.folders[-1], folder, text, record, report=line.report(), page=line.page(), keep=keep_work)
         if not keep_work:
             line.store.remove()
     return Ran(folder, line.outcomes, found.notes)
@@ -177,6 +182,33 @@ class _Line:
             data=None if found.held_out is None else found.held_out.name,
             command=self.command,
         )
+
+    def report(self) -> Report | None:
+        """The report of the compress stage, if there is one, compared with what the recipe measured of a dense model."""
+        from winnow.run.compress_page import compress_page
+        from winnow.run.compress_verdict import Dense
+
+        stages = self.found.pipeline.stages
+        number = next((i for i, s in enumerate(stages) if isinstance(s, Compress)), None)
+        if number is None:
+            return None
+        ticket = next((i for i, s in enumerate(stages) if isinstance(s, Ticket)), None)
+        dense, against = None, None if ticket is None else self._before_ticket(ticket)
+        if ticket is not None and against is not None and self.found.held_out is not None:
+            stage = Evaluate(eval_limit=stages[number].eval_limit, max_drop=None)
+            bars = self._bars(number, stages[number])
+            task, packed, other = paired(stage, self.at, self.found, self.store, against, bars)  # mostly read back
+            if other is not None and task.metric != "agreement":
+                own = self._measured(ticket)
+                before = Evaluation.load(own) if own.exists() else None
+                dense = Dense(task, other, packed, before, against.made_by)
+        sparsity = None if ticket is None else self.outcomes[ticket].figures["sparsity"]
+        return compress_page(self.folders[-1], self.out, self.found, sparsity, dense)
+
+    def _before_ticket(self, ticket: int) -> Standing | None:
+        """The dense model that was trained, else one that an eval stage before the ticket measured."""
+        stages = self.found.pipeline.stages[:ticket]
+        return self.trained or (self.first if any(isinstance(s, Evaluate) for s in stages) else None)
 
     def _measured(self, number: int) -> Path:
         """Where the evaluation that ended a train or ticket stage is kept."""

@@ -66,7 +66,7 @@ def read_recipe(path: str | Path, sets: Sequence[str] = ()) -> Pipeline:
     """
     document = parse(Path(path))
     for text in sets:
-        _put(document, text)
+        put(document, text)
     return _validated(document)
 
 
@@ -204,7 +204,7 @@ def _meant(name: str, known: Any) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _put(document: Document, text: str) -> None:
+def put(document: Document, text: str) -> None:
     """Carries out one --set."""
     path, equals, written = text.partition("=")
     keys = path.strip().split(".")

@@ -2,126 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from winnow.compression.prepare import model_kind, prepare, written_unit
-from winnow.data import Records, open_data, overlap, split_disjoint
-from winnow.errors import InputError
+from winnow.compression.prepare import prepare, written_unit
+from winnow.data import Records
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
-from winnow.models import ModelSource, open_model
+from winnow.measure.task import Task
 from winnow.run.executor import Executor
-from winnow.run.pipeline import Compress, Evaluate, Fitting, Pipeline, Ticket
+from winnow.run.materials import Materials, Standing, seeded
+from winnow.run.pipeline import Compress, Evaluate, Fitting, Ticket
 from winnow.run.store import Store, stage_key
 
 if TYPE_CHECKING:
     from winnow.tickets.training import Training
 
 Progress = Callable[[str], Callable[[int, int, str], None]]
-HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A model between two stages: how it is opened, what it is called, and the key of the stage that made it."""
-
-    spec: str
-    weights: Path | None
-    key: str
-    made_by: str
-
-    def source(self) -> ModelSource:
-        return open_model(self.spec, self.weights)
-
-
-@dataclass
-class Materials:
-    """What the stages share: the model as given and the data, opened and checked."""
-
-    pipeline: Pipeline
-    given: Standing
-    kind: str  # of the model: see winnow.compression.prepare
-    data: Records | None
-    held_out: Records | None
-    own: dict[str, Records]  # by key: data that an eval stage names for itself
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        """A file name for the models that are made."""
-        named = self.pipeline.name or Path(self.pipeline.model).name.rpartition(":")[2]
-        return re.sub(r"[^\w.-]+", "-", named).strip("-.") or "model"
-
-    def measured_on(self, stage: Evaluate) -> Records:
-        return self.own[_data_key(stage)] if stage.data is not None else self.held_out  # type: ignore[return-value]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """For what draws random numbers without a seed of its own, such as a factory that initializes its weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def open_materials(pipeline: Pipeline) -> Materials:
-    """Opens the model and all data of a recipe. Trains nothing, writes nothing.
-
-    Raises:
-        InputError: something cannot be read, training and evaluation data overlap, or the task is none for a recipe.
-    """
-    source = open_model(pipeline.model, pipeline.weights)
-    with seeded(pipeline.seed):
-        given = Standing(pipeline.model, pipeline.weights, source.sha256(), "the model given")
-    kind = model_kind(source)
-    columns = dict(column=pipeline.column, label=pipeline.label)
-    data = open_data(pipeline.data, **columns) if pipeline.data is not None else None  # type: ignore[arg-type]
-    held_out = open_data(pipeline.eval, **columns) if pipeline.eval is not None else None  # type: ignore[arg-type]
-    found = Materials(pipeline, given, kind, data, held_out, {})
-    if held_out is None and data is not None and pipeline.task != "none":
-        found.data, found.held_out = split_disjoint(data, pipeline.seed, HELD_OUT[pipeline.fits])
-        found.notes.append(
-            f"no eval given: {len(found.held_out):,} of the records of {data.name} were held out for it."
-        )
-    for stage in pipeline.stages:
-        if isinstance(stage, Evaluate) and stage.data is not None:
-            records = open_data(stage.data, column=stage.column or pipeline.column, label=stage.label or pipeline.label)
-            found.own[_data_key(stage)] = records
-    for other in (found.held_out, *found.own.values()):
-        if found.data is not None and other is not None and (shared := overlap(found.data, other)):
-            raise InputError(
-                f"{found.data.name} and {other.name} share {shared:,} records: measure on data that no stage has trained on."
-            )
-    if pipeline.fits:
-        _check_fits(found)
-    return found
-
-
-def _check_fits(found: Materials) -> None:
-    """Tasks that a trained model is measured by here are classes and running text."""
-    assert found.data is not None
-    labels = found.data.labels
-    scores = labels is not None and labels.dtype.kind == "f" and bool((labels != labels.round()).any())
-    if scores and found.kind != "causal-lm":
-        raise InputError(
-            f"the labels of {found.data.name} are scores, and a recipe trains for classes or running text: take winnow.find_ticket in Python."
-        )
-    last = isinstance(found.pipeline.stages[-1], Fitting)
-    if found.kind == "clip" and not (last and len(found.pipeline.stages) == 1):
-        raise InputError(
-            "a CLIP model becomes an image classifier of its own, which no other stage can open: take winnow.find_ticket in Python."
-        )
-
-
-def _data_key(stage: Evaluate) -> str:
-    return repr((stage.data, stage.column, stage.label))
 
 
 def _hash(records: Records | None) -> Any:
@@ -242,7 +143,24 @@ def measure(
     against: Standing | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """An eval stage: the figure of ``model``, and its paired loss against another. What was measured before is read back."""
+    """An eval stage: the figure of ``model``, and its paired loss against another."""
+    task, mine, other = paired(stage, model, found, store, against, progress)
+    figures = {**figure(mine, task.scale), "unit": written_unit(task), "description": task.describe()}
+    if against is not None and other is not None:
+        drop: Comparison = compare(other, mine, higher_is_better=task.higher_is_better)
+        figures |= {"against": against.made_by, "against_value": task.scale * other.value, "drop": asdict(drop)}
+    return figures
+
+
+def paired(
+    stage: Evaluate,
+    model: Standing,
+    found: Materials,
+    store: Store,
+    against: Standing | None,
+    progress: Progress | None,
+) -> tuple[Task, Evaluation, Evaluation | None]:
+    """The task of an eval stage, and ``model`` and ``against`` on its examples. What was measured before is read back."""
     pipeline, records = found.pipeline, found.measured_on(stage)
     source = model.source()
     prepared = prepare(
@@ -274,11 +192,7 @@ def measure(
     mine = evaluation(
         model, measure_key(found, stage, model.key, against.key if agreement and against is not None else None)
     )
-    figures = {**figure(mine, task.scale), "unit": written_unit(task), "description": task.describe()}
-    if against is not None and other is not None:
-        drop: Comparison = compare(other, mine, higher_is_better=task.higher_is_better)
-        figures |= {"against": against.made_by, "against_value": task.scale * other.value, "drop": asdict(drop)}
-    return figures
+    return task, mine, other
 
 
 def _keep(evaluation: Evaluation, path: Path) -> None:

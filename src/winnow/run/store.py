@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import InputError, WinnowError
+from winnow.run.lock import NAME as LOCK
+from winnow.run.lock import Lock, lock
 
 
 @cache
@@ -33,13 +36,21 @@ def stage_key(stage: str, **depends: Any) -> str:
 class Store:
     """A folder of finished stages beside the output (``OUT.work``), removed when the output is complete.
 
-    Every write goes to a temporary name first and is renamed when it is on disk, so what has a name is whole.
+    Every write goes to a temporary name first and is renamed when it is on disk, so what has a name is whole. A folder
+    named ``.work`` is locked against other processes until it is removed, released or the process ends; others (temporary
+    ones) are nobody else's.
+
+    Raises:
+        InputError: the folder cannot be written, or another process is writing there.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock: Lock | None = None
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if root.name.endswith(".work"):
+                self._lock = lock(root)
             probe = root / ".writable"
             probe.touch()
             probe.unlink()
@@ -69,7 +80,21 @@ class Store:
         write_atomic(self.root / f"{key}.json", json.dumps(result, default=_plain).encode())
 
     def remove(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
+        """The folder with all that is in it; the lock goes last, so that nobody begins in what is being taken away."""
+        with contextlib.suppress(OSError):
+            for path in list(self.root.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif self._lock is None or path.name != LOCK:
+                    path.unlink()
+        self.release()
+        with contextlib.suppress(OSError):  # somebody is writing there again, or it is gone
+            self.root.rmdir()
+
+    def release(self) -> None:
+        """Lets other processes write here; what is here stays."""
+        if self._lock is not None:
+            self._lock.release()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

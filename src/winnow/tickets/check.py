@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 from winnow.errors import InputError
@@ -9,6 +12,7 @@ from winnow.masks.prunable import Scope
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import evaluating
 from winnow.measure.task import Task
+from winnow.tickets.answers import fitting
 from winnow.tickets.only_tensors import require_tensors
 from winnow.tickets.run import seeded
 from winnow.tickets.training import Training
@@ -20,7 +24,7 @@ def check_training(training: Training) -> Scope:
     Raises:
         InputError: a state dict of more than tensors, weights that are not finite, nothing that may be pruned and
             trained, a loss that is no finite scalar with a gradient, or an evaluation function that returns something
-            else.
+            else, or NaN.
     """
     model = training.model
     require_tensors(model)
@@ -34,7 +38,13 @@ def check_training(training: Training) -> Scope:
     index = examples.order(torch.Generator().manual_seed(training.seed))[0]
     batch = examples.take(index)
     # In eval mode, because batch norms must not see this batch; with gradients all the same.
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), seeded(training.seed, "check"):
+    with (
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        seeded(training.seed, "check"),
+        fitting(batch, "training"),
+    ):
         loss = training.loss(model, batch)
     if not torch.is_tensor(loss) or loss.numel() != 1:
         shape = list(loss.shape) if torch.is_tensor(loss) else type(loss).__name__
@@ -53,4 +63,8 @@ def check_training(training: Training) -> Scope:
             raise InputError(
                 f"eval returned {type(result).__name__}: it must return a winnow.measure.evaluation.Evaluation."
             )
+        if math.isnan(result.value) and bool(
+            np.isnan(result.per_example.astype(float)).any() or result.details.get("nan_examples")
+        ):
+            raise InputError("eval finds NaN for the model as it is: look for NaN in the evaluation data.")
     return scope

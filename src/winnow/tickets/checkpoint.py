@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from winnow.masks.mask import Mask
 
 if TYPE_CHECKING:
     from winnow.tickets.run import Run
+
+log = logging.getLogger(__name__)
 
 
 def write(run: Run, path: Path, optimizer: bool = True) -> None:
@@ -47,16 +50,23 @@ def write(run: Run, path: Path, optimizer: bool = True) -> None:
     write_tensors(path, tensors, {"format_version": FORMAT_VERSION, "run": notes})
 
 
-def read(run: Run, path: Path) -> None:
+def resume(run: Run, path: Path) -> None:
     """Puts a run of the same training where :func:`write` left it.
 
+    A file that is truncated or altered leaves the run at its beginning, with a warning: the same steps give the same
+    weights, so that nothing but time is lost, and the next checkpoint takes its place.
+
     Raises:
-        FormatError: truncated, altered, or of another training.
+        FormatError: a whole file of another training.
     """
     try:
         file = TensorFile(path)
-        notes = file.about["run"]
         tensors = {n: file.read(n) for n in file.keys}
+    except FormatError as error:
+        log.warning("a checkpoint is left out, and its training starts again from its beginning: %s", error)
+        return
+    try:
+        notes = file.about["run"]
         state: dict[int, dict[str, Any]] = {}
         for name, value in (_under("optimizer.", tensors) | notes["optimizer"]).items():
             number, _, key = name.partition(".")
@@ -69,9 +79,7 @@ def read(run: Run, path: Path) -> None:
         for group, numbers in zip(run.optimizer.param_groups, notes["groups"], strict=True):
             group.update(numbers)
     except (FormatError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise FormatError(
-            f"the checkpoint {path} is damaged or of another training: delete it and run again."
-        ) from error
+        raise FormatError(f"the checkpoint {path} is of another training: delete it and run again.") from error
     run.attached.set(masks)
     run.step, run.losses, run.cost, run.notes = step, losses, cost, notes["notes"]
 

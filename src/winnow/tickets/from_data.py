@@ -11,6 +11,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.models import ModelSource, open_model
 from winnow.tickets.batches import is_batches
+from winnow.tickets.given import patterns, real, whole
 from winnow.tickets.loss import TaskLoss
 from winnow.tickets.starting_model import kind_of
 from winnow.tickets.task_data import TASKS, Asked, from_batches, from_records
@@ -79,7 +80,7 @@ def training_from(
         task: "classification", "regression", "perplexity"; "auto" finds it; "none" evaluates nothing.
         column, label: names of the text and label columns.
         length: tokens a text is cut to.
-        include, exclude: patterns of prunable tensors.
+        include, exclude: patterns of prunable tensors; one string is a list of one.
         processor: tokenizer, or image settings, for a model in memory.
         weights: of ``package.module:function``.
 
@@ -87,6 +88,12 @@ def training_from(
         InputError: anything about model, data or numbers that would stop the training later.
     """
     _check_numbers(steps, epochs, batch, warmup, schedule, task)
+    batch, seed = whole("batch", batch), whole("seed", seed)
+    steps, length = (None if v is None else whole(n, v) for n, v in (("steps", steps), ("length", length)))
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip", clip)):
+        if value is not None:
+            real(name, value)
+    include, exclude = patterns("include", include), patterns("exclude", exclude)
     if data is None:
         raise InputError("a ticket is trained on labelled data: give data.")
     source = (
@@ -108,8 +115,8 @@ def training_from(
         clip=clip,
         precision=precision,  # type: ignore[arg-type]
         evaluate=found.evaluate,
-        include=tuple(include),
-        exclude=tuple(exclude),
+        include=include,
+        exclude=exclude,
         seed=seed,
         notes=found.notes,
         kind=kind,
@@ -121,13 +128,18 @@ def training_from(
 def _check_numbers(steps: Any, epochs: Any, batch: Any, warmup: float, schedule: Any, task: str) -> None:
     if steps is not None and epochs is not None:
         raise InputError("steps and epochs exclude each other: give one of them.")
+    if epochs is not None:
+        real("epochs", epochs)
+    if steps is not None:
+        whole("steps", steps)
+    whole("batch", batch)
     if epochs is not None and not epochs > 0:
         raise InputError(f"{epochs} epochs are no training: give more than 0.")
     if steps is not None and steps < 1:
         raise InputError(f"a training of {steps} steps is none: give steps=1 or more.")
     if batch < 1:
         raise InputError(f"a batch of {batch} examples is none: give 1 or more.")
-    if not callable(schedule) and schedule not in SCHEDULES:
+    if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
         raise InputError(
             f"the schedule {schedule!r} is not known: choose linear or cosine, or give a function of the progress."
         )

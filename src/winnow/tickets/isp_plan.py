@@ -62,9 +62,13 @@ def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended
     fewer = shorter = ""
     rate = rate if settings.rate is None else settings.rate
     found = levels([sparsity], rate)
+    named = rate
     if settings.rate is None and len(found) > (most := _rounds(settings.budget * steps)):
         rate = 1 - (1 - sparsity) ** (1 / most)
-        fewer = f"{len(found)} rounds do not fit into {settings.budget:.0%} of {steps} steps: {most} of {rate:.0%}."
+        fewer = (
+            f"{len(found)} rounds that each prune {named:.0%} of what is left would take more than {settings.budget:.0%} of "
+            f"the {steps} steps: {_counted(most, 'round')} of {rate:.0%} instead."
+        )
         found = [1 - (1 - rate) ** i for i in range(1, most)] + [sparsity]
     count = count if settings.candidates is None else settings.candidates
     if settings.candidates is None and settings.look_ahead is None and len(found) * count > THROWN * steps:
@@ -74,13 +78,28 @@ def plan_isp(settings: Any, sparsity: float, steps: int, epoch: int, *, extended
     if settings.look_ahead is None:
         length = min(full, max(1, math.floor(THROWN * steps / (len(found) * count))))
         if length < full:
-            shorter = f"look-ahead of {length} steps, not {full}: {len(found)} rounds of {count} candidates may take {THROWN:.0%} of {steps} steps."
+            shorter = _shorter(length, full, len(found), count, steps, extended)
     total = steps + len(found) * count * length if extended else steps
     seed = seed_steps(total, epoch, len(found), settings, rate)
     most = len(found)
     if settings.aggregate == "union":
         most = union_rounds(most, seed, count * length, steps, settings.budget)
     return IspPlan(found, rate, seed, count, length, most, fewer, shorter)
+
+
+def _shorter(length: int, full: int, rounds: int, count: int, steps: int, extended: bool) -> str:
+    """Why look-ahead has ``length`` steps and not the preset's; the control has no candidates, but as many steps."""
+    limit, many = f"{THROWN:.0%} of the {steps} steps", f"{_counted(rounds, 'round')} of {count} candidates"
+    if extended:
+        return (
+            f"{_counted(rounds * count * length, 'more step')} than {steps}, as many as candidates would take: {many}, "
+            f"each trained {_counted(length, 'step')} ahead, not {full}, to stay within {limit}."
+        )
+    return f"Each candidate is trained {_counted(length, 'step')} ahead, not {full}: {many} are to stay within {limit}."
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def union_rounds(rounds: int, seed: int, thrown: int, steps: int, budget: float) -> int:

@@ -36,6 +36,14 @@ class Plan:
     settings: dict[str, Any]  # by method, shrunk
 
 
+class TooShort(InputError):
+    """The minutes are too few for any trial; ``minutes`` are enough."""
+
+    def __init__(self, finding: str, minutes: float) -> None:
+        super().__init__(f"{finding}: give {minutes:g} minutes or more, or fewer methods and seeds.")
+        self.finding, self.minutes = finding, minutes
+
+
 def step_seconds(training: Training) -> float:
     """Seconds of one optimizer step here, the first one left out. Nothing of the training changes."""
     run = Run(training, steps=max(training.steps, WARM + TIMED), stream="timing")
@@ -68,7 +76,7 @@ def plan(
         spent: seconds that have gone before it, for the message.
 
     Raises:
-        InputError: not even a trial of 20 steps fits.
+        TooShort: not even a trial of 20 steps fits.
     """
 
     examples, count = training.examples, training.examples.count
@@ -91,10 +99,7 @@ def plan(
     least = min(LEAST, training.steps)
     if needed(least) > RESERVE * seconds:
         wanted = math.ceil((spent + MARGIN * needed(least) / RESERVE) / 6) / 10
-        raise InputError(
-            f"a trial of {least} steps, timing included, may take up to {wanted:g} minutes here: "
-            f"give {wanted:g} minutes or more, or fewer methods and seeds."
-        )
+        raise TooShort(f"a trial of {least} steps, timing included, may take up to {wanted:g} minutes here", wanted)
     low, high = least, training.steps
     while low < high:  # ``needed`` rises with the steps, save for rounding
         middle = (low + high + 1) // 2

@@ -12,7 +12,8 @@ import numpy as np
 from winnow.errors import InputError
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
-from winnow.measure.intervals import paired_proportions
+from winnow.report.words import signed
+from winnow.tickets.remarks import over_usual, usual_answer
 from winnow.tickets.search import Ticket
 from winnow.tickets.training import Training
 
@@ -90,15 +91,10 @@ def skill(dense: Sequence[Evaluation], before: Evaluation) -> tuple[Difference, 
 
     The most frequent class of the test data itself: the best that one answer for all could do there.
     """
-    truth = before.truth
-    if before.metric != "accuracy" or truth is None:
+    usual = usual_answer(before)
+    if usual is None:
         return negative(difference([before] * len(dense), dense)), None
-    usual = np.asarray(truth) == np.bincount(np.asarray(truth)).argmax()
-    found = []
-    for e in dense:
-        right = e.per_example == 1
-        won, lost = int((right & ~usual).sum()), int((~right & usual).sum())
-        found.append([(won - lost) / e.n, *paired_proportions(won, lost, e.n)])
+    found = [over_usual(e, usual) for e in dense]
     value, low, high = (100 * v for v in np.mean(found, axis=0))
     return Difference(float(value), float(low), float(high)), float(usual.mean())
 
@@ -160,12 +156,8 @@ def _value(evaluations: Sequence[Evaluation]) -> str:
     return f"{evaluations[0].metric} {mean:.4g}"
 
 
-def told(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212")
-
-
 def _told(d: Difference, unit: str) -> str:
-    return f"{told(d.value)} {unit} ({told(d.low)} to {told(d.high)})"
+    return f"{signed(d.value)} {unit} ({signed(d.low)} to {signed(d.high)})"
 
 
 def _compared(d: Difference, better: str, worse: str, neither: str) -> str:

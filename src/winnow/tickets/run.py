@@ -110,7 +110,7 @@ class Run:
         notes: what the method wants to find again after a restart; JSON.
 
     Raises:
-        FormatError: a checkpoint that is truncated, altered or of another model.
+        FormatError: a checkpoint of another model. (One that is truncated or altered costs a warning and its steps.)
         InputError: a model whose state dict holds more than tensors.
     """
 
@@ -146,7 +146,7 @@ class Run:
         self._saved, self._saving = time.perf_counter(), 0.0
         self.model.eval()
         if self.file is not None and self.file.exists():
-            checkpoint.read(self, self.file)
+            checkpoint.resume(self, self.file)
 
     @property
     def keeps(self) -> dict[str, torch.Tensor]:

@@ -111,7 +111,17 @@ def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel) 
             training.processor.save_pretrained(folder)
         ticket.masks.save(folder / MASKS)
     write_text(folder / TICKET, _json(describe(ticket, training, settings)))
+    _same_rights(folder)
     _verify(folder, ticket)
+
+
+def _same_rights(folder: Path) -> None:
+    """Every file as readable as one that was just opened for writing: safetensors lets its own be read by nobody else."""
+    rights = (folder / TICKET).stat().st_mode & 0o777
+    with disk_errors(folder):
+        for file in folder.rglob("*"):
+            if file.is_file() and file.stat().st_mode & 0o777 != rights:
+                file.chmod(rights)
 
 
 def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[str, Any]:

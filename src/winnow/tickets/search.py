@@ -14,8 +14,11 @@ from winnow.masks.mask import MaskSet
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
+from winnow.tickets.remarks import remarks
 from winnow.tickets.run import Cost, Progress, Run
 from winnow.tickets.training import Training
+
+_SHARES = ("accuracy", "agreement")  # metrics that are told in per cent
 
 
 @dataclass
@@ -67,6 +70,12 @@ class Ticket:
         if self.masks.zeros != self.zeros:
             raise AssertionError(f"{self.masks.zeros} zeros, {self.zeros} were asked for")
 
+    def __repr__(self) -> str:
+        found = f"{self.method}: {100 * self.sparsity:.4g} % zeros ({self.zeros:,} of {self.masks.numel:,})"
+        if (e := self.evaluation) is not None:
+            found += f", {e.metric} " + (f"{100 * e.value:.2f} %" if e.metric in _SHARES else f"{e.value:.4g}")
+        return f"Ticket({found}, {self.cost.steps:,} steps of training)"
+
 
 Finder = Callable[["Search"], Iterator[Ticket]]
 
@@ -117,10 +126,12 @@ class Search:
         run.finish()
         model = run.attached.detach()
         evaluation = None if self.training.evaluate is None else self.training.evaluate(model)
-        return Ticket(
+        ticket = Ticket(
             self.method, zeros / self.scope.numel, zeros, model, run.attached.masks, cost or run.cost,
             evaluation=evaluation, **more,
         )  # fmt: skip
+        ticket.notes += [] if evaluation is None else remarks(evaluation, zeros)
+        return ticket
 
 
 def densities(keeps: Mapping[str, torch.Tensor]) -> dict[str, float]:

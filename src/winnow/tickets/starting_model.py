@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,30 @@ def starting_model(
                 fill = getattr(processor, "pad_token_id", None)
                 model.config.pad_token_id = fill if fill is not None else getattr(processor, "eos_token_id", None)
             return model
+        if not scores and records.label_names is not None:
+            return _named(source, records.label_names, notes)
     return in_float(source.load(), notes)
+
+
+def _named(source: ModelSource, names: Sequence[str], notes: list[str]) -> nn.Module:
+    """The model with its own head; outputs without names of their own get those of the data's classes.
+
+    A model in memory keeps its configuration: it is its owner's.
+    """
+    model: Any = in_float(source.load(), notes)
+    outputs, known = int(getattr(model.config, "num_labels", len(names))), getattr(model.config, "label2id", None) or {}
+    if {n.lower() for n in names} <= {str(n).lower() for n in known}:
+        return model
+    told = f"the model's outputs 0 to {len(names) - 1} stand for {', '.join(names)}"
+    if outputs > len(names):
+        told += f"; its other outputs, up to {outputs - 1}, are answers to nothing in the data and stay"
+    if source.module is None:
+        own = dict(model.config.id2label or {}) | dict(enumerate(names))
+        model.config.id2label, model.config.label2id = own, {name: i for i, name in own.items()}
+        notes.append(f"{told}.")
+    else:
+        notes.append(f"{told}: name them in config.id2label before saving, or give a model folder, where it is done.")
+    return model
 
 
 def _classes(records: Records, held_out: Records | None) -> int:

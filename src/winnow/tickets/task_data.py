@@ -20,6 +20,7 @@ from winnow.measure.feed import accepted, call, evaluating, logits_of
 from winnow.measure.quality import open_task
 from winnow.measure.task import Task
 from winnow.models import ModelSource
+from winnow.tickets.answers import check_held_out, fitting
 from winnow.tickets.batches import from_loader, labelled, own_tokens, running_text
 from winnow.tickets.loss import parted
 from winnow.tickets.regression import ScoreTask
@@ -78,6 +79,8 @@ def from_batches(source: ModelSource, data: Any, asked: Asked) -> TaskData:
         found.evaluate = _task(
             loss, records, _processor(source, kind, records, asked), asked.length, source.config
         ).evaluate
+        if loss != "own":
+            check_held_out(found.model, records)
     return found
 
 
@@ -126,6 +129,8 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
     if asked.loss is None and loss != "own":
         assert labels is not None
         _check_outputs(found, labels, held_out, config)
+    if held_out is not None and loss != "own":
+        check_held_out(found.model, held_out)
     return found
 
 
@@ -244,7 +249,7 @@ def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | No
     """The model's outputs fit the labels: found out on one batch, before any training."""
     _, batch = next(found.examples.all())
     rows = len(parted(batch)[1])
-    with evaluating(found.model):
+    with evaluating(found.model), fitting(parted(batch)[0], "training"):
         logits = logits_of(call(found.model, parted(batch)[0]))
     if found.loss == "scores":
         if logits.numel() != rows:

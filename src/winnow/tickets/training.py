@@ -14,6 +14,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 from winnow.measure.evaluation import Evaluation
+from winnow.tickets.given import patterns, real, whole
 from winnow.train.examples import Examples
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -63,6 +64,7 @@ def warmup(share: float, then: Schedule = linear) -> Schedule:
     Raises:
         InputError: a share that leaves no steps after it.
     """
+    real("warmup", share)
     if not 0 <= share < 1:
         raise InputError(f"a warm-up over {share:g} of the steps leaves none: give a share in [0, 1).")
     return _Warmup(share, then) if share else then
@@ -83,7 +85,7 @@ class Training:
         clip: norm to which gradients are clipped; None leaves them.
         precision: of the products in a step; weights, gradients and moments stay float32.
         evaluate: model -> :class:`Evaluation`, on data that is not in ``examples``; needed by methods that choose by it.
-        include, exclude: names or patterns of prunable tensors, as for :func:`winnow.compress`.
+        include, exclude: names or patterns of prunable tensors, as for :func:`winnow.compress`; one string is a list of one.
         seed: of data order, dropout and every random choice.
         notes: what was decided for the user, one sentence each.
         kind: what the model is ("encoder", "clip", "vision", ...), "" where it is not known.
@@ -111,11 +113,17 @@ class Training:
     files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, patterns(name, getattr(self, name)))
+        for name in ("steps", "seed"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        for name in ("lr", "weight_decay") if self.clip is None else ("lr", "weight_decay", "clip"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
         if self.steps < 1:
             raise InputError(f"a training of {self.steps} steps is none: give steps=1 or more.")
         if not self.lr > 0:
             raise InputError(f"a learning rate of {self.lr} trains nothing: give lr above 0.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        if self.weight_decay < 0:
             raise InputError(f"a weight decay of {self.weight_decay} is none: give 0 or more.")
         if self.clip is not None and not self.clip > 0:
             raise InputError(
@@ -128,10 +136,7 @@ class Training:
         """What may be pruned. Raises InputError when there is nothing."""
         from winnow.masks.scope import find_scope
 
-        found = find_scope(self.model, include=self.include, exclude=self.exclude)
-        if not found.prunables:
-            raise InputError("nothing of this model is prunable: name tensors with include, or choose another model.")
-        return found
+        return find_scope(self.model, include=self.include, exclude=self.exclude)
 
     def replaced(self, **changes: Any) -> Training:
         return replace(self, **changes)

@@ -52,6 +52,10 @@ class Found:
     _sparsities: list[float] = field(default_factory=list, repr=False)
     _named: str = field(default="", repr=False)  # the model, as the report calls it
 
+    def __repr__(self) -> str:
+        where = "" if self.folder is None else f" in {self.folder}"
+        return "\n  ".join([f"Found {len(self.tickets)} by {self.method}{where}:", *map(repr, self.tickets)])
+
     @property
     def ticket(self) -> Ticket:
         """The sparsest one."""
@@ -74,8 +78,10 @@ class Found:
     def save(self, folder: str | Path, sparsity: float | str | None = None) -> Path:
         """Writes one ticket (the sparsest unless named) as a plain folder.
 
-        Hugging Face models: what ``from_pretrained`` reads, tokenizer included. Others: ``model.safetensors``, the state
-        dict. Beside them ``masks.safetensors`` (:meth:`winnow.MaskSet.load`), ``ticket.json``, and the report of this
+        It loads without winnow. Hugging Face models: ``from_pretrained(folder)``, tokenizer included. Others: the model's
+        own code, then ``model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))``.
+        :func:`winnow.load` is for packed folders, which :func:`winnow.compress` makes of such a folder. Beside the
+        weights ``masks.safetensors`` (:meth:`winnow.MaskSet.load`), ``ticket.json``, and the report of this
         ticket: ``ticket.html`` and ``ticket-report.json``. The folder appears whole or not at all; an earlier ticket
         there is replaced.
 
@@ -158,7 +164,10 @@ def find_ticket(
     given = {k: v for k, v in locals().items() if k in _TRAINING}
     name = DEFAULT if method == "ticket" else method
     if name not in METHODS:
-        raise InputError(f"the method {method!r} is not known: choose ticket, {', '.join(METHODS)}.")
+        known = ", ".join(m for m in METHODS if m != "dense")  # the list that a recipe is told, too
+        raise InputError(
+            f"the method {method!r} is not known: choose one of ticket, {known} (or dense, the training without zeros)."
+        )
     rates = sparsities(sparsity, dense=name == "dense")
     kind = METHODS[name].settings_class
     read_settings(kind, dict(settings or {}), name)

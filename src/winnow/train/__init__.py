@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from winnow.train.attach import Attached, SparseMethod, attach
+from winnow.train.attach import Attached, attach
+from winnow.train.method import SparseMethod
 from winnow.train.schedules import Fixed, Gradual
 from winnow.train.state_file import read_state, write_state
 

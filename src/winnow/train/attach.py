@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,29 +13,19 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
-from winnow.train.masking import masked, on_gradient, zero
-from winnow.train.targets import Optimizers, bare, place_of, plain_optimizers, scope_of, weight_at
+from winnow.train.masking import masked, moments, on_gradient, zero
+from winnow.train.method import SparseMethod, unfinished
+from winnow.train.targets import (
+    Optimizers,
+    bare,
+    place_of,
+    plain_optimizers,
+    require_trained,
+    scope_of,
+    weight_at,
+)
 
-
-class SparseMethod(Protocol):
-    """What decides about the masks while somebody else's loop trains: see :mod:`winnow.train.schedules`.
-
-    A method that has ``gradient(attached, name, gradient)`` too is handed the dense gradient of every prunable weight, as
-    a matrix [rows, cols], each time one is accumulated and before it is masked (what RigL grows by): the gradient of
-    weights that are gone is the last micro-batch's, of the others the sum so far. It is read only.
-    """
-
-    def start(self, attached: Attached) -> None:
-        """Called once when attached anew, not when resumed: sets the first masks, if there are any."""
-
-    def stepped(self, attached: Attached) -> None:
-        """Called after every optimizer step, ``attached.step`` counting it; may call :meth:`Attached.set`."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside masks and the number of steps; numbers, text and tensors."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+_live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
 
 
 def attach(
@@ -72,7 +64,8 @@ def attach(
             and not started.
 
     Raises:
-        InputError: nothing is prunable, the optimizer trains none of it, or the weights hold NaN or infinity.
+        InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, or model and
+            optimizer are attached already.
     """
     model = bare(model)
     return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
@@ -101,7 +94,8 @@ class Attached:
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
         self._places = {name: place_of(model, name) for name in scope.prunables}
         self.weights = {name: weight_at(place, scope, name) for name, place in self._places.items()}
-        self._check_trained()
+        require_trained(self.weights, self.optimizers)
+        self._check_alone()
         self.step = 0
         self.keeps = {
             name: torch.ones(p.rows, p.cols, dtype=torch.bool, device=self.weights[name].device)
@@ -118,16 +112,18 @@ class Attached:
         self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
         self._handles += [o.register_step_pre_hook(self._stepping) for o in self.optimizers]
         self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
+        _live.add(self)
 
-    def _check_trained(self) -> None:
-        trained = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        if not any(id(p) in trained for p in self.weights.values()):
-            raise InputError("the optimizer trains none of the prunable weights: make it of this model's parameters.")
-        if len({id(p) for p in self.weights.values()}) < len(self.weights):
-            raise InputError("two prunable tensors are one parameter: leave one of the tied names out of the scope.")
-        for name, weight in self.weights.items():
-            if not bool(torch.isfinite(weight.detach()).all()):
-                raise InputError(f"{name} holds NaN or infinity: start from a checkpoint with finite weights.")
+    def _check_alone(self) -> None:
+        """Two methods on one optimizer undo each other's masks; a second optimizer is a training of its own."""
+        optimizers, weights = {id(o) for o in self.optimizers}, {id(w) for w in self.weights.values()}
+        for other in _live:
+            if any(id(o) in optimizers for o in other.optimizers) and any(
+                id(w) in weights for w in other.weights.values()
+            ):
+                raise InputError(
+                    "this model and optimizer are attached already: detach first, with detach() of what attach returned."
+                )
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -198,23 +194,24 @@ class Attached:
             zero(weight, mask, name)
             if weight.grad is not None:
                 weight.grad = masked(weight.grad, mask, name)
-            for moment in self._moments(weight):
+            for moment in moments(self.optimizers, weight):
                 zero(moment, mask, name)
 
-    def _moments(self, weight: torch.Tensor) -> list[torch.Tensor]:
-        return [
-            t
-            for optimizer in self.optimizers
-            for t in optimizer.state.get(weight, {}).values()
-            # Subclasses and integers are codes of a quantized moment: zero bits are no zero.
-            if type(t) in (torch.Tensor, nn.Parameter) and t.is_floating_point() and t.shape == weight.shape
-        ]
-
     def detach(self) -> nn.Module:
-        """Takes the hooks off and returns the model: a plain one, zeros in place."""
+        """Takes the hooks off and returns the model: a plain one, zeros in place.
+
+        Warns (UserWarning) where the method has not come to its end, such as a schedule that is longer than the training.
+        """
+        if self._handles and (sentence := unfinished(self)) is not None:
+            warnings.warn(sentence, stacklevel=2)
+        return self.release()
+
+    def release(self) -> nn.Module:
+        """:meth:`detach` without a word, as after an error."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _live.discard(self)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

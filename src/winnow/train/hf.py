@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
-from winnow.train.attach import Attached, SparseMethod, attach
+from winnow.train.attach import Attached, attach
+from winnow.train.method import SparseMethod, unfinished
 from winnow.train.state_file import read_state, write_state
 
 try:
@@ -32,7 +34,8 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     Attaches when training begins and detaches when it ends; what is left is a plain model with its zeros. Steps are the
     Trainer's ``global_step``. Every checkpoint folder gets masks and the method's state (``winnow_train.safetensors``), and
     ``resume_from_checkpoint`` goes on from it. With ``load_best_model_at_end`` the masks are the best checkpoint's, which a
-    gradual method may have written before its last zeros: a warning says so.
+    gradual method may have written before its last zeros: a warning says so. A schedule that is longer than the training is
+    warned about (UserWarning) before the first step and at the end.
 
     Args:
         method, include, exclude: as for :func:`winnow.train.attach`.
@@ -55,7 +58,7 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
         if self.attached is not None:  # the training before this one ended in an error
-            self.attached.detach()
+            self.attached.release()
             self.attached = None
         scope, saved = find_scope(model, include=self.include, exclude=self.exclude), None
         if state.global_step:
@@ -64,6 +67,8 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
             _require_zeros(model, scope, saved["masks"], path)
         self.attached = attach(model, optimizer, self.method, scope=scope, state=saved)
         self.attached.step = state.global_step
+        if state.max_steps > 0:
+            _warn(unfinished(self.attached, state.max_steps), state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.attached is not None:  # the Trainer counts steps that loss scaling has skipped
@@ -77,6 +82,7 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.attached is None:
             return
+        sentence = unfinished(self.attached)  # of this training, not of the best checkpoint
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             last = self.attached.zeros
             self.attached.load_state_dict(read_state(Path(state.best_model_checkpoint) / FILE))
@@ -87,8 +93,14 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
                     self.attached.step, self.attached.zeros, last,
                 )  # fmt: skip
         self.masks = self.attached.masks
-        self.attached.detach()
+        self.attached.release()
         self.attached = None
+        _warn(sentence, state)
+
+
+def _warn(sentence: str | None, state: Any) -> None:
+    if sentence is not None and state.is_world_process_zero:
+        warnings.warn(sentence, stacklevel=2)
 
 
 def _folder(args: Any, step: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,3 +53,14 @@ def masked(grad: torch.Tensor, mask: torch.Tensor, name: str) -> torch.Tensor:
     with torch.no_grad():
         zero(grad, mask, name)
     return grad
+
+
+def moments(optimizers: Sequence[torch.optim.Optimizer], weight: nn.Parameter) -> list[torch.Tensor]:
+    """What the optimizers remember of every entry of a weight."""
+    return [
+        t
+        for optimizer in optimizers
+        for t in optimizer.state.get(weight, {}).values()
+        # Subclasses and integers are codes of a quantized moment: zero bits are no zero.
+        if type(t) in (torch.Tensor, nn.Parameter) and t.is_floating_point() and t.shape == weight.shape
+    ]

@@ -148,6 +148,28 @@ class Gradual:
         if zeros > attached.zeros:
             attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros, self.max_rate))
 
+    def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
+        """A sentence where training ends (now, or after step ``last``) before the zeros asked for are there."""
+        numel, step = attached.numel, attached.step if last is None else last
+        zeros = attached.zeros if last is None else max(attached.zeros, self.zeros_at(self._changed(last), numel))
+        if step >= self.end or zeros >= round(self.sparsity * numel):
+            return None
+        found, wanted = 100 * zeros / numel, 100 * self.sparsity
+        share = f"{found:.0f}" if wanted - found >= 1 else f"{found:.6g}"
+        if last is None:
+            return (
+                f"{share} % of the weights are zero, not the {wanted:.4g} % asked for: the schedule ends at step {self.end} "
+                f"and training ended at step {step}."
+            )
+        return (
+            f"{share} % of the weights will be zero, not the {wanted:.4g} % asked for: the schedule ends at step {self.end} "
+            f"and training is going to end at step {step}; give an end of {step} or less, or train longer."
+        )
+
+    def _changed(self, step: int) -> int:
+        """The last step up to ``step``, before the end, after which masks change; ``begin`` where there is none."""
+        return self.begin + max(0, step - self.begin) // self.every * self.every
+
     def zeros_at(self, step: int, numel: int) -> int:
         """Zeros wanted after this step."""
         left = (1 - min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)) ** self.power

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,3 +66,15 @@ def weight_at(place: tuple[dict[str, Any], str], scope: Scope, name: str) -> nn.
     if weight is None or tuple(weight.shape) != scope.prunables[name].shape:
         raise InputError(f"the model has no {name} of the scope's shape: give a scope of this model.")
     return weight
+
+
+def require_trained(weights: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raises InputError unless the weights are finite, each a parameter of its own, and some of them are trained."""
+    trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in weights.values()):
+        raise InputError("the optimizer trains none of the prunable weights: make it of this model's parameters.")
+    if len({id(p) for p in weights.values()}) < len(weights):
+        raise InputError("two prunable tensors are one parameter: leave one of the tied names out of the scope.")
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight.detach()).all()):
+            raise InputError(f"{name} holds NaN or infinity: start from a checkpoint with finite weights.")

@@ -1,0 +1,62 @@
+"""What every part of a recipe has in common: no unknown fields, no truth values for numbers, words of a recipe in errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+# Options that a recipe has no field for: those of ``winnow run`` itself, and those it does without.
+NO_FIELD = (
+    "out",
+    "executor",
+    "keep-work",
+    "dry-run",
+    "poc",
+    "json",
+    "keep",
+    "compare-with",
+    "trust-remote-code",
+    "limit",
+)
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1: a recipe that says so means something else."""
+        require_no_truth(value, cls.model_fields[str(info.field_name)].annotation)
+        return value
+
+
+def require_no_truth(value: Any, annotation: Any) -> None:
+    """Raises ValueError for true and false, alone or in a mapping, where ``annotation`` has none."""
+    for name, one in value.items() if isinstance(value, dict) else [("", value)]:
+        if isinstance(one, bool) and not _has(annotation, bool, Any):
+            what = "a number" if _has(annotation, int, float) else "text"
+            raise ValueError(f"{f'{name} ' if name else ''}must be {what}, not {str(one).lower()}")
+
+
+def require_settings(given: dict[str, Any], *kinds: type[BaseModel]) -> None:
+    """:func:`require_no_truth` for settings of methods: ``kinds`` are those that the names may belong to."""
+    for name, value in given.items():
+        found = [kind.model_fields[name].annotation for kind in kinds if name in kind.model_fields]
+        if found and not any(_has(a, bool) for a in found):
+            require_no_truth({name: value}, found[0])
+
+
+def _has(annotation: Any, *kinds: Any) -> bool:
+    return annotation in kinds or any(_has(a, *kinds) for a in get_args(annotation))
+
+
+def in_fields(sentence: str) -> str:
+    """A sentence about options of ``winnow compress``, about fields of a recipe: --max-drop is max_drop there."""
+
+    def field(found: re.Match[str]) -> str:
+        return found[0] if found[1] in NO_FIELD else found[1].replace("-", "_")
+
+    return re.sub(r"--([a-z][a-z-]*[a-z])", field, re.sub(r"--set (?=\w)", "settings.", sentence))
