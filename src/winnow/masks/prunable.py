@@ -108,7 +108,7 @@ def nothing_to_prune(skipped: Sequence[Skipped]) -> str:
     ]
     left = sorted((s for s in left if s.numel), key=lambda s: -s.numel)
     if not left:
-        return f"{start}: give a model with linear layers or convolutions beside its output head."
+        return f"{start} but its head and embeddings, if any: name those with include, or give a model with other linear layers."
     names = [s.name for s in left]
     if len(names) > _NAMED:
         names = list(dict.fromkeys(n.rpartition(".")[0] or n for n in names))[:_NAMED]
