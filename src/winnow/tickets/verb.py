@@ -149,7 +149,7 @@ def find_ticket(
         data: labelled data; it and all arguments up to ``trust_remote_code`` are those of
             :func:`winnow.tickets.training_from`.
         sparsity: share of zeros among the prunable weights, such as 0.8 or "80%", or several, rising.
-        method: one of :data:`winnow.tickets.METHODS`; "ticket" is the one that measured best.
+        method: one of :data:`winnow.tickets.METHODS`; "ticket" is the kind of ISP that measured best, ``isp-matched``.
         settings: of the method, by name (``winnow.tickets.settings``). Unless set, ISP on text encoders takes the
             paper's values for BERT.
         out: folder to write, with the report of the search (``ticket.html``, ``ticket-report.json``); with several
