@@ -9,6 +9,7 @@
     python benchmarks/tickets.py --phase confirm --model resnet --variants "mean goes on"   # once, on test data, new seeds
     python benchmarks/tickets.py --phase overhead --model vit      # what masks cost in a step
     python benchmarks/tickets.py --phase table                     # markdown of everything
+    python benchmarks/tickets.py --phase summary                   # markdown of the models side by side
 
 Start the same command in two terminals and they share the cells; stop it at any time and start it again: a cell goes on
 where it stood. Every finished cell is a line of ``--results`` (default ``tickets/results.jsonl`` in the cache of
@@ -24,7 +25,8 @@ from typing import Any
 
 import common
 
-PHASES = ("tune", "test", "masks", "sensitivity", "variants", "confirm", "overhead", "table")
+PHASES = ("tune", "test", "masks", "sensitivity", "variants", "confirm", "overhead", "table", "summary")
+TOLD = ("table", "summary")  # phases that only show what is there
 
 
 def main() -> None:
@@ -45,9 +47,14 @@ def main() -> None:
     print(f"results: {args.results}", flush=True)
     rows = results.rows()
     names = args.model or [n for n in SUBJECTS if any(r["cell"]["model"] == n for r in rows.values())]
-    failed = run_all(cells(args, rows), results, study(results)) if args.phase != "table" else []
+    failed = run_all(cells(args, rows), results, study(results)) if args.phase not in TOLD else []
     rows = results.rows()
-    print("\n" + shown(args.phase, rows, names), flush=True)
+    if args.phase == "summary":
+        from tickets_summary import summary
+
+        print("\n" + summary(rows, names), flush=True)
+    else:
+        print("\n" + shown(args.phase, rows, names), flush=True)
     if args.svg:
         from tickets_curves import write
 
@@ -204,7 +211,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write cells and tables here too")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="of --phase table: draw tickets-MODEL.svg here")
     args = parser.parse_args()
-    if args.phase != "table" and not args.model:
+    if args.phase not in TOLD and not args.model:
         parser.error(f"--phase {args.phase} needs --model")
     if args.svg and args.phase != "table":
         parser.error("--svg goes with --phase table")

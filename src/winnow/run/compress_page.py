@@ -16,7 +16,7 @@ from winnow.run.pipeline import Compress, Ticket, Train
 
 if TYPE_CHECKING:
     from winnow.measure.evaluation import Evaluation
-    from winnow.run.stages import Materials
+    from winnow.run.materials import Materials
 
 RECORD = "run.json"
 
