@@ -84,8 +84,10 @@ def test_nothing_to_prune_is_an_error_with_the_fix():
         find_scope(nn.Sequential(nn.Linear(4, 4)))  # its only layer is the head
     with pytest.raises(InputError, match="include"):
         find_scope(nn.Embedding(4, 4))
-    with pytest.raises(InputError, match="include"):
+    with pytest.raises(InputError, match="exclude less, or name other matrices with include"):
         find_scope(Tied(), exclude=["layers"])
+    with pytest.raises(InputError, match=r'include=\["weight_hh_l0", "weight_ih_l0"\]'):
+        find_scope(nn.GRU(4, 4))
 
 
 def test_parameters_without_floating_point_stay():

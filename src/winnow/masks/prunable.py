@@ -106,6 +106,8 @@ def nothing_to_prune(skipped: Sequence[Skipped]) -> str:
     left = [
         s for s in skipped if s.reason not in _LEFT_DENSE and not s.reason.startswith(("tied", "not float", "not init"))
     ]
+    if any(s.reason == "excluded by name" for s in left):
+        return f"{start} that exclude leaves: exclude less, or name other matrices with include."
     left = sorted((s for s in left if s.numel), key=lambda s: -s.numel)
     if not left:
         return f"{start} but its head and embeddings, if any: name those with include, or give a model with other linear layers."
