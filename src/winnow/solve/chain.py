@@ -43,7 +43,7 @@ class _Stack:
     @property
     def gram(self) -> torch.Tensor:
         assert self.shared.stats is not None
-        return gram_of(self.shared.stats, self.dense.device, self.shared.where)
+        return gram_of(self.shared.stats, self.dense.device, self.shared.where, self.dense.dtype)
 
     def mask(self) -> torch.Tensor:
         """The mask so far, chosen from the scores if no solver has chosen one."""
@@ -81,7 +81,7 @@ def _loop(stack: _Stack, rounding: bool) -> None:
     target = stack.weight if stack.updated else stack.dense
     stack.weight, stack.keep, stack.quantized = sparsegpt(
         target,
-        factor(problem.stats, problem.damp, device, problem.where),
+        factor(problem.stats, problem.damp, device, problem.where, stack.dense.dtype),
         stack.bands,
         problem.structure,
         stack.group,
@@ -97,7 +97,7 @@ def _alps(stack: _Stack, last: bool) -> None:
     stack.weight, stack.keep = alps(
         stack.dense,
         _damped(gram, problem.damp),
-        spectrum(problem.stats, problem.damp, stack.dense.device, problem.where),
+        spectrum(problem.stats, problem.damp, stack.dense.device, problem.where, stack.dense.dtype),
         stack.bands,
         problem.structure,
         stack.group,
@@ -184,6 +184,7 @@ def solve_group(problems: list[Problem], solver: str) -> list[Solution]:
 
     With a grid, ``sparsegpt`` as last solver rounds inside its loop (with no zeros this is GPTQ); a chain that ends
     otherwise is followed by that loop on its mask; ``none``, or inputs without a Gram matrix, rounds to nearest.
+    The work is done in float32, and in float64 where all the weights come so (the Gram matrix is float32 either way).
     Each layer's counts, scales and mask are its own, so the answer does not depend on what else is in the group
     (values may differ by rounding).
 
@@ -210,7 +211,7 @@ def _alike(problems: list[Problem]) -> list[list[int]]:
     """Places of the problems that one pass over the columns can serve."""
     found: dict[object, list[int]] = {}
     for index, p in enumerate(problems):
-        key = (p.structure, p.group, p.grid, p.damp, p.keep is None, p.weight.device)
+        key = (p.structure, p.group, p.grid, p.damp, p.keep is None, p.weight.device, p.weight.dtype)
         found.setdefault(key, []).append(index)
     return list(found.values())
 
@@ -232,7 +233,8 @@ def _solve(problems: list[Problem], names: list[str]) -> list[Solution]:
                 "not accumulated: calibrate with it, or use the solver 'none'"
             )
         names = ["none"]  # nothing to prune and no data to round by: plain rounding
-    weights = [p.weight.detach().to(torch.float32) for p in problems]
+    double = all(p.weight.dtype == torch.float64 for p in problems)
+    weights = [p.weight.detach().to(torch.float64 if double else torch.float32) for p in problems]
     dense = torch.cat(weights) if len(weights) > 1 else weights[0]
     keep = None if shared.keep is None else torch.cat([p.keep for p in problems if p.keep is not None]).to(dense.device)
     stack = _Stack(problems, bands, dense, dense if keep is None else dense * keep, keep)

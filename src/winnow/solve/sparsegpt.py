@@ -146,7 +146,7 @@ class _Loop:
         if self.grid is not None:
             assert self.codes is not None and self.scales is not None
             codes = self.codes[start:stop].unbind(0)
-            scale = self.scales[start // self.step].to(torch.float32)
+            scale = self.scales[start // self.step].to(self.work.dtype)
             inverse = torch.where(scale != 0, 1 / scale, 0.0)
         for j, row in enumerate(work):
             if j:
