@@ -65,9 +65,16 @@ def ridge_of(gram: torch.Tensor, damp: float) -> float:
 
 
 def factor(
-    stats: InputStats, damp: float, device: torch.device, where: str = "", dtype: torch.dtype = torch.float32
+    stats: InputStats,
+    damp: float,
+    device: torch.device,
+    where: str = "",
+    dtype: torch.dtype = torch.float32,
+    columns: torch.Tensor | None = None,
 ) -> Factor:
     """The damped Cholesky factor of the Gram matrix in ``dtype``, from ``stats.cache`` if it is there.
+
+    With ``columns`` [C] that of the matrix with its inputs in this order, made anew.
 
     One Cholesky factorization in float64, of the matrix with its inputs in reverse order: with P the reversal,
     P H P = L L^T gives H = (P L P)(P L P)^T, and P L P is upper triangular. Neither H^-1 nor a second
@@ -77,16 +84,21 @@ def factor(
         InputError: no damping makes the matrix positive definite.
     """
     key = ("factor", damp, device, dtype)
+    if columns is not None:
+        return _factorize(gram_of(stats, device, where, dtype), damp, where, columns)
     if key not in stats.cache:
         stats.cache[key] = _factorize(gram_of(stats, device, where, dtype), damp, where)
     return stats.cache[key]  # type: ignore[return-value]
 
 
-def _factorize(gram: torch.Tensor, damp: float, where: str) -> Factor:
-    dead = gram.diagonal() <= 0
+def _factorize(gram: torch.Tensor, damp: float, where: str, columns: torch.Tensor | None = None) -> Factor:
+    if columns is None:
+        columns = torch.arange(len(gram), device=gram.device)
+    dead = (gram.diagonal() <= 0)[columns]
+    last = columns.flip(0)
     while damp <= _MAX_DAMP:
         ridge = ridge_of(gram, damp)
-        matrix = gram.flip((0, 1)).to(torch.float64)
+        matrix = gram[last[:, None], last].to(torch.float64)
         matrix.diagonal().add_(ridge).masked_fill_(dead.flip(0), 1.0)
         root, failed = torch.linalg.cholesky_ex(matrix)
         del matrix
