@@ -115,12 +115,25 @@ def _matrix(host: Host, p: Prunable) -> torch.Tensor:
 
 def _scores(host: Host, p: Prunable, recipe: Recipe, stats: dict[str, list[InputStats]] | None) -> torch.Tensor:
     weight = _matrix(host, p)
+    typical = _typical(stats) if stats is not None else 0.0
     if stats is None or not needs_data(recipe.score):
         return score(
             recipe.score if not needs_data(recipe.score) else "magnitude", weight, None, seed=layer_seed(recipe, p)
         )
     band = p.rows // p.parts
-    return torch.cat([score(recipe.score, weight[i * band : (i + 1) * band], s) for i, s in enumerate(stats[p.name])])
+    known = [s if s.tokens else _even(s, typical) for s in stats[p.name]]
+    return torch.cat([score(recipe.score, weight[i * band : (i + 1) * band], s) for i, s in enumerate(known)])
+
+
+def _typical(stats: dict[str, list[InputStats]]) -> float:
+    """The mean square sum of an input, over all inputs that were seen: what unseen ones are taken to have."""
+    seen = {id(s): s for parts in stats.values() for s in parts if s.tokens}
+    return sum(float(s.sum_sq.sum()) for s in seen.values()) / max(sum(s.cols for s in seen.values()), 1)
+
+
+def _even(stats: InputStats, square: float) -> InputStats:
+    """Statistics of inputs nobody saw, as if all were of one size: tensors that were not seen do not go first for it."""
+    return InputStats(stats.cols, 1, torch.zeros_like(stats.sum), torch.full_like(stats.sum_sq, square or 1.0))
 
 
 def layer_seed(recipe: Recipe, p: Prunable) -> int:

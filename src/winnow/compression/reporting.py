@@ -118,7 +118,7 @@ def build_report(
         layers=[
             Layer(
                 name=x.name, block=x.block, kind=x.kind, rows=x.rows, cols=x.cols, zeros=x.zeros, sparsity=x.sparsity,
-                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds,
+                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds, method=x.method,
             )
             for x in main.pruned.layers
         ],

@@ -74,6 +74,17 @@ def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunab
     return largest_remainder([1.0] * p.parts, zeros)
 
 
+def unseen_parts(p: Prunable, stats: dict[str, list[InputStats]], recipe: Recipe, *, kept: bool = False) -> int:
+    """In how many parts of a tensor the recipe's method stood without the inputs that it reads.
+
+    Such parts are pruned by magnitude (rounded to nearest where nothing goes). ``kept``: their mask was given.
+    """
+    scored = needs_data(recipe.score) and needs_scores(recipe.solver) and not kept
+    if not (scored or needs_gram(recipe.solver)):
+        return 0
+    return sum(_known(stats, p, part) is None for part in range(p.parts))
+
+
 def _known(stats: dict[str, list[InputStats]], p: Prunable, part: int) -> InputStats | None:
     """What is known of a part's inputs; nothing of an expert no token was routed to."""
     s = stats[p.name][part] if p.name in stats else None
