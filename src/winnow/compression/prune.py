@@ -13,8 +13,8 @@ import torch
 
 from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host, put_matrix, put_tensors
+from winnow.compression.otherwise import by_magnitude, by_watching, in_own_type, in_place_of
 from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
-from winnow.compression.unseen import by_magnitude, by_watching, in_place_of
 from winnow.errors import InputError
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
@@ -43,6 +43,7 @@ class LayerOutcome:
     unit: str  # the stored unit it lies in: a block's path, or "" for a model taken whole
     parts: int = 1
     unseen: int = 0  # parts whose inputs calibration did not see, and the method reads them
+    values: str | None = None  # how its weights are stored: "int8", "float32"
 
     @property
     def numel(self) -> int:
@@ -142,6 +143,7 @@ class Pruner:
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
         self.notes += [*in_place_of(self.recipe.method, layers), *by_watching(watched, layers)]
+        self.notes += in_own_type(self.recipe.values, layers)
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -233,7 +235,7 @@ class Pruner:
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
-                p.parts, unseen[p.name],
+                p.parts, unseen[p.name], packed.values,
             )  # fmt: skip
         extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
         self._change(extra)

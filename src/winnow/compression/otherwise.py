@@ -1,4 +1,4 @@
-"""Tensors whose inputs calibration did not see: what became of them, in words."""
+"""Tensors that were not treated as the recipe says, and why, in words: for the notes and the tables."""
 
 from __future__ import annotations
 
@@ -46,6 +46,24 @@ def by_watching(watched: Collection[str], layers: Sequence[LayerOutcome]) -> lis
     return [
         f"input statistics of {len(names)} tensors were taken from the products that the forward makes with them: "
         f"{', '.join(names[:NAMED])}{rest}."
+    ]
+
+
+def unrounded(values: str, layers: Sequence[LayerOutcome]) -> list[LayerOutcome]:
+    """Tensors that kept their type where the recipe asks for integers."""
+    return [x for x in layers if values in ("int8", "int4") and x.values not in (values, None)]
+
+
+def in_own_type(values: str, layers: Sequence[LayerOutcome]) -> list[str]:
+    """The note that counts and names the tensors whose weights no float16 scale holds."""
+    kept = unrounded(values, layers)
+    if not kept:
+        return []
+    names = ", ".join(f"{x.name} ({x.values})" for x in kept[:NAMED])
+    rest = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
+    return [
+        f"{len(kept)} of {len(layers)} tensors keep their type and are not {values}: some of their weights are too small or too "
+        f"large for a float16 scale (it would cost them more than 0.1 % of their size): {names}{rest}."
     ]
 
 
