@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -134,6 +136,39 @@ def test_large_matrices_are_fitted_in_chunks_alike(monkeypatch):
     monkeypatch.setattr("winnow.quantize.grid._CHUNK", 24 * 7)
     parts = round_to_nearest(weight, Grid(4, 8))
     assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scales, parts.scales)
+
+
+@pytest.mark.parametrize("where", ["tensor", "row", "group"])
+@pytest.mark.parametrize("grid", [Grid(8), Grid(4), Grid(4, 16), Grid(3, 24)])
+@pytest.mark.parametrize("exponent", range(-12, 33, 2))
+def test_what_float16_scales_do_not_hold_is_found(exponent, grid, where):
+    """Against the error itself, in float64: of every group, beside what the same codes' exact scale would cost."""
+    generator = torch.Generator().manual_seed(exponent + 100)
+    weight = torch.randn(3, 48, generator=generator) / 10
+    part = {"tensor": slice(None), "row": (1, slice(None)), "group": (1, slice(0, grid.group or 48))}[where]
+    weight[part] *= 10.0**exponent
+    found, exact = round_to_nearest(weight, grid), round_to_nearest(weight, replace(grid, scale_dtype=torch.float32))
+    lost, least = ((q.dequantize().double() - weight.double()).square() for q in (found, exact))
+    worst = 0.0
+    for start in range(0, 48, grid.group or 48):
+        columns = slice(start, start + (grid.group or 48))
+        norm = weight[:, columns].double().norm(dim=1)
+        more = lost[:, columns].sum(1).sqrt() - least[:, columns].sum(1).sqrt()
+        worst = max(worst, float((more / norm).max()))
+    if not 0.9e-3 < worst < 1.1e-3:
+        assert grid.holds(weight) == (worst < 1e-3)
+    if -2 <= exponent <= 4:
+        assert grid.holds(weight)
+    if exponent <= -8 or exponent >= 8:
+        assert not grid.holds(weight)
+
+
+def test_removed_weights_need_no_scale():
+    weight = torch.randn(4, 32)
+    keep = torch.ones(4, 32, dtype=torch.bool)
+    weight[2, 5], weight[1] = 1e30, 1e-12
+    keep[2, 5], keep[1] = False, False
+    assert not Grid(8).holds(weight) and Grid(8).holds(weight, keep) and Grid(4, 8).holds(torch.zeros(2, 16))
 
 
 def test_grids_that_do_not_exist():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -35,12 +35,19 @@ class Seen:
 class Capture:
     """Statistics of every prunable of a unit, filled by the dense runs inside :meth:`watching`.
 
-    Linear layers and convolutions are seen by hooks; stacked experts and MultiheadAttention, which read
-    their weights directly, by watching the matrix multiplications themselves.
+    Linear layers and convolutions are seen by hooks; stacked experts, MultiheadAttention, recurrent layers and parameters
+    that some forward multiplies with itself by watching the matrix multiplications. ``direct`` names weights of
+    linear layers whose modules are not called: another module reads them.
     """
 
     def __init__(
-        self, unit: nn.Module, path: str, prunables: list[Prunable], gram: Callable[[Prunable], bool], device: Any
+        self,
+        unit: nn.Module,
+        path: str,
+        prunables: list[Prunable],
+        gram: Callable[[Prunable], bool],
+        device: Any,
+        direct: Collection[str] = (),
     ) -> None:
         self._gram = {p.name: gram(p) for p in prunables}
         self._prunables = {p.name: p for p in prunables}
@@ -52,6 +59,8 @@ class Capture:
         self._hooked: dict[nn.Module, list[Prunable]] = {}
         self._direct: dict[str, torch.Tensor] = {}
         self._attention: set[str] = set()
+        self._recurrent: set[str] = set()
+        self._strict: set[str] = set()  # whose inputs are there to be seen
         self._watch: WatchMultiplications | None = None
         attention = [m for m in unit.modules() if isinstance(m, nn.MultiheadAttention)]
         read_directly = {id(w) for m in attention for w in m.parameters()}
@@ -61,10 +70,15 @@ class Capture:
             weight = owner.get_parameter(key)
             if id(weight) in read_directly:
                 self._attention.add(p.name)
+            if isinstance(owner, nn.RNNBase):
+                self._recurrent.add(p.name)
             if id(weight) in read_directly or p.kind == "experts":
                 self._direct[p.name] = weight
-            elif isinstance(owner, (nn.Linear, _ConvNd)) or p.kind == "conv1d":
+                self._strict.add(p.name)
+            elif hooked(owner, p) and p.name not in direct:
                 self._hooked.setdefault(owner, []).append(p)
+            else:
+                self._direct[p.name] = weight
 
     @contextmanager
     def watching(self, padding: Padding, *, routed: bool) -> Iterator[None]:
@@ -78,7 +92,7 @@ class Capture:
                 stack.callback(handle.remove)
             if self._direct or (routed and padding.active):
                 direct = {n: (self._prunables[n], w) for n, w in self._direct.items()}
-                self._watch = stack.enter_context(WatchMultiplications(direct, padding, self._multiplied))
+                self._watch = stack.enter_context(WatchMultiplications(direct, padding, self._multiplied, self._strict))
             yield
         self._check_sharing()
         self._last.clear()
@@ -110,6 +124,10 @@ class Capture:
         if p.name in self._attention and self.padding is not None:
             memory = p.kind == "attention_in" and 0 not in parts
             rows = self.padding.time_major(x.shape[0], memory=memory)
+        elif p.name in self._recurrent and self.padding is not None:
+            step = self._calls.get((p.name, 0), 0)
+            rows = self.padding.time_major(x.shape[0], memory=False)
+            rows = self.padding.step(x.shape[0], step, p.name.endswith("_reverse")) if rows is None else rows
         elif p.kind == "experts" and rows is None and parts:
             # Experts that run on all tokens at once get zeros for those that another expert takes.
             routed = x.ne(0).any(-1)
@@ -123,7 +141,9 @@ class Capture:
             self._calls[slot] = self._calls.get(slot, 0) + 1
             stats = self._stats.get(slot)
             if stats is None:
-                stats = self._stats[slot] = self._shared(p, seen) or InputStats.zeros(
+                # What a hand-written step reads first, such as a state of zeros, it need not go on sharing.
+                mine = p.name in self._direct and p.name not in self._strict
+                stats = self._stats[slot] = (None if mine else self._shared(p, seen)) or InputStats.zeros(
                     p.cols, gram=self._gram[p.name], device=self._device
                 )
             last = self._last.get(id(stats))
@@ -136,6 +156,8 @@ class Capture:
 
     def _shared(self, p: Prunable, seen: Seen) -> InputStats | None:
         for slot, stats in self._stats.items():
+            if slot[0] in self._direct and slot[0] not in self._strict:
+                continue
             last = self._last.get(id(stats))
             same = last is not None and stats.cols == p.cols and last[0].same(seen)
             if same and self._gram[slot[0]] == self._gram[p.name]:
@@ -157,7 +179,7 @@ class Capture:
         """Statistics of every prunable, one a part. Raises InputError for NaN or infinite inputs."""
         found: dict[str, list[InputStats]] = {}
         for p in self._prunables.values():
-            if ran and p.name in self._direct and not any((p.name, part) in self._stats for part in range(p.parts)):
+            if ran and p.name in self._strict and not any((p.name, part) in self._stats for part in range(p.parts)):
                 raise InputError(
                     f"cannot see which inputs {p.name} is multiplied with: leave it out with exclude={[p.name]!r}"
                 )
@@ -174,6 +196,11 @@ class Capture:
                 parts.append(stats)
             found[p.name] = parts
         return found
+
+
+def hooked(owner: nn.Module, p: Prunable) -> bool:
+    """Whether the inputs of a prunable are the arguments that its module is called with."""
+    return p.kind == "conv1d" or (p.kind != "experts" and isinstance(owner, (nn.Linear, _ConvNd)))
 
 
 def time_first(unit: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 
 aten = torch.ops.aten
-MULTIPLIES = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+MULTIPLIES = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv}
 REORDERS = {aten.t, aten.transpose, aten.permute, aten.sum, aten.index_add_, aten.index_add}
 
 Found = Callable[[Prunable, range, torch.Tensor, "torch.Tensor | None"], None]
@@ -26,11 +26,21 @@ class WatchMultiplications(TorchDispatchMode):
     Everything from ``F.linear`` to ``einsum`` ends in one of four operators; a weight operand is recognised by
     its memory, its position says which part (expert, or band of a packed projection) it is, its strides which
     way round it is stored. ``rows`` marks the tokens among the rows of ``x``: tokens gathered for an expert are
-    followed through the operations that lead there, so that padding stays out.
+    followed through the operations that lead there, so that padding stays out. Recurrent layers end there too:
+    all x_t in one product, each h_{t-1} in its own (oneDNN's LSTM, one operator, is opened: h_{t-1} is what it put
+    out one step before). A weight of ``strict`` that is multiplied the other way round is an error, of another it is
+    not seen.
     """
 
-    def __init__(self, weights: dict[str, tuple[Prunable, torch.Tensor]], padding: Padding, found: Found) -> None:
+    def __init__(
+        self,
+        weights: dict[str, tuple[Prunable, torch.Tensor]],
+        padding: Padding,
+        found: Found,
+        strict: Collection[str] = (),
+    ) -> None:
         super().__init__()
+        self._strict = strict
         self._padding = padding
         self._found = found
         self._weights = [
@@ -43,11 +53,23 @@ class WatchMultiplications(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket in MULTIPLIES:
             self._product(args[-2], args[-1])
+        elif func.overloadpacket is aten.mkldnn_rnn_layer:
+            self._lstm(args, out[0])
         if self._padding.active:
             self._follow(func.overloadpacket, args, out)
         return out
 
+    def _lstm(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        """One direction of one layer over a whole sequence: ``args`` begin with x [T, B, in], w_ih, w_hh, two biases, h_0."""
+        x, into, across, first, backwards = args[0], args[1], args[2], args[5], bool(args[7])
+        first = first.reshape(1, *out.shape[1:])
+        before = torch.cat([out[1:], first]) if backwards else torch.cat([first, out[:-1]])
+        for weight, seen in ((into, x), (across, before)):
+            self._product(seen.reshape(-1, seen.shape[-1]), weight.t())
+
     def _product(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        a = a.unsqueeze(0) if a.dim() == 1 else a
+        b = b.unsqueeze(1) if b.dim() == 1 else b
         for p, start, end, size in self._weights:
             if start <= b.data_ptr() < end:
                 self._seen(p, (b.data_ptr() - start) // size, b, a)
@@ -62,6 +84,8 @@ class WatchMultiplications(TorchDispatchMode):
         flipped = weight.stride(-1) == 1 and weight.stride(-2) != 1
         straight = weight.stride(-2) == 1 and weight.stride(-1) != 1
         if into != p.cols or (flipped if not p.transposed else straight):
+            if p.name not in self._strict:
+                return
             raise InputError(
                 f"{p.name} is multiplied the other way round than its shape suggests: leave it out with "
                 f"exclude={[p.name]!r}"

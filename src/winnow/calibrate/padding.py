@@ -117,6 +117,13 @@ class Padding:
         mask = self._memory if memory and self._memory is not None else self._own
         return mask.t().reshape(-1) if mask is not None and mask.numel() == rows else None
 
+    def step(self, rows: int, step: int, backwards: bool) -> torch.Tensor | None:
+        """The same for the ``step``-th product [B, cols] of a recurrent layer, one position of every sequence at a time."""
+        if self._own is None or self._own.shape[0] != rows:
+            return None
+        at = step % self._own.shape[1]
+        return self._own[:, self._own.shape[1] - 1 - at if backwards else at]
+
     def _flat(self, mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
         if mask is None:
             return None

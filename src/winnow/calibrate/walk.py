@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.calls import WaitingCalls
 from winnow.calibrate.capture import Capture, Seen, time_first
+from winnow.calibrate.directly import dense_statistics
 from winnow.calibrate.padding import Padding
 from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.spill import Spill
@@ -60,10 +61,14 @@ class Walk:
         self.paddings: list[Padding] = []
         self.spill: Spill | None = None
         self.recent: _Recent | None = None
+        self.aside: dict[str, list[InputStats]] = {}  # of the dense model, for those that no forward stops at
 
     def run(self) -> None:
         model = self.w._model
         with calibrating(model), stopping_at({u.module: u for u in self.units}) as self.forwards, self._spilling():
+            aside = [] if any(p.is_meta for p in model.parameters()) else self.w._aside()
+            if aside:
+                self.aside = dense_statistics(model, self.w._batches, aside, self.w._gram, self.w._direct)
             try:
                 self._start()
                 while self.left and (unit := self._next()) is not None:
@@ -191,7 +196,7 @@ class Walk:
         device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
         if calls is None and self._runs_once(unit):
             return self._read(unit, here, device)
-        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
+        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device, self.w._direct)
         routed = any(_within(path, unit.path) for path in self.routed)
         writes = False
         for n, i in enumerate(here):
@@ -282,11 +287,12 @@ class Walk:
 
     def _unreached(self, unit: Unit) -> None:
         self.w._enter(unit)
-        self.w.unreached.extend(unit.prunables)
+        self.w.unreached.extend(p for p in unit.prunables if p.name not in self.aside)
         if not self.skip(unit):
             with self._placed(unit):
                 device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
                 stats = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device).results(ran=False)
+                stats |= {p.name: self.aside[p.name] for p in unit.prunables if p.name in self.aside}
                 self._give(unit, stats, WaitingCalls(self, unit, []) if self.fit is not None else None)
         self.w._leave(unit)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.calibrate.batches import call as call_model
+from winnow.calibrate.directly import noting, read_directly, watched
 from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.units import Unit, find_units, first_example, one_stream, probe, whole
 from winnow.calibrate.walk import Fit, Visit, Walk
@@ -64,6 +65,7 @@ class Walker:
         self._by = by
         self._units: list[Unit] | None = None
         self._loose: list[Unit] = []
+        self._direct: set[str] = set()  # weights of layers that other modules multiply with
 
     def units(self) -> list[Unit]:
         """The units in the order a first example reaches them (in module order on a meta-device skeleton)."""
@@ -73,15 +75,30 @@ class Walker:
                     "this model has several stacks of blocks or torch's MultiheadAttention: calibrate it block by block"
                 )
             units, self._loose = find_units(self._model, self._scope, self._by)
-            if len(units) > 1 and not any(p.is_meta for p in self._model.parameters()):
+            if not any(p.is_meta for p in self._model.parameters()):
                 units = self._ordered(units)
             self._units = units
         return self._units
+
+    @property
+    def watched(self) -> set[str]:
+        """Names of the prunables whose inputs no call of a layer shows: recurrent weights, parameters a forward multiplies with."""
+        return self._direct | {p.name for p in self._scope.prunables.values() if watched(self._model, p)}
+
+    def _aside(self) -> list[Prunable]:
+        """Prunables that no unit's forward stops at: their owners have units below them, or are not called."""
+        silent = [u for u in self._units or [] if {p.module for p in u.prunables} == {u.path}]
+        return [
+            *(p for unit in self._loose for p in unit.prunables),
+            *(p for unit in silent for p in unit.prunables if p.name in self._direct),
+        ]
 
     def _ordered(self, units: list[Unit]) -> list[Unit]:
         kinds = {frozenset(b) if isinstance(b, Mapping) else None: b for b in reversed(self._batches)}
         with calibrating(self._model):
             runs = [self._calls(units, batch) for batch in reversed(kinds.values())]
+        if len(units) == 1:
+            return units
         runs.sort(key=len, reverse=True)  # stable; the batches that reach most set the order
         calls = [path for run in runs for path in run]
         weighty = {unit.path for unit in units if unit.prunables}
@@ -100,8 +117,16 @@ class Walker:
         example = first_example(batch)
         if example is not None:
             with contextlib.suppress(Exception):
-                return probe(units, partial(call_model, self._model, example))
-        return probe(units, partial(call_model, self._model, batch))
+                return self._probe(units, partial(call_model, self._model, example))
+        return self._probe(units, partial(call_model, self._model, batch))
+
+    def _probe(self, units: list[Unit], run: Callable[[], Any]) -> list[str]:
+        """Paths of the units in the order a forward calls them; notes which weights it reads without their module."""
+        prunables = list(self._scope.prunables.values())
+        with torch.no_grad(), noting(self._model, prunables) as called:
+            calls = probe(units, run)
+            self._direct |= read_directly(self._model, prunables, called, run)
+        return calls
 
     def walk(self, visit: Visit, *, skip: Callable[[Unit], bool] | None = None) -> None:
         """Visit every unit that has prunables with the statistics of its inputs, one list entry a part.

@@ -15,27 +15,52 @@ from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
+from winnow.quantize import Grid
 from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
 
 VALUE_BITS = {"bf16": 16, "int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4}
 
 
 def stored_bits(host: Host, scope: Scope, values: str, group_size: int) -> float:
     """Bits one kept weight takes on average, its share of the scales included."""
-    if values == "keep":
-        bits = sum(p.numel * host.stored_dtype[n].itemsize * 8 for n, p in scope.prunables.items())
-        return bits / scope.numel
-    return float(VALUE_BITS[values])
+    own = set(scope.prunables) if values == "keep" else unheld(host, scope, values, group_size)
+    bits = sum(
+        p.numel * (host.stored_dtype[n].itemsize * 8 if n in own else VALUE_BITS[values])
+        for n, p in scope.prunables.items()
+    )
+    return bits / scope.numel
 
 
-def scale_bytes(scope: Scope, values: str, group_size: int) -> int:
+def scale_bytes(host: Host, scope: Scope, values: str, group_size: int) -> int:
     """Bytes of the float16 scales, which dense positions pay for whether kept or not."""
+    own = unheld(host, scope, values, group_size)
+    rounded = [p for n, p in scope.prunables.items() if n not in own]
     if values == "int8":
-        return 2 * sum(p.rows for p in scope.prunables.values())
+        return 2 * sum(p.rows for p in rounded)
     if values == "int4":
-        return 2 * sum(p.rows * -(-p.cols // group_size) for p in scope.prunables.values())
+        return 2 * sum(p.rows * -(-p.cols // group_size) for p in rounded)
     return 0
+
+
+def unheld(host: Host, scope: Scope, values: str, group_size: int) -> set[str]:
+    """Tensors that keep their type because no float16 scale holds their weights, as the dense model shows them.
+
+    A streamed model is not read for it: there the plan takes all for rounded.
+    """
+    if values not in BITS or host.streamed:
+        return set()
+    key = (values, group_size if values == "int4" else None)
+    known: dict[Any, set[str]] = host.__dict__.setdefault("_unheld", {})
+    if key not in known:
+        grid = Grid(BITS[values], key[1])
+        known[key] = {n for n, p in scope.prunables.items() if not grid.holds(_working(host, p))}
+    return known[key]
+
+
+def _working(host: Host, p: Prunable) -> torch.Tensor:
+    return p.matrix(host.model.get_parameter(p.name).detach()).float()
 
 
 def header_bytes(scope: Scope) -> int:
@@ -53,7 +78,8 @@ def total_zeros(
         stored_bits(host, scope, values, group_size),
         within_tensor(parse_structure(structure)),
         dense_bytes=dense_bytes,
-        overhead_bytes=scale_bytes(scope, values, group_size) + (header_bytes(scope) if budget.kind == "size" else 0),
+        overhead_bytes=scale_bytes(host, scope, values, group_size)
+        + (header_bytes(scope) if budget.kind == "size" else 0),
     )
 
 
@@ -115,12 +141,25 @@ def _matrix(host: Host, p: Prunable) -> torch.Tensor:
 
 def _scores(host: Host, p: Prunable, recipe: Recipe, stats: dict[str, list[InputStats]] | None) -> torch.Tensor:
     weight = _matrix(host, p)
+    typical = _typical(stats) if stats is not None else 0.0
     if stats is None or not needs_data(recipe.score):
         return score(
             recipe.score if not needs_data(recipe.score) else "magnitude", weight, None, seed=layer_seed(recipe, p)
         )
     band = p.rows // p.parts
-    return torch.cat([score(recipe.score, weight[i * band : (i + 1) * band], s) for i, s in enumerate(stats[p.name])])
+    known = [s if s.tokens else _even(s, typical) for s in stats[p.name]]
+    return torch.cat([score(recipe.score, weight[i * band : (i + 1) * band], s) for i, s in enumerate(known)])
+
+
+def _typical(stats: dict[str, list[InputStats]]) -> float:
+    """The mean square sum of an input, over all inputs that were seen: what unseen ones are taken to have."""
+    seen = {id(s): s for parts in stats.values() for s in parts if s.tokens}
+    return sum(float(s.sum_sq.sum()) for s in seen.values()) / max(sum(s.cols for s in seen.values()), 1)
+
+
+def _even(stats: InputStats, square: float) -> InputStats:
+    """Statistics of inputs nobody saw, as if all were of one size: tensors that were not seen do not go first for it."""
+    return InputStats(stats.cols, 1, torch.zeros_like(stats.sum), torch.full_like(stats.sum_sq, square or 1.0))
 
 
 def layer_seed(recipe: Recipe, p: Prunable) -> int:

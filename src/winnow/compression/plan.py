@@ -122,7 +122,7 @@ def expected_bytes(recipe: Recipe, host: Host, scope: Scope, dense_bytes: int) -
     bits = (scope.numel - recipe.zeros) * stored_bits(
         host, scope, recipe.values, recipe.group_size
     ) + scope.numel * index
-    return dense_bytes + scale_bytes(scope, recipe.values, recipe.group_size) + int(bits / 8)
+    return dense_bytes + scale_bytes(host, scope, recipe.values, recipe.group_size) + int(bits / 8)
 
 
 def _fitting(

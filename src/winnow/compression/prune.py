@@ -13,7 +13,8 @@ import torch
 
 from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host, put_matrix, put_tensors
-from winnow.compression.solving import grid_of, solve_unit, store_solution
+from winnow.compression.otherwise import by_magnitude, by_watching, in_own_type, in_place_of
+from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
 from winnow.errors import InputError
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
@@ -40,6 +41,9 @@ class LayerOutcome:
     bits_per_weight: float
     seconds: float
     unit: str  # the stored unit it lies in: a block's path, or "" for a model taken whole
+    parts: int = 1
+    unseen: int = 0  # parts whose inputs calibration did not see, and the method reads them
+    values: str | None = None  # how its weights are stored: "int8", "float32"
 
     @property
     def numel(self) -> int:
@@ -48,6 +52,11 @@ class LayerOutcome:
     @property
     def sparsity(self) -> float:
         return self.zeros / self.numel
+
+    @property
+    def method(self) -> str | None:
+        """What was done in place of the recipe's method; None where that was done."""
+        return by_magnitude(self.unseen, self.parts, self.zeros)
 
 
 @dataclass
@@ -100,6 +109,7 @@ class Pruner:
         from winnow.calibrate.walker import Walker
 
         started = time.perf_counter()
+        watched: set[str] = set()
         gram, fitting = self.recipe.needs_gram, before_units(self.recipe.solver) is not None
         if fitting:
             from winnow.compression.reconstructing import settings_of
@@ -127,14 +137,13 @@ class Pruner:
             else:
                 walker.walk(self._visit, skip=lambda unit: self._done(unit.path))
             self.notes += walker.notes
-            if walker.unreached:
-                self.notes.append(
-                    f"{len(walker.unreached)} tensors were never reached by the calibration data and were pruned by magnitude (first: {walker.unreached[0].name})."
-                )
+            watched = walker.watched
         else:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
+        self.notes += [*in_place_of(self.recipe.method, layers), *by_watching(watched, layers)]
+        self.notes += in_own_type(self.recipe.values, layers)
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -186,7 +195,8 @@ class Pruner:
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
-        self._keep(unit.path, unit.prunables, solutions, started, extra)
+        unseen = {p.name: unseen_parts(p, stats, masking(self.recipe)) for p in unit.prunables}
+        self._keep(unit.path, unit.prunables, solutions, started, extra, unseen)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -205,7 +215,8 @@ class Pruner:
             return
         started = time.perf_counter()
         solutions = solve_unit(prunables, stats, self.recipe, self.zeros, self._weight, self.keeps)
-        self._keep(path, prunables, solutions, started, {})
+        unseen = {p.name: unseen_parts(p, stats, self.recipe, kept=p.name in (self.keeps or {})) for p in prunables}
+        self._keep(path, prunables, solutions, started, {}, unseen)
 
     def _keep(
         self,
@@ -214,6 +225,7 @@ class Pruner:
         solutions: Iterable[tuple[Prunable, Solution]],
         started: float,
         extra: dict[str, torch.Tensor],
+        unseen: dict[str, int],
     ) -> None:
         """Packs the layers of a unit, puts what was packed into the model, and stores it."""
         results = {}
@@ -222,8 +234,9 @@ class Pruner:
             put_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
-                p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path
-            )
+                p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
+                p.parts, unseen[p.name], packed.values,
+            )  # fmt: skip
         extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
         self._change(extra)
         seconds = (time.perf_counter() - started) / len(prunables)

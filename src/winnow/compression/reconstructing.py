@@ -77,7 +77,7 @@ def fit_unit(
     for p, solution in solutions:
         weight = p.matrix(fit.tensors.pop(p.name[start:])) + 0.0  # no negative zeros
         quantized = None
-        if grid is not None:
+        if grid is not None and grid.holds(weight, solution.keep):
             seen = stats.get(p.name, [])
             importance = seen[0].sum_sq if len(seen) == 1 and seen[0].tokens else None
             quantized = round_to_nearest(weight, grid, solution.keep, importance)

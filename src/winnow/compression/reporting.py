@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from winnow.calibrate.batches import token_count
+from winnow.compression.otherwise import unrounded
 from winnow.compression.prepare import example_count, written_unit
 from winnow.compression.runner import Outcome, Runner
 from winnow.compression.verdict import judge
@@ -118,7 +119,7 @@ def build_report(
         layers=[
             Layer(
                 name=x.name, block=x.block, kind=x.kind, rows=x.rows, cols=x.cols, zeros=x.zeros, sparsity=x.sparsity,
-                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds,
+                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds, method=x.method,
             )
             for x in main.pruned.layers
         ],
@@ -230,8 +231,14 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candida
         seconds=o.seconds,
         folder=str(folder) if folder is not None else None,
         chosen=chosen,
-        note="the outputs hold NaN" if e is not None and e.value != e.value else None,
+        note="the outputs hold NaN" if e is not None and e.value != e.value else _kept_type(o),
     )
+
+
+def _kept_type(o: Outcome) -> str | None:
+    assert o.candidate.recipe is not None and o.pruned is not None
+    kept = unrounded(o.candidate.recipe.values, o.pruned.layers)
+    return f"{len(kept)} of {len(o.pruned.layers)} tensors keep their type" if kept else None
 
 
 def _sizes(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:

@@ -9,7 +9,7 @@ import torch
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
 from winnow.calibrate.statistics import InputStats
-from winnow.compression.counts import layer_seed, within_tensor
+from winnow.compression.counts import BITS, layer_seed, within_tensor
 from winnow.formats.packed import PackedTensor, pack
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import parse_structure
@@ -17,8 +17,6 @@ from winnow.quantize import Grid, Quantized
 from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
 from winnow.solve import Problem, Solution, needs_gram, needs_scores, solve_group
-
-BITS = {"int8": 8, "int4": 4}
 
 
 def solve_unit(
@@ -47,6 +45,7 @@ def solve_unit(
             groups.setdefault((id(s), "") if gram and s is not None else (part, p.name), []).append((p, part))
     shares = {p.name: _shares(p, zeros[p.name], recipe, weight_of) for p in prunables}
     found: dict[str, dict[int, Solution]] = {p.name: {} for p in prunables}
+    unheld: set[str] = set()
     for members in groups.values():
         shared = _known(stats, *members[0])
         problems = [
@@ -54,15 +53,38 @@ def solve_unit(
             for p, part in members
         ]
         solver = recipe.solver if shared is not None or not gram else "none"
-        for (p, part), solution in zip(members, solve_group(problems, solver)):
+        for (p, part), solution, problem in zip(members, solve_group(problems, solver), problems):
             found[p.name][part] = solution
+            if problem.grid is not None and not problem.grid.holds(problem.weight, solution.keep):
+                unheld.add(p.name)
         del problems
         if shared is not None and len(groups) > 1:
             shared.cache.clear()  # a layer alone may be followed by one that reads the same input
         for p, _ in members:
             if len(found.get(p.name, ())) == p.parts:
                 parts = found.pop(p.name)
+                if p.name in unheld:
+                    parts = _in_its_type(p, shares[p.name], stats, recipe, weight_of, keeps)
                 yield p, _join([parts[i] for i in range(p.parts)])
+
+
+def _in_its_type(
+    p: Prunable,
+    shares: list[int],
+    stats: dict[str, list[InputStats]],
+    recipe: Recipe,
+    weight_of: Callable[[Prunable], torch.Tensor],
+    keeps: dict[str, torch.Tensor] | None,
+) -> dict[int, Solution]:
+    """The parts of a tensor whose weights no float16 scale holds, solved without rounding."""
+    plain = recipe.model_copy(update=dict(values="keep"))
+    parts = {}
+    for part, share in enumerate(shares):
+        known = _known(stats, p, part)
+        problem = _problem(p, part, share, known, plain, weight_of, keeps)
+        solver = recipe.solver if known is not None or not needs_gram(recipe.solver) else "none"
+        parts[part] = solve_group([problem], solver)[0]
+    return parts
 
 
 def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunable], torch.Tensor]) -> list[int]:
@@ -72,6 +94,17 @@ def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunab
     if recipe.allocation == "zeros":
         return [zero_entries(band) for band in weight_of(p).chunk(p.parts)]
     return largest_remainder([1.0] * p.parts, zeros)
+
+
+def unseen_parts(p: Prunable, stats: dict[str, list[InputStats]], recipe: Recipe, *, kept: bool = False) -> int:
+    """In how many parts of a tensor the recipe's method stood without the inputs that it reads.
+
+    Such parts are pruned by magnitude (rounded to nearest where nothing goes). ``kept``: their mask was given.
+    """
+    scored = needs_data(recipe.score) and needs_scores(recipe.solver) and not kept
+    if not (scored or needs_gram(recipe.solver)):
+        return 0
+    return sum(_known(stats, p, part) is None for part in range(p.parts))
 
 
 def _known(stats: dict[str, list[InputStats]], p: Prunable, part: int) -> InputStats | None:

@@ -14,7 +14,7 @@ import torch
 
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
-from winnow.calibrate.units import one_stream
+from winnow.calibrate.units import find_units, one_stream
 from winnow.compression.candidates import baselines, primary
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
 from winnow.compression.counts import total_zeros, within_tensor
@@ -253,6 +253,9 @@ def _sequential(
     if job.sequential != "auto":
         return "layer" if job.sequential == "layer" else "block"
     if whole_blocks or host.streamed or not prepared.batches or not one_stream(host.model):
+        return "block"
+    # A block that multiplies with parameters of its own is seen as a block, not at any layer of it.
+    if any(p.block for unit in find_units(host.model, scope, "layer")[1] for p in unit.prunables):
         return "block"
     widths = [p.cols for p in scope.prunables.values() if p.kind != "conv"] or [0]
     waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))

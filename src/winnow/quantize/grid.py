@@ -62,7 +62,7 @@ class Grid:
         ``importance`` [C] weighs the columns' errors (the diagonal of the Gram matrix); None weighs them alike.
         A group without a kept weight, or whose scale is below the smallest number of ``scale_dtype``, has scale
         0 and rounds to zeros. A scale above its largest number is clamped to it: weights beyond
-        65504 * 2^(b-1) then saturate.
+        65504 * 2^(b-1) then saturate. :meth:`holds` says whether that happens.
         """
         rows, cols = weight.shape
         size, count = self.size(cols), self.groups(cols)
@@ -102,6 +102,36 @@ class Grid:
             best = torch.where(better, candidate, best)
             gain = torch.where(better, lowered, gain)
         return best
+
+    def holds(self, weight: torch.Tensor, keep: torch.Tensor | None = None, tolerance: float = 1e-3) -> bool:
+        """Whether scales in ``scale_dtype`` are fine enough, and large enough, for the kept weights of ``weight`` [R, C].
+
+        Measured where a scale may lie outside the normal numbers of the type: there each group is rounded with such
+        scales and with float32 ones, and may lose ``tolerance`` of its norm more.
+        """
+        cols = weight.shape[1]
+        size, limit = self.size(cols), torch.finfo(self.scale_dtype)
+        values = weight.to(torch.float32) if keep is None else weight.to(torch.float32) * keep
+        largest = _grouped(values, size, self.groups(cols)).abs().amax(-1) / -self.low
+        # The fitted scale is at most 1.4 times the largest weight's own and no less than 0.4 times, a little to spare.
+        doubtful = ((largest > 0) & (largest < 4 * limit.tiny)) | (largest > limit.max / 2)
+        rows = doubtful.any(1).nonzero().squeeze(1)
+        if not len(rows):
+            return True
+        values = values[rows]
+        values = values / values.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        spread = largest[rows].amax(1, keepdim=True)
+        lost = []
+        for grid in (self, Grid(self.bits, self.group, torch.float32, self.search)):
+            kept = weight[rows] if keep is None else weight[rows] * keep[rows]
+            scales = grid.fit(kept)
+            # In units of each row's largest weight, so that no square leaves the range of float32.
+            rounded = self.round(kept, scales).to(torch.float32) * (
+                spread_scales(scales, size, cols) / (spread * -self.low)
+            )
+            lost.append(_grouped((rounded - values).double(), size, self.groups(cols)).square().sum(-1).sqrt())
+        norm = _grouped(values.double(), size, self.groups(cols)).square().sum(-1).sqrt()
+        return bool((lost[0] <= lost[1] + tolerance * norm).all())
 
     def round(self, weight: torch.Tensor, scales: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Nearest codes int8 [R, C] for ``weight`` [R, C] and ``scales`` [R, n_groups]; removed weights get code 0."""

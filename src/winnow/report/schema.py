@@ -97,6 +97,7 @@ class Layer(Part):
     zeros: Count | None = None
     sparsity: Share | None = None
     error: float | None = None  # ||WX - W'X||^2 / ||WX||^2
+    method: Text | None = None  # what was done in place of the candidate's method, e.g. "magnitude"; None: that method
     bits_per_weight: float | None = None
     seconds: float | None = None
 

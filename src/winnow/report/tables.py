@@ -78,11 +78,14 @@ def _nothing(_: Candidate) -> str:
 
 
 def layers(report: Report) -> dict[str, Any]:
+    usual = report.picked.method if report.picked is not None else None
+    differ = any(x.method for x in report.layers)
     columns = [
         ("extra", "Shape", lambda x: f"{x.rows} × {x.cols}" if x.rows is not None and x.cols is not None else ""),
         ("extra", "Zeros", lambda x: words.count(x.zeros)),
         ("", "Sparsity", lambda x: f"{100 * x.sparsity:.2f} %" if x.sparsity is not None else ""),
         ("", "Error", lambda x: f"{words.number(100 * x.error)} %" if x.error is not None else ""),
+        ("", "Method", lambda x: (x.method or usual or "") if differ else ""),
         ("extra", "Bits per weight", lambda x: f"{x.bits_per_weight:.2f}" if x.bits_per_weight is not None else ""),
         ("extra", "Time", lambda x: words.duration(x.seconds)),
     ]

@@ -29,12 +29,15 @@ def alps(
     Meng et al., ALPS (NeurIPS 2024). Inputs scaled to norm one, B minimises the output error plus a penalty on the
     distance to D, the projection of B + V / rho on masks of the wanted count and structure; the penalty rho grows
     while the mask changes little, until it no longer changes. At most 10 conjugate gradient steps then refine the
-    values on the mask. ``hessian`` [C, C] is the damped Gram matrix, ``spectrum`` its scaled eigendecomposition.
-    With ``keep`` the mask is held and only the refinement runs. Any structure that ``select`` knows.
+    values on the mask, from those that B has arrived at (the paper's section 3.3). ``hessian`` [C, C] is the damped
+    Gram matrix, ``spectrum`` its scaled eigendecomposition. With ``keep`` the mask is held and only the refinement
+    runs, from the weights themselves. Any structure that ``select`` knows.
     """
+    start = weight
     if keep is None:
-        keep = torch.cat([_Admm(weight[b.rows], b.zeros, spectrum, structure, group).run() for b in bands])
-    return masked_cg(weight, weight * keep, keep, hessian, _REFINE_STEPS, _REFINE_TOLERANCE), keep
+        found = [_Admm(weight[b.rows], b.zeros, spectrum, structure, group).run() for b in bands]
+        start, keep = torch.cat([values for values, _ in found]), torch.cat([mask for _, mask in found])
+    return masked_cg(weight, start * keep, keep, hessian, _REFINE_STEPS, _REFINE_TOLERANCE), keep
 
 
 class _Admm:
@@ -53,10 +56,10 @@ class _Admm:
     def project(self, values: torch.Tensor) -> torch.Tensor:
         return select(values.square(), self.zeros, self.structure, self.group, self.weight)
 
-    def run(self) -> torch.Tensor:
-        """The mask [R, C]."""
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What B has arrived at, in units of the weights, and the mask it is projected on, both [R, C]."""
         if not 0 < self.zeros < self.weight.numel():
-            return self.project(self.dense)
+            return self.weight, self.project(self.dense)
         rho, raised = _FIRST, False
         keep = first = self.project(self.dense)
         values, dual = self.dense * keep, torch.zeros_like(self.dense)
@@ -89,4 +92,4 @@ class _Admm:
             else:
                 rho *= 1.1
             rho = min(rho, _MOST)
-        return self.project(solved)
+        return solved / self.spectrum.norm, self.project(solved)

@@ -11,9 +11,10 @@ from winnow.errors import InputError
 from winnow.masks.structure import Group, check, nearest_zeros, select
 from winnow.quantize import Quantized, round_to_nearest
 from winnow.solve.alps import alps
-from winnow.solve.error import relative_error
+from winnow.solve.error import relative_error, row_errors
 from winnow.solve.factor import factor, gram_of, ridge_of, spectrum
 from winnow.solve.least_squares import least_squares
+from winnow.solve.order import Order, orders
 from winnow.solve.problem import Problem, Solution
 from winnow.solve.sparsegpt import Band, sparsegpt
 from winnow.solve.swap import swap
@@ -43,7 +44,7 @@ class _Stack:
     @property
     def gram(self) -> torch.Tensor:
         assert self.shared.stats is not None
-        return gram_of(self.shared.stats, self.dense.device, self.shared.where)
+        return gram_of(self.shared.stats, self.dense.device, self.shared.where, self.dense.dtype)
 
     def mask(self) -> torch.Tensor:
         """The mask so far, chosen from the scores if no solver has chosen one."""
@@ -66,6 +67,9 @@ class _Stack:
         return self.keep
 
 
+_Found = tuple[torch.Tensor, torch.Tensor, Quantized | None]  # weight, mask, codes and scales
+
+
 def _none(stack: _Stack, last: bool) -> None:
     stack.mask()
 
@@ -79,16 +83,33 @@ def _loop(stack: _Stack, rounding: bool) -> None:
     assert problem.stats is not None
     # Values already refined are the better target: on their mask they are as good as the dense ones.
     target = stack.weight if stack.updated else stack.dense
-    stack.weight, stack.keep, stack.quantized = sparsegpt(
-        target,
-        factor(problem.stats, problem.damp, device, problem.where),
-        stack.bands,
-        problem.structure,
-        stack.group,
-        stack.keep,
-        problem.grid if rounding else None,
-    )
+    grid = problem.grid if rounding else None
+    pruned = any(band.zeros for band in stack.bands)
+    ways: list[Order | None] = [None]
+    if grid is not None and (stack.keep is not None or not pruned):
+        ways = orders(stack.gram.diagonal(), grid, pruned=pruned)
+    found = None
+    for order in ways:
+        columns = None if order is None else order.columns
+        prepared = factor(problem.stats, problem.damp, device, problem.where, stack.dense.dtype, columns)
+        other = sparsegpt(
+            target, prepared, stack.bands, problem.structure, stack.group, stack.keep, grid, order=order
+        )  # fmt: skip
+        found = other if found is None else _better_rows(found, other, stack)
+    assert found is not None
+    stack.weight, stack.keep, stack.quantized = found
     stack.updated = True
+
+
+def _better_rows(first: _Found, second: _Found, stack: _Stack) -> _Found:
+    """``first`` with the rows of ``second`` that leave less error; both on one mask."""
+    weight, keep, quantized = first
+    assert quantized is not None and second[2] is not None
+    rows = row_errors(second[0] - stack.dense, stack.gram) < row_errors(weight - stack.dense, stack.gram)
+    weight[rows], quantized.codes[rows], quantized.scales[rows] = (
+        t[rows] for t in (second[0], second[2].codes, second[2].scales)
+    )
+    return weight, keep, quantized
 
 
 def _alps(stack: _Stack, last: bool) -> None:
@@ -97,7 +118,7 @@ def _alps(stack: _Stack, last: bool) -> None:
     stack.weight, stack.keep = alps(
         stack.dense,
         _damped(gram, problem.damp),
-        spectrum(problem.stats, problem.damp, stack.dense.device, problem.where),
+        spectrum(problem.stats, problem.damp, stack.dense.device, problem.where, stack.dense.dtype),
         stack.bands,
         problem.structure,
         stack.group,
@@ -182,8 +203,9 @@ def solve_group(problems: list[Problem], solver: str) -> list[Solution]:
     another keeps its mask. A ``keep`` given with a problem takes the place of the mask from scores, and all but
     ``swap`` hold it.
 
-    With a grid, ``sparsegpt`` as last solver rounds inside its loop (with no zeros this is GPTQ); a chain that ends
-    otherwise is followed by that loop on its mask; ``none``, or inputs without a Gram matrix, rounds to nearest.
+    With a grid, ``sparsegpt`` as last solver rounds inside its loop (with no zeros this is GPTQ, its columns ordered by
+    activation: :mod:`winnow.solve.order`); a chain that ends otherwise is followed by that loop on its mask; ``none``, or inputs without a Gram matrix, rounds to nearest.
+    The work is done in float32, and in float64 where all the weights come so (the Gram matrix is float32 either way).
     Each layer's counts, scales and mask are its own, so the answer does not depend on what else is in the group
     (values may differ by rounding).
 
@@ -210,7 +232,7 @@ def _alike(problems: list[Problem]) -> list[list[int]]:
     """Places of the problems that one pass over the columns can serve."""
     found: dict[object, list[int]] = {}
     for index, p in enumerate(problems):
-        key = (p.structure, p.group, p.grid, p.damp, p.keep is None, p.weight.device)
+        key = (p.structure, p.group, p.grid, p.damp, p.keep is None, p.zeros == 0, p.weight.device, p.weight.dtype)
         found.setdefault(key, []).append(index)
     return list(found.values())
 
@@ -232,7 +254,8 @@ def _solve(problems: list[Problem], names: list[str]) -> list[Solution]:
                 "not accumulated: calibrate with it, or use the solver 'none'"
             )
         names = ["none"]  # nothing to prune and no data to round by: plain rounding
-    weights = [p.weight.detach().to(torch.float32) for p in problems]
+    double = all(p.weight.dtype == torch.float64 for p in problems)
+    weights = [p.weight.detach().to(torch.float64 if double else torch.float32) for p in problems]
     dense = torch.cat(weights) if len(weights) > 1 else weights[0]
     keep = None if shared.keep is None else torch.cat([p.keep for p in problems if p.keep is not None]).to(dense.device)
     stack = _Stack(problems, bands, dense, dense if keep is None else dense * keep, keep)

@@ -17,7 +17,7 @@ from winnow.quantize import Grid, Quantized
 class Problem:
     """Remove ``zeros`` weights of ``weight`` so that the output X W^T on the calibration inputs changes least."""
 
-    weight: torch.Tensor  # [R, C] float32, one row per output unit
+    weight: torch.Tensor  # [R, C], one row per output unit
     stats: InputStats | None  # of the inputs along the columns; None: no calibration data
     zeros: int
     structure: Structure = field(default_factory=Unstructured)
@@ -62,7 +62,7 @@ class Problem:
 class Solution:
     """The pruned matrix. Exactly zero where ``keep`` is False; values that stay may have changed."""
 
-    weight: torch.Tensor  # [R, C] float32
+    weight: torch.Tensor  # [R, C] float32 (float64 where the problem's are)
     keep: torch.Tensor  # [R, C] bool, False at exactly the zeros asked for (a kept weight may round to code 0)
     quantized: Quantized | None  # with a grid: the codes and scales that ``weight`` is the exact product of
     error: float | None  # ||X W^T - X W0^T||^2 / ||X W0^T||^2; None without a Gram matrix

@@ -11,6 +11,7 @@ from winnow.masks.ranking import lowest, lowest_of_groups, lowest_per_row
 from winnow.masks.structure import NM, Group, Structure, Unstructured, select
 from winnow.quantize import Grid, Quantized
 from winnow.solve.factor import Factor
+from winnow.solve.order import Order
 
 BLOCK = 32  # columns whose mask is chosen together
 _LAZY = 128  # columns after which the rest of the matrix is brought up to date
@@ -34,6 +35,7 @@ def sparsegpt(
     keep: torch.Tensor | None = None,
     grid: Grid | None = None,
     block: int = BLOCK,
+    order: Order | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Quantized | None]:
     """Prune the stacked rows ``weight`` [R, C]; returns (weight [R, C], keep [R, C], codes and scales with a grid).
 
@@ -51,14 +53,18 @@ def sparsegpt(
 
     Weights that are zero already go first, then weights of inputs that were never active. ``grid`` rounds the kept
     values inside the loop; a group's scales are fitted when the loop reaches it, to the weights as they are by then.
+
+    With an ``order`` (for masks that are given, or zeros nowhere) the columns are settled in it, and ``factor`` is of
+    the Gram matrix in that order. Where it tears groups apart their scales are fitted to the weights at the start
+    (GPTQ's "static groups"). Everything comes back in the order in which the columns lie.
     """
-    loop = _Loop(weight, factor, bands, structure, group, keep, grid, block)
+    loop = _Loop(weight, factor, bands, structure, group, keep, grid, block, order)
     loop.run(0, weight.shape[1], loop.levels)
     quantized = None
     if grid is not None:
         assert loop.codes is not None and loop.scales is not None
-        quantized = Quantized(loop.codes.t().contiguous(), loop.scales.t().contiguous(), grid.bits, grid.group)
-    return loop.work.t().contiguous(), loop.keep.t().contiguous(), quantized
+        quantized = Quantized(loop.lying(loop.codes), loop.scales.t().contiguous(), grid.bits, grid.group)
+    return loop.lying(loop.work), loop.lying(loop.keep), quantized
 
 
 class _Loop:
@@ -74,9 +80,13 @@ class _Loop:
         keep: torch.Tensor | None,
         grid: Grid | None,
         block: int,
+        order: Order | None,
     ) -> None:
         cols = weight.shape[1]
         self.factor, self.bands, self.structure, self.group, self.grid = factor, bands, structure, group, grid
+        self.columns = None if order is None else order.columns
+        if order is not None:
+            weight, keep = weight[:, order.columns], None if keep is None else keep[:, order.columns]
         self.delta = weight.t().clone(memory_format=torch.contiguous_format)  # w0; w0 - w_final once a column is final
         self.work = self.delta.clone()  # w0 + the feedback so far; w_final once a column is final
         zero = self.work == 0
@@ -90,15 +100,19 @@ class _Loop:
         if grid is not None:
             self.codes = torch.empty_like(self.work, dtype=torch.int8)
             self.scales = self.work.new_empty((grid.groups(cols), weight.shape[0]), dtype=grid.scale_dtype)
-        self.rowwise = grid is not None and (grid.group is None or grid.group >= cols)
-        if self.rowwise:
-            self._fit(0, cols)
+            self.group_of = torch.arange(cols, device=weight.device) // self.step
+            self.group_of = self.group_of if self.columns is None else self.group_of[self.columns]
+        # Whether all scales are fitted at the start.
+        self.fitted = grid is not None and (self.step >= cols or (order is not None and order.whole))
+        if self.fitted:
+            for of in range(grid.groups(cols)) if grid is not None else ():
+                self._fit((self.group_of == of).nonzero().squeeze(1), self.delta)
         self.levels = self._levels(block)
 
     def _levels(self, block: int) -> list[int]:
         """Sizes of nested runs of columns, largest first; sets the sizes at which the mask is chosen."""
         unit = self.structure.m if isinstance(self.structure, NM) and not self.chosen else 1
-        group = None if self.grid is None or self.rowwise else self.step
+        group = None if self.grid is None or self.fitted else self.step
         if group is not None and group % unit:
             raise InputError(
                 f"{self.structure} does not divide the quantization group of {group}: use a multiple of {unit}"
@@ -130,8 +144,8 @@ class _Loop:
             high = min(low + levels[0], stop)
             if levels[0] in self.choices:
                 self._choose(low, high)
-            if self.grid is not None and not self.rowwise and levels[0] == self.step:
-                self._fit(low, high)
+            if self.grid is not None and not self.fitted and levels[0] == self.step:
+                self._fit(torch.arange(low, high, device=self.work.device), self._current(low, high))
             self.run(low, high, levels[1:])
             if high < stop:
                 feedback = self.factor.upper[low:high, high:stop].t()
@@ -146,16 +160,16 @@ class _Loop:
         if self.grid is not None:
             assert self.codes is not None and self.scales is not None
             codes = self.codes[start:stop].unbind(0)
-            scale = self.scales[start // self.step].to(torch.float32)
+            scale = self.scales[self.group_of[start:stop]].to(self.work.dtype)
             inverse = torch.where(scale != 0, 1 / scale, 0.0)
         for j, row in enumerate(work):
             if j:
                 row.addmv_(settled[:, :j], feedback[j][:j])
             row.mul_(kept[j])
             if self.grid is not None:
-                row.mul_(inverse).round_().clamp_(self.grid.low, self.grid.high)
+                row.mul_(inverse[j]).round_().clamp_(self.grid.low, self.grid.high)
                 codes[j].copy_(row)
-                row.mul_(scale)
+                row.mul_(scale[j])
             delta[j].sub_(row)
 
     def _current(self, start: int, stop: int) -> torch.Tensor:
@@ -198,14 +212,23 @@ class _Loop:
             drop = lowest(scores, int(gone.sum())) if self.group == "layer" else _lowest_in_rows(scores, gone.sum(0))
             self.keep[start:stop, band.rows] = drop.logical_not_().t()
 
-    def _fit(self, start: int, stop: int) -> None:
-        """Scales of the quantization group that starts here, from the kept weights as they are by now."""
+    def _fit(self, places: torch.Tensor, values: torch.Tensor) -> None:
+        """Scales of the quantization group at these places of the loop; ``values`` [C, R], or [places, R]."""
         assert self.grid is not None and self.scales is not None
-        values = self._current(start, stop).t().contiguous()
+        values = (values if len(values) == len(places) else values[places]).t().contiguous()
         whole = Grid(self.grid.bits, None, self.grid.scale_dtype, self.grid.search)
         # An error in column j costs pivot_j^2 once the columns to its right have made up for what they can.
-        importance = self.factor.pivot[start:stop].square()
-        self.scales[start // self.step] = whole.fit(values, self.keep[start:stop].t(), importance).squeeze(1)
+        importance = self.factor.pivot[places].square()
+        of = int(self.group_of[places[0]])
+        self.scales[of] = whole.fit(values, self.keep[places].t(), importance).squeeze(1)
+
+    def lying(self, found: torch.Tensor) -> torch.Tensor:
+        """Something [C, R] of the loop as [R, C], its columns where they lie in the layer."""
+        if self.columns is None:
+            return found.t().contiguous()
+        result = found.new_empty((found.shape[1], found.shape[0]))
+        result[:, self.columns] = found.t()
+        return result
 
 
 def _lowest_in_rows(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
