@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from winnow.errors import InputError
-from winnow.run.recipe import Recipe
+from winnow.run.recipe import Recipe, Values
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
+ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given
+VALUES: tuple[Values, ...] = ("keep", "int8", "int4")  # that pruned models are compared in
 PLAIN = ("int8", "int4-g128", "int4-g32")  # value types of plain quantization, by how they are stored
 
 
@@ -43,13 +45,38 @@ def primary(recipe: Recipe) -> Candidate:
     return Candidate(_name(recipe), kind, recipe)
 
 
-def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[Candidate]:
+def at_values(recipe: Recipe, values: Values, *, has_data: bool, recalibrate: bool = True) -> Recipe:
+    """The recipe in another value type.
+
+    Where ``method`` "zeros" leaves all weights as they are, rounding them is the only loss there is: with calibration data
+    they are rounded by SparseGPT's loop on the fixed mask (GPTQ), and batch norms are recalibrated if ``recalibrate``.
+    """
+    update: dict[str, Any] = dict(values=values)
+    if recipe.method == "zeros" and recipe.solver in ("none", ROUNDING):
+        rounds = values in ("int8", "int4") and has_data
+        update |= dict(solver=ROUNDING if rounds else "none", recalibrate=rounds and recalibrate)
+    return recipe.model_copy(update=update)
+
+
+def rounded(recipe: Recipe) -> str | None:
+    """How the values of a sparse model that is packed as it is are rounded, in a sentence; None where they are kept."""
+    if recipe.values not in ("int8", "int4"):
+        return None
+    if recipe.solver == ROUNDING:
+        return f"values {recipe.values}: rounded by GPTQ on calibration data, every zero where it was."
+    return (
+        f"values {recipe.values}: rounded to nearest, as there is no calibration data; with --data the loss is smaller."
+    )
+
+
+def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool, recalibrate: bool = True) -> list[Candidate]:
     """What the primaries are measured against.
 
     Args:
         recipes: the primaries' recipes, one per sparsity.
         level: "none"; "rtn" (plain round-to-nearest only: seconds); "all" (GPTQ and pruned + int8 / int4 too).
         has_data: GPTQ and solved candidates need calibration data.
+        recalibrate: as for :func:`at_values`.
     """
     if level not in ("none", "rtn", "all"):
         raise InputError(f"--baselines {level!r} is not known: choose all, rtn or none.")
@@ -69,10 +96,9 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":
         for recipe in recipes:
-            for values in ("keep", "int8", "int4"):
+            for values in VALUES:
                 if values != recipe.values and recipe.zeros:
-                    other = recipe.model_copy(update=dict(values=values))
-                    found.append(primary(other))
+                    found.append(primary(at_values(recipe, values, has_data=has_data, recalibrate=recalibrate)))
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
-from winnow.compression.candidates import baselines, primary
+from winnow.compression.candidates import at_values, baselines, primary, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
@@ -107,6 +107,7 @@ def set_up(job: Job) -> Setup:
         settings["batch"] = prepared.batch_size
     by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
     recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
+    rounding = job.keeps_zeros and job.solver is None
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
@@ -128,14 +129,18 @@ def set_up(job: Job) -> Setup:
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
+    notes = list(prepared.notes)
+    if rounding:
+        recipes = [
+            at_values(r, r.values, has_data=bool(prepared.batches), recalibrate=job.recalibrate) for r in recipes
+        ]
+        notes += [how] if (how := rounded(recipes[0])) else []
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
     plan = make_plan(
         job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
     )
-    return Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes)
-    )
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes)
 
 
 def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
@@ -172,7 +177,12 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
     others = (
-        baselines(setup.recipes, setup.job.baselines, has_data=bool(setup.prepared.batches))
+        baselines(
+            setup.recipes,
+            setup.job.baselines,
+            has_data=bool(setup.prepared.batches),
+            recalibrate=setup.job.recalibrate,
+        )
         if runner.task is not None
         else []
     )
