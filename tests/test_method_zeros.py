@@ -104,7 +104,7 @@ def test_with_data_values_are_rounded_with_statistics(make, values):
     """GPTQ on the mask that is there: no zero moves, what it puts out is nearer than by rounding, and it says so."""
     data = images(96) if make is convnet else points(96)
     model = sparse(make() if make is Attention else trained(make(), *data), [0.6, 0.8, 0.3])
-    shared = dict(method="zeros", values=values, samples=96, speed=False, task="none", recalibrate=False)
+    shared = dict(method="zeros", values=values, samples=96, speed=False, task="none")
     if make is classifier:
         shared["sequential"] = "layer"
     found = winnow.compress(model, data, **shared)
@@ -168,12 +168,8 @@ def test_every_row_of_the_table_is_rounded_alike():
         for v, t in tables.items()
     }
     assert recipes["keep"] == recipes["int8"] == recipes["int4"]
-    kept = recipes["keep"]
-    assert {v: (r.solver, r.recalibrate) for v, r in kept.items()} == {
-        "keep": ("none", False), "int8": ("sparsegpt", True), "int4": ("sparsegpt", True),
-    }  # fmt: skip
-    plain = winnow.compress(model, data, recalibrate=False, **shared)
-    assert not any(o.candidate.recipe.recalibrate for o in plain.outcomes if o.candidate.kind.startswith("pruned"))
+    solvers = {v: (r.solver, r.recalibrate) for v, r in recipes["keep"].items()}
+    assert solvers == {"keep": ("none", False), "int8": ("sparsegpt", False), "int4": ("sparsegpt", False)}
 
 
 def test_a_packed_folder_is_packed_again(tmp_path):

@@ -45,16 +45,16 @@ def primary(recipe: Recipe) -> Candidate:
     return Candidate(_name(recipe), kind, recipe)
 
 
-def at_values(recipe: Recipe, values: Values, *, has_data: bool, recalibrate: bool = True) -> Recipe:
+def at_values(recipe: Recipe, values: Values, *, has_data: bool) -> Recipe:
     """The recipe in another value type.
 
     Where ``method`` "zeros" leaves all weights as they are, rounding them is the only loss there is: with calibration data
-    they are rounded by SparseGPT's loop on the fixed mask (GPTQ), and batch norms are recalibrated if ``recalibrate``.
+    they are rounded by SparseGPT's loop on the fixed mask (GPTQ). Batch norms keep the statistics that the model was
+    trained with, in every value type: so little changes that a new estimate from a few examples moves the answers more.
     """
     update: dict[str, Any] = dict(values=values)
     if recipe.method == "zeros" and recipe.solver in ("none", ROUNDING):
-        rounds = values in ("int8", "int4") and has_data
-        update |= dict(solver=ROUNDING if rounds else "none", recalibrate=rounds and recalibrate)
+        update["solver"] = ROUNDING if values in ("int8", "int4") and has_data else "none"
     return recipe.model_copy(update=update)
 
 
@@ -69,14 +69,13 @@ def rounded(recipe: Recipe) -> str | None:
     )
 
 
-def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool, recalibrate: bool = True) -> list[Candidate]:
+def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[Candidate]:
     """What the primaries are measured against.
 
     Args:
         recipes: the primaries' recipes, one per sparsity.
         level: "none"; "rtn" (plain round-to-nearest only: seconds); "all" (GPTQ and pruned + int8 / int4 too).
         has_data: GPTQ and solved candidates need calibration data.
-        recalibrate: as for :func:`at_values`.
     """
     if level not in ("none", "rtn", "all"):
         raise InputError(f"--baselines {level!r} is not known: choose all, rtn or none.")
@@ -98,7 +97,7 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool, recalibr
         for recipe in recipes:
             for values in VALUES:
                 if values != recipe.values and recipe.zeros:
-                    found.append(primary(at_values(recipe, values, has_data=has_data, recalibrate=recalibrate)))
+                    found.append(primary(at_values(recipe, values, has_data=has_data)))
     return found
 
 

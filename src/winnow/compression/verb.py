@@ -107,7 +107,6 @@ def set_up(job: Job) -> Setup:
         settings["batch"] = prepared.batch_size
     by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
     recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
-    rounding = job.keeps_zeros and job.solver is None
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
@@ -130,10 +129,8 @@ def set_up(job: Job) -> Setup:
             )
         )  # fmt: skip
     notes = list(prepared.notes)
-    if rounding:
-        recipes = [
-            at_values(r, r.values, has_data=bool(prepared.batches), recalibrate=job.recalibrate) for r in recipes
-        ]
+    if job.keeps_zeros and job.solver is None:
+        recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
@@ -177,12 +174,7 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
     others = (
-        baselines(
-            setup.recipes,
-            setup.job.baselines,
-            has_data=bool(setup.prepared.batches),
-            recalibrate=setup.job.recalibrate,
-        )
+        baselines(setup.recipes, setup.job.baselines, has_data=bool(setup.prepared.batches))
         if runner.task is not None
         else []
     )

@@ -114,9 +114,11 @@ def lengths(search: Search, trainings: int, rewind: float = 0.0) -> list[int]:
     elif share is None:
         found = [int(budget * total / (1 + (trainings - 1) * (1 - rewind)) + 1e-9)] * trainings
     else:
-        own = round(share * spent)
-        others = int((spent - own) / (1 + (trainings - 2) * (1 - rewind)) + 1e-9)
-        found = [others] * (trainings - 1) + [round(rewind * others) + own]
+        between = trainings - 2
+        others = max(int((spent - round(share * spent)) / (1 + between * (1 - rewind)) + 1e-9), 1)
+        early = round(rewind * others)
+        own = min(round(share * spent), spent - others - between * (others - early))
+        found = [others] * (trainings - 1) + [early + own if own > 0 else 0]
     if min(found) < 1:
         raise InputError(
             f"{budget:g} times {total} steps are too few for {trainings} trainings: give a larger budget or a larger rate."
@@ -128,10 +130,9 @@ def most_rounds(settings: ImpSettings, steps: int) -> int:
     """The most rounds of pruning, one at least, that leave every training of a budget a step, T being ``steps``."""
     assert settings.budget is not None
     spent = int(settings.budget * steps + 1e-9)
-    after = 1 - getattr(settings, "rewind", 0.0)  # of their schedule, what trainings after the first take
-    if settings.last is None:
-        return max(1, math.floor((spent - 1) / after + 1e-9))
-    return max(1, 1 + math.floor((spent - round(settings.last * spent) - 1) / after + 1e-9))
+    if settings.last is not None:
+        return max(1, spent - 1)
+    return max(1, math.floor((spent - 1) / (1 - getattr(settings, "rewind", 0.0)) + 1e-9))
 
 
 def trajectory(
