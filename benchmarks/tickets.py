@@ -2,6 +2,7 @@
 
     python benchmarks/models.py vit-source; python benchmarks/models.py clip-small      # once; the others are at hand
     python benchmarks/tickets.py --phase tune --model vit          # 1. one learning rate for all methods, on selection data
+    python benchmarks/tickets.py --phase rates --model vit         # then the rates of IMP and LRR within ISP's steps
     python benchmarks/tickets.py --phase test --model vit          # 2. methods x 50, 70, 80, 90 % x 5 seeds (IMP kinds: 3)
     python benchmarks/tickets.py --phase masks --model vit         # 3. overlap with IMP's masks, from the masks of 2
     python benchmarks/tickets.py --phase sensitivity --model vit   # settings of ISP, on selection data
@@ -25,7 +26,7 @@ from typing import Any
 
 import common
 
-PHASES = ("tune", "test", "masks", "sensitivity", "variants", "confirm", "overhead", "table", "summary")
+PHASES = ("tune", "rates", "test", "masks", "sensitivity", "variants", "confirm", "overhead", "table", "summary")
 TOLD = ("table", "summary")  # phases that only show what is there
 
 
@@ -70,7 +71,7 @@ def cells(args: argparse.Namespace, rows: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
     for model in args.model:
         found += {
-            "tune": _tune, "test": _test, "masks": _masks, "overhead": _overhead,
+            "tune": _tune, "rates": _rates, "test": _test, "masks": _masks, "overhead": _overhead,
             "sensitivity": _select, "variants": _select, "confirm": _select,
         }[args.phase](args, rows, model)  # fmt: skip
     return list({cell.key: cell for cell in found}.values())
@@ -112,9 +113,24 @@ def _tune(args: argparse.Namespace, rows: dict[str, Any], model: str) -> list[An
     ]
 
 
+def _rates(args: argparse.Namespace, rows: dict[str, Any], model: str) -> list[Any]:
+    from tickets_cells import Cell
+    from tickets_methods import HARD, METHODS, RATES, TUNE_SEED
+
+    settings = _training(args, rows, model)
+    rated = [name for name in args.methods or METHODS if METHODS[name].rated]
+    return [
+        Cell("rates", model, name, (s,), TUNE_SEED, settings, {**METHODS[name].options(settings["steps"], (s,)), "rate": rate}, "", args.threads)
+        for name in rated
+        for rate in RATES
+        for s in HARD
+    ]  # fmt: skip
+
+
 def _test(args: argparse.Namespace, rows: dict[str, Any], model: str) -> list[Any]:
     from tickets_cells import Cell
     from tickets_methods import FIVE, METHODS
+    from tickets_studies import chosen_rate
 
     settings = _training(args, rows, model)
     found = []
@@ -123,9 +139,14 @@ def _test(args: argparse.Namespace, rows: dict[str, Any], model: str) -> list[An
             method = METHODS[name]
             if not args.seeds and seed not in method.seeds:
                 continue
+            rate = chosen_rate(rows, model, name, settings) if method.rated else None
+            if method.rated and rate is None:
+                common.stop(
+                    f"no rate has been chosen for {name} yet: run --phase rates --model {model} with the same --lr"
+                )
             sparsities = method.sparsities if name == "dense" or not args.sparsities else tuple(args.sparsities)
             for group in [sparsities] if method.whole else [(s,) for s in sparsities]:
-                options = method.options(settings["steps"], group)
+                options = {**method.options(settings["steps"], group), **({} if rate is None else {"rate": rate})}
                 found.append(Cell("test", model, name, group, seed, settings, options, "", args.threads))
     return found
 

@@ -20,7 +20,7 @@ import numpy as np
 import tickets_subjects as subjects
 from cells import Results, Row, Study, cell_key, origin, pack
 from tickets_measures import masks_row, overhead_row
-from tickets_methods import METHODS
+from tickets_methods import METHODS, passes
 
 MEASURES = ("masks", "overhead")  # phases that search nothing
 KEPT = ("number", "step", "zeros", "steps", "disagreement", "unanimous")  # of a Round; densities of the last one
@@ -31,7 +31,7 @@ class Cell:
     """What is run. All of it names the cell: change a setting and it is another one.
 
     Attributes:
-        phase: "tune" and "select" report on the selection data, "test" and "confirm" on the test data.
+        phase: "tune", "rates" and "select" report on the selection data, "test" and "confirm" on the test data.
         method: name in tickets_methods.METHODS.
         variant: name of the setting tried ("select", "confirm"); empty for the method as it is.
         sparsities: of the tickets wanted; several where one trajectory serves them.
@@ -86,10 +86,16 @@ def training(cell: Cell) -> Any:
 
     subject, settings = subjects.SUBJECTS[cell.model], cell.settings
     return Training(
-        subject.model(cell.seed), subjects.examples(cell.model, settings["batch"]), subject.loss, settings["steps"],
+        subject.model(cell.seed), subjects.examples(cell.model, settings["batch"]), subject.loss, _steps(cell),
         lr=settings["lr"], weight_decay=settings["weight_decay"], precision=settings["precision"], seed=cell.seed,
         evaluate=partial(_evaluation, name=cell.model),
     )  # fmt: skip
+
+
+def _steps(cell: Cell) -> int:
+    """Of the training: T, or as many as ISP takes to the cell's sparsity."""
+    steps = cell.settings["steps"]
+    return int(passes(steps, cell.sparsities[-1]) * steps) if METHODS[cell.method].longer else steps
 
 
 def _searched(cell: Cell, results: Results) -> Row:
@@ -164,7 +170,9 @@ def expected(cell: Cell) -> float:
     options = cell.options
     if method.whole:
         spent = (imp_rounds(last) + 1 + 5 * (cell.method == "lottery-pool")) * steps
-    elif "budget" in options and method.finder == "imp":
+    elif method.longer:
+        spent = _steps(cell)
+    elif "budget" in options and method.rated:
         spent = options["budget"] * steps
     elif method.finder in ("isp", "isp-matched"):
         rounds = imp_rounds(last, options["rate"])

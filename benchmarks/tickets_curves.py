@@ -28,12 +28,14 @@ from winnow.report.ticket_words import plain
 from winnow.report.words import percent, short
 
 LEFT, RIGHT, GAP = 500.0, 420.0, 24.0  # widths of the panels, and what is between them
-HEIGHT, HEAD, FOOT, MARGIN = 420.0, 30.0, 48.0, 14.0
+HEIGHT, HEAD, FOOT, MARGIN = 420.0, 30.0, 66.0, 14.0
 FONT = 12.0
 COLUMNS = ((0.0, 1.1), (1.1, 3.0), (3.0, math.inf))  # steps in T: names left of the points, right of them, at the edge
 ASIDE = 16.0  # pixels from points to their names
 SHORT = {
     "isp-plain": "ISP plain", "isp-matched": "ISP matched", "magnitude": "magnitude", "lrr": "LRR", "gradual": "gradual",
+    "imp-equal": "IMP equal", "lrr-equal": "LRR equal", "magnitude-equal": "magnitude equal", "snip-equal": "SNIP equal",
+    "earlybird-equal": "EarlyBird equal",
 }  # fmt: skip
 INK, MUTED = "#1b2125", "#5a656c"
 COLOURS = {
@@ -185,4 +187,6 @@ def _notes(group: Group) -> list[str]:
         notes.append(
             "ISP plain: without candidates. ISP matched: the same, trained longer by the steps that candidates take."
         )
+    if any(method.endswith("-equal") for method, _ in group):
+        notes.append("Equal: within the steps of ISP, its candidates' included.")
     return notes

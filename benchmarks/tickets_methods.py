@@ -1,8 +1,10 @@
 """What tickets.py compares: the rows of its table, and the settings tried beside them.
 
 Training is the same for all: T steps, batch, learning rate and decay of the subject. The rate was chosen for no method's
-sake (``--phase tune``: dense and one-shot magnitude), and nothing else is tuned for any method; ISP's own settings are
-those of the sheet's protocol for small models, scaled with T: 30 % of the rest a round, 4 candidates of T / 60 steps.
+sake (``--phase tune``: dense and one-shot magnitude). ISP's own settings are those of its protocol for small models, scaled
+with T: 30 % of the rest a round, 4 candidates of T / 60 steps. The iterative rivals within ISP's steps prune at the best of
+``RATES`` (``--phase rates``): with so few steps the rate decides how many trainings share them. Nothing else is tuned for
+any method.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ FIVE, THREE = (0, 1, 2, 3, 4), (0, 1, 2)
 SELECT_SEEDS = (100, 101, 102, 103, 104)  # of sensitivity (the first three) and variants
 CONFIRM_SEEDS = (200, 201, 202, 203, 204)  # met by no other phase
 RATE, CANDIDATES = 0.3, 4
+RATES = (0.2, 0.5, 0.7, 0.9)  # of the rest a round, of iterative pruning within ISP's steps
 
 Options = Mapping[str, Any]
 
@@ -33,12 +36,17 @@ def isp_options(steps: int, sparsities: tuple[float, ...] = ()) -> dict[str, Any
     return {"rate": RATE, "candidates": CANDIDATES, "look_ahead": look_ahead(steps)}
 
 
-def truncated_options(steps: int, sparsities: tuple[float, ...]) -> dict[str, Any]:
-    """IMP with the steps that ISP takes to the same sparsity."""
+def passes(steps: int, sparsity: float) -> float:
+    """The steps that ISP takes to a sparsity, look-ahead included, as a multiple of T."""
     from winnow.tickets.levels import levels
 
+    return 1 + len(levels([sparsity], RATE)) * CANDIDATES * look_ahead(steps) / steps
+
+
+def equal_options(steps: int, sparsities: tuple[float, ...]) -> dict[str, Any]:
+    """Iterative pruning with the steps that ISP takes to the same sparsity; its rate comes from the trials."""
     (sparsity,) = sparsities
-    return {"budget": 1 + len(levels([sparsity], RATE)) * CANDIDATES * look_ahead(steps) / steps}
+    return {"budget": passes(steps, sparsity)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Method:
         finder: its name in winnow.tickets.methods.METHODS.
         options: (T, sparsities of the cell) -> settings that differ from winnow's.
         whole: one trajectory serves all sparsities, so they are one cell.
+        rated: pruned at the rate that ``--phase rates`` chose for it.
+        longer: trained for :func:`passes` times T, where the method has no setting for that.
         sparsities: those it is run at unless the command line says otherwise.
     """
 
@@ -57,6 +67,8 @@ class Method:
     options: Callable[[int, tuple[float, ...]], Options] = lambda steps, sparsities: {}
     seeds: tuple[int, ...] = FIVE
     whole: bool = False
+    rated: bool = False
+    longer: bool = False
     sparsities: tuple[float, ...] = SPARSITIES
 
 
@@ -81,11 +93,15 @@ METHODS: dict[str, Method] = {
     "isp": Method("isp", "ISP (vote)", isp_options),
     "isp-plain": Method("isp-plain", "ISP without candidates", isp_options),
     "isp-matched": Method("isp-matched", "ISP without candidates, same steps", isp_options),
-    "imp-truncated": Method("imp", "IMP in ISP's steps", truncated_options),
+    "imp-equal": Method("imp", "IMP in ISP's steps", equal_options, rated=True, sparsities=HARD),
+    "lrr-equal": Method("lrr", "learning-rate rewinding in ISP's steps", equal_options, rated=True, sparsities=HARD),
     "magnitude": Method("magnitude", "one-shot magnitude"),
+    "magnitude-equal": Method("magnitude", "one-shot magnitude, ISP's steps", longer=True, sparsities=HARD),
     "snip": Method("snip", "SNIP"),
+    "snip-equal": Method("snip", "SNIP, ISP's steps", longer=True, sparsities=HARD),
     "grasp": Method("grasp", "GraSP"),
     "earlybird": Method("earlybird", "EarlyBird"),
+    "earlybird-equal": Method("earlybird", "EarlyBird, ISP's steps", longer=True, sparsities=HARD),
     "imp": _imp("imp", "IMP"),
     "imp-rewind": _imp("imp-rewind", "IMP, rewinding"),
     "lrr": _imp("lrr", "learning-rate rewinding"),
@@ -131,6 +147,7 @@ SENSITIVITY: dict[str, Setting] = {
     "union": Setting({"aggregate": "union"}),
     "intersect": Setting({"aggregate": "intersect"}),
     "literal": Setting({"aggregate": "literal"}),
+    "control with budget 0.5": Setting({"budget": 0.5}, "isp-matched"),  # masks until half of the training
     # The control's masks come a little later than ISP's, as its budget is larger: here they come at the same steps.
     "control with ISP's mask steps": Setting({"seed_steps": lambda steps: max(1, steps // 120)}, "isp-matched"),
 }

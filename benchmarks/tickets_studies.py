@@ -9,7 +9,7 @@ from typing import Any
 import tickets_tables as tables
 from cells import Row
 from paired import check, interval
-from tickets_methods import CONTROLS, METHODS, TUNE, TUNE_RATES
+from tickets_methods import CONTROLS, HARD, METHODS, RATES, TUNE, TUNE_RATES
 from tickets_subjects import SUBJECTS
 from tickets_tables import tickets
 
@@ -34,6 +34,44 @@ def chosen(rows: Mapping[str, Row], model: str, settings: Mapping[str, Any]) -> 
     if len(whole) < len(TUNE_RATES):
         return None
     return max(whole, key=lambda lr: statistics.mean(whole[lr].values()))
+
+
+def rate_trials(
+    rows: Iterable[Row], model: str, settings: Mapping[str, Any]
+) -> dict[str, dict[float, dict[float, float]]]:
+    """Selection accuracy of the rated methods by method, rate and sparsity, of trainings like ``settings``."""
+    found: dict[str, dict[float, dict[float, float]]] = {}
+    for row in _of(rows, "rates", model):
+        cell = row["cell"]
+        if all(cell["settings"].get(k) == v for k, v in settings.items()) and cell["method"] in METHODS:
+            by = found.setdefault(cell["method"], {}).setdefault(cell["options"]["rate"], {})
+            by[cell["sparsities"][0]] = row["tickets"][0]["hold_out"]
+    return found
+
+
+def chosen_rate(rows: Mapping[str, Row], model: str, method: str, settings: Mapping[str, Any]) -> float | None:
+    """The rate with the highest mean over :data:`HARD`; None until all trials of it are there."""
+    found = rate_trials(rows.values(), model, settings).get(method, {})
+    whole = {rate: by for rate, by in found.items() if set(by) == set(HARD)}
+    if len(whole) < len(RATES):
+        return None
+    return max(whole, key=lambda rate: statistics.mean(whole[rate].values()))
+
+
+def rates(rows: Mapping[str, Row], model: str) -> list[str]:
+    """Every trial of a rate; the one that was chosen in bold."""
+    lines = ["| iterative pruning in ISP's steps | rate a round: selection accuracy at 80 / 90 % |", "|---|---|"]
+    kinds = {tuple(sorted(r["cell"]["settings"].items())) for r in _of(rows.values(), "rates", model)}
+    for kind in sorted(kinds):
+        settings = dict(kind)
+        for method, by in rate_trials(rows.values(), model, settings).items():
+            best = chosen_rate(rows, model, method, settings)
+            told = []
+            for rate, figures in sorted(by.items()):
+                mark = "**" if rate == best else ""
+                told.append(f"{mark}{rate:g}{mark}: " + " / ".join(f"{figures[s]:.1f}" for s in sorted(figures)))
+            lines.append(f"| {METHODS[method].label}, T = {settings['steps']} | {'; '.join(told)} |")
+    return [f"### {SUBJECTS[model].about}: rates of the iterative rivals", "", *lines, ""] if len(lines) > 2 else []
 
 
 def tuning(rows: Mapping[str, Row], model: str) -> list[str]:
@@ -160,6 +198,7 @@ def shown(phase: str, rows: Mapping[str, Row], models: Iterable[str]) -> str:
     for model in models:
         lines += {
             "tune": lambda m=model: tuning(rows, m),
+            "rates": lambda m=model: rates(rows, m),
             "test": lambda m=model: tested(rows, m),
             "masks": lambda m=model: tables.overlaps(rows.values(), m),
             "sensitivity": lambda m=model: settings_tried(rows.values(), "select", m),
@@ -178,5 +217,5 @@ def everything(rows: Mapping[str, Row], models: Iterable[str]) -> str:
         lines += [*tested(rows, model), *tables.overlaps(rows.values(), model)]
         for phase in ("select", "confirm"):
             lines += settings_tried(rows.values(), phase, model)
-        lines += [*tuning(rows, model), *overhead(rows.values(), model)]
+        lines += [*tuning(rows, model), *rates(rows, model), *overhead(rows.values(), model)]
     return "\n".join(lines)

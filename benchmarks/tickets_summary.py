@@ -56,8 +56,8 @@ def _wanted(groups: Mapping[str, tables.Group]) -> str:
     lines.append(("candidates pay against none, 80 / 90 %", told("isp", "isp-plain", HARD)))
     lines.append(("candidates pay against training in their steps, 50 / 80 / 90 %", told("isp", "isp-matched", WIDE)))
     lines.append(("(winnow's default, that training, less IMP, 50 / 80 / 90 %)", told("isp-matched", "imp", WIDE)))
-    lines.append(("(the same, less IMP in ISP's steps, 80 / 90 %)", told("isp-matched", "imp-truncated", HARD)))
-    lines.append(("(the same, less SNIP, 80 / 90 %)", told("isp-matched", "snip", HARD)))
+    for two in ("imp-equal", "lrr-equal", "magnitude-equal", "snip-equal", "earlybird-equal"):
+        lines.append((f"(the same, less {METHODS[two].label}, 80 / 90 %)", told("isp-matched", two, HARD)))
     return _table("wanted of ISP", groups, lines)
 
 

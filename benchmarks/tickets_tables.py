@@ -14,7 +14,9 @@ from tickets_subjects import SUBJECTS
 Group = dict[tuple[str, float], list[Row]]  # (method, sparsity): tickets in the order of the seeds
 LIMIT = 1.5  # T: what ISP may take, look-ahead included
 NEAR = 0.5  # points below IMP that still count as near
-RIVALS = ("imp-truncated", "magnitude", "snip", "grasp", "earlybird")
+RIVALS = (
+    "imp-equal", "lrr-equal", "magnitude", "magnitude-equal", "snip", "snip-equal", "grasp", "earlybird", "earlybird-equal",
+)  # fmt: skip
 OTHERS = ("random", "synflow", "progressive", "gradual", "imp-rewind", "lrr", "lottery-pool")
 
 

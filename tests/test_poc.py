@@ -148,7 +148,7 @@ def test_mixing_is_planned_on_the_examples_of_the_trial() -> None:
     """Its passes go with the number of examples: 40 held back of 400, but 2 of 20."""
     owner = training(steps=1000).replaced(examples=Examples([task()], 2))
     given = kinds("dense", "lottery-pool")
-    found = plan(owner, 0.5, given, seeds=1, step=0.01, evaluation=0.0, seconds=3 / RESERVE)
+    found = plan(owner, 0.5, given, seeds=1, step=0.01, evaluation=0.0, seconds=3.5 / RESERVE)
     assert found.examples == round(400 * found.steps / 1000) and 20 <= found.examples < 40
     short = owner.replaced(steps=found.steps, examples=subset(owner.examples, found.examples, 0))
     steps = found.steps + planned_steps("lottery-pool", given["lottery-pool"], short, 0.5)

@@ -124,13 +124,16 @@ def test_planned_steps() -> None:
 
     assert planned("dense") == planned("magnitude") == planned("random") == 200
     assert planned("snip", batches=3) == 203
-    assert planned("grasp", batches=3) == 200 + 3 * 3  # one for g, two for H g
+    assert planned("grasp", batches=6) == 200 + 3 * 5  # one for g, two for H g; all 20 rows are five mini-batches
+    assert planned("grasp", batches=3) == 200 + 3 * 5  # ten of each of three classes are more than there are
     assert planned("synflow", iterations=7) == 207
     assert planned("imp") == planned("lrr") == 8 * 200
     assert planned("imp", rate=0.5) == 4 * 200  # 0.5^2 is too much left, and 2.32 rounds are three
-    assert planned("imp", budget=1.5) == 8 * 37  # of 300, as many steps each
+    assert planned("imp", budget=1.5, last=None) == 8 * 37  # of 300, as many steps each
+    assert planned("imp", budget=1.5) == 240 + 7 * 8  # four fifths for the last
     # one whole training and 7 of nine tenths: 300 / 7.3 = 41 steps, of which 4 are not taken again
-    assert planned("imp-rewind", budget=1.5, rewind=0.1) == 41 + 7 * 37
+    assert planned("imp-rewind", budget=1.5, rewind=0.1, last=None) == 41 + 7 * 37
+    assert planned("imp-rewind", budget=1.5, rewind=0.1) == 240 + 9 + 6 * 8  # 60 / (1 + 6 * 0.9) = 9
     # 2 of 20 rows are held back, one mini-batch: seven tickets at seven shares each, and the ticket itself
     assert planned("lottery-pool", fine_tune=0.1) == 8 * 200 + 20 + 17
     assert planned("lottery-pool", holdout=0.5, grid=(0.5,)) == 8 * 200 + 8  # 8 times 3 mini-batches
@@ -163,10 +166,12 @@ ISP = {"candidates": 2, "look_ahead": 3, "rate": 0.4}
         *((m, ISP if m.startswith("isp") else {}) for m in METHODS),
         ("isp", {}),
         ("snip", {"batches": 3}),
-        ("grasp", {"batches": 2}),
+        ("grasp", {"batches": 1}),
+        ("grasp", {"batches": 9}),
         ("synflow", {"iterations": 5}),
-        ("earlybird", {"every": 2, "queue": 1}),
+        ("earlybird", {"every": 2, "queue": 2}),
         ("imp", {"budget": 2.5}),
+        ("imp", {"budget": 2.5, "last": None}),
         ("imp-rewind", {"budget": 2.5, "rewind": 0.3}),
         ("lottery-pool", {"budget": 2.5, "fine_tune": 0.2, "holdout": 0.4, "grid": (0.3, 0.5)}),
     ],

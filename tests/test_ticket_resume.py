@@ -29,6 +29,7 @@ from winnow.tickets.settings import (
     RewindSettings,
     ScoreSettings,
     Settings,
+    SnipSettings,
 )
 
 
@@ -280,7 +281,8 @@ SEARCHES = {
     "isp": (IspSettings(rate=0.4, candidates=2, look_ahead=2, budget=0.5, seed_steps=2), 11),
     "isp-plain": (IspSettings(rate=0.4, budget=0.5, seed_steps=2), 8),
     "magnitude": (PruningSettings(), 7),
-    "snip": (ScoreSettings(), 7),
+    "snip": (SnipSettings(), 7),
+    "grasp": (ScoreSettings(temperature=1.0), 7),
     "gradual": (GradualSettings(every=2), 9),
     "earlybird": (EarlyBirdSettings(every=2, queue=2, patience=0.5), 9),
     "imp-rewind": (RewindSettings(rate=0.4), 20),

@@ -13,9 +13,10 @@ from baseline_samples import BASELINES, find, killed_again_and_again, network, s
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
-from winnow.tickets.earlybird import largest_distance
+from winnow.tickets.earlybird import distance, largest_distance
 from winnow.tickets.methods import METHODS
 from winnow.tickets.search import Search
+from winnow.tickets.settings import EarlyBirdSettings
 from winnow.train.attach import attach
 from winnow.train.schedules import Gradual
 
@@ -28,7 +29,7 @@ ONCE = ["random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradu
 @given(shares=st.lists(st.floats(0.004, 0.97), min_size=1, max_size=2, unique_by=lambda s: round(s * NUMEL)))
 def test_counts_are_exact(method, shares):
     shares = sorted(shares)
-    quick = {"synflow": {"iterations": 2}, "progressive": {"step_points": 60.0}, "earlybird": {"queue": 1}}
+    quick = {"synflow": {"iterations": 2}, "progressive": {"step_points": 60.0}, "earlybird": {"queue": 2}}
     training = task(steps=2, rows=12, size=12)
     for ticket, share in zip(find(method, training, shares, **quick.get(method, {})), shares, strict=True):
         zeros = min(round(share * NUMEL), NUMEL - 1)
@@ -172,17 +173,18 @@ def scripted(monkeypatch, script: list[float]) -> None:
 @pytest.mark.parametrize(
     ("script", "drawn", "still"),
     [
+        # Random masks of 50 % differ in half of all weights: 0.05 of them is a distance of 0.1.
         ([0.4, 0.0, 0.0, 0.0, 0.0], 4, True),  # the third zero agrees with the two before it
-        ([0.0, 0.0, 0.4, 0.4, 0.05, 0.4, 0.4, 0.4], 8, True),
-        ([0.0, 0.09, 0.0], 3, True),  # within the tolerance of both
-        ([0.0, 0.11, 0.0, 0.0, 0.0], 5, True),
+        ([0.0, 0.0, 0.4, 0.4, 0.02, 0.4, 0.4, 0.4], 8, True),
+        ([0.0, 0.04, 0.0], 3, True),  # within the tolerance of both
+        ([0.0, 0.06, 0.0, 0.0, 0.0], 5, True),
         ([0.0, 0.4] * 10, 10, False),  # never still: patience ends at half of T
     ],
 )
 def test_earlybird_draws_when_the_mask_stands_still(monkeypatch, script, drawn, still):
     scripted(monkeypatch, script)
     training = task(steps=20)
-    (ticket,) = find("earlybird", training, [0.5], every=1, queue=2, tolerance=0.1, patience=0.5)
+    (ticket,) = find("earlybird", training, [0.5], every=1, queue=3, tolerance=0.1, patience=0.5)
     assert ticket.history[0].step == drawn
     assert ("standing still" in ticket.notes[0]) == still
     assert ticket.cost.main == 20
@@ -191,7 +193,7 @@ def test_earlybird_draws_when_the_mask_stands_still(monkeypatch, script, drawn, 
 
 def test_earlybird_goes_on_with_weights_and_schedule():
     training = task(steps=8, clip=None)
-    (ticket,) = find("earlybird", training, [0.5], every=3, queue=1, tolerance=1e-9, patience=0.5)
+    (ticket,) = find("earlybird", training, [0.5], every=3, queue=2, tolerance=1e-9, patience=0.5)
     assert ticket.history[0].step == 4
     run = Search("x", training, [0.5], None).run("x")
     run.advance_to(4)
@@ -202,10 +204,43 @@ def test_earlybird_goes_on_with_weights_and_schedule():
     assert all(torch.equal(t, run.model.state_dict()[n]) for n, t in ticket.model.state_dict().items())
 
 
-def test_distance_is_a_share_of_all_weights():
-    a = MaskSet({"w": torch.tensor([[True, True, False, False]])})
-    b = MaskSet({"w": torch.tensor([[True, False, True, False]])})
-    assert largest_distance(a, [a, b]) == 0.5 and largest_distance(a, [a]) == 0.0 and largest_distance(a, []) is None
+def mask_of(keep: torch.Tensor) -> MaskSet:
+    return MaskSet({"w": keep[: len(keep) // 2][None], "v": keep[len(keep) // 2 :].reshape(2, -1)})
+
+
+@given(st.floats(0.01, 0.99), st.integers(0, 99))
+def test_random_masks_are_at_distance_one_at_any_sparsity(sparsity, seed):
+    generator = torch.Generator().manual_seed(seed)
+    count = 20_000
+    kept = max(1, round((1 - sparsity) * count))
+    one, two = (mask_of(torch.randperm(count, generator=generator) < kept) for _ in range(2))
+    # so many kept by both by chance, give or take five standard deviations
+    share = kept / count
+    spread = 5 * (count * share**2 * (1 - share) ** 2) ** 0.5 + 1
+    assert abs(distance(one, two) - 1) <= 2 * spread / (2 * count * share * (1 - share))
+    assert distance(one, one) == 0.0
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.9, 0.95, 0.99])
+def test_masks_with_little_in_common_do_not_stand_still(sparsity):
+    """Those with half of what they keep in common, at the published queue and tolerance, whatever the sparsity."""
+    kept = round((1 - sparsity) * 1000)
+    one = torch.arange(1000) < kept
+    two = one.clone()
+    moved = min(kept // 2, 1000 - kept)
+    two[:moved], two[1000 - moved :] = False, True
+    assert int(two.sum()) == kept
+    found = largest_distance(mask_of(one), [mask_of(two)])
+    assert found == pytest.approx(2 * moved / 1000 / (2 * sparsity * (1 - sparsity)))
+    assert found >= EarlyBirdSettings().tolerance
+
+
+def test_the_largest_distance_is_that_of_the_farthest():
+    a, b, c = (mask_of(torch.tensor(k, dtype=torch.bool)) for k in ([1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]))
+    assert largest_distance(a, [a, b]) == 1.0 and largest_distance(a, [b, c, a]) == 2.0
+    assert largest_distance(a, [a]) == 0.0 and largest_distance(a, []) is None
+    nothing = mask_of(torch.ones(4, dtype=torch.bool))
+    assert largest_distance(nothing, [nothing]) == 0.0
 
 
 def test_every_baseline_is_registered_with_settings():

@@ -2,9 +2,12 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import winnow.tickets.run
@@ -13,12 +16,12 @@ from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
 from winnow.tickets.batches import Whole
 from winnow.tickets.held_out import divided
-from winnow.tickets.imp import Restart, Way, trajectory
+from winnow.tickets.imp import Restart, Way, lengths, most_rounds, trajectory
 from winnow.tickets.levels import levels
 from winnow.tickets.lottery_pool import _loss, mixed
-from winnow.tickets.run import Run
+from winnow.tickets.run import Run, seed_of
 from winnow.tickets.search import Search
-from winnow.tickets.settings import ImpSettings
+from winnow.tickets.settings import ImpSettings, RewindSettings
 from winnow.train.examples import Examples
 
 KINDS = ["imp", "imp-rewind", "lrr"]
@@ -35,16 +38,16 @@ def smooth(steps: int = 5, **more):
     return task(model, steps=steps, rows=24, size=24, lr=0.3, clip=None, optimizer=sgd, **more)
 
 
-def written_out(training, counts: list[int], kind: str, rewind: float = 0.0, steps: int | None = None):
+def written_out(training, counts: list[int], kind: str, rewind: float = 0.0, lengths: list[int] | None = None):
     """Masks and weights of every training, by a loop of its own."""
-    steps = steps or training.steps
+    lengths = lengths or [training.steps] * len(counts)
     (x, y) = training.examples.joined
     names = ["0.weight", "2.weight"]
     theta = {n: p.detach().clone() for n, p in training.model.named_parameters()}
     masks = {n: torch.ones_like(theta[n]) for n in names}
-    start, found, early, first = theta, [], None, round(rewind * steps)
+    start, found, early, first = theta, [], None, round(rewind * lengths[0])
     for level in range(len(counts)):
-        model = copy.deepcopy(training.model)
+        model, steps = copy.deepcopy(training.model), lengths[level]
         begin = first if level else 0
         with torch.no_grad():
             for n, p in model.named_parameters():
@@ -107,25 +110,75 @@ def test_the_default_rate_at_ninety_percent_takes_twelve_trainings():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_budget_is_shared_equally_and_each_target_pays_its_own(kind):
-    training = task(steps=20)
-    tickets = find(kind, training, [0.5, 0.8], rate=0.3, budget=1.5)
+def test_a_budget_goes_mostly_to_the_ticket_and_each_target_pays_its_own(kind):
+    training = task(steps=100)
+    tickets = find(
+        kind, training, [0.5, 0.8], rate=0.3, budget=1.5, **({"rewind": 0.0} if kind == "imp-rewind" else {})
+    )
     for ticket, rounds in zip(tickets, (len(levels([0.5], 0.3)), len(levels([0.8], 0.3)))):
-        share = 30 // (rounds + 1) if kind != "imp-rewind" else ticket.history[0].step
-        assert 30 - (rounds + 1) < ticket.cost.main <= 30
-        assert [r.step for r in ticket.history] == [share] * rounds  # each with its own decay, to the end
+        each = 30 // rounds  # a fifth of 150 steps finds the mask
+        assert ticket.cost.main == 120 + rounds * each
+        assert [r.step for r in ticket.history] == [each] * rounds  # each with its own decay, to the end
+        assert [r.steps for r in ticket.history] == [each * n for n in range(1, rounds + 1)]
     with pytest.raises(InputError, match="larger budget"):
         find(kind, task(steps=4), [0.8], rate=0.2, budget=1.0)
 
 
-def test_truncated_trainings_decay_to_their_own_end():
-    training = smooth(steps=9)
-    counts = [0] + [round(s * NUMEL) for s in levels([0.6], 0.4)]
-    expected, _ = written_out(training, counts, "imp", steps=6)[-1]
-    (ticket,) = find("imp", training, [0.6], rate=0.4, budget=2.0)
-    assert ticket.cost.main == 18
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_shared_equally(kind):
+    training = task(steps=20)
+    tickets = find(kind, training, [0.5, 0.8], rate=0.3, budget=1.5, last=None)
+    for ticket, rounds in zip(tickets, (len(levels([0.5], 0.3)), len(levels([0.8], 0.3)))):
+        share = 30 // (rounds + 1) if kind != "imp-rewind" else ticket.history[0].step
+        assert 30 - (rounds + 1) < ticket.cost.main <= 30
+        assert [r.step for r in ticket.history] == [share] * rounds
+
+
+@pytest.mark.parametrize(("kind", "last"), [("imp", 0.5), ("imp", None), ("imp-rewind", 0.6), ("lrr", 0.7)])
+def test_trainings_of_a_budget_decay_to_their_own_ends(kind, last):
+    training, rewind = smooth(steps=20), 0.25 if kind == "imp-rewind" else 0.0
+    extra = {"rewind": rewind} if rewind else {}
+    counts = [0] + [round(s * NUMEL) for s in levels([0.6], 0.4)]  # two rounds: three trainings of 40 steps
+    # of 40: 20 and 10 each; 13 each; 24, and 16 = 9 + 7 with two steps rewound to, which the last does not take; 28 and 6
+    lengths = {0.5: [10, 10, 20], None: [13, 13, 13], 0.6: [9, 9, 26], 0.7: [6, 6, 28]}[last]
+    expected, _ = written_out(training, counts, kind, rewind, lengths)[-1]
+    (ticket,) = find(kind, training, [0.6], rate=0.4, budget=2.0, last=last, **extra)
+    first = round(rewind * lengths[0])
+    assert ticket.cost.main == sum(lengths) - 2 * first <= 40
     for name, p in ticket.model.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-9, atol=1e-12)
+
+
+@given(
+    st.sampled_from(KINDS), st.floats(0.05, 6), st.sampled_from([None, 0.1, 0.5, 0.8, 0.95]), st.integers(1, 400),
+    st.integers(2, 14), st.floats(0, 0.9),
+)  # fmt: skip
+def test_a_budget_is_never_exceeded_and_hardly_left_over(kind, budget, last, steps, trainings, rewind):
+    rewind = rewind if kind == "imp-rewind" else 0.0
+    kept = RewindSettings(budget=budget, last=last, rewind=rewind)
+    asked = SimpleNamespace(settings=kept, training=SimpleNamespace(steps=steps))
+    try:
+        found = lengths(asked, trainings, rewind)
+    except InputError:
+        rounds = most_rounds(kept, steps)
+        assert rounds < trainings - 1 or rounds == 1
+        return
+    first = round(rewind * found[0])
+    spent = sum(found) - (trainings - 1) * first
+    # a step too many or too few for every training: the early step is rounded too
+    assert budget * steps - 2 * trainings <= spent <= budget * steps + trainings * 0.5 + 1e-6
+    assert rewind or spent <= budget * steps + 1e-6
+    assert len(set(found[:-1])) == 1 and min(found) >= 1
+
+
+def test_most_rounds_leave_a_step_to_each_training():
+    for last, steps in itertools.product((None, 0.5, 0.8), range(6, 60)):
+        kept = ImpSettings(budget=1.5, last=last)
+        asked = SimpleNamespace(settings=kept, training=SimpleNamespace(steps=steps))
+        most = most_rounds(kept, steps)
+        assert min(lengths(asked, most + 1)) >= 1
+        with pytest.raises(InputError, match="larger budget"):
+            lengths(asked, most + 2)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "lottery-pool"])
@@ -184,11 +237,11 @@ def test_learning_rate_rewinding_goes_on_from_trained_weights_in_a_new_order():
     way = Way.to(search, [0.5], 0.5)
     kept = [
         (t.run.position().state, t.run.stream)
-        for t in trajectory(search, way.zeros, [0, 1], steps=4, restart=Restart(onwards=True), name="t")
+        for t in trajectory(search, way.zeros, [0, 1], steps=[4, 4], restart=Restart(onwards=True), name="t")
     ]
     assert [stream for _, stream in kept] == ["main", ("round", 1)]
     ((_, imp_stream), *_) = [
-        (t, t.run.stream) for t in trajectory(search, way.zeros, [1], steps=4, restart=Restart(), name="t")
+        (t, t.run.stream) for t in trajectory(search, way.zeros, [1], steps=[4, 4], restart=Restart(), name="t")
     ]
     assert imp_stream == "main"  # the same training again: only the mask differs
 
@@ -212,17 +265,27 @@ def test_pool_against_greedy_mixing_written_out():
     way = Way.to(search, targets, 0.2)
     states = [
         t.run.position().state
-        for t in trajectory(search, way.zeros, range(len(way.zeros)), steps=5, restart=Restart(), name="t")
+        for t in trajectory(
+            search, way.zeros, range(len(way.zeros)), steps=[5] * len(way.zeros), restart=Restart(), name="t"
+        )
     ]
     batch = training.examples.take(held.numbers)
     names = ["0.weight", "3.weight"]
+
+    order = rest.order(torch.Generator().manual_seed(seed_of(training.seed, "recalibrate")))
 
     def pruned(state, zeros):
         scores = torch.cat([state[n].abs().flatten() for n in names])
         keep = torch.ones_like(scores)
         keep[scores.argsort(stable=True)[:zeros]] = 0
         parts = keep.split([120, 144])
-        return state | {n: state[n] * p.reshape(state[n].shape) for n, p in zip(names, parts)}
+        found = state | {n: state[n] * p.reshape(state[n].shape) for n, p in zip(names, parts)}
+        # mean and variance of what the first layer puts out, the plain average over mini-batches
+        outputs = [rest.take(i)[0] @ found["0.weight"].T + found["0.bias"] for i in order]
+        found["1.running_mean"] = torch.stack([o.mean(0) for o in outputs]).mean(0)
+        found["1.running_var"] = torch.stack([o.var(0) for o in outputs]).mean(0)
+        found["1.num_batches_tracked"] = torch.tensor(len(order))
+        return found
 
     @torch.no_grad()
     def loss(state):
@@ -249,8 +312,8 @@ def test_pool_against_greedy_mixing_written_out():
         for name, t in ticket.model.state_dict().items():
             torch.testing.assert_close(t, best[name], rtol=1e-5, atol=1e-6)
         assert sum(int((ticket.model.state_dict()[n] == 0).sum()) for n in names) == ticket.zeros
-        passes = 1 + number * len(grid)
-        assert ticket.cost.extra == -(-passes * held.parts // 3) and ticket.cost.main == 5 * (number + 1)
+        passes = (1 + number * len(grid)) * held.parts + number * len(grid) * len(order)
+        assert len(order) == 3 and ticket.cost.extra == -(-passes // 3) and ticket.cost.main == 5 * (number + 1)
     assert any(taken), "nothing was mixed: the test shows nothing"
 
 
@@ -303,14 +366,20 @@ def test_the_pools_loss_is_the_mean_over_examples_of_whole_batches():
     chosen = [batches[int(n)] for n in held.numbers]
     assert len(chosen) == 4 and len({len(b["x"]) for b in chosen}) > 2
     every = {k: torch.cat([b[k] for b in chosen]) for k in ("x", "y")}
-    found = _loss(run, run.model.state_dict(), held)
+    found = _loss(run, held)
     assert found == pytest.approx(float(loss(run.model, every).detach()), rel=1e-6)
     over_batches = sum(float(loss(run.model, b).detach()) for b in chosen) / 4
     assert abs(found - over_batches) > 1e-3
 
 
-def test_batch_norms_survive_the_mix():
-    (ticket,) = find("lottery-pool", task(steps=4), [0.6], fine_tune=0.0)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batch_norms_survive_the_mix(frozen):
+    model = network()
+    model[1].requires_grad_(not frozen)
+    with torch.no_grad():
+        model[1].running_mean.fill_(0.25)
+    (ticket,) = find("lottery-pool", task(model, steps=4), [0.6], fine_tune=0.0)
     norm = ticket.model[1]
     assert isinstance(norm, nn.BatchNorm1d) and bool((norm.running_var > 0).all())
-    assert not ticket.model.training
+    assert norm.track_running_stats and not ticket.model.training
+    assert bool((norm.running_mean == 0.25).all()) == frozen  # frozen statistics stay, in every mixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from winnow.errors import InputError
-from winnow.run.recipe import Recipe
+from winnow.run.recipe import Recipe, Values
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
+ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given
+VALUES: tuple[Values, ...] = ("keep", "int8", "int4")  # that pruned models are compared in
 PLAIN = ("int8", "int4-g128", "int4-g32")  # value types of plain quantization, by how they are stored
 
 
@@ -43,6 +45,30 @@ def primary(recipe: Recipe) -> Candidate:
     return Candidate(_name(recipe), kind, recipe)
 
 
+def at_values(recipe: Recipe, values: Values, *, has_data: bool) -> Recipe:
+    """The recipe in another value type.
+
+    Where ``method`` "zeros" leaves all weights as they are, rounding them is the only loss there is: with calibration data
+    they are rounded by SparseGPT's loop on the fixed mask (GPTQ). Batch norms keep the statistics that the model was
+    trained with, in every value type: so little changes that a new estimate from a few examples moves the answers more.
+    """
+    update: dict[str, Any] = dict(values=values)
+    if recipe.method == "zeros" and recipe.solver in ("none", ROUNDING):
+        update["solver"] = ROUNDING if values in ("int8", "int4") and has_data else "none"
+    return recipe.model_copy(update=update)
+
+
+def rounded(recipe: Recipe) -> str | None:
+    """How the values of a sparse model that is packed as it is are rounded, in a sentence; None where they are kept."""
+    if recipe.values not in ("int8", "int4"):
+        return None
+    if recipe.solver == ROUNDING:
+        return f"values {recipe.values}: rounded by GPTQ on calibration data, every zero where it was."
+    return (
+        f"values {recipe.values}: rounded to nearest, as there is no calibration data; with --data the loss is smaller."
+    )
+
+
 def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[Candidate]:
     """What the primaries are measured against.
 
@@ -69,10 +95,9 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":
         for recipe in recipes:
-            for values in ("keep", "int8", "int4"):
+            for values in VALUES:
                 if values != recipe.values and recipe.zeros:
-                    other = recipe.model_copy(update=dict(values=values))
-                    found.append(primary(other))
+                    found.append(primary(at_values(recipe, values, has_data=has_data)))
     return found
 
 

@@ -111,9 +111,9 @@ def _check_zeros(score: str | None, group: str | None, allocation: str | None, s
         if value not in (None, METHODS["zeros"][option]):
             named = "table" if value == "table" else option
             raise InputError(f"--method zeros takes the zeros that are there: leave out --{named}.")
-    if solver not in (None, "none", "lsq", "reconstruct"):
+    if solver not in (None, "none", "sparsegpt", "lsq", "reconstruct"):
         raise InputError(
-            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, lsq or reconstruct."
+            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct."
         )
 
 

@@ -130,6 +130,8 @@ def _problem(
     )
     if keeps and p.name in keeps:
         problem.keep = keeps[p.name][band]
+    elif recipe.allocation == "zeros":
+        problem.keep = weight != 0
     elif needs_scores(recipe.solver) or stats is None:
         name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
         problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)

@@ -15,7 +15,7 @@ import torch
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import find_units, one_stream
-from winnow.compression.candidates import baselines, primary
+from winnow.compression.candidates import at_values, baselines, primary, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
@@ -128,14 +128,16 @@ def set_up(job: Job) -> Setup:
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
+    notes = list(prepared.notes)
+    if job.keeps_zeros and job.solver is None:
+        recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
+        notes += [how] if (how := rounded(recipes[0])) else []
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
     plan = make_plan(
         job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
     )
-    return Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes)
-    )
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes)
 
 
 def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:

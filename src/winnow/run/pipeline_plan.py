@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+from winnow.data import Records
 from winnow.run.materials import Materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
 from winnow.run.stages import keys
@@ -59,11 +62,21 @@ def _steps(stage: Fitting, found: Materials) -> int | None:
     if not isinstance(stage, Ticket):
         return total
     name = DEFAULT if stage.method == "ticket" else stage.method
-    # All of a training that is asked for; how many examples there are counts, nothing is drawn from them.
-    examples = Fetched(records, stage.batch, list) if records else None
+    # All of a training that is asked for; how many examples there are counts, and of which class each is.
+    examples = Fetched(records, stage.batch, _Labels(found.data)) if records and found.data is not None else None
     one: Any = SimpleNamespace(steps=total, kind=found.kind, seed=0, examples=examples)
     settings = METHODS[name].settings_class(**(default_settings(name, one) | stage.settings))
     return planned_steps(name, settings, one, stage.sparsity)
+
+
+class _Labels:
+    """Stands for the examples of records: batches of none, but their class numbers."""
+
+    def __init__(self, records: Records) -> None:
+        self.labels = None if records.labels is None else torch.from_numpy(records.labels)
+
+    def __call__(self, numbers: list[int]) -> list[int]:
+        return numbers
 
 
 def what(stage: Stage, found: Materials, number: int) -> str:
@@ -77,7 +90,9 @@ def what(stage: Stage, found: Materials, number: int) -> str:
         names = {"sparsity": "sparsity", "bits_per_weight": "bits per weight", "size": "size", "max_drop": "max drop"}
         budget = [f"{words} {options[name]}" for name, words in names.items() if options[name] is not None]
         structure = [] if stage.structure == "unstructured" else [stage.structure]
-        return ", ".join([options["method"], *budget, *structure, f"values {stage.values}"])
+        rounded = options["method"] == "zeros" and stage.values in ("int8", "int4") and stage.solver is None
+        how = " rounded on calibration data" if rounded and found.data is not None else ""
+        return ", ".join([options["method"], *budget, *structure, f"values {stage.values}{how}"])
     assert isinstance(stage, Evaluate)
     gate = "" if stage.max_drop is None else f", at most {stage.max_drop:g} worse"
     return f"on {Path(found.measured_on(stage).name).name}{gate}"

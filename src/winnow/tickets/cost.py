@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,17 +12,18 @@ import torch
 from winnow.errors import InputError
 from winnow.measure.flops import TRAINING, Flops, forward_flops
 from winnow.tickets.held_out import divided
-from winnow.tickets.imp import length
+from winnow.tickets.imp import lengths
 from winnow.tickets.isp_plan import plan_isp
 from winnow.tickets.levels import levels
-from winnow.tickets.lottery_pool import EVALUATIONS
+from winnow.tickets.lottery_pool import mixing_steps
 from winnow.tickets.run import seed_of
+from winnow.tickets.saliency import grasp_steps
+from winnow.tickets.scored_examples import every_class
 from winnow.tickets.search import Ticket
 from winnow.tickets.settings import ImpSettings, PoolSettings
 from winnow.tickets.training import Training
 
 SAMPLES = 4  # mini-batches that FLOPs are counted on where their lengths differ
-PASSES = {"snip": 1, "grasp": 3}  # steps that scoring one mini-batch takes (winnow.tickets.saliency)
 BUDGET = 0.25  # of the training: later masks leave too small a learning rate for what follows (ISP's rule)
 
 
@@ -148,8 +148,8 @@ def planned_steps(method: str, settings: Any, training: Training, sparsity: floa
     "intersect"): there the most it can be.
 
     Args:
-        training: its ``steps`` are read and, for Lottery Pool, its ``examples``; where it has none, what the mixing takes is
-            left out.
+        training: its ``steps`` are read, for GraSP and Lottery Pool its ``examples`` and for the latter its ``model``;
+            where it has none, it is left out what its classes, the mixing and the batch norms take.
 
     Raises:
         InputError: the method has no room in so many steps, or Lottery Pool in so few examples.
@@ -160,21 +160,32 @@ def planned_steps(method: str, settings: Any, training: Training, sparsity: floa
     if sparsity > 0 and method.startswith("isp") and method != "isp-plain":
         plan = plan_isp(settings, sparsity, total, epoch=1)  # the least t leaves a union the most rounds
         return total + (plan.thrown_at_most if method == "isp" else plan.thrown)
-    if method in PASSES:
-        return total + PASSES[method] * settings.batches
-    return total + (settings.iterations if method == "synflow" else 0)
+    return total + _scoring_steps(method, settings, training)
+
+
+def _scoring_steps(method: str, settings: Any, training: Training) -> int:
+    if method == "snip":
+        return settings.batches
+    if method == "grasp":
+        examples = getattr(training, "examples", None)
+        return (
+            3 * settings.batches
+            if examples is None
+            else grasp_steps(examples, every_class(examples, training.seed, settings.batches))
+        )
+    return settings.iterations if method == "synflow" else 0
 
 
 def _trajectory_steps(settings: ImpSettings, training: Training, sparsity: float) -> int:
     """Of IMP and its kin: K + 1 trainings, and what Lottery Pool does with them."""
     rounds, rewind = imp_rounds(sparsity, settings.rate), getattr(settings, "rewind", 0.0)
     search: Any = SimpleNamespace(settings=settings, training=training)  # all of a search that is asked for
-    each = length(search, rounds + 1, rewind)
-    found = each + rounds * (each - round(rewind * each))
+    each = lengths(search, rounds + 1, rewind)
+    found = sum(each) - rounds * round(rewind * each[0])
     if not isinstance(settings, PoolSettings):
         return found
     found += round(settings.fine_tune * training.steps)
     if getattr(training, "examples", None) is None:
         return found
-    _, held = divided(training.examples, settings.holdout, training.seed)
-    return found + math.ceil((1 + rounds * len(settings.grid)) * held.parts / EVALUATIONS)
+    rest, held = divided(training.examples, settings.holdout, training.seed)
+    return found + mixing_steps(rounds, settings, getattr(training, "model", None), rest, held)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +18,9 @@ from winnow.tickets.run import Cost, Position, Run
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.schedules import global_magnitude
 
+if TYPE_CHECKING:
+    from winnow.tickets.settings import ImpSettings
+
 State = dict[str, torch.Tensor]
 
 
@@ -24,8 +29,10 @@ def imp(search: Search) -> Iterator[Ticket]:
 
     One trajectory serves all sparsities: the training under a target's mask is that target's ticket, and the one that the
     next mask comes from. K rounds of pruning are K + 1 trainings, the first of them dense. All draw the same data in the
-    same order. With ``budget`` B the K + 1 trainings to a target share B T steps equally, each with its whole
-    learning-rate decay, and every target has a trajectory of its own, so that each ticket costs what was said.
+    same order. With ``budget`` B the K + 1 trainings to a target share B T steps, each with its whole learning-rate decay:
+    the last one, the ticket's own, takes a share ``last`` of them and the others, which only find its mask, the rest in
+    equal parts. Every target has a trajectory of its own then, so that each ticket costs what was said. (How so few steps
+    are shared is this library's own; no paper has it. Equal parts leave the ticket with less the smaller the rate is.)
     """
     yield from _tickets(search, Restart())
 
@@ -34,7 +41,7 @@ def imp_rewind(search: Search) -> Iterator[Ticket]:
     """IMP that returns to the weights after ``rewind`` T steps of the first, dense training (Frankle et al. 2020).
 
     Learning rate and data go on from that step too, so that later trainings take (1 - rewind) T steps; the optimizer's
-    moments begin anew.
+    moments begin anew. With a ``budget`` the step is the same share of the first training's steps.
     """
     yield from _tickets(search, Restart(rewind=search.settings.rewind))
 
@@ -84,40 +91,63 @@ def _tickets(search: Search, restart: Restart) -> Iterator[Ticket]:
     groups = [sparsities] if settings.budget is None else [[s] for s in sparsities]
     for number, group in enumerate(groups):
         way = Way.to(search, group, settings.rate)
-        steps = length(search, len(way.zeros), restart.rewind)
+        steps = lengths(search, len(way.zeros), restart.rewind)
         name = "round" if settings.budget is None else f"target-{number}-round"
         for trained in trajectory(search, way.zeros, way.targets, steps=steps, restart=restart, name=name):
             yield search.ticket(trained.run, trained.zeros, cost=trained.cost, history=trained.history)
 
 
-def length(search: Search, trainings: int, rewind: float = 0.0) -> int:
-    """Steps of the schedule of each of so many trainings: T, or an equal share of the budget, rounded down.
+def lengths(search: Search, trainings: int, rewind: float = 0.0) -> list[int]:
+    """Steps of the schedule of each of so many trainings: T, or what a budget leaves, rounded down.
+
+    Trainings after the first begin at step ``rewind`` times the first one's length of theirs.
 
     Raises:
         InputError: a budget of less than a step each.
     """
-    budget, total = search.settings.budget, search.training.steps
+    budget, share, total = search.settings.budget, search.settings.last, search.training.steps
     if budget is None:
-        return total
-    steps = int(budget * total / (1 + (trainings - 1) * (1 - rewind)) + 1e-9)
-    if steps < 1:
+        return [total] * trainings
+    spent = int(budget * total + 1e-9)
+    if trainings == 1:
+        found = [spent]
+    elif share is None:
+        found = [int(budget * total / (1 + (trainings - 1) * (1 - rewind)) + 1e-9)] * trainings
+    else:
+        between = trainings - 2
+        others = max(int((spent - round(share * spent)) / (1 + between * (1 - rewind)) + 1e-9), 1)
+        early = round(rewind * others)
+        own = min(round(share * spent), spent - others - between * (others - early))
+        found = [others] * (trainings - 1) + [early + own if own > 0 else 0]
+    if min(found) < 1:
         raise InputError(
             f"{budget:g} times {total} steps are too few for {trainings} trainings: give a larger budget or a larger rate."
         )
-    return steps
+    return found
+
+
+def most_rounds(settings: ImpSettings, steps: int) -> int:
+    """The most rounds of pruning, one at least, that leave every training of a budget a step, T being ``steps``."""
+    assert settings.budget is not None
+    spent = int(settings.budget * steps + 1e-9)
+    if settings.last is not None:
+        return max(1, spent - 1)
+    return max(1, math.floor((spent - 1) / (1 - getattr(settings, "rewind", 0.0)) + 1e-9))
 
 
 def trajectory(
-    search: Search, zeros: Sequence[int], wanted: Collection[int], *, steps: int, restart: Restart, name: str
+    search: Search, zeros: Sequence[int], wanted: Collection[int], *, steps: Sequence[int], restart: Restart, name: str
 ) -> Iterator[Trained]:
     """Trains once for each count of ``zeros`` (rising, the first 0) and yields those trainings whose number is wanted.
+
+    ``steps`` are the lengths of their schedules (:func:`lengths`).
 
     With a store, each finished training leaves its cost and the mask that the next one takes. Its weights are removed as
     soon as nothing asks for them again: neither a ticket nor, with ``onwards``, the next training.
     """
     shelf = Shelf(search, name)
     done = shelf.done(len(zeros))
-    first = round(restart.rewind * steps)
+    first = round(restart.rewind * steps[0])
     keeps: dict[str, torch.Tensor] | None = None
     state: State | None = None  # where the next training begins; None is theta_0
     book = Book()
@@ -131,11 +161,11 @@ def trajectory(
             state = read_state(shelf.early)
         run = search.run(
             f"{name}-{number}", f"training {number + 1} of {len(zeros)}, {count / search.scope.numel:.0%} zeros",
-            start=Position(None if finished else state, keeps), steps=steps, first_step=first if number else 0,
+            start=Position(None if finished else state, keeps), steps=steps[number], first_step=first if number else 0,
             stream=("round", number) if restart.onwards and number else "main",
         )  # fmt: skip
         if finished:
-            if run.step != steps:
+            if run.step != steps[number]:
                 raise FormatError(
                     f"the weights of {name}-{number} are gone from {run.file}: delete the store and run again."
                 )
@@ -144,7 +174,7 @@ def trajectory(
             if number == 0 and first and run.step <= first:
                 run.advance_to(first)
                 state = shelf.keep_early(run)
-            run.advance_to(steps)
+            run.advance_to(steps[number])
             run.finish()
             book.cost.add(run.cost)
             if number + 1 < len(zeros):
@@ -152,7 +182,7 @@ def trajectory(
                     run.attached.matrices(), run.keeps, zeros[number + 1], search.settings.max_rate
                 )
                 book.rounds.append(
-                    Round(number + 1, steps, zeros[number + 1], book.cost.steps, densities=densities(keeps))
+                    Round(number + 1, steps[number], zeros[number + 1], book.cost.steps, densities=densities(keeps))
                 )
             shelf.write(number, book, keeps)
             shelf.forget(n for n in range(number + (not restart.onwards)) if n not in wanted)

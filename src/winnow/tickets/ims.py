@@ -17,10 +17,11 @@ from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
-from winnow.solve.batchnorm import has_batchnorm, recalibrate
 from winnow.tickets.look_ahead import Protocol, departed, protocols
+from winnow.tickets.recalibration import recalibrate_mixture, training_batches
 from winnow.tickets.run import Cost, Position, Progress, Run, seed_of
 from winnow.tickets.settings import ImsSettings
+from winnow.tickets.train_mode import tracking_norms
 from winnow.tickets.training import Training
 from winnow.train.schedules import global_magnitude
 
@@ -189,11 +190,10 @@ class _Soup:
         """The mixture, which the model then holds; whole numbers stay the soup's."""
         mixed = {n: torch.lerp(t, state[n], alpha) if t.is_floating_point() else t for n, t in self.state.items()}
         self.model.load_state_dict(mixed)
-        if not has_batchnorm(self.model):
+        if not tracking_norms(self.model):
             return mixed
-        order = self.training.examples.order(torch.Generator().manual_seed(seed_of(self.training.seed, "recalibrate")))
-        batches = [(self.training.examples.take(index),) for index in order[: settings.recalibrate]]
-        recalibrate(_Whole(self.model, self.training.loss), batches)
+        batches = training_batches(self.training, settings.recalibrate)
+        recalibrate_mixture(self.model, self.training.loss, batches)
         return {n: t.detach().clone() for n, t in self.model.state_dict().items()}
 
     def _value(self) -> float:
@@ -219,14 +219,3 @@ class _Soup:
             self.evaluations, self.cost = int(about["evaluations"]), Cost(**about["cost"])
         except (FormatError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"the soup {path} is damaged or of another model: delete it and run again.") from error
-
-
-class _Whole(nn.Module):
-    """Hands a training batch, whatever it is, to the owner's loss: batch norms see what they see in training."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], torch.Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any) -> torch.Tensor:
-        return self.loss(self.model, batch)

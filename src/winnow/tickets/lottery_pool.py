@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from winnow.tickets.held_out import divided
-from winnow.tickets.imp import Restart, State, Way, length, read_state, trajectory
+from winnow.tickets.imp import Restart, State, Way, lengths, read_state, trajectory
+from winnow.tickets.recalibration import recalibrate_mixture, training_batches
 from winnow.tickets.run import Run
 from winnow.tickets.saliency import spend
 from winnow.tickets.search import Round, Search, Ticket, densities
+from winnow.tickets.train_mode import tracking_norms
 from winnow.train.examples import Examples
 from winnow.train.schedules import global_magnitude
 
@@ -30,9 +33,15 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
     for every a of ``grid``, pruned to S again by global magnitude; the best is kept if its loss on held-out examples is
     lower than before. The examples are a share ``holdout`` of the training's own, taken out before IMP begins, so that
     what is reported decides nothing. Trainings above S are not in the pool of S: they were not paid for yet.
-    Batch norms' statistics are mixed like weights. ``fine_tune`` T steps of training may follow.
+    Batch norms' statistics of every mixture are taken anew from ``recalibrate`` training mini-batches once it is pruned:
+    those of two models say nothing of what lies between. ``fine_tune`` T steps of training may follow.
 
-    Forward passes on the held-out examples count as a third of a step each.
+    Beside the authors' code (luuyin/Lottery-pools): there too statistics are recomputed for every pruned mixture and the
+    ticket that is mixed into keeps its own. They go over all training data for it; look at the two nearest tickets, the
+    next sparser one among them; and judge by accuracy on validation data (the ticket itself by the test data's), which is
+    coarser than a loss where few examples are held back.
+
+    Forward passes count as a third of a step each.
 
     Raises:
         InputError: fewer than two examples to divide.
@@ -45,7 +54,7 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
         way = Way.to(search, group, settings.rate)
         name = "pool" if settings.budget is None else f"target-{place}-pool"
         weights: list[Callable[[], State]] = []
-        steps = length(search, len(way.zeros))
+        steps = lengths(search, len(way.zeros))
         for trained in trajectory(inner, way.zeros, range(len(way.zeros)), steps=steps, restart=Restart(), name=name):
             weights.append(_weights(trained.run))
             if trained.number not in way.targets:
@@ -61,7 +70,13 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
             run.advance_to(round(settings.fine_tune * search.training.steps))
             cost = replace(trained.cost)
             cost.add(run.cost)
-            last = Round(len(trained.history) + 1, steps, trained.zeros, cost.steps, densities=densities(run.keeps))
+            last = Round(
+                len(trained.history) + 1,
+                steps[trained.number],
+                trained.zeros,
+                cost.steps,
+                densities=densities(run.keeps),
+            )
             ticket = search.ticket(run, trained.zeros, cost=cost, history=[*trained.history, last])
             before, after = run.notes["losses"]
             ticket.notes.append(
@@ -80,14 +95,18 @@ def _mix(run: Run, weights: list[Callable[[], State]], zeros: int, held: Example
     """Leaves the greedy mix of the last weights and the others in ``run``, masks and all, and says so in its notes."""
     every, grid = run.keeps, settings.grid
 
-    def tried(state: State) -> tuple[float, State]:
+    calibration = training_batches(run.training, settings.recalibrate) if tracking_norms(run.model) else []
+
+    def tried(state: State, recalibrated: bool = True) -> tuple[float, State]:
         matrices = {n: p.matrix(state[n]) for n, p in run.scope.prunables.items()}
         keeps = global_magnitude(matrices, every, zeros, settings.max_rate)
         pruned = {n: p.restore(matrices[n] * keeps[n]) for n, p in run.scope.prunables.items()}
-        state = state | pruned
-        return _loss(run, state, held), state
+        run.model.load_state_dict(state | pruned)
+        if recalibrated and calibration:
+            recalibrate_mixture(run.model, run.training.loss, calibration)
+        return _loss(run, held), {n: t.detach().clone() for n, t in run.model.state_dict().items()}
 
-    start, best = tried(weights[-1]())
+    start, best = tried(weights[-1](), recalibrated=False)  # its training's own statistics are right
     lowest, taken = start, 0
     for other in reversed(weights[:-1]):
         newcomer = other()
@@ -96,9 +115,17 @@ def _mix(run: Run, weights: list[Callable[[], State]], zeros: int, held: Example
             lowest, best, taken = loss, found, taken + 1
     run.model.load_state_dict(best)
     run.prune(global_magnitude(run.attached.matrices(), every, zeros, settings.max_rate))
-    passes = (1 + (len(weights) - 1) * len(grid)) * held.parts
-    spend(run, math.ceil(passes / EVALUATIONS))
+    spend(run, mixing_steps(len(weights) - 1, settings, run.model, run.training.examples, held))
     run.notes |= {"taken": taken, "losses": [start, lowest]}
+
+
+def mixing_steps(others: int, settings: PoolSettings, model: nn.Module | None, rest: Examples, held: Examples) -> int:
+    """What weighing the mixtures with so many earlier tickets takes, in steps; without a model, without batch norms."""
+    mixtures = others * len(settings.grid)
+    passes = (1 + mixtures) * held.parts
+    if model is not None and tracking_norms(model):
+        passes += mixtures * min(settings.recalibrate, rest.parts)
+    return math.ceil(passes / EVALUATIONS)
 
 
 def _weights(run: Run) -> Callable[[], State]:
@@ -111,9 +138,8 @@ def _weights(run: Run) -> Callable[[], State]:
 
 
 @torch.no_grad()
-def _loss(run: Run, state: State, held: Examples) -> float:
+def _loss(run: Run, held: Examples) -> float:
     """The training's loss on the held-out examples in eval mode, the mean over examples; NaN counts as infinite."""
-    run.model.load_state_dict(state)
     total, count = 0.0, 0
     for index, batch in held.all():
         rows = held.rows(index)  # the index counts batches, not examples, where they are drawn whole

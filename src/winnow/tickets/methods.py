@@ -41,7 +41,7 @@ METHODS: dict[str, Entry] = {
     "dense": Entry("dense", "dense"),
     "random": Entry("one_shot", "random", "PruningSettings"),
     "magnitude": Entry("one_shot", "one_shot", "PruningSettings"),
-    "snip": Entry("one_shot", "snip", "ScoreSettings"),
+    "snip": Entry("one_shot", "snip", "SnipSettings"),
     "grasp": Entry("one_shot", "grasp", "ScoreSettings"),
     "synflow": Entry("one_shot", "synflow", "SynflowSettings"),
     "progressive": Entry("gradual", "progressive", "ProgressiveSettings"),

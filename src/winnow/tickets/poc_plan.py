@@ -12,6 +12,7 @@ import torch
 from winnow.errors import InputError
 from winnow.tickets.cost import imp_rounds, planned_steps
 from winnow.tickets.held_out import Part
+from winnow.tickets.imp import most_rounds
 from winnow.tickets.levels import levels
 from winnow.tickets.run import Run, seed_of
 from winnow.tickets.settings import ImpSettings
@@ -123,8 +124,7 @@ def shrunk(method: str, settings: Any, sparsity: float, steps: int, share: float
         if "seed_steps" in changes:  # given for the full length: here as many as fit
             changes["seed_steps"] = None
     elif isinstance(settings, ImpSettings) and settings.budget is not None:
-        # K + 1 trainings of a step at least, the first whole and the others from ``rewind`` on.
-        most = max(1, math.floor((settings.budget * steps - 1) / (1 - getattr(settings, "rewind", 0.0)) + 1e-9))
+        most = most_rounds(settings, steps)
         if imp_rounds(sparsity, settings.rate) > most:
             changes["rate"] = 1 - (1 - sparsity) ** (1 / most)
     return settings.model_copy(update=changes) if changes else settings

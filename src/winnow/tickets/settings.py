@@ -20,11 +20,18 @@ class PruningSettings(Settings):
     max_rate: float = Field(default=0.99, gt=0, le=1)
 
 
-class ScoreSettings(PruningSettings):
-    """Of masks scored on labelled examples (SNIP, GraSP)."""
+class SnipSettings(PruningSettings):
+    """SNIP (Lee et al. 2019)."""
 
-    batches: int = Field(1, ge=1)  # mini-batches whose gradients are averaged
-    temperature: float = Field(200.0, gt=0)  # GraSP divides the logits by it (Wang et al. 2020); 1 for a regression
+    batches: int = Field(1, ge=1)  # mini-batches whose gradients are averaged; one is published
+
+
+class ScoreSettings(PruningSettings):
+    """GraSP (Wang et al. 2020): masks scored on as many examples of every class."""
+
+    # Examples, in mini-batches; where that is fewer than 10 of every class, 10 of every class.
+    batches: int = Field(8, ge=1)
+    temperature: float = Field(200.0, gt=0)  # the logits are divided by it; 1 for a regression
 
 
 class SynflowSettings(PruningSettings):
@@ -52,8 +59,10 @@ class EarlyBirdSettings(PruningSettings):
     """EarlyBird: the magnitude mask of a dense training once it stands still."""
 
     every: int = Field(10, ge=1)  # steps between two masks
-    queue: int = Field(5, ge=1)  # earlier masks that a mask must agree with
-    tolerance: float = Field(0.1, gt=0)  # each at a normalized Hamming distance below this
+    queue: int = Field(5, ge=2)  # masks looked at: the newest must agree with the others
+    # Each at a distance below this, 1 being that of two random masks with as many zeros. The 0.1 that is published is a share
+    # of all entries, of which random masks of 50 % differ in half: 0.2 here.
+    tolerance: float = Field(0.2, gt=0)
     patience: float = Field(0.25, gt=0, le=1)  # share of T after which the mask is taken as it is
 
 
@@ -61,9 +70,9 @@ class ImpSettings(PruningSettings):
     """Iterative magnitude pruning, restarted from the pretrained weights or (LRR) going on from the trained ones."""
 
     rate: float = Field(0.2, gt=0, lt=1)  # of what is left, a round
-    budget: float | None = Field(
-        None, gt=0
-    )  # steps in all, as a multiple of T, shared by the K + 1 trainings; None: T each
+    budget: float | None = Field(None, gt=0)  # steps of the K + 1 trainings in all, as a multiple of T; None: T each
+    # Share of the budget that the last training takes, the ticket's own; the others share the rest. None: all alike.
+    last: float | None = Field(0.8, gt=0, lt=1)
 
 
 class RewindSettings(ImpSettings):
@@ -76,6 +85,8 @@ class PoolSettings(ImpSettings):
     """Lottery Pool: interpolate the tickets that IMP made on the way (Yin et al. 2022)."""
 
     grid: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # shares of the newcomer
+    last: float | None = Field(None, gt=0, lt=1)  # the earlier trainings are part of the ticket here: all alike
+    recalibrate: int = Field(8, ge=1)  # training mini-batches that batch norms of every mixture are recalibrated on
     holdout: float = Field(0.1, gt=0, lt=1)  # of the training examples: not trained on, they decide who is taken in
     fine_tune: float = Field(0.0, ge=0)  # share of T trained after the soup
 

@@ -27,6 +27,11 @@ def synflow_masks(run: Run, zeros: int, iterations: int = 100, max_rate: float =
     :mod:`winnow.tickets.linearized` says. One pass counts as a step in ``run.cost`` although it sees one example, not a
     mini-batch.
 
+    Beside the authors' code (ganguli-lab/Synaptic-Flow): 100 prunings, the exponential schedule, an input of ones and
+    eval mode are the same. There biases and batch norms' means become their absolute values, which are zero in the new
+    networks it is made for and not in a pretrained one: here they are zero. There a tensor may lose everything
+    (``max_rate`` 1), and what is not linear stays.
+
     Raises:
         InputError: the loss does not call the model.
     """
