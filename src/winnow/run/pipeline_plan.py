@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from winnow.formats.work import work_of
 from winnow.run.materials import Materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
 from winnow.run.stages import keys
@@ -22,11 +23,6 @@ class Planned:
     steps: int | None
     finished: bool
     key: str
-
-
-def work_of(out: Path) -> Path:
-    """Where the stages of a run lie until it is finished."""
-    return out.with_name(out.name + ".work")
 
 
 def planned(found: Materials, out: Path | None) -> list[Planned]:
