@@ -200,7 +200,9 @@ def test_shards_appear_while_writing(tmp_path):
     with ArtifactWriter(tmp_path / "out", shard_bytes=4000) as writer:
         for index in range(10):
             writer.add_dense(f"t{index}", torch.full((500,), float(index)))
-            on_disk = [path for path in (tmp_path / "out.work" / "out.partial").iterdir() if path.name.startswith("shard")]
+            on_disk = [
+                path for path in (tmp_path / "out.work" / "out.partial").iterdir() if path.name.startswith("shard")
+            ]
             assert len(on_disk) == (index + 1) // 2
         assert not (tmp_path / "out").exists()
         folder = writer.finish(None)

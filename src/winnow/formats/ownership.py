@@ -19,6 +19,7 @@ from typing import Any
 
 MARK = ".winnow.json"
 VERSION = 1
+FOREIGN, CHANGED = "which is not winnow's", "which was changed since it was written"
 WORK = "work"  # the kind of OUT.work, whose files come and go: its mark names none
 
 # Of these the name is enough: they hold times, and `report` and `bench` write them anew.
@@ -76,8 +77,8 @@ def claim(folder: Path, *names: str) -> None:
         _write(folder, found[0], {**found[1], **dict.fromkeys(names)})
 
 
-def stranger(folder: Path, kind: str, *, names_only: bool = False) -> str | None:
-    """The first thing in a folder that stands in the way of replacing it; None where all of it is winnow's ``kind``.
+def stranger(folder: Path, kind: str, *, names_only: bool = False) -> tuple[str, str] | None:
+    """The first thing in a folder that stands in the way of replacing it, and why; None where all of it is winnow's ``kind``.
 
     A file that the mark does not name, one that was changed since (not looked at with ``names_only``), a link, another
     kind of output. An empty folder is nobody's. Raises OSError.
@@ -87,22 +88,22 @@ def stranger(folder: Path, kind: str, *, names_only: bool = False) -> str | None
         return None
     mark = read_mark(folder)
     if mark is None:
-        return _unproven(folder, entries) if kind == "model" else entries[0][0]
+        return _unproven(entries) if kind == "model" else (entries[0][0], FOREIGN)
     made, files = mark
     if made != kind:
-        return f"{MARK} of another kind of output, {made}"
+        return MARK, f"which says {made} and not {kind}"
     for name, path in entries:
         if name == MARK:
             continue
         if name not in files:
-            return name
+            return name, FOREIGN
         digest = files[name]
         if not _regular(path) or (digest is not None and not names_only and sha256(path) != digest):
-            return f"{name}, changed since it was written"
+            return name, CHANGED
     return None
 
 
-def _unproven(folder: Path, entries: list[tuple[str, Path]]) -> str | None:
+def _unproven(entries: list[tuple[str, Path]]) -> tuple[str, str] | None:
     """The same for a folder without a (sound) mark: artifacts of earlier versions prove by their manifest whose they are."""
     proven: dict[str, dict[str, str]] = {}
     for name, path in entries:
@@ -117,14 +118,14 @@ def _unproven(folder: Path, entries: list[tuple[str, Path]]) -> str | None:
         inside, _, last = name.rpartition("/")
         digests = proven.get(inside, {})
         if not _regular(path):
-            return name
+            return name, FOREIGN
         if (name == MARK and proven) or (last == "manifest.json" and inside in proven):
             continue
         if last in digests:
             if sha256(path) != digests[last]:
-                return f"{name}, changed since it was written"
+                return name, CHANGED
         elif not (proven and (inside in proven or not inside) and _own_page(path)):
-            return name
+            return name, FOREIGN
     return None
 
 

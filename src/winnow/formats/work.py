@@ -74,9 +74,7 @@ def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names
     for folder in (final, aside_of(final)):
         found = stranger(folder, kind, names_only=names_only) if folder.exists() else None
         if found is not None:
-            raise InputError(
-                f"{folder} holds something else ({found}), which winnow does not replace: choose another --out, or move it."
-            )
+            raise InputError(f"{folder} holds something else ({', '.join(found)}): choose another --out, or move it.")
     check_work(work_of(final))
 
 
@@ -129,7 +127,7 @@ def _foreign_in(folder: Path) -> Path | None:
             return None
         if mark[0] != WORK:
             found = stranger(folder, mark[0], names_only=True)
-            return None if found is None else folder / found
+            return None if found is None else folder / found[0]
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() or not (entry.is_dir() or entry.name.endswith(_STORED) or entry.name in (*_BEGUN, MARK)):
             return entry
