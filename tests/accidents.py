@@ -294,6 +294,7 @@ def _untimed(value):
 
 LEFT_OUT = {
     "seconds",
+    "step_time",
     "seconds_total",
     "created",
     "timing",

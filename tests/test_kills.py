@@ -47,7 +47,7 @@ def ends_the_same(forge, job, out, given, right):
 
 
 @pytest.mark.parametrize("before", ["nothing", "an output"])
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_a_kill_before_every_operation(forge, given, whole, tmp_path, before, step):
     """Of the least job that owns an output: made, marked, filled, published, cleaned up, with and without a folder to replace."""
     right, count, _ = whole("place")
@@ -63,6 +63,20 @@ def test_a_kill_before_every_operation(forge, given, whole, tmp_path, before, st
         code, said, _, _ = forge("place", out, given, at=at)
         assert code == -signal.SIGKILL, (at, said)
         ends_the_same(forge, "place", out, given, right)
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
+def test_no_space_at_any_operation(forge, given, whole, tmp_path, step):
+    """Of the least job again: told in one sentence, or made up for; the output of before is there, whole, at every moment."""
+    right, _, _ = whole("place")
+    out = tmp_path / "out"
+    assert forge("place", out, given)[0] == 0
+    count = forge("place", out, given)[2]
+    for at in range(random.Random(step).randint(1, step), count + 1, step):
+        code, said, _, _ = forge("place", out, given, full=at)
+        assert code in (0, 1, 2) and "\n" not in said and (code == 0) == (not said), (at, said)
+        assert figures(out) == right, at
+    ends_the_same(forge, "place", out, given, right)
 
 
 @pytest.mark.parametrize(("job", "times"), [("compress", 4), ("export", 6), ("find_ticket", 2), ("run", 2)])
@@ -100,6 +114,7 @@ def test_killed_twice(forge, given, whole, tmp_path, job):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("job", ["compress", "export", "find_ticket", "run"])
 def test_forty_kills(forge, given, whole, tmp_path, job):
     """Ten for every verb, by operations and by time, in new outputs and over earlier ones, some of them twice in a row."""

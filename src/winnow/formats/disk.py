@@ -62,7 +62,12 @@ class OutputFolder:
             if self.final.exists():
                 check_output(self.final, self._kind, names_only=True)
                 self._set_aside()
-            os.rename(self.path, self.final)
+            try:
+                os.rename(self.path, self.final)
+            except BaseException:
+                if self._aside.exists() and not self.final.exists():
+                    os.rename(self._aside, self.final)
+                raise
             _sync(self.final.parent)
             if self._aside.exists():
                 dispose(self._aside, self.final)
