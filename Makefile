@@ -5,13 +5,17 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-triton sanitize lint setup setup-dev clean
+.PHONY: demo test test-long test-triton sanitize lint setup setup-dev clean
 
 demo: setup
 	$(PY) -m winnow demo --out demo-out
 
 test: setup-dev
 	$(PY) -m pytest -n 2 --dist loadfile -q
+
+# What takes minutes and no ordinary run repeats: kills at forty points, stages damaged in every way.
+test-long: setup-dev
+	$(PY) -m pytest -n 2 --dist loadfile -q -m long
 
 # Every native kernel under AddressSanitizer and UBSan; needs CMake and a compiler, no Python.
 sanitize:

@@ -177,7 +177,7 @@ def test_manifest_names_every_file(artifact):
     import hashlib
 
     files = json.loads((artifact / "manifest.json").read_text())["files"]
-    assert files.keys() == {path.name for path in artifact.iterdir()} - {"manifest.json"}
+    assert files.keys() == {path.name for path in artifact.iterdir()} - {"manifest.json", ".winnow.json"}
     for name, digest in files.items():
         assert hashlib.sha256((artifact / name).read_bytes()).hexdigest() == digest
 
@@ -200,7 +200,9 @@ def test_shards_appear_while_writing(tmp_path):
     with ArtifactWriter(tmp_path / "out", shard_bytes=4000) as writer:
         for index in range(10):
             writer.add_dense(f"t{index}", torch.full((500,), float(index)))
-            on_disk = [path for path in (tmp_path / "out.partial").iterdir() if path.name.startswith("shard")]
+            on_disk = [
+                path for path in (tmp_path / "out.work" / "out.partial").iterdir() if path.name.startswith("shard")
+            ]
             assert len(on_disk) == (index + 1) // 2
         assert not (tmp_path / "out").exists()
         folder = writer.finish(None)
@@ -238,7 +240,7 @@ def test_adopt_refuses_a_damaged_unit(tmp_path):
     for shard_bytes in (1 << 20, 100):
         with ArtifactWriter(tmp_path / "out", shard_bytes) as writer, pytest.raises(FormatError):
             writer.adopt(unit)
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["unit.safetensors"]
 
 
 def test_units_come_back(tmp_path):
@@ -301,10 +303,10 @@ def test_an_interrupted_writer_leaves_what_was_there(tmp_path, artifact, error):
 
 
 def test_an_artifact_is_replaced_whole(tmp_path, artifact):
-    (artifact / "report.html").write_text("old")
+    assert (artifact / "recipe.yaml").exists()
     model, packed = pruned_net("int8")
     write(artifact, model, packed)
-    assert os.listdir(tmp_path) == ["out"] and not (artifact / "report.html").exists()
+    assert os.listdir(tmp_path) == ["out"] and not (artifact / "recipe.yaml").exists()
     assert same(state_of(artifact), dict(model.state_dict()))
 
 
@@ -323,20 +325,20 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     assert os.listdir(tmp_path) == ["out"] and "a" not in read_artifact(tmp_path / "out").names
 
 
-@pytest.mark.parametrize("where", ["out", "out.partial"])
+@pytest.mark.parametrize("where", ["out", "out.work", ".out.winnow-old"])
 def test_folders_of_others_are_never_touched(tmp_path, where):
     other = tmp_path / where
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
     (other / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match=r"something else|not winnow's"):
         ArtifactWriter(tmp_path / "out")
     assert (other / "thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == [where]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="is a file"):
         ArtifactWriter(tmp_path / "out")
 
 
@@ -354,7 +356,7 @@ def test_full_disk_keeps_the_earlier_file(tmp_path):
     with pytest.raises(WinnowError, match="disk is full") as caught:
         save_packed(unit, {}, {"x": torch.ones(3)})
     assert caught.value.exit_code == 1
-    assert unit.read_bytes() == before and os.listdir(tmp_path) == ["unit"]
+    assert unit.read_bytes() == before and os.listdir(tmp_path) == ["unit.safetensors"]
 
 
 def test_full_disk_leaves_no_folder(tmp_path, monkeypatch):
@@ -699,8 +701,11 @@ def test_export_dense_needs_no_winnow(tmp_path, shard_bytes):
     again = Net()
     again.load_state_dict(state)
     assert same(again.state_dict(), model.state_dict())
-    with pytest.raises(InputError, match="something else"):
-        export_dense(tmp_path / "out", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert export_dense(tmp_path / "out", out, shard_bytes) == out  # its own earlier export is replaced
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(InputError, match="something else"):  # and no other kind of output
+        export_dense(tmp_path / "out", write(tmp_path / "other", model, packed))
 
 
 def test_blocks_and_experts_keep_their_layout(tmp_path):

@@ -127,6 +127,7 @@ def test_several_rates_are_written_side_by_side(model, tmp_path):
         out=tmp_path / "out",
     )
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        ".winnow.json",
         "int8-rtn",
         "report.html",
         "report.json",

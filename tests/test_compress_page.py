@@ -210,5 +210,5 @@ def test_without_a_report_nothing_of_one_is_written(tmp_path):
     made.mkdir()
     (made / "model.safetensors").write_bytes(b"x")
     publish(made, out, "model: m\n", {"model": {"spec": "m"}}, page=None, keep=True)
-    assert {p.name for p in out.iterdir()} == {"model.safetensors", "run.json", "run.yaml"}
+    assert {p.name for p in out.iterdir()} == {".winnow.json", "model.safetensors", "run.json", "run.yaml"}
     assert json.loads((out / "run.json").read_text())["model"] == {"spec": "m"}

@@ -248,7 +248,7 @@ def test_from_weights_to_the_packed_folder(here, tmp_path, searches):
     assert [c["weights"] for c in searches] == [Path("weights.safetensors")] * 2  # start: model
     assert {p.name for p in out.iterdir()} == {
         "config.json", "manifest.json", "model.safetensors", "recipe.yaml", "report.html", "report.json", "README.md",
-        "run.json", "run.yaml", "ticket.html", "ticket-report.json",
+        "run.json", "run.yaml", "ticket.html", "ticket-report.json", ".winnow.json",
     }  # fmt: skip
     assert (out / "run.yaml").read_text() == RECIPE
     for path in out.iterdir():

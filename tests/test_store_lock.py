@@ -14,12 +14,14 @@ from winnow.run.store import Store
 
 fcntl = pytest.importorskip("fcntl")
 
+KEY = "stage-0123456789abcdef"
+
 HOLD = """
 import sys, time
 from pathlib import Path
 from winnow.run.store import Store
 store = Store(Path(sys.argv[1]))
-store.write("a", {"n": 1})
+store.write("stage-0123456789abcdef", {"n": 1})
 print("there", flush=True)
 sys.stdin.readline()
 getattr(store, sys.argv[2])()
@@ -50,11 +52,11 @@ def test_another_process_is_refused_until_the_first_is_done(tmp_path, end):
     try:
         with pytest.raises(InputError, match=r"^another run is writing cc: wait for it or choose another --out\.$"):
             Store(root)
-        assert (root / "a.json").exists()
+        assert (root / f"{KEY}.json").exists()
         go_on(process)
         assert root.exists() == (end == "release")
         store = Store(root)
-        assert store.read("a") == ({"n": 1} if end == "release" else None)
+        assert store.read(KEY) == ({"n": 1} if end == "release" else None)
         assert (root / ".lock").exists()
         store.remove()
         assert list(tmp_path.iterdir()) == []
@@ -70,11 +72,11 @@ def test_a_killed_process_holds_nothing(tmp_path):
     process.communicate()
     assert (root / ".lock").exists()  # nobody could take it away, and it stops nobody
     store = Store(root)
-    assert store.read("a") == {"n": 1}
+    assert store.read(KEY) == {"n": 1}
     with pytest.raises(BlockingIOError), open(root / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     store.release()
-    assert not (root / ".lock").exists() and (root / "a.json").exists()
+    assert not (root / ".lock").exists() and (root / f"{KEY}.json").exists()
 
 
 def test_the_next_try_of_the_same_process_goes_on(tmp_path):
@@ -83,14 +85,17 @@ def test_the_next_try_of_the_same_process_goes_on(tmp_path):
     del first
     gc.collect()
     assert (tmp_path / "cc.work" / ".lock").exists()
+    second.write(KEY, {})
     second.release()
     second.release()
+    assert sorted(p.name for p in (tmp_path / "cc.work").iterdir()) == [".winnow.json", f"{KEY}.json"]
     third = Store(tmp_path / "cc.work")
+    third.forget(KEY)
     second.release()
     assert (tmp_path / "cc.work" / ".lock").exists()
     del third
     gc.collect()
-    assert list((tmp_path / "cc.work").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # where there is nothing to go on from, nothing stays
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -125,8 +130,8 @@ def test_without_locks_it_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", none)
     store = Store(tmp_path / "cc.work")
-    store.write("a", {})
-    assert [p.name for p in store.root.iterdir()] == ["a.json"]
+    store.write(KEY, {})
+    assert sorted(p.name for p in store.root.iterdir()) == [".winnow.json", f"{KEY}.json"]
     store.remove()
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from winnow.errors import InputError
+from winnow.errors import InputError, disk_errors
 
 Images = tuple[np.ndarray, np.ndarray]  # float32 [n, 1, 8, 8] in 0..1, int64 [n] in 0..9
 
@@ -146,13 +146,14 @@ def save_digits(
     for path in files:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            if path == files.weights:
-                save_file(model.state_dict(), partial, metadata={"format": "pt"})
-            else:
-                images, labels = records[path.stem]
-                with open(partial, "wb") as file:
-                    np.savez_compressed(file, images=images, labels=labels)
-            partial.replace(path)
+            with disk_errors(path):
+                if path == files.weights:
+                    save_file(model.state_dict(), partial, metadata={"format": "pt"})
+                else:
+                    images, labels = records[path.stem]
+                    with open(partial, "wb") as file:
+                        np.savez_compressed(file, images=images, labels=labels)
+                partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return files

@@ -59,7 +59,7 @@ def learn(runner: Runner, recipe: Recipe) -> Learned:
     )
     folder = runner.store.folder(key)
     file, record = folder / "learned.safetensors", runner.store.read(key)
-    if record is None or not file.exists():
+    if record is None:
         runner.host.restore(runner.scope)
         try:
             fitted = _fit(runner, recipe, folder)
@@ -69,7 +69,7 @@ def learn(runner: Runner, recipe: Recipe) -> Learned:
         parts = (("keep", fitted.keeps), ("weight", fitted.weights), ("extra", stored))
         save_packed(file, {}, dense={f"{part}.{n}": t.contiguous() for part, ts in parts for n, t in ts.items()})
         record = fitted.record.model_dump(mode="json")
-        runner.store.write(key, record)
+        runner.store.write(key, record, files=[file])
         for checkpoint in folder.rglob("fit.safetensors"):
             checkpoint.unlink()
     return _load(file, record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,16 +15,17 @@ from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host, put_matrix, put_tensors
 from winnow.compression.otherwise import by_magnitude, by_watching, in_own_type, in_place_of
 from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
-from winnow.errors import InputError
+from winnow.errors import FormatError, InputError
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import read_packed, save_packed, split_keys
 from winnow.masks.prunable import Prunable, Scope
 from winnow.run.recipe import Recipe
-from winnow.run.store import write_atomic
+from winnow.run.store import sealed, unsealed, write_atomic
 from winnow.solve import Solution, before_units
 
 Progress = Callable[[int, int, str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Pruner:
         self.layers: dict[str, LayerOutcome] = {}
         self._packed: dict[str, PackedTensor] = {}
         self._extra: dict[str, torch.Tensor] = {}
+        self._whole: set[str] = set()  # stored units whose checksums were verified
         self._reached = (0, 1)  # of the walk's progress
         self.notes: list[str] = []
 
@@ -247,7 +249,7 @@ class Pruner:
             self._packed.update({name: packed for name, (_, packed) in results.items()})
         else:
             outcomes = [asdict(self.layers[p.name]) for p in prunables]
-            write_atomic(file.with_suffix(".json"), json.dumps(outcomes).encode())
+            write_atomic(file.with_suffix(".json"), sealed({"layers": outcomes}))
             save_packed(file, results, dense=extra)  # last: a unit with this file is finished
 
     def _change(self, extra: dict[str, torch.Tensor]) -> None:
@@ -262,7 +264,9 @@ class Pruner:
         for p in prunables:
             put_matrix(self.host.model, p, read_unit(file, p.name).unpack())
         self._change(read_extra(file))
-        for layer in json.loads(file.with_suffix(".json").read_text()):
+        found = unsealed(file.with_suffix(".json"))
+        assert found is not None  # as _done saw
+        for layer in found[0]["layers"]:
             self.layers[layer["name"]] = LayerOutcome(**layer)
 
     def _weight(self, p: Prunable) -> torch.Tensor:
@@ -277,8 +281,22 @@ class Pruner:
         return None if self.folder is None else unit_file(self.folder, path)
 
     def _done(self, path: str) -> bool:
+        """Whether a unit is stored, whole; one that was damaged since is thrown away, to be made again."""
         file = self._unit_file(path)
-        return file is not None and file.exists()
+        if file is None or not file.exists():
+            return False
+        if path not in self._whole:
+            try:
+                TensorFile(file).verify()
+                sound = unsealed(file.with_suffix(".json")) is not None
+            except FormatError:
+                sound = False
+            if not sound:
+                log.warning("%s is damaged and is made again", file)
+                file.unlink()
+                return False
+            self._whole.add(path)
+        return True
 
 
 def unit_file(folder: Path, unit: str) -> Path:

@@ -58,8 +58,12 @@ def build_report(
     *,
     started: float,
     command: str | None,
+    filled: Path | None = None,
 ) -> Report:
-    """The report of a run. The first of ``chosen`` is the one the first screen speaks of."""
+    """The report of a run. The first of ``chosen`` is the one the first screen speaks of.
+
+    ``folders``: where candidates will be, by name; ``filled``: where the first of ``chosen`` lies until then.
+    """
     from winnow import __version__
 
     main, task, job = chosen[0], runner.task, setup.job
@@ -132,7 +136,7 @@ def build_report(
             difference=main.pruned.zeros - recipe.zeros,
         ),
         skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
-        sizes=_sizes(setup, main, folders.get(main.name)),
+        sizes=_sizes(setup, main, filled),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
         cost=Cost(

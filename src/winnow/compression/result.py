@@ -15,24 +15,16 @@ from torch import nn
 from winnow.compression.hosts import dense_tensors
 from winnow.compression.prune import LayerOutcome, Pruned
 from winnow.compression.runner import Outcome, Runner
-from winnow.errors import InputError
-from winnow.formats.artifact import ArtifactWriter, is_artifact, read_artifact
+from winnow.errors import InputError, disk_errors
+from winnow.formats.artifact import ArtifactWriter, read_artifact
+from winnow.formats.disk import OutputFolder
 from winnow.formats.packed import PackedTensor
+from winnow.formats.shards import SHARD_BYTES
 from winnow.measure.memory import give_back
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
     from winnow.report.schema import Report
-
-
-def check_output(folder: Path) -> None:
-    """Refuses a folder that holds something winnow did not write, before any work. Raises InputError."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: choose another --out.")
-    if any(folder.iterdir()) and not is_artifact(folder) and not (folder / "report.json").exists():
-        raise InputError(f"{folder} holds something that is not winnow's: choose another --out, or empty it.")
 
 
 STREAMED_SHARD = 64 << 20  # bytes
@@ -91,13 +83,16 @@ class Result:
             raise InputError(
                 f"there is no candidate {candidate!r}: choose one of {', '.join(o.name for o in self.outcomes)}."
             )
-        folder = write_folder(self._setup, self._runner, outcome, Path(out))
+        folder = Path(out)
+        output = OutputFolder(folder, inputs=inputs_of(self._setup))
+        try:
+            write_folder(self._setup, self._runner, outcome, output.path)
+            if candidate is None:
+                _write_report(self.report, output.path, whole=True)
+            output.publish()
+        finally:
+            output.discard()
         if candidate is None:
-            from winnow.report import card
-            from winnow.report.html import write
-
-            write(self.report, folder)
-            card.write(self.report, folder)
             self.folder = folder
         return folder
 
@@ -116,32 +111,56 @@ def finish(
     """Writes the folders asked for and the report."""
     from winnow.compression.reporting import build_report
     from winnow.compression.speed import quick_speed
-    from winnow.report import card
-    from winnow.report.html import write
 
     out = setup.job.out
     kept = [o for o in outcomes if o.name in setup.job.keep and o not in chosen]
-    folders: dict[str, Path] = {}
-    if out is not None:
-        writing = time.perf_counter()
-        folders = {o.name: out if chosen == [o] else out / o.name for o in (*chosen, *kept)}
-        for name in folders:
-            outcome = next(o for o in outcomes if o.name == name)
-            write_folder(setup, runner, outcome, folders[name])
-        _real_sizes(outcomes, folders)
-        runner.timing["write"] = time.perf_counter() - writing
-    report = build_report(setup, runner, outcomes, chosen, folders, started=started, command=command)
-    if setup.job.speed:
-        report.speed = quick_speed(setup, runner, chosen[0])
-    result = Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, runner)
+    inside: dict[str, str] = {}  # folders by candidate, in the output
+    output = OutputFolder(out, inputs=inputs_of(setup)) if out is not None else None
+    try:
+        if output is not None:
+            writing = time.perf_counter()
+            inside = {o.name: "" if chosen == [o] else o.name for o in (*chosen, *kept)}
+            for name, place in inside.items():
+                with disk_errors(output.path):
+                    (output.path / place).mkdir(exist_ok=True)
+                write_folder(setup, runner, next(o for o in outcomes if o.name == name), output.path / place)
+            _real_sizes(outcomes, {name: output.path / place for name, place in inside.items()})
+            runner.timing["write"] = time.perf_counter() - writing
+        folders = {name: out / place for name, place in inside.items()} if out is not None else {}
+        main = inside.get(chosen[0].name)
+        report = build_report(
+            setup, runner, outcomes, chosen, folders, started=started, command=command,
+            filled=None if output is None or main is None else output.path / main,
+        )  # fmt: skip
+        if setup.job.speed:
+            report.speed = quick_speed(setup, runner, chosen[0])
+        if output is not None:
+            _write_report(report, output.path, whole=chosen == outcomes[:1])
+            output.publish()
+    finally:
+        if output is not None:
+            output.discard()
     if out is not None:
         for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name)
-        write(report, out)
-        if chosen == outcomes[:1]:
-            card.write(report, out)
-    return result
+    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, runner)
+
+
+def inputs_of(setup: Setup) -> list[Any]:
+    """What a job reads, of which no output may take the place."""
+    job, source = setup.job, setup.source
+    return [source.folder, source.weights, job.data, job.eval, job.compare_with]
+
+
+def _write_report(report: Report, folder: Path, *, whole: bool) -> None:
+    """``whole``: the folder is one candidate's, and gets a model card."""
+    from winnow.report import card
+    from winnow.report.html import write
+
+    write(report, folder)
+    if whole:
+        card.write(report, folder)
 
 
 def _real_sizes(outcomes: list[Outcome], folders: dict[str, Path]) -> None:
@@ -158,11 +177,11 @@ def _real_sizes(outcomes: list[Outcome], folders: dict[str, Path]) -> None:
 
 
 def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -> Path:
-    """One candidate as a folder that loads: packed weights, everything dense as it was, companions and provenance."""
+    """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance."""
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
     # A streamed model is written in small shards too: what waits for its shard waits in memory.
-    with ArtifactWriter(folder, STREAMED_SHARD) if host.streamed else ArtifactWriter(folder) as writer:
+    with ArtifactWriter(folder, STREAMED_SHARD if host.streamed else SHARD_BYTES, publish=False) as writer:
         for name, tensor in _dense(host, setup, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in setup.scope.prunables.items():

@@ -15,6 +15,7 @@ from winnow.compression.counts import allocation_needs_data, dense_statistics, p
 from winnow.compression.hosts import Host
 from winnow.compression.learning import Learned, learn
 from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
+from winnow.formats.disk import disk_errors
 from winnow.formats.packed import PackedTensor
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
@@ -165,7 +166,7 @@ class Runner:
                 layers=[asdict(x) for x in pruned.layers], notes=pruned.notes, seconds=seconds, record=record,
                 dense=[n for n, k in learned.keeps.items() if bool(k.all())] if learned is not None else [],
             )  # fmt: skip
-            self.store.write(key, done)
+            self.store.write(key, done, files=folder.rglob("*.safetensors"))
         return (
             Pruned(
                 layers := [LayerOutcome(**x) for x in done["layers"]],
@@ -206,7 +207,8 @@ class Runner:
         for scope, part, place in parts:
             if not scope.prunables:
                 continue
-            place.mkdir(exist_ok=True)
+            with disk_errors(place):
+                place.mkdir(exist_ok=True)
             pruned = Pruner(
                 self.host, scope, part, {n: zeros.get(n, 0) for n in scope.prunables}, batches, folder=place, keeps=keeps,
                 spill=self.spill, device=self.device, progress=stage,
@@ -263,14 +265,12 @@ class Runner:
 
     def _evaluated(self, key: str, measure: Callable[[], Evaluation]) -> Evaluation:
         assert self.task is not None
-        path = self.store.root / f"{stage_key('measure', of=key, task=self.task.describe(), **self.identity)}.npz"
-        if path.exists():
-            return Evaluation.load(path)
-        evaluation = measure()
-        temporary = path.with_suffix(".tmp")
-        evaluation.save(temporary)
-        temporary.replace(path)
-        return evaluation
+        name = stage_key("measure", of=key, task=self.task.describe(), **self.identity)
+        stored = self.store.evaluation(name)
+        if stored is None:
+            stored = measure()
+            self.store.keep_evaluation(name, stored)
+        return stored
 
 
 def _reader(folder: Path, layers: list[LayerOutcome], dense: set[str]) -> Callable[[str], PackedTensor]:

@@ -24,9 +24,10 @@ from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
 from winnow.compression.methods import choose, resolve, settle, trains
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
-from winnow.compression.result import Result, check_output, finish
+from winnow.compression.result import Result, finish
 from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.errors import GateError, InputError
+from winnow.formats.work import check_output, work_of
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, check, parse_structure
@@ -71,7 +72,7 @@ def set_up(job: Job) -> Setup:
     job.check()
     source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
     if job.out is not None:
-        check_output(job.out)
+        check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
     limit = job.memory_limit()
     if limit is not None:
         _import_ahead()
@@ -151,8 +152,9 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         if job.out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-")))
         else:
-            root = job.out.with_name(job.out.name + ".work")
+            root = work_of(job.out)
         store = Store(root)
+        stack.callback(store.release)
         setup.host.begin(setup.scope)
         runner = Runner(
             setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),

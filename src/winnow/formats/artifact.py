@@ -30,19 +30,21 @@ __all__ = ["Artifact", "ArtifactWriter", "is_artifact", "read_artifact"]
 class ArtifactWriter:
     """Writes an artifact, tensor by tensor, holding at most one shard in memory.
 
-    Everything goes to ``<folder>.partial``, which gets its name at :meth:`finish`: nothing half-written is ever seen.
+    Everything goes to a folder beside it, which gets its name at :meth:`finish`: nothing half-written is ever seen.
     Use it as a context manager; leaving without :meth:`finish` (an error, Ctrl-C) removes the partial folder.
 
     Parameters
     ----------
-    folder: where the artifact will be. An earlier artifact there is replaced at :meth:`finish`; a folder that holds
-        anything else is refused with InputError.
+    folder: where the artifact will be. An earlier output of winnow there is replaced at :meth:`finish`; a folder that
+        holds anything else is refused with InputError.
     shard_bytes: size of one ``model-*.safetensors`` file, and so of what waits in memory.
+    publish: False fills ``folder`` itself, which is there and is its owner's to publish or to remove.
     """
 
-    def __init__(self, folder: Path | str, shard_bytes: int = SHARD_BYTES) -> None:
-        self._output = OutputFolder(Path(folder), is_artifact)
-        self._shards = ShardWriter(self._output.path, shard_bytes)
+    def __init__(self, folder: Path | str, shard_bytes: int = SHARD_BYTES, publish: bool = True) -> None:
+        self._output = OutputFolder(folder) if publish else None
+        self._folder = self._output.path if self._output is not None else Path(folder)
+        self._shards = ShardWriter(self._folder, shard_bytes)
         self._small = shard_bytes // 4
         self._packed: dict[str, Any] = {}
         self._aliases: dict[str, str] = {}
@@ -59,7 +61,8 @@ class ArtifactWriter:
 
     def abort(self) -> None:
         """Remove what was written so far; after :meth:`finish` there is nothing to remove."""
-        self._output.discard()
+        if self._output is not None:
+            self._output.discard()
 
     def add_packed(self, prunable: Prunable, packed: PackedTensor) -> None:
         """Append a packed tensor. Raises InputError where it is not the prunable's shape."""
@@ -129,7 +132,7 @@ class ArtifactWriter:
         unknown = {*self._aliases.values()} - self._names
         if unknown or (self._aliases and config is not None):
             raise InputError(f"aliases {sorted(self._aliases)} need a plain torch model that holds {sorted(unknown)}")
-        folder = self._output.path
+        folder = self._folder
         shards = self._shards.close()
         described = {
             "format_version": FORMAT_VERSION,
@@ -155,7 +158,7 @@ class ArtifactWriter:
         write_text(
             folder / "manifest.json", as_json({**(manifest or {}), "format_version": FORMAT_VERSION, "files": digests})
         )
-        return self._output.publish()
+        return folder if self._output is None else self._output.publish()
 
     def _add(self, packed: dict[str, tuple[Prunable, PackedTensor]], dense: dict[str, torch.Tensor]) -> None:
         tensors, described = flatten(packed, dense)

@@ -2,85 +2,116 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from winnow.errors import InputError, WinnowError
-
-_MARK = ".winnow-partial"
-
-
-@contextmanager
-def disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Turn an OSError while ``path`` is written (or read) into one sentence that names the fix."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WinnowError(f"the disk is full while writing {path}: free space or choose another folder") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise WinnowError(f"{path} cannot be {verb} (no permission): choose one that you may use") from error
-        raise WinnowError(f"{path} cannot be {verb} ({error.strerror}): check the path and the disk") from error
+from winnow.errors import disk_errors
+from winnow.formats.ownership import read_mark, write_mark
+from winnow.formats.work import Work, aside_of, check_output, dispose, final_of, work_of
 
 
 class OutputFolder:
-    """A folder that is filled under ``<name>.partial`` and appears under its name, complete, at :meth:`publish`.
+    """A folder that is filled in ``OUT.work`` and appears under its name, complete, at :meth:`publish`.
 
-    ``ours(folder)`` says whether an existing folder may be replaced; one that holds something else is refused with
-    InputError. A partial folder left by a killed run is emptied. When an earlier folder is replaced it is set aside as
+    What is there is replaced only where all of it is winnow's and of the same ``kind`` (:mod:`winnow.formats.ownership`).
+    A partial folder left by a killed run is emptied. When an earlier folder is replaced it is set aside as
     ``.<name>.winnow-old`` for the moment between two renames; a crash in that moment is undone by the next run.
+
+    Args:
+        kind: "model" (packed, tickets, recipes), "export" or "data".
+        inputs: paths that the output is made of; see :func:`winnow.formats.work.check_output`.
+
+    Raises:
+        InputError: something else is there, or another process is writing there.
+        WinnowError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, ours: Callable[[Path], bool]) -> None:
-        self.final = Path(os.path.abspath(folder))
-        self.path = self.final.with_name(self.final.name + ".partial")
-        self._aside = self.final.with_name(f".{self.final.name}.winnow-old")
+    def __init__(self, folder: Path | str, kind: str = "model", inputs: Iterable[Any] = ()) -> None:
+        self.final, self._kind = final_of(folder), kind
+        self._aside = aside_of(self.final)
         with disk_errors(self.final):
-            if self._aside.is_dir() and not self.final.exists() and ours(self._aside):
-                os.rename(self._aside, self.final)
-            self._refuse_foreign(ours)
-            if self.path.exists():
-                if not (self.path / _MARK).is_file():
-                    raise InputError(
-                        f"{self.path} is in the way and holds something else: move it or choose another name"
-                    )
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
-            (self.path / _MARK).touch()
-
-    def _refuse_foreign(self, ours: Callable[[Path], bool]) -> None:
-        for folder in (self.final, self._aside):
-            if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-                continue
-            if not folder.is_dir() or not ours(folder):
-                raise InputError(f"{folder} holds something else: choose an empty or a new folder")
+            check_output(folder, kind, inputs)
+            self._work = Work(work_of(self.final), whole=False)
+            self.path = self._work.root / f"{self.final.name}.partial"
+            try:
+                if self._aside.exists() and not self.final.exists():
+                    os.rename(self._aside, self.final)
+                self._clear()
+                self.path.mkdir()
+            except BaseException:
+                self._work.release()
+                raise
 
     def publish(self) -> Path:
-        """Give the folder its name; what winnow wrote there before is removed."""
+        """Give the folder its name; what winnow wrote there before is removed.
+
+        Raises:
+            FormatError: an artifact in it is not what was written; nothing is published.
+            InputError: something else came there meanwhile; nothing is published.
+        """
+        known = _verified(self.path)
         with disk_errors(self.final):
-            (self.path / _MARK).unlink()
+            write_mark(self.path, self._kind, known)
+            for folder, _, names in os.walk(self.path, topdown=False):
+                for name in names:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
             if self.final.exists():
-                if self._aside.exists():
-                    shutil.rmtree(self._aside)
-                os.rename(self.final, self._aside)
-            os.rename(self.path, self.final)
-            shutil.rmtree(self._aside, ignore_errors=True)
+                check_output(self.final, self._kind, names_only=True)
+                self._set_aside()
+            try:
+                os.rename(self.path, self.final)
+            except BaseException:
+                if self._aside.exists() and not self.final.exists():
+                    os.rename(self._aside, self.final)
+                raise
             _sync(self.final.parent)
+            if self._aside.exists():
+                dispose(self._aside, self.final)
+        self._work.release()
         return self.final
 
     def discard(self) -> None:
-        """Remove what was written so far; the final name stays untouched."""
+        """Remove what was written so far; the final name stays untouched. After :meth:`publish` there is nothing to remove."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self._work.release()
+
+    def _clear(self) -> None:
+        """Takes away what a kill left: a partial folder, and an earlier output that was replaced already."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._aside.exists():
+            dispose(self._aside, self.final)
+
+    def _set_aside(self) -> None:
+        if not any(self.final.iterdir()):
+            self.final.rmdir()
+            return
+        if read_mark(self.final) is None:  # of an earlier version: known for ours, and to be known while it is aside
+            write_mark(self.final, self._kind)
+        os.rename(self.final, self._aside)
 
 
-def _sync(folder: Path) -> None:
-    """Make renames in ``folder`` last; only POSIX lets a folder be opened."""
+def _verified(folder: Path) -> dict[str, str]:
+    """Digests of files by path, of every artifact in a folder, each compared with what is on the disk. Raises FormatError."""
+    from winnow.formats.reader import is_artifact, read_artifact
+
+    known: dict[str, str] = {}
+    for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+        if is_artifact(place):
+            artifact = read_artifact(place)
+            artifact.verify()
+            inside = "" if place == folder else f"{place.name}/"
+            known |= {inside + name: digest for name, digest in artifact.manifest.get("files", {}).items()}
+    return known
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or renames in a folder, last; only POSIX lets a folder be opened."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

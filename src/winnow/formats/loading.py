@@ -12,6 +12,7 @@ import torch
 from winnow.errors import FormatError, InputError
 from winnow.formats.artifact import as_json
 from winnow.formats.disk import OutputFolder, copy_file, write_text
+from winnow.formats.ownership import MARK
 from winnow.formats.reader import Artifact, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
 
@@ -59,10 +60,10 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
 
     One tensor after the other, so that a model larger than memory can be exported. For transformers the result is a
     normal model folder, tokenizer and other files included; its tensors have the names of the model's state dict.
-    Raises InputError where ``out`` holds anything.
+    An earlier export in ``out`` is replaced. Raises InputError where ``out`` holds anything else, or is in ``folder``.
     """
     artifact = read_artifact(folder)
-    output = OutputFolder(Path(out), lambda _: False)
+    output = OutputFolder(out, "export", [folder])
     try:
         shards = ShardWriter(output.path, shard_bytes, described=False)
         for name, tensor in artifact.state_dict():
@@ -72,7 +73,8 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
             config = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
             write_text(output.path / "config.json", as_json(config))
             for path in artifact.other_files:
-                copy_file(path, output.path / path.name)
+                if path.name != MARK:
+                    copy_file(path, output.path / path.name)
         return output.publish()
     except BaseException:
         output.discard()

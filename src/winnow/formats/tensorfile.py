@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from winnow.errors import FormatError, InputError
+from winnow.formats import ownership
 from winnow.formats.disk import disk_errors
 
 FORMAT_VERSION = 1
@@ -163,12 +164,9 @@ class TensorFile:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with disk_errors(path, "read"), open(path, "rb") as file:
-        for chunk in _chunks(file, path.stat().st_size):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """SHA-256 of a file, read in chunks. Raises WinnowError where it cannot be read."""
+    with disk_errors(path, "read"):
+        return ownership.sha256(path)
 
 
 def _chunks(file: BinaryIO, length: int) -> Iterator[bytes]:

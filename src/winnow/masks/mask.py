@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from winnow.errors import FormatError, InputError
+from winnow.errors import FormatError, InputError, disk_errors
 
 VERSION = 1
 _KEY = "winnow_masks"  # one metadata key: several would be written in random order
@@ -179,7 +179,10 @@ class MaskSet(Mapping[str, Mask]):
         return PerLayer(similarity(sum(both.values()), sum(own.values()), sum(their.values())), layers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, whole or not at all; the same masks give the same bytes."""
+        """Writes one safetensors file, whole or not at all; the same masks give the same bytes.
+
+        Raises WinnowError where the disk is full or read-only.
+        """
         from safetensors.torch import save_file
 
         header = {
@@ -189,8 +192,9 @@ class MaskSet(Mapping[str, Mask]):
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            save_file({n: m.bits for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)})
-            os.replace(partial, target)
+            with disk_errors(target):
+                save_file({n: m.bits for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)})
+                os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
 

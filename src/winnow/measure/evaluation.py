@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -46,12 +47,12 @@ class Evaluation:
         kept = ("metric", "value", "low", "high", "n", "details")
         return {key: value for key, value in asdict(self).items() if key in kept}
 
-    def save(self, path: str | Path) -> None:
-        """Writes an .npz that :meth:`load` reads back; nothing is pickled."""
+    def save(self, path: str | Path | BinaryIO) -> None:
+        """Writes an .npz that :meth:`load` reads back, to a path or an open file; nothing is pickled."""
         arrays: dict[str, Any] = {"per_example": self.per_example, "predictions": self.predictions}
         if self.truth is not None:
             arrays["truth"] = self.truth
-        with open(path, "wb") as file:
+        with open(path, "wb") if isinstance(path, (str, Path)) else contextlib.nullcontext(path) as file:
             np.savez(file, summary=np.frombuffer(json.dumps(self.summary()).encode(), dtype=np.uint8), **arrays)
 
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import FormatError, InputError, WinnowError
+from winnow.formats.ownership import claim
 
 from . import speed, speed_tables, tables, words
 from .schema import Report
@@ -21,16 +22,30 @@ def target(out: str | os.PathLike[str] | None, folder: Path | None) -> Path | No
     """The JSON file to write: ``out``, else bench.json in the artifact's folder, else none. Checked before any work.
 
     Raises:
-        InputError: not a .json file, or in a folder that does not exist.
+        InputError: not a .json file, in a folder that does not exist, or in the way of something that is no bench.
     """
-    if out is None:
-        return folder / DATA if folder is not None else None
-    path = Path(out)
+    if out is None and folder is None:
+        return None
+    path = Path(out) if out is not None else folder / DATA  # type: ignore[operator]
     if path.suffix != ".json" or path.is_dir():
         raise InputError(f"--out {out} must name a .json file: a page of the same name is written beside it.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--out {out} is in a folder that does not exist: make it first.")
+    for place in (path, page_of(path)):
+        if os.path.lexists(place) and not (place.is_file() and _is_bench(path)):
+            raise InputError(f"{place} is there and is no bench of winnow's: choose another --out, or move it.")
     return path
+
+
+def _is_bench(data: Path) -> bool:
+    """Whether a file is a bench of some version of winnow."""
+    import json
+
+    try:
+        found = json.loads(data.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and type(found.get("format")) is int and {"contenders", "measures"} <= found.keys()
 
 
 def page_of(data: Path) -> Path:
@@ -42,6 +57,8 @@ def write(bench: Bench, data: Path) -> None:
     from . import html
 
     try:
+        if data.name == DATA:
+            claim(data.parent, DATA, page_of(data).name)
         html.replace(data, bench.to_json())
         html.replace(page_of(data), html.template("bench.html").render(**page(bench, data.name)) + "\n")
         if data.name == DATA and (data.parent / html.DATA).exists():

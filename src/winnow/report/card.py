@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from winnow.formats.disk import write_text
 from winnow.report import words
 from winnow.report.schema import Candidate, Report, TaskInfo
 from winnow.report.view import notes
@@ -64,7 +65,7 @@ def write(report: Report, folder: Path) -> Path:
     """Writes ``README.md`` unless the folder brought one of its own."""
     path = folder / "README.md"
     if not path.exists():
-        path.write_text(card(report), encoding="utf-8")
+        write_text(path, card(report))
     return path
 
 

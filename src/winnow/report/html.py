@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, InputError, WinnowError
+from ..formats.ownership import claim
 from .schema import FORMAT, Report
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> Path:
     data = report.model_dump_json(indent=2) + "\n"
     try:
         target.mkdir(parents=True, exist_ok=True)
+        claim(target, DATA, PAGE)
         page = render(report, bench.read(target / bench.DATA))
         replace(target / DATA, data)
         replace(target / PAGE, page)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import FormatError, InputError, WinnowError
+from winnow.formats.ownership import claim
 from winnow.measure.evaluation import Evaluation, Reference
 from winnow.tickets.cost import Price, price, training_flops
 from winnow.tickets.search import Ticket
@@ -262,6 +263,7 @@ def write(report: TicketReport, folder: str | os.PathLike[str]) -> Path:
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        claim(target, DATA, PAGE)
         replace(target / DATA, report.to_json())
         replace(target / PAGE, render(report))
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from winnow.errors import InputError
 
@@ -19,8 +22,9 @@ NAME = ".lock"
 class Lock:
     """Holds ``folder``, which is made, against other processes until :meth:`release`, or until nobody has this object.
 
-    Within a process the lock of a folder is shared (:func:`lock`): what an error left behind does not stand in the way of
-    the next try. Where the file system has no locks, nothing is held.
+    Within a thread the lock of a folder is shared (:func:`lock`): what an error left behind does not stand in the way of
+    the next try. Where the file system has no locks, nothing is held. ``whole``: whether a holder keeps more there than
+    the one output that it is writing.
 
     Raises:
         InputError: another process holds it.
@@ -29,14 +33,24 @@ class Lock:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._handle = folder / NAME, _taken(folder)
+        self.whole, self.thread = False, threading.get_ident()
         _held[folder] = self
-        self._end = weakref.finalize(self, Lock._let_go, self._path, self._handle)
+        self._last: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._end = weakref.finalize(self, Lock._let_go, self._path, self._handle, self._last)
 
     @staticmethod
-    def _let_go(path: Path, handle: int | None) -> None:
+    def _let_go(path: Path, handle: int | None, last: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+        if handle is None or _same(handle, path):  # else it went with its folder, and a file there is another process's
+            for function, given in last[:1]:
+                function(*given)
         if handle is not None:
-            path.unlink(missing_ok=True)
+            if _same(handle, path):
+                path.unlink(missing_ok=True)
             os.close(handle)
+
+    def on_end(self, function: Callable[..., None], *given: Any) -> None:
+        """Has ``function`` called before the lock is let go; the first that asks is the one."""
+        self._last.append((function, given))
 
     def release(self) -> None:
         """The file goes away too; once more does nothing."""
@@ -49,9 +63,16 @@ _held: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
 
 
 def lock(folder: Path) -> Lock:
-    """The lock of a folder: this process's own, or a new one. Raises as :class:`Lock`."""
+    """The lock of a folder: this thread's own, or a new one. Raises as :class:`Lock`, for other threads too."""
     folder = folder.absolute()
-    return _held.get(folder) or Lock(folder)
+    held = _held.get(folder)
+    if (
+        held is not None
+        and held.thread != threading.get_ident()
+        and held.thread in {t.ident for t in threading.enumerate()}
+    ):
+        raise _taken_already(folder)
+    return held or Lock(folder)
 
 
 def _taken(folder: Path) -> int | None:
@@ -69,8 +90,7 @@ def _taken(folder: Path) -> int | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            name = folder.name.removesuffix(".work")
-            raise InputError(f"another run is writing {name}: wait for it or choose another --out.") from None
+            raise _taken_already(folder) from None
         except OSError:
             os.close(handle)
             path.unlink(missing_ok=True)
@@ -78,6 +98,11 @@ def _taken(folder: Path) -> int | None:
         if _same(handle, path):
             return handle
         os.close(handle)  # of a file that its owner has removed meanwhile
+
+
+def _taken_already(folder: Path) -> InputError:
+    name = folder.name.removesuffix(".work")
+    return InputError(f"another run is writing {name}: wait for it or choose another --out.")
 
 
 def _same(handle: int, path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from winnow.data import Records
+from winnow.formats.work import work_of
 from winnow.run.materials import Materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
 from winnow.run.stages import keys
@@ -25,11 +26,6 @@ class Planned:
     steps: int | None
     finished: bool
     key: str
-
-
-def work_of(out: Path) -> Path:
-    """Where the stages of a run lie until it is finished."""
-    return out.with_name(out.name + ".work")
 
 
 def planned(found: Materials, out: Path | None) -> list[Planned]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from winnow.errors import InputError
+from winnow.formats.work import work_of
 from winnow.run.located import located
 from winnow.run.materials import Materials, Standing, open_materials
 from winnow.run.pipeline import Evaluate, Pipeline, Ticket, Train
-from winnow.run.pipeline_plan import work_of
 from winnow.run.reading import read_recipe
 from winnow.run.stages import Progress, keys, standing, training
+from winnow.run.store import unsealed
 
 if TYPE_CHECKING:
     from winnow.tickets.poc_verdict import Verdict
@@ -79,6 +80,6 @@ def _trained(found: Materials, number: int, out: str | Path | None) -> Standing 
             key = keys(found)[i]
             root = work_of(Path(out))
             folder = root / key / found.label
-            if (root / f"{key}.json").exists() and folder.is_dir():
+            if unsealed(root / f"{key}.json") is not None and folder.is_dir():
                 return standing(folder, found, key, f"stage {i + 1} (train)")
     return None

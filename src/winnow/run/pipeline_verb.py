@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.errors import GateError, InputError
+from winnow.errors import GateError, InputError, disk_errors
+from winnow.formats.work import check_output, work_of
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, executor_named
 from winnow.run.located import located
 from winnow.run.materials import Materials, Standing, open_materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Pipeline, Stage, Ticket, Train
-from winnow.run.pipeline_plan import Planned, planned, what, work_of
-from winnow.run.publish import check_output, publish
+from winnow.run.pipeline_plan import Planned, planned, what
+from winnow.run.publish import publish
 from winnow.run.reading import dump, read_recipe
 from winnow.run.stages import (
     Progress,
@@ -95,7 +97,7 @@ def run_recipe(
     if folder is None and not dry_run:
         raise InputError("say where to write: --out DIR (or --dry-run to see the stages).")
     if folder is not None:
-        check_output(folder)
+        check_output(folder, inputs=_read(pipeline, recipe))
     named = pipeline.executor if executor is None else executor
     with contextlib.ExitStack() as stack:
         stack.enter_context(located(recipe, sets))
@@ -141,12 +143,16 @@ class _Line:
         key = self.keys[number]
         folder = self.store.folder(key) / self.found.label
         done = self.store.read(key)
-        reused = done is not None and folder.is_dir()
-        if not reused or done is None:
+        reused = done is not None
+        if done is None:
+            with disk_errors(folder):
+                if folder.exists():
+                    shutil.rmtree(folder)  # of a stage that a kill kept from its record, or of a damaged one
             started = time.perf_counter()
             figures = self._work(number, stage, folder)
             done = {"figures": figures, "seconds": time.perf_counter() - started}
-            self.store.write(key, done)
+            made = [p for p in (*folder.rglob("*"), self._measured(number)) if p.is_file()]
+            self.store.write(key, done, files=made)
         self.outcomes.append(
             Outcome(
                 number + 1, stage.kind, key, what(stage, self.found, number), done["seconds"], reused, done["figures"]
@@ -161,7 +167,7 @@ class _Line:
         bars = self._bars(number, stage)
         if isinstance(stage, Fitting):
             start = self.found.given if isinstance(stage, Ticket) and stage.start == "model" else self.at
-            return fit(stage, start, self.found, folder, self._measured(number), self.executor, bars)
+            return fit(stage, start, self.found, folder, self.store, self.keys[number], self.executor, bars)
         assert isinstance(stage, Compress)
         return pack(stage, self.at, self.found, folder, self.command, bars)
 
@@ -212,11 +218,11 @@ class _Line:
 
     def _measured(self, number: int) -> Path:
         """Where the evaluation that ended a train or ticket stage is kept."""
-        return self.store.root / f"{self.keys[number]}.npz"
+        return self.store.evaluation_file(self.keys[number])
 
     def _measure(self, number: int, stage: Evaluate) -> None:
         key, against = self.keys[number], self._dense()
-        stored = (self.store.root / f"{key}.npz").exists()
+        stored = self.store.evaluation(key) is not None
         started = time.perf_counter()
         figures = measure(stage, self.at, self.found, self.store, against, self._bars(number, stage))
         before = self.store.read(key) if stored else None
@@ -252,6 +258,12 @@ class _Line:
     def _bars(self, number: int, stage: Stage) -> Progress | None:
         given = self.progress
         return None if given is None else lambda name: given(f"{number + 1} {stage.kind}: {name}")
+
+
+def _read(pipeline: Pipeline, recipe: str | Path) -> list[Any]:
+    """What a recipe reads, of which no output may take the place."""
+    own = [s.data for s in pipeline.stages if isinstance(s, Evaluate)]
+    return [recipe, pipeline.model, pipeline.weights, pipeline.data, pipeline.eval, *own]
 
 
 def _executor(named: str | Executor, pipeline: Pipeline, stack: contextlib.ExitStack) -> Executor | None:

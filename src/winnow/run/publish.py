@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.errors import InputError
+from winnow.errors import disk_errors
 from winnow.formats.artifact import as_json
 from winnow.formats.disk import OutputFolder, copy_file, link_or_copy, write_text
-from winnow.formats.reader import is_artifact
 
 if TYPE_CHECKING:
     from winnow.report.schema import Report
@@ -17,21 +16,6 @@ if TYPE_CHECKING:
 
 RECORD, AS_GIVEN = "run.json", "run.yaml"
 OF_REPORT = ("report.html", "report.json", "README.md")
-
-
-def ours(folder: Path) -> bool:
-    """Whether a folder was written by winnow and may be replaced."""
-    return is_artifact(folder) or any((folder / name).is_file() for name in (RECORD, "report.json"))
-
-
-def check_output(folder: Path) -> None:
-    """Refuses, before any work, a folder that holds something else. Raises InputError."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: choose another --out.")
-    if any(folder.iterdir()) and not ours(folder):
-        raise InputError(f"{folder} holds something that is not winnow's: choose another --out, or empty it.")
 
 
 def publish(
@@ -56,12 +40,13 @@ def publish(
     from winnow.report.html import write as write_report
     from winnow.report.ticket import DATA, PAGE, write
 
-    output = OutputFolder(out, ours)
+    output = OutputFolder(out)
     anew = {"manifest.json", PAGE, DATA, *(OF_REPORT if report is not None else ())}
     try:
         for path in sorted(p for p in made.rglob("*") if p.is_file() and not p.name.startswith(".")):
             place = output.path / path.relative_to(made)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            with disk_errors(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
             if path.parent == made and path.name in anew:
                 continue
             (link_or_copy if path.suffix == ".safetensors" and not keep else copy_file)(path, place)

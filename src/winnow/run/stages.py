@@ -58,11 +58,12 @@ def fit(
     start: Standing,
     found: Materials,
     folder: Path,
-    measured: Path,
+    store: Store,
+    key: str,
     executor: Executor | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """A train or ticket stage; the model comes to ``folder``, its evaluation (where there is one) to ``measured``.
+    """A train or ticket stage; the model comes to ``folder``, its evaluation (where there is one) to ``store`` under ``key``.
 
     A search that was killed goes on where it stood.
     """
@@ -78,7 +79,7 @@ def fit(
         )  # fmt: skip
     ticket = result.ticket
     if ticket.evaluation is not None:
-        _keep(ticket.evaluation, measured)
+        store.keep_evaluation(key, ticket.evaluation)
     figures = {
         "method": ticket.method, "zeros": ticket.zeros, "sparsity": ticket.sparsity, "steps": ticket.cost.steps,
         "cost": vars(ticket.cost), "notes": [*result.training.notes, *ticket.notes],
@@ -173,14 +174,14 @@ def paired(
     anchor = None
 
     def evaluation(of: Standing, key: str) -> Evaluation:
-        path = store.root / f"{key}.npz"
-        if path.exists():
-            return Evaluation.load(path)
+        stored = store.evaluation(key)
+        if stored is not None:
+            return stored
         bar = progress(of.made_by) if progress else None
         evaluated = task.evaluate(
             loaded(of, pipeline.seed), anchor, progress=(lambda done, total: bar(done, total, "")) if bar else None
         )
-        _keep(evaluated, path)
+        store.keep_evaluation(key, evaluated)
         return evaluated
 
     other: Evaluation | None = None
@@ -193,13 +194,6 @@ def paired(
         model, measure_key(found, stage, model.key, against.key if agreement and against is not None else None)
     )
     return task, mine, other
-
-
-def _keep(evaluation: Evaluation, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".part")
-    evaluation.save(partial)
-    partial.replace(path)
 
 
 def loaded(model: Standing, seed: int) -> torch.nn.Module:

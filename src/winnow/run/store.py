@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import io
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from winnow.errors import InputError, WinnowError
-from winnow.run.lock import NAME as LOCK
-from winnow.run.lock import Lock, lock
+from winnow.errors import FormatError, InputError, WinnowError
+from winnow.formats.disk import disk_errors
+from winnow.formats.ownership import sha256
+from winnow.formats.work import Work
+
+if TYPE_CHECKING:
+    from winnow.measure.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+_CHECKSUM, _FILES = "winnow_checksum", "winnow_files"
 
 
 @cache
@@ -36,25 +47,27 @@ def stage_key(stage: str, **depends: Any) -> str:
 class Store:
     """A folder of finished stages beside the output (``OUT.work``), removed when the output is complete.
 
-    Every write goes to a temporary name first and is renamed when it is on disk, so what has a name is whole. A folder
-    named ``.work`` is locked against other processes until it is removed, released or the process ends; others (temporary
-    ones) are nobody else's.
+    Every write goes to a temporary name first and is renamed when it is on disk, so what has a name is whole; every result
+    has its checksum, so what was damaged since is thrown away and done again. A folder named ``.work`` is winnow's by its
+    mark and locked against other processes until it is removed, released or the process ends
+    (:class:`winnow.formats.work.Work`); others (temporary ones) are nobody else's.
 
     Raises:
-        InputError: the folder cannot be written, or another process is writing there.
+        InputError: the folder cannot be written or holds something else, or another process is writing there.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lock: Lock | None = None
+        self._work: Work | None = None
         try:
-            root.mkdir(parents=True, exist_ok=True)
             if root.name.endswith(".work"):
-                self._lock = lock(root)
+                self._work = Work(root, whole=True)
+            root.mkdir(parents=True, exist_ok=True)
             probe = root / ".writable"
             probe.touch()
             probe.unlink()
         except OSError as error:
+            self.release()
             raise InputError(
                 f"cannot write beside the output ({root}: {error.strerror}): choose another --out."
             ) from None
@@ -62,39 +75,95 @@ class Store:
     def folder(self, key: str) -> Path:
         """The folder of one stage, made on first use."""
         path = self.root / key
-        path.mkdir(exist_ok=True)
+        with disk_errors(path):
+            path.mkdir(exist_ok=True)
         return path
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """The finished JSON result of a stage, or None."""
+        """The finished JSON result of a stage; None where there is none, or where it or one of its files was damaged.
+
+        What was damaged is removed, so that the stage can be done again.
+        """
         path = self.root / f"{key}.json"
+        found = unsealed(path)
+        if found is None:
+            _drop(path)
+            return None
+        result, files = found
+        harmed = [name for name, digest in files.items() if not _is(self.root / name, digest)]
+        for name in harmed:
+            _drop(self.root / name)
+        if harmed:
+            log.warning("%s in %s is damaged and is made again", harmed[0], self.root)
+            _drop(path)
+        return None if harmed else result
+
+    def write(self, key: str, result: dict[str, Any], files: Iterable[Path] = ()) -> None:
+        """Stores the result of a stage, and with it the digests of the ``files`` below the root that belong to it."""
+        names = sorted(p.relative_to(self.root).as_posix() for p in files)
+        with disk_errors(self.root, "read"):
+            digests = {name: sha256(self.root / name) for name in names}
+        write_atomic(self.root / f"{key}.json", sealed(result, digests))
+
+    def evaluation(self, key: str) -> Evaluation | None:
+        """A stored evaluation; None where there is none, or where it was damaged (and is removed)."""
+        from winnow.measure.evaluation import Evaluation
+
+        path = self.evaluation_file(key)
         try:
-            return json.loads(path.read_text())
+            return Evaluation.load(path)
         except FileNotFoundError:
             return None
-        except ValueError:
-            path.unlink()  # written by something else: do the stage again
+        except FormatError as error:
+            log.warning("a stored evaluation is damaged and is made again: %s", error)
+            _drop(path)
             return None
 
-    def write(self, key: str, result: dict[str, Any]) -> None:
-        write_atomic(self.root / f"{key}.json", json.dumps(result, default=_plain).encode())
+    def keep_evaluation(self, key: str, evaluation: Evaluation) -> Path:
+        """Stores an evaluation, whole or not at all."""
+        data = io.BytesIO()
+        evaluation.save(data)
+        path = self.evaluation_file(key)
+        write_atomic(path, data.getvalue())
+        return path
+
+    def evaluation_file(self, key: str) -> Path:
+        return self.root / f"{key}.npz"
+
+    def forget(self, prefix: str) -> None:
+        """Removes everything whose key begins with ``prefix``."""
+        for path in self.root.glob(f"{glob.escape(prefix)}*"):
+            _drop(path)
 
     def remove(self) -> None:
-        """The folder with all that is in it; the lock goes last, so that nobody begins in what is being taken away."""
-        with contextlib.suppress(OSError):
-            for path in list(self.root.iterdir()):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                elif self._lock is None or path.name != LOCK:
-                    path.unlink()
-        self.release()
-        with contextlib.suppress(OSError):  # somebody is writing there again, or it is gone
-            self.root.rmdir()
+        """The folder with all that is in it; what is there and is not winnow's stays, and so does the folder then."""
+        if self._work is not None:
+            self._work.remove()
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def release(self) -> None:
-        """Lets other processes write here; what is here stays."""
-        if self._lock is not None:
-            self._lock.release()
+        """Lets other processes write here; what is finished stays, and a folder with nothing in it goes."""
+        if self._work is not None:
+            self._work.release()
+
+
+def sealed(result: dict[str, Any], files: dict[str, str] | None = None) -> bytes:
+    """A result as JSON with a checksum of all that it says, and of the files that it speaks of (digests by path)."""
+    value = {**json.loads(json.dumps(result, default=_plain)), **({_FILES: files} if files else {})}
+    return json.dumps({**value, _CHECKSUM: _digest(value)}).encode()
+
+
+def unsealed(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """(result, digests of its files) of what :func:`sealed` made; None where it is not there or not as it was written."""
+    try:
+        value = json.loads(path.read_bytes())
+        checksum = value.pop(_CHECKSUM)
+        if checksum != _digest(value):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return value, value.pop(_FILES, {})
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -107,10 +176,30 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise WinnowError(
             f"{path} could not be written ({error.strerror}): free some space or choose another --out."
         ) from None
+
+
+def _is(path: Path, digest: str) -> bool:
+    try:
+        return sha256(path) == digest
+    except OSError:
+        return False
+
+
+def _drop(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -227,7 +227,8 @@ class Shelf:
         if keeps is not None:
             MaskSet(keeps).save(self._masks(number))
         record = {"cost": vars(book.cost), "rounds": [asdict(r) for r in book.rounds]}
-        self.store.write(f"{self.prefix}-{number}-ended", record)
+        files = [] if keeps is None else [self._masks(number)]
+        self.store.write(f"{self.prefix}-{number}-ended", record, files=files)
 
     def read(self, number: int) -> tuple[Book, dict[str, torch.Tensor]]:
         assert self.store is not None

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.errors import FormatError, InputError
+from winnow.errors import FormatError
 from winnow.formats.disk import OutputFolder, copy_file, disk_errors, write_text
-from winnow.formats.reader import is_artifact
 from winnow.models import quiet_transformers
 from winnow.tickets.search import Ticket
 from winnow.tickets.training import Training
@@ -27,32 +26,13 @@ TICKET, MASKS, WEIGHTS = "ticket.json", "masks.safetensors", "model.safetensors"
 FORMAT = 1
 
 
-def is_ticket(folder: Path) -> bool:
-    """Whether a folder holds a ticket, or one folder per sparsity, that winnow wrote."""
-    try:
-        return "winnow_ticket" in json.loads((folder / TICKET).read_text())
-    except (OSError, ValueError):
-        return False
-
-
-def check_folder(folder: Path) -> None:
-    """Refuses, before any work, what winnow did not write. Raises InputError."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: choose another out.")
-    if any(folder.iterdir()) and not is_ticket(folder) and not is_artifact(folder):
-        raise InputError(f"{folder} holds something that is not winnow's: choose another out, or empty it.")
-
-
 def write_ticket(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, report: TicketReport) -> Path:
     """Writes one ticket and its report, whole or not at all; an earlier one there is replaced.
 
     Hugging Face models are written by ``save_pretrained`` with their tokenizer or image settings, other models as
     ``model.safetensors``: the state dict under its own names, zeros in place.
     """
-    check_folder(folder)
-    output = OutputFolder(folder, _ours)
+    output = OutputFolder(folder, inputs=training.files)
     try:
         fill(output.path, ticket, training, settings)
         _page(output.path, report)
@@ -70,11 +50,11 @@ def write_tickets(
     report: TicketReport,
 ) -> Path:
     """Several tickets, each in the subfolder that is its name, an index and the report of all beside them."""
-    check_folder(folder)
-    output = OutputFolder(folder, _ours)
+    output = OutputFolder(folder, inputs=training.files)
     try:
         for name, ticket in tickets:
-            (output.path / name).mkdir()
+            with disk_errors(output.path / name):
+                (output.path / name).mkdir()
             fill(output.path / name, ticket, training, settings)
         index = [
             {"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)}
@@ -88,10 +68,6 @@ def write_tickets(
     except BaseException:
         output.discard()
         raise
-
-
-def _ours(folder: Path) -> bool:
-    return is_ticket(folder) or is_artifact(folder)
 
 
 def _page(folder: Path, report: TicketReport) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,8 @@ from pydantic import BaseModel
 from torch import nn
 
 from winnow.budget import parse_sparsity
-from winnow.errors import InputError
+from winnow.errors import FormatError, InputError
+from winnow.formats.work import check_output, work_of
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
@@ -22,7 +25,7 @@ from winnow.tickets.identity import training_identity
 from winnow.tickets.jobs import tickets_of
 from winnow.tickets.methods import METHODS
 from winnow.tickets.run import Progress
-from winnow.tickets.saving import check_folder, write_ticket, write_tickets
+from winnow.tickets.saving import write_ticket, write_tickets
 from winnow.tickets.search import Search, Ticket
 from winnow.tickets.training import Loss, OptimizerFactory, Schedule, Training
 from winnow.train.settings import read_settings
@@ -30,6 +33,7 @@ from winnow.train.settings import read_settings
 if TYPE_CHECKING:
     from winnow.report.ticket_schema import TicketReport
 
+log = logging.getLogger(__name__)
 DEFAULT = "isp-matched"  # what method="ticket" stands for
 
 
@@ -173,28 +177,42 @@ def find_ticket(
     read_settings(kind, dict(settings or {}), name)
     folder = None if out is None else Path(out)
     if folder is not None:
-        check_folder(folder)
+        check_output(folder, inputs=(model, data, eval, weights))
     training = _training(model, given)
     chosen = read_settings(kind, default_settings(name, training) | dict(settings or {}), name)
     check_training(training)
-    store, key = None, "ticket"
-    if folder is not None:
-        store = Store(folder.with_name(folder.name + ".work"))
-        key = stage_key(
-            name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")
-        )
-    search = Search(name, training, rates, chosen, store, key, executor or Local(), progress)
-    tickets = tickets_of(search)
     named = Path(model).name if isinstance(model, (str, Path)) else ""
-    found = Found(tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named)
-    if folder is not None and store is not None:
-        if len(found.tickets) == 1:
-            found.save(folder)
-        else:
-            parts = [(f"sparsity-{s:g}", t) for s, t in zip(rates, found.tickets)]
-            write_tickets(folder, parts, training, chosen, found.report)
-        store.remove()
+    with contextlib.ExitStack() as stack:
+        store, key = None, "ticket"
+        if folder is not None:
+            store = Store(work_of(folder))
+            stack.callback(store.release)
+            key = stage_key(
+                name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")
+            )
+        search = Search(name, training, rates, chosen, store, key, executor or Local(), progress)
+        tickets = _searched(search)
+        found = Found(tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named)
+        if folder is not None and store is not None:
+            if len(found.tickets) == 1:
+                found.save(folder)
+            else:
+                parts = [(f"sparsity-{s:g}", t) for s, t in zip(rates, found.tickets)]
+                write_tickets(folder, parts, training, chosen, found.report)
+            store.remove()
     return found
+
+
+def _searched(search: Search) -> list[Ticket]:
+    """The tickets; where a stored part of the search was damaged, all its parts are thrown away and made again."""
+    try:
+        return tickets_of(search)
+    except FormatError as error:
+        if search.store is None:
+            raise
+        log.warning("a stored part of the search is damaged, and the search begins again: %s", error)
+        search.store.forget(search.key)
+        return tickets_of(search)
 
 
 def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:

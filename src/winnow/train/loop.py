@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from winnow.errors import InputError, WinnowError
-from winnow.run.store import write_atomic
+from winnow.errors import FormatError, InputError
+from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.train.examples import Examples
 from winnow.train.settings import DistilSettings
 from winnow.train.student import Student
 
+log = logging.getLogger(__name__)
 SAVE_EVERY = 30.0  # seconds between two checkpoints
 CLIP = 1.0  # largest norm of a gradient, where none is said and there are no batch norms
 Progress = Callable[[int, int, str], None]
@@ -198,8 +199,6 @@ class Loop:
         return torch.optim.SGD(groups, momentum=s.momentum)
 
     def _save(self) -> None:
-        from safetensors.torch import save
-
         assert self.file is not None
         tensors = {f"model.{n}": t for n, t in self.student.model.state_dict().items() if n in self.student.start}
         tensors |= {f"masks.{n}": t for n, t in self.masks.state().items()}
@@ -212,20 +211,19 @@ class Loop:
             "losses": self.trace.losses,
             "parts": self.trace.parts,
         }
-        try:
-            data = save({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, {"trace": json.dumps(notes)})
-        except Exception as error:
-            raise WinnowError(f"the checkpoint could not be made ({error}).") from None
-        write_atomic(self.file, data)
+        write_tensors(self.file, tensors, {"format_version": FORMAT_VERSION, "trace": notes})
 
     def _load(self) -> None:
-        from safetensors import safe_open
-
+        """Goes on from a checkpoint; one that was damaged since costs a warning and its steps."""
         if self.file is None or not self.file.exists():
             return
-        with safe_open(self.file, "pt") as file:
-            notes = json.loads(file.metadata()["trace"])
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            file = TensorFile(self.file)
+            tensors = {n: file.read(n) for n in file.keys}
+        except FormatError as error:
+            log.warning("a checkpoint is left out, and its training starts again from its beginning: %s", error)
+            return
+        notes = file.about["trace"]
         state = self.student.model.state_dict()
         with torch.no_grad():
             for name, tensor in tensors.items():

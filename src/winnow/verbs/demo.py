@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from winnow.errors import InputError
-
 FACTORY = "winnow.demo_data:digits_vit"
 
 if TYPE_CHECKING:
@@ -28,16 +26,21 @@ def run(
     """
     from winnow.compression import compress
     from winnow.demo_data import save_digits
-    from winnow.formats.artifact import is_artifact
+    from winnow.formats.disk import OutputFolder
+    from winnow.formats.work import check_output
 
-    if out.exists() and any(out.iterdir()) and not is_artifact(out):
-        raise InputError(f"{out} holds something else: choose another --out.")
+    check_output(out)
     training = progress("training on digits") if progress else None
-    data = save_digits(
-        out.with_name(out.name + "-data"),
-        seed=seed,
-        progress=(lambda done, total: training(done, total, "")) if training else None,
-    )
+    place = Path(out).with_name(Path(out).name + "-data")
+    beside = OutputFolder(place, "data")
+    try:
+        data = save_digits(
+            beside.path, seed=seed, progress=(lambda done, total: training(done, total, "")) if training else None
+        )
+        beside.publish()
+    finally:
+        beside.discard()
+    data = type(data)(*(place / file.name for file in data))
     command = (
         f"winnow compress {FACTORY} --weights {data.weights} --data {data.calibration} --eval {data.test} "
         f"--sparsity {sparsity} --values int4 --out {out}"

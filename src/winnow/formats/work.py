@@ -1,0 +1,245 @@
+"""``OUT.work``, the folder beside an output in which everything lies until the output gets its name, and what may be where."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import InputError, disk_errors
+from winnow.formats.ownership import MARK, WORK, read_mark, stranger, write_mark
+from winnow.run.lock import NAME as LOCK
+from winnow.run.lock import Lock, lock
+
+_BEGUN = frozenset((LOCK, f"{MARK}.tmp", ".writable"))  # there before the mark is
+_STAGE = re.compile(r"[\w.+-]+-[0-9a-f]{16}([.-].*)?")  # a key of winnow.run.store.stage_key, and what goes by it
+_STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp", ".part")
+
+
+def final_of(out: Path | str) -> Path:
+    """Where an output comes to: an absolute path; of a link, what it points to, so that the link stays."""
+    path = Path(os.path.abspath(out))
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def work_of(out: Path | str) -> Path:
+    """Where the stages of an output lie until it is finished."""
+    final = final_of(out)
+    return final.with_name(final.name + ".work")
+
+
+def aside_of(final: Path) -> Path:
+    """Where an earlier output lies for the moment between two renames."""
+    return final.with_name(f".{final.name}.winnow-old")
+
+
+def _gone_of(final: Path) -> Path:
+    """Where what belonged to an output lies while it is removed."""
+    return final.with_name(f".{final.name}.winnow-gone")
+
+
+def check_output(out: Path | str, kind: str = "model", inputs: Iterable[Any] = (), *, names_only: bool = False) -> None:
+    """Refuses, before any work, a place that cannot become the output without a loss.
+
+    Args:
+        kind: of output; only one of the same kind is replaced.
+        inputs: models, weights and data of the job, of which those that are paths on this machine count.
+        names_only: leave out whether files that winnow wrote there were changed since.
+
+    Raises:
+        InputError: ``out`` is a file, the current folder, a mount, holds anything that winnow did not write there, is one
+            of the inputs, inside one or around one; or what is in OUT.work is not winnow's.
+        WinnowError: it cannot be looked at.
+    """
+    with disk_errors(Path(out), "read"):
+        for _ in range(10):  # another process may just be giving a folder its name
+            with contextlib.suppress(FileNotFoundError):
+                return _check(out, final_of(out), kind, inputs, names_only)
+        _check(out, final_of(out), kind, inputs, names_only)
+
+
+def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names_only: bool) -> None:
+    if final.is_symlink() or (os.path.lexists(final) and not final.is_dir()):
+        raise InputError(f"{out} is a file: choose another --out.")
+    if final.exists() and (os.path.samefile(final, os.curdir) or _within(Path.cwd(), final)):
+        raise InputError(f"--out {out} is the folder this runs in, or around it: name a new folder.")
+    if os.path.ismount(final):
+        raise InputError(f"--out {out} is a mount and cannot be replaced: name a folder in it.")
+    for path in _paths(inputs):
+        _apart(final, path, str(out))
+    for folder in (final, aside_of(final)):
+        found = stranger(folder, kind, names_only=names_only) if folder.exists() else None
+        if found is not None:
+            raise InputError(f"{folder} holds something else ({', '.join(found)}): choose another --out, or move it.")
+    check_work(work_of(final))
+
+
+def check_work(root: Path) -> None:
+    """Refuses a folder of work that is a link or holds anything that winnow did not put there. Raises InputError."""
+    try:
+        found = _foreign(root)
+    except FileNotFoundError:  # another process is just taking it away; whose it was is asked again under the lock
+        found = None
+    if found is not None:
+        raise InputError(
+            f"{root} is where the work is kept, and {found}, which is not winnow's: move it, or choose another --out."
+        )
+
+
+def _foreign(root: Path) -> str | None:
+    if root.is_symlink():
+        return "it is a link"
+    if not root.exists():
+        return None
+    if not root.is_dir():
+        return "it is a file"
+    names = sorted(os.listdir(root))
+    if MARK not in names:
+        # A kill can come before the mark does: an empty folder, or one with winnow's own small files, is nobody's.
+        other = next((n for n in names if n not in _BEGUN or (root / n).is_symlink() or not (root / n).is_file()), None)
+        return None if other is None else f"it holds {other}"
+    own = f"{root.name.removesuffix('.work')}.partial"
+    for name in names:
+        if (root / name).is_symlink():
+            return f"it holds {name}"
+        if name in _BEGUN or name in (MARK, own, "activations"):
+            continue
+        if not _STAGE.fullmatch(name):
+            return f"it holds {name}"
+        if (root / name).is_dir():
+            found = _foreign_in(root / name)
+            if found is not None:
+                return f"it holds {found.relative_to(root)}"
+        elif not name.endswith(_STORED):
+            return f"it holds {name}"
+    return None
+
+
+def _foreign_in(folder: Path) -> Path | None:
+    """What lies in the folder of a stage and was not put there by one."""
+    if (folder / MARK).exists():  # an output, or OUT.work of a stage; one whose mark is damaged is done again
+        mark = read_mark(folder)
+        if mark is None:
+            return None
+        if mark[0] != WORK:
+            found = stranger(folder, mark[0], names_only=True)
+            return None if found is None else folder / found[0]
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink() or not (entry.is_dir() or entry.name.endswith(_STORED) or entry.name in (*_BEGUN, MARK)):
+            return entry
+        if entry.is_dir() and not entry.name.endswith((".partial", ".winnow-gone")):
+            found_in = _foreign_in(entry)
+            if found_in is not None:
+                return found_in
+    return None
+
+
+class Work:
+    """Holds a folder of work: made, marked and locked, against other processes, until it is removed or released.
+
+    ``whole`` says that stages are kept there (a run's), so that an output written meanwhile leaves it alone.
+
+    Raises:
+        InputError: the folder holds something else, or another process is writing there.
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, root: Path, *, whole: bool) -> None:
+        self.root = Path(os.path.abspath(root))
+        self._final = self.root.with_name(self.root.name.removesuffix(".work"))
+        check_work(self.root)
+        _sweep(_gone_of(self._final))
+        made = [p for p in self.root.parents if not p.exists()]
+        self._lock: Lock = lock(self.root)
+        self.nested = not whole and self._lock.whole
+        self._lock.whole |= whole
+        self._lock.on_end(_tidy, self.root, made)
+        if not (self.root / MARK).exists():
+            write_mark(self.root, WORK)
+
+    def remove(self) -> None:
+        """The folder with all that is in it, unless something is there that winnow did not put there."""
+        with contextlib.suppress(OSError):
+            if _foreign(self.root) is None:
+                dispose(self.root, self._final)
+        self.release()
+
+    def release(self) -> None:
+        """Lets other processes write here. What is finished stays; a folder with nothing in it goes."""
+        if not self.nested:
+            self._lock.release()
+
+
+def _tidy(root: Path, made: list[Path]) -> None:
+    """Takes away a folder of work that holds nothing to go on from, and the folders above that were made for it."""
+    with contextlib.suppress(OSError):
+        for folder, _, _ in os.walk(root, topdown=False):
+            if Path(folder) != root:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+        if set(os.listdir(root)) <= {MARK, *_BEGUN}:
+            for name in (MARK, *sorted(_BEGUN - {LOCK}), LOCK):  # nobody begins there while it is locked
+                (root / name).unlink(missing_ok=True)
+            root.rmdir()
+            for folder in map(str, made):
+                os.rmdir(folder)
+
+
+def dispose(folder: Path, final: Path) -> None:
+    """Removes a marked folder beside an output: by a rename, so that no part of it is ever taken for the whole."""
+    gone = _gone_of(final)
+    _sweep(gone)
+    with contextlib.suppress(OSError):
+        os.rename(folder, gone)
+    _sweep(gone)
+
+
+def _sweep(gone: Path) -> None:
+    """Removes what a kill left of a marked folder that was being removed; its mark goes last."""
+    with contextlib.suppress(OSError):
+        if gone.is_symlink() or not gone.is_dir():
+            return
+        if (gone / MARK).is_file():
+            for path in gone.iterdir():
+                if path.name == MARK:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            (gone / MARK).unlink()
+        gone.rmdir()
+
+
+def _paths(inputs: Iterable[Any]) -> Iterator[Path]:
+    for given in inputs:
+        if isinstance(given, (str, os.PathLike)) and str(given):
+            path = Path(given).expanduser()
+            with contextlib.suppress(OSError, ValueError):
+                if path.exists():
+                    yield path
+
+
+def _apart(final: Path, path: Path, out: str) -> None:
+    """Raises InputError where an output and an input are one, or one lies in the other, by whatever names."""
+    if final.exists() and os.path.samefile(final, path):
+        raise InputError(f"--out {out} is {path}, which is read: name another folder; the input is never touched.")
+    if path.is_dir() and _within(final, path):
+        raise InputError(f"--out {out} lies in {path}, which is read: name a folder outside it.")
+    for folder in (final, work_of(final)):
+        if folder.exists() and _within(path, folder):
+            raise InputError(f"{path}, which is read, lies in {folder}: name another --out.")
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether ``path`` lies in ``folder``, links and other names of the same folder seen through."""
+    seen = os.stat(folder)
+    for above in {*Path(os.path.abspath(path)).parents, *Path(os.path.realpath(path)).parents}:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(above), seen):
+                return True
+    return False
