@@ -131,7 +131,7 @@ def build_report(
             difference=main.pruned.zeros - recipe.zeros,
         ),
         skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
-        sizes=_sizes(setup, main, folders.get(main.name)),
+        sizes=sizes_of(setup, main, folders.get(main.name)),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
         cost=Cost(
@@ -234,7 +234,7 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candida
     )
 
 
-def _sizes(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
+def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
     if folder is None:
         return Sizes(dense_file=setup.dense_file, file=main.file_bytes)
     parts = read_artifact(folder).bytes

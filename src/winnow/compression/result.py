@@ -15,6 +15,7 @@ from torch import nn
 from winnow.compression.hosts import dense_tensors
 from winnow.compression.prune import LayerOutcome, Pruned
 from winnow.compression.runner import Outcome, Runner
+from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError
 from winnow.formats.artifact import ArtifactWriter, is_artifact, read_artifact
 from winnow.formats.packed import PackedTensor
@@ -33,9 +34,6 @@ def check_output(folder: Path) -> None:
         raise InputError(f"{folder} is a file: choose another --out.")
     if any(folder.iterdir()) and not is_artifact(folder) and not (folder / "report.json").exists():
         raise InputError(f"{folder} holds something that is not winnow's: choose another --out, or empty it.")
-
-
-STREAMED_SHARD = 64 << 20  # bytes
 
 
 @dataclass
@@ -93,9 +91,11 @@ class Result:
             )
         folder = write_folder(self._setup, self._runner, outcome, Path(out))
         if candidate is None:
+            from winnow.compression.reporting import sizes_of
             from winnow.report import card
             from winnow.report.html import write
 
+            self.report.sizes = sizes_of(self._setup, outcome, folder)
             write(self.report, folder)
             card.write(self.report, folder)
             self.folder = folder
@@ -128,7 +128,6 @@ def finish(
         for name in folders:
             outcome = next(o for o in outcomes if o.name == name)
             write_folder(setup, runner, outcome, folders[name])
-        _real_sizes(outcomes, folders)
         runner.timing["write"] = time.perf_counter() - writing
     report = build_report(setup, runner, outcomes, chosen, folders, started=started, command=command)
     if setup.job.speed:
@@ -144,25 +143,11 @@ def finish(
     return result
 
 
-def _real_sizes(outcomes: list[Outcome], folders: dict[str, Path]) -> None:
-    """File sizes as written; what headers and padding came to there is added to the ones that were only reckoned."""
-    overhead = 0
-    for outcome in outcomes:
-        if outcome.name in folders:
-            size = sum(f.stat().st_size for f in folders[outcome.name].glob("*.safetensors"))
-            overhead = overhead or size - outcome.file_bytes
-            outcome.file_bytes = size
-    for outcome in outcomes:
-        if outcome.name not in folders:
-            outcome.file_bytes += overhead
-
-
 def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -> Path:
     """One candidate as a folder that loads: packed weights, everything dense as it was, companions and provenance."""
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
-    # A streamed model is written in small shards too: what waits for its shard waits in memory.
-    with ArtifactWriter(folder, STREAMED_SHARD) if host.streamed else ArtifactWriter(folder) as writer:
+    with ArtifactWriter(folder, shard_bytes(host)) as writer:
         for name, tensor in _dense(host, setup, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in setup.scope.prunables.items():

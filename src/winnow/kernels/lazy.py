@@ -23,11 +23,10 @@ class LazyWeight(torch.Tensor):
     """
 
     _expand: Callable[[], torch.Tensor]
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, shape: torch.Size, dtype: torch.dtype, expand: Callable[[], torch.Tensor]) -> LazyWeight:
-        made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device="cpu")  # type: ignore[attr-defined]
+        made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
         made._expand = expand
         made._is_param = True  # type: ignore[attr-defined]  # isinstance(weight, nn.Parameter)
         return made
@@ -37,7 +36,13 @@ class LazyWeight(torch.Tensor):
         return self._expand()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Nothing of its own; but that there is one keeps torch's fused paths, which read weights, from going round layers.
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         for place, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -93,7 +98,7 @@ class LazyWeight(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return nn.Parameter(self.dense(), requires_grad=False).__reduce_ex__(protocol)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LazyWeight({self.dense()!r})"
 
 

@@ -93,9 +93,7 @@ linear = _define(
     _linear,
     lambda x, bias, activations, way, *m: x.new_empty((*x.shape[:-1], m[4])),
 )
-expand = _define(
-    "expand", "ScalarType dtype", _expand, lambda dtype, *m: m[0].new_empty((m[4], m[5]), dtype=dtype)
-)
+expand = _define("expand", "ScalarType dtype", _expand, lambda dtype, *m: m[0].new_empty((m[4], m[5]), dtype=dtype))
 linear_back = _define(
     "linear_back", "Tensor grad", _linear_back, lambda grad, *m: grad.new_empty((*grad.shape[:-1], m[5]))
 )
