@@ -97,7 +97,7 @@ void convolve(const Kernels& k, const Matrix& w, const float* x, const Images& i
   std::unique_ptr<float[]> memory;
   if (g.padding[0] || g.padding[1]) {
     const int64_t height = g.height + 2 * g.padding[0], width = g.width + 2 * g.padding[1];
-    memory = padded(x, g, height, width, threads);
+    memory = padded(x, g, height, width, threads_for(threads, g.images * g.channels * height * width));
     x = memory.get();
     g.height = height;
     g.width = width;

@@ -152,6 +152,7 @@ void linear_by_blocks(const Kernels& k, const Matrix& w, const std::vector<Acts>
 
 void linear(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, Type type, int64_t batch, const float* bias,
             void* y, int64_t ldy, bool int8_activations, int threads) {
+  threads = threads_for(threads, batch * (kept_in(w) + w.cols));
   const int64_t item = type == kFloat ? 4 : 2;
   const Form form = k.form(w, type, int8_activations);
   const int digits = int8_activations ? 1 : form == kFormPieces ? 2 : 3;
@@ -180,6 +181,7 @@ void linear(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, Type 
 }
 
 void expand(const Kernels& k, const Matrix& w, int64_t r0, int64_t r1, void* out, int64_t ldo, Type type, int threads) {
+  threads = threads_for(threads, (r1 - r0) * w.cols);
   const int64_t item = type == kFloat ? 4 : type == kCodes ? 1 : 2;
   for_bands(threads, r1 - r0, band_rows(w, threads, r1 - r0), [&](int64_t a, int64_t b) {
     k.expand(w, r0 + a, r0 + b, static_cast<char*>(out) + a * ldo * item, ldo, type);

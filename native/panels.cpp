@@ -53,6 +53,7 @@ void tile(const Kernels& k, const Matrix& w, const Panels& panels, int64_t j, in
 
 void multiply(const Kernels& k, const Matrix& w, int64_t columns, const Panels& panels, int threads) {
   if (w.rows == 0 || columns == 0) return;
+  threads = threads_for(threads, columns * (kept_in(w) + w.cols));  // each column is laid out and multiplied
   const int64_t tiles = (columns + kPanel - 1) / kPanel;
   const int64_t width = ((columns + tiles - 1) / tiles + 15) / 16 * 16;  // all of one size
   const auto run = [&](int64_t i, int64_t band, int inside) {
@@ -146,6 +147,7 @@ void many(const Kernels& k, const Matrix& w, const void* x, int64_t ldx, int64_t
 
 void times(const Kernels& k, const Matrix& w, const float* x, int64_t ldx, int64_t n, const float* bias, float* y,
            int64_t ldy, int threads) {
+  threads = threads_for(threads, n * kept_in(w));
   // Vectors that lie across cache lines, and lines that fall into the same few places of the cache, cost more than a copy.
   const bool aligned = reinterpret_cast<uintptr_t>(x) % 64 == 0 && ldx % 16 == 0;
   if (!aligned || (ldx > kPanel && ldx % 512 == 0)) {

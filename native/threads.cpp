@@ -1,5 +1,7 @@
 // Parallel loops on torch's own OpenMP threads where there are any, else on a small pool of our own. Two OpenMP runtimes
-// in one process spin against each other after every loop; one does not.
+// in one process spin against each other after every loop; one does not. A fork copies no threads, and OpenMP waits for
+// ever for those of the parent: a forked child gets a pool of our own, started anew.
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -7,7 +9,7 @@
 #include <vector>
 
 #ifndef _WIN32
-#include <unistd.h>
+#include <pthread.h>
 #endif
 
 #include "winnow.h"
@@ -17,6 +19,9 @@ namespace {
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 std::atomic<GompParallel> gomp{nullptr};
+
+// Multiplications for which a second thread is worth waking: they take about as long as that does.
+constexpr int64_t kLeastWork = 1 << 15;
 
 struct Loop {
   void (*task)(void*, int64_t);
@@ -34,7 +39,6 @@ void work(void* loop_) {
 class Pool {
  public:
   bool run(int threads, Loop& loop) {
-    if (process() != process_) return false;  // a forked child has the pool but not its threads
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return false;
     {
@@ -57,14 +61,6 @@ class Pool {
   }
 
  private:
-  static int64_t process() {
-#ifdef _WIN32
-    return 0;
-#else
-    return getpid();
-#endif
-  }
-
   void serve(int id, uint64_t seen) {
     for (;;) {
       Loop* loop;
@@ -81,7 +77,6 @@ class Pool {
     }
   }
 
-  const int64_t process_ = process();
   std::mutex turn_, state_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> workers_;
@@ -90,14 +85,36 @@ class Pool {
   uint64_t round_ = 0;
 };
 
+std::atomic<Pool*> made{nullptr};  // never destroyed: its threads may outlive static destructors
+
 Pool& pool() {
-  static Pool* pool = new Pool;  // never destroyed: its threads may outlive static destructors
-  return *pool;
+  Pool* there = made;
+  if (!there) {
+    Pool* fresh = new Pool;
+    if (made.compare_exchange_strong(there, fresh)) return *fresh;
+    delete fresh;  // another thread was first
+  }
+  return *there;
 }
+
+#ifndef _WIN32
+// In a forked child, whose only thread this is. The parent's pool is left as it lies: its locks may be held by threads
+// that do not exist here.
+void forked() {
+  gomp = nullptr;
+  made = nullptr;
+}
+
+const int watching = pthread_atfork(nullptr, nullptr, forked);
+#endif
 
 }  // namespace
 
 void use_openmp(void* gomp_parallel) { gomp = reinterpret_cast<GompParallel>(gomp_parallel); }
+
+int threads_for(int threads, int64_t work) {
+  return int(std::clamp<int64_t>(work / kLeastWork, 1, std::max(threads, 1)));
+}
 
 void parallel(int threads, int64_t tasks, void (*task)(void*, int64_t), void* context) {
   Loop loop{task, context, tasks};

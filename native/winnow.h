@@ -123,6 +123,13 @@ void convolve(const Kernels& k, const Matrix& w, const float* x, const Images& i
 // Fills starts[rows + 1]; false where a row has index bits beyond its last column or the values do not fill data_bytes.
 bool find_starts(const Matrix& w, uint32_t* starts);
 
+// Weights that are kept, each of which is multiplied once for every row of x.
+inline int64_t kept_in(const Matrix& w) {
+  return w.values == kF32 ? w.data_bytes / 4 : w.values == kI8 ? w.data_bytes : w.values == kI4 ? 2 * w.data_bytes : w.data_bytes / 2;
+}
+
+// How many of `threads` are worth waking for so many multiplications: one for a small matrix.
+int threads_for(int threads, int64_t work);
 // Runs task(context, i) for 0 <= i < tasks on up to `threads` threads, the caller's among them.
 void parallel(int threads, int64_t tasks, void (*task)(void* context, int64_t i), void* context);
 // Hands over GOMP_parallel of the OpenMP runtime that torch uses, so that both share one pool of threads.

@@ -162,7 +162,7 @@ def test_other_readers_open_the_shards(artifact):
     assert torch.equal(tensors["norm.running_mean"], read_artifact(artifact).dense("norm.running_mean"))
     with safe_open(artifact / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "pt" and json.loads(metadata["winnow"])["format_version"] == 1
+    assert metadata["format"] == "pt" and json.loads(metadata["winnow"])["format_version"] == 2
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):
@@ -511,7 +511,13 @@ HOSTILE = {
     ),
     "entry is no object": lambda header, about: header.update(extra=3),
     "one tensor more": lambda header, about: header.update(c={"dtype": "F32", "shape": [0], "data_offsets": [24, 24]}),
-    "unknown version": lambda header, about: about.update(format_version=2),
+    "unknown version": lambda header, about: about.update(format_version=3),
+    "no shared checksum": lambda header, about: about["checksums"].pop("b"),
+    "a shared checksum that is no text": lambda header, about: (about["checksums"].pop("b"), about.update(small=3)),
+    "a shared checksum in version 1": lambda header, about: (
+        about["checksums"].pop("b"),
+        about.update(small="0" * 32, format_version=1),
+    ),
     "version is no number": lambda header, about: about.update(format_version=False),
     "no version": lambda header, about: about.pop("format_version"),
     "no packed": lambda header, about: about.pop("packed"),
@@ -576,6 +582,18 @@ def test_hostile_descriptions_in_a_sealed_file(tmp_path):
         {"pattern": [1 << 40, 1 << 41]},
         {"stored": None},
         {"stored": {}},
+        {"name": "other"},
+        {"kind": "experts"},
+        {"kind": ["linear"]},
+        {"shape": [1 << 40, 1 << 40]},
+        {"shape": []},
+        {"shape": "ab"},
+        {"module": 3},
+        {"dtype": ["float32"]},
+        {"values": {"float32": 1}},
+        {"structure": None},
+        {"encoding": None},
+        {"run": "rm"},
         {"stored": {"name": "fc.weight", "module": "fc", "kind": "linear", "shape": [1 << 40, 1 << 40]}},
         {"stored": {"name": "fc.weight", "module": "fc", "kind": "linear", "shape": []}},
         {"stored": {"name": "fc.weight", "module": "fc", "kind": "experts", "shape": [8, 16]}},

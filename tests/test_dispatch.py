@@ -529,7 +529,8 @@ def test_convolutions_need_an_example(way):
     x = torch.randn(2, 3, 8, 8)
     model.train()
     before = copy.deepcopy(model.state_dict())
-    assert type(accelerate(model, example=x, timer=favour(way))[0]) is nn.Conv2d  # its parameters take gradients
+    with pytest.raises(InputError, match="training mode"):  # its parameters take gradients
+        accelerate(model, example=x, timer=favour(way))
     model.requires_grad_(False)
     fast = accelerate(model, example=x, values="bfloat16", timer=favour(way, seen := []))
     assert fast.training and all(torch.equal(before[name], t) for name, t in model.state_dict().items())
@@ -651,7 +652,11 @@ def test_small_unpruned_and_training_layers(monkeypatch):
     assert "small: 561 weights" in fast.winnow_dispatch[1].reason
     fast = accelerate(mlp(density=2.0), timer=forbidden)
     assert fast.winnow_dispatch[0].reason == "stays: nothing is pruned"
-    fast = accelerate(mlp().train(), timer=forbidden)
+    with pytest.raises(InputError, match=r"training mode.*model.eval\(\)"):
+        accelerate(mlp().train(), timer=forbidden)
+    half = mlp()
+    half[0].train()
+    fast = accelerate(half, timer=forbidden)  # a part of the model in training is left alone, and listed
     assert "in training" in fast.winnow_dispatch[0].reason
     once = accelerate(mlp(), rows=(1, 8), timer=favour("packed", at={8: "dense"}))
     again = accelerate(once, timer=forbidden)

@@ -1,4 +1,5 @@
-"""Format version 1, frozen: a file written when it was fixed is read as it was meant, and written again bit for bit."""
+"""Format version 1, frozen: a file written when it was current is read as it was meant. Version 2 is what is written: the same
+tensors give the same bytes, whoever writes them, and the bytes written when it was fixed."""
 
 import base64
 import zlib
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from winnow.formats.packed import pack
-from winnow.formats.units import load_packed, save_packed
+from winnow.formats.shards import ShardWriter
+from winnow.formats.units import flatten, load_packed, save_packed
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, BlockShape, Unstructured
 from winnow.quantize import Quantized
@@ -84,6 +86,38 @@ def test_a_file_of_version_1_is_read_as_it_was_meant(file):
     assert packed["c.weight"][1].data.tolist() == [0x87, 0x01, 0x0F]
 
 
-def test_writing_it_again_gives_the_same_bytes(file, tmp_path):
+SHARD = """
+c-rlk-EI>{6vsED&{nEc)V@HpQtvD@UpqS!A#kb+l?UJoN7k7yuwt(x@0zqlQFGVV;4ymFJPHp&OV7-jWKEWYQZ6^rKla9Fe)B))%!l*yH(C05nNOz+-++S#
+rqg`?WgeER1vL47e%$1v{A5;D%M*NhImzvFZ;$HrqMl&fB!_z^e)jBnbFYn=E}%ZbPo7TlCu)+9p7Iep98Gd<nBzsMf>K&L2BsuL)6y~~of3>r@)-3#>;=r%
+zHV_pKB6)Lsfdw<^Gt9?H7_l9gaSwgLKR#)Q5dURp1Hvs8_@&<Qi>piF#-hh%35&D7NG#Fh?hk_thO+JXKv$d!wbBSL=qpEkv5bRTu>5#N*Aot-uLsm$v#f@
+R19-Oc+CwfC@XcLgJQlkn64@v59qFi*^kS#RKP40j+az&#<(vX5F&%nx*)zF{jlCl+qP0J6^Tt%)M)@g7zvoDCIuIiKtHdW>1LJ0Fao8cLMqO*D;)vOd0;Yx
+(i3AzxiRNHvZqulDVb)%7g|$b#yVD#LKy}WH1xwh+*4^p$vIWRTdG13QkMXVX@U**%J6>P)t=H+H%|*52s0FG2LM`g?S-U7I<F-&WlQs)b8q=;tUcoFa%%-c
+JS{n~xPm#b5|>E9aaR%M6e-naYn{xT-yU2LlICHqupq7V=&6*35k<YX+_S*AEiv}+G_Hx|VzI2+GsMi7HYQfB=kr*^=GWuMMl16rGzmY+pRJbb<IA9<S>;m9
+d{%i_rI2G-H8CTa-Zzb3RhI+mX0^7>dexHG)y1<*W1AIJ_3^TfkNW}UwZ}hR)M%2=ss?KwowrBh^o3v5vy=f#)7hgmv~wi3PnX%4lulYzSf<J@-K=`nelly?
+-bSC#A;n{NX)0*P#1`Q<zgnhj<!R?MX(!#HSBp(`-c<zGbn5iQRBV)vn(Y#?eX%u<I_+%bo@u&Cyla-&o<$yBDQeFg?wUE;m9m`;y^>A4$+pu;L-*+~+Y?fD
++Swa7WOZF@x=XdwnMkh}FrT+U%vx(`;1no@z=3P(wKd!jCA7s8?)2ieotilud1mm|1!sw~R&WiB7=wGUC^+}pIPHil11?MS33a@<({jTxxGNEr9LJIzj`DQ5
+FGHw(gON`O_8iCc9}6EQ#WUi4lp0A9S@BG`W@I`b-XAN)2=B@?9B#A{zXROhCBl%XStRyf*;^L3fa$EiO4KY8WhC1FOk}-8Il|LEW$iwTM}$S9>Z@a1zg^xF
+)xq&zgGfRg6@5j#7WV;nG`gd*4|lc8kGnwCi;LxBqOT#J;*Ldkthc{c-ECK|7nj`WzUF?CJB>I_`*1hZj`p^eQ{)NWxA{M1r3fBznC<D_9{wxwFw4&V%Cd8O
+&Cc=tgDe}5@ijh=H}6reQ0J)EsO%ui?xOY%+VO)14H`6P(4aws1`QfCXwaZRg9Z&6G-%ME|D*GV+4<Rn@%ZdvHpbuMSL5^X>v48)_h9cJQ`tDXp9$1Ys6W5k
+&9b+<-{0PSbNkNkXFEGT?ESIx?XBB8w|2ky`l~PRy#43zH*LtjYg}vK
+"""
+
+
+def test_a_file_of_version_1_says_of_its_tensors_what_version_2_says(file, tmp_path):
     save_packed(tmp_path / "again.safetensors", tensors(), {"bias": torch.tensor([0.5, -1.0])})
-    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    old, new = load_packed(file)[0], load_packed(tmp_path / "again.safetensors")[0]
+    assert old.keys() == new.keys()
+    for name, (prunable, packed) in old.items():
+        assert new[name][0] == prunable and new[name][1].meta() == packed.meta()
+        for suffix, part in packed.tensors().items():
+            assert torch.equal(new[name][1].tensors()[suffix], part)
+
+
+def test_writing_a_shard_of_version_2_gives_the_same_bytes(tmp_path):
+    assert shard(tmp_path).read_bytes() == zlib.decompress(base64.b85decode(SHARD.replace("\n", "")))
+
+
+def shard(folder):
+    writer = ShardWriter(folder)
+    writer.add(*flatten(tensors(), {"bias": torch.tensor([0.5, -1.0]), "wide": torch.full((1500,), 0.5)}))
+    return writer.close()[0]

@@ -7,7 +7,7 @@ from winnow import errors
 from winnow.cli import app
 from winnow.compression.job import Job
 from winnow.compression.methods import METHODS
-from winnow.formats.tensorfile import FORMAT_VERSION
+from winnow.formats.header import FORMAT_VERSION, READABLE
 
 NAMES = {
     "__version__", "accelerate", "bench", "compress", "find_ticket", "tickets", "train", "evaluate", "inspect", "load", "shrink", "export_dense", "find_scope", "Budget", "Mask", "MaskSet",
@@ -65,7 +65,7 @@ def test_exit_codes():
 
 
 def test_format_version():
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2 and READABLE == (1, 2)
 
 
 def test_methods():

@@ -49,8 +49,9 @@ class ModelSource:
         """Whether the folder was written by winnow."""
         if self.folder is None:
             return False
-        config = _read_json(self.folder / "config.json")
-        return "winnow" in config or (config.get("quantization_config") or {}).get("quant_method") == "winnow"
+        from winnow.formats.reader import description_of
+
+        return description_of(_read_json(self.folder / "config.json")) is not None
 
     @property
     def config(self) -> Any:
@@ -118,11 +119,20 @@ class ModelSource:
             return None
         from transformers import AutoTokenizer
 
+        self._check_listed("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model", "chat_template*")  # fmt: skip
         return AutoTokenizer.from_pretrained(self.folder)
 
     def image_processing(self) -> dict[str, Any] | None:
         """``preprocessor_config.json`` of the folder, if any."""
+        self._check_listed("preprocessor_config.json")
         return _read_json(self.folder / "preprocessor_config.json") or None if self.folder else None
+
+    def _check_listed(self, *patterns: str) -> None:
+        """Of a folder that winnow wrote: whether files about to be read are the ones that were written."""
+        if self.folder is not None and self.is_artifact:
+            from winnow.formats.reader import check_listed
+
+            check_listed(self.folder, sorted({path.name for p in patterns for path in self.folder.glob(p)}))
 
     def companions(self) -> list[Path]:
         """Files to carry over unchanged into a compressed folder."""
@@ -240,7 +250,7 @@ def _auto_config(folder: Path, trust_remote_code: bool) -> Any:
         raise InputError("Hugging Face folders need transformers: pip install 'winnow[hf]'.") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # a field of another type, say: whatever its class thinks of it
         kind = _read_json(folder / "config.json").get("model_type")
         raise InputError(
             f"{folder}: transformers cannot read the configuration of model_type {kind!r}; install a version that knows it "
@@ -319,11 +329,13 @@ def load_state(model: nn.Module, file: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
+    from winnow.formats.regular import read_regular
+
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
+    try:
+        data = json.loads(read_regular(path, 1 << 28))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): restore the file.") from None
     return data if isinstance(data, dict) else {}
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from winnow.calibrate.batches import call, token_count
 from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
-from winnow.compression.counts import scale_bytes, stored_bits
 from winnow.compression.hosts import Host, stored_sizes
 from winnow.compression.prepare import example_count
+from winnow.compression.sizes import expected_bytes
+from winnow.formats.shards import Layout
 from winnow.masks.prunable import Prunable, Scope
-from winnow.masks.structure import parse_structure
 from winnow.measure.memory import resident as resident_bytes
 from winnow.run.recipe import Recipe
 from winnow.solve import before_units
@@ -71,7 +71,7 @@ def make_plan(
     prepared: Prepared,
     recipes: Sequence[Recipe],
     *,
-    dense_bytes: int,
+    dense: Layout,
     dense_file: int,
     limit: int | None,
 ) -> Plan:
@@ -105,24 +105,13 @@ def make_plan(
     skipped: dict[str, int] = {}
     for s in scope.skipped:
         skipped[s.reason] = skipped.get(s.reason, 0) + s.numel
-    rates = [(f"{100 * r.sparsity:.4g} % zeros", r.zeros, expected_bytes(r, host, scope, dense_bytes)) for r in recipes]
+    rates = [(f"{100 * r.sparsity:.4g} % zeros", r.zeros, expected_bytes(r, host, scope, dense)) for r in recipes]
     disk = sum(size for *_, size in rates) + (2 * tokens * hidden * itemsize if ledger.spilled else 0)
     total = scope.numel + sum(s.numel for s in scope.skipped)
     return Plan(
         scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
         recipes[0].method,
     )  # fmt: skip
-
-
-def expected_bytes(recipe: Recipe, host: Host, scope: Scope, dense_bytes: int) -> int:
-    """Bytes of the weights file for a recipe, from the storage arithmetic alone."""
-    from winnow.budget import index_bits_per_weight
-
-    index = index_bits_per_weight(parse_structure(recipe.structure)) if recipe.zeros else 0.0
-    bits = (scope.numel - recipe.zeros) * stored_bits(
-        host, scope, recipe.values, recipe.group_size
-    ) + scope.numel * index
-    return dense_bytes + scale_bytes(host, scope, recipe.values, recipe.group_size) + int(bits / 8)
 
 
 def _fitting(

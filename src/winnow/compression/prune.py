@@ -69,6 +69,7 @@ class Pruned:
     extra: dict[str, torch.Tensor] = field(default_factory=dict)  # batch-norm statistics, compensated biases
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
 
     @property
     def zeros(self) -> int:

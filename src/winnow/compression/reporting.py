@@ -136,7 +136,7 @@ def build_report(
             difference=main.pruned.zeros - recipe.zeros,
         ),
         skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
-        sizes=_sizes(setup, main, filled),
+        sizes=sizes_of(setup, main, filled),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
         cost=Cost(
@@ -245,7 +245,7 @@ def _kept_type(o: Outcome) -> str | None:
     return f"{len(kept)} of {len(o.pruned.layers)} tensors keep their type" if kept else None
 
 
-def _sizes(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
+def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
     if folder is None:
         return Sizes(dense_file=setup.dense_file, file=main.file_bytes)
     parts = read_artifact(folder).bytes

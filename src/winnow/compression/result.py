@@ -15,19 +15,16 @@ from torch import nn
 from winnow.compression.hosts import dense_tensors
 from winnow.compression.prune import LayerOutcome, Pruned
 from winnow.compression.runner import Outcome, Runner
+from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors
 from winnow.formats.artifact import ArtifactWriter, read_artifact
 from winnow.formats.disk import OutputFolder
 from winnow.formats.packed import PackedTensor
-from winnow.formats.shards import SHARD_BYTES
 from winnow.measure.memory import give_back
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
     from winnow.report.schema import Report
-
-
-STREAMED_SHARD = 64 << 20  # bytes
 
 
 @dataclass
@@ -88,6 +85,9 @@ class Result:
         try:
             write_folder(self._setup, self._runner, outcome, output.path)
             if candidate is None:
+                from winnow.compression.reporting import sizes_of
+
+                self.report.sizes = sizes_of(self._setup, outcome, output.path)
                 _write_report(self.report, output.path, whole=True)
             output.publish()
         finally:
@@ -124,7 +124,6 @@ def finish(
                 with disk_errors(output.path):
                     (output.path / place).mkdir(exist_ok=True)
                 write_folder(setup, runner, next(o for o in outcomes if o.name == name), output.path / place)
-            _real_sizes(outcomes, {name: output.path / place for name, place in inside.items()})
             runner.timing["write"] = time.perf_counter() - writing
         folders = {name: out / place for name, place in inside.items()} if out is not None else {}
         main = inside.get(chosen[0].name)
@@ -163,25 +162,11 @@ def _write_report(report: Report, folder: Path, *, whole: bool) -> None:
         card.write(report, folder)
 
 
-def _real_sizes(outcomes: list[Outcome], folders: dict[str, Path]) -> None:
-    """File sizes as written; what headers and padding came to there is added to the ones that were only reckoned."""
-    overhead = 0
-    for outcome in outcomes:
-        if outcome.name in folders:
-            size = sum(f.stat().st_size for f in folders[outcome.name].glob("*.safetensors"))
-            overhead = overhead or size - outcome.file_bytes
-            outcome.file_bytes = size
-    for outcome in outcomes:
-        if outcome.name not in folders:
-            outcome.file_bytes += overhead
-
-
 def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -> Path:
     """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance."""
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
-    # A streamed model is written in small shards too: what waits for its shard waits in memory.
-    with ArtifactWriter(folder, STREAMED_SHARD if host.streamed else SHARD_BYTES, publish=False) as writer:
+    with ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
         for name, tensor in _dense(host, setup, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in setup.scope.prunables.items():

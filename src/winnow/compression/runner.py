@@ -15,8 +15,11 @@ from winnow.compression.counts import allocation_needs_data, dense_statistics, p
 from winnow.compression.hosts import Host
 from winnow.compression.learning import Learned, learn
 from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
+from winnow.compression.sizes import dense_layout, stored_bytes
 from winnow.formats.disk import disk_errors
 from winnow.formats.packed import PackedTensor
+from winnow.formats.shards import Layout
+from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
@@ -57,13 +60,13 @@ class Runner:
         store: Store,
         *,
         identity: dict[str, str],
-        dense_bytes: int,
         spill: bool = False,
         device: str = "cpu",
         progress: Callable[[str], Progress] | None = None,
     ) -> None:
         self.host, self.scope, self.batches, self.task, self.store = host, scope, batches, task, store
-        self.identity, self.dense_bytes, self.device = identity, dense_bytes, device
+        self.identity, self.device = identity, device
+        self._dense_layout: Layout | None = None
         self.spill = store.folder("activations") if spill else None
         self._progress = progress
         self._statistics: dict[str, Any] | None = None
@@ -126,8 +129,10 @@ class Runner:
         return weight
 
     def file_bytes(self, pruned: Pruned) -> int:
-        """Bytes of the weights file: packed tensors and everything dense beside them."""
-        return self.dense_bytes + sum(round(x.bits_per_weight * x.numel / 8) for x in pruned.layers)
+        """Bytes of the weights file that would be written of a candidate, headers included."""
+        if self._dense_layout is None:
+            self._dense_layout = dense_layout(self.host, self.scope)
+        return stored_bytes(self.host, self.scope, self._dense_layout, pruned.files())
 
     def counts(self, recipe: Recipe) -> dict[str, int]:
         """How many weights each tensor gives up; walks the dense model first where the split reads activations."""
@@ -174,6 +179,7 @@ class Runner:
                 self._load_extra(folder),
                 done["notes"],
                 done["seconds"],
+                _files(folder, layers, set(done["dense"]) if _apart(recipe) else set()),
             ),
             key,
             done["record"],
@@ -278,9 +284,24 @@ def _reader(folder: Path, layers: list[LayerOutcome], dense: set[str]) -> Callab
     unit_of = {x.name: x.unit for x in layers}
 
     def read(name: str) -> PackedTensor:
-        return read_unit(unit_file(_dense_folder(folder) if name in dense else folder, unit_of[name]), name)
+        return read_unit(_unit(folder, unit_of[name], name in dense), name)
 
     return read
+
+
+def _files(folder: Path, layers: list[LayerOutcome], dense: set[str]) -> Callable[[], dict[str, TensorFile]]:
+    """The stored unit of each packed tensor, opened."""
+
+    def files() -> dict[str, TensorFile]:
+        units = {x.name: _unit(folder, x.unit, x.name in dense) for x in layers}
+        opened = {path: TensorFile(path) for path in set(units.values())}
+        return {name: opened[path] for name, path in units.items()}
+
+    return files
+
+
+def _unit(folder: Path, unit: str, dense: bool) -> Path:
+    return unit_file(_dense_folder(folder) if dense else folder, unit)
 
 
 def _apart(recipe: Recipe) -> bool:

@@ -26,6 +26,8 @@ from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.result import Result, finish
 from winnow.compression.runner import Outcome, Progress, Runner
+from winnow.compression.sizes import dense_bytes as size_of_dense
+from winnow.compression.sizes import dense_layout
 from winnow.errors import GateError, InputError
 from winnow.formats.work import check_output, work_of
 from winnow.masks.prunable import Scope
@@ -53,7 +55,7 @@ class Setup:
     recipes: list[Recipe]
     reason: str  # why this method
     dense_bytes: int  # of the tensors that stay as they are
-    dense_file: int  # of the dense model's weights
+    dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
 
@@ -109,7 +111,8 @@ def set_up(job: Job) -> Setup:
     by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
     recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
-    dense_bytes, dense_file = _bytes(host, scope)
+    stays = dense_layout(host, scope)
+    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
     recipes = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
@@ -135,9 +138,7 @@ def set_up(job: Job) -> Setup:
         notes += [how] if (how := rounded(recipes[0])) else []
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
-    plan = make_plan(
-        job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
-    )
+    plan = make_plan(job, source, host, scope, prepared, recipes, dense=stays, dense_file=dense_file, limit=limit)
     return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes)
 
 
@@ -158,7 +159,7 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         setup.host.begin(setup.scope)
         runner = Runner(
             setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),
-            dense_bytes=setup.dense_bytes, spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
+            spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
         )  # fmt: skip
         if job.max_drop is None:
             outcomes, chosen = _at_rates(setup, runner)
@@ -197,7 +198,7 @@ def _at_goal(
     selecting = Runner(
         setup.host, setup.scope, setup.prepared.batches, setup.prepared.selection, store,
         identity={**_identity(setup), "evaluation": setup.prepared.hashes["selection"]},
-        dense_bytes=setup.dense_bytes, spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
+        spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
     )  # fmt: skip
     selecting.measure_dense()
     plain = baselines(
@@ -238,11 +239,10 @@ def _compute_dtype(job: Job, source: ModelSource) -> torch.dtype | None:
     return torch.float32 if 4 * stored < available_memory() and job.device == "cpu" else None
 
 
-def _bytes(host: Host, scope: Scope) -> tuple[int, int]:
-    """Bytes of the tensors that stay dense, and of all tensors, as the dense file stores them."""
+def _bytes(host: Host, scope: Scope) -> int:
+    """Bytes of the tensors that stay dense, as the dense file stores them."""
     total = sum(stored_sizes(host).values())
-    prunable = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
-    return total - prunable, total
+    return total - sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
 
 
 def _sequential(

@@ -1,7 +1,7 @@
 """The folder winnow leaves behind: a Hugging Face folder with packed tensors, or the same for a plain torch model.
 
-``config.json`` names the format version, every packed tensor, and the checksum of every shard's header; the header
-holds the checksum of every tensor; ``manifest.json`` holds the SHA-256 of every file. Nothing is ever pickled.
+``config.json`` names the format version and the checksum of every shard's header; the header describes the packed tensors
+and holds the checksums of all; ``manifest.json`` holds the SHA-256 of every file. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -137,7 +137,6 @@ class ArtifactWriter:
         described = {
             "format_version": FORMAT_VERSION,
             "files": {path.name: TensorFile(path).header_digest for path in shards},
-            "tensors": self._packed,
         }
         if config is None:
             whole: dict[str, Any] = {"winnow": {**described, "aliases": self._aliases, "factory": factory}}

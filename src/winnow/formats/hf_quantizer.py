@@ -23,9 +23,9 @@ from transformers.quantizers.auto import (
 
 from winnow.errors import FormatError
 from winnow.formats.packed import PackedTensor
-from winnow.formats.reader import check_description, match_header, unpacked
+from winnow.formats.reader import check_description, check_listed, match_header, unpacked
 from winnow.formats.tensorfile import TensorFile
-from winnow.formats.units import SUFFIXES, prunable_of, split_keys
+from winnow.formats.units import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 
 _PATTERNS = {rf"\.winnow_{suffix}$": suffix for suffix in SUFFIXES}
 
@@ -58,19 +58,26 @@ class WinnowQuantizer(HfQuantizer):
         described = self.quantization_config.to_dict()
         where = str(Path(checkpoint_files[0]).parent) if checkpoint_files else "the given weights"
         shards = check_description(described, where)
+        if checkpoint_files:
+            check_listed(Path(where), ["config.json"])
         files = {Path(path).name: Path(path) for path in checkpoint_files or ()}
         if set(shards) != files.keys():
             raise FormatError(f"{where} lacks {min(set(shards) ^ files.keys())}: copy the whole folder again")
         wanted = model.state_dict()
         self._dtypes = {name: planned_dtype(model, name, tensor) for name, tensor in wanted.items()}
+        stored: set[str] = set()
         for name in shards:
             file = TensorFile(files[name])
             match_header(file, described["files"][name])
-            file.verify()
             packed, dense = split_keys(file)
-            if any(described["tensors"].get(key) != about for key, about in packed.items()):
+            file.verify(but={stored_key(key, suffix) for key in packed for suffix in SUFFIXES})
+            if "tensors" in described and any(described["tensors"].get(key) != about for key, about in packed.items()):
                 raise FormatError(f"{where}/config.json does not describe {name}: copy the whole folder again")
+            stored |= packed.keys() | set(dense)
             for key, about in packed.items():
+                # Whatever could be wrong with it: transformers keeps no reason of what is raised while it converts.
+                with torch.device("cpu"):  # transformers builds its models on the meta device
+                    read_packed(file, key, about).check()
                 target = _target(key, wanted, model.base_model_prefix)
                 if target is not None:
                     prunable = prunable_of(key, about)
@@ -80,6 +87,14 @@ class WinnowQuantizer(HfQuantizer):
                 target = _target(key, wanted, model.base_model_prefix)
                 if target is not None:
                     _same_shape(where, key, file.shape(key), wanted[target])
+        if type(model).__name__ in (
+            getattr(model.config, "architectures", None) or ()
+        ):  # the very model that was stored
+            different = stored ^ (wanted.keys() - (model.all_tied_weights_keys or {}).keys())
+            if different - (model.all_tied_weights_keys or {}).keys():
+                raise FormatError(
+                    f"{where} does not fit {type(model).__name__} ({min(different)}): copy the whole folder again"
+                )
 
     def update_weight_conversions(self, weight_conversions: list) -> list:
         """Only winnow's own: the names in the folder are already those of the model's state dict."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from winnow.errors import FormatError, InputError
+from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats.artifact import as_json
 from winnow.formats.disk import OutputFolder, copy_file, write_text
 from winnow.formats.ownership import MARK
-from winnow.formats.reader import Artifact, read_artifact
+from winnow.formats.reader import Artifact, check_listed, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
 
 Factory = Callable[[], torch.nn.Module]
@@ -63,6 +64,7 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
     An earlier export in ``out`` is replaced. Raises InputError where ``out`` holds anything else, or is in ``folder``.
     """
     artifact = read_artifact(folder)
+    check_listed(artifact.folder, [path.name for path in artifact.other_files], artifact.manifest)
     output = OutputFolder(out, "export", [folder])
     try:
         shards = ShardWriter(output.path, shard_bytes, described=False)
@@ -94,19 +96,39 @@ def architecture(artifact: Artifact) -> Any:
     install_hook()
     if "auto_map" in artifact.config:
         raise InputError(f"{artifact.folder} asks to run code of its own, which winnow never does: load it yourself")
-    name = (artifact.config.get("architectures") or [None])[0]
+    named = artifact.config.get("architectures") or [None]
+    if not isinstance(named, list) or not isinstance(named[0], str | None):
+        raise FormatError(f"{artifact.folder}/config.json names no architecture but {named!r}: copy the folder again")
+    name = named[0]
     cls = getattr(transformers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise InputError(f"transformers {transformers.__version__} knows no architecture {name!r}: update it")
     return cls
 
 
+@contextmanager
+def transformers_errors(artifact: Artifact) -> Iterator[None]:
+    """Whatever transformers raises over a folder whose checksums are right: a configuration that it cannot make a model of."""
+    try:
+        yield
+    except (WinnowError, MemoryError):
+        raise
+    except Exception as error:
+        import transformers
+
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise FormatError(
+            f"transformers {transformers.__version__} cannot make the model of {artifact.folder} ({first[:200]}): copy the "
+            "folder again, or install the version of transformers that wrote it"
+        ) from error
+
+
 def _load_transformers(artifact: Artifact, dtype: torch.dtype | None) -> torch.nn.Module:
     cls = architecture(artifact)
-    loaded: Any = cls.from_pretrained(
-        artifact.folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True
-    )
-    model, info = loaded
+    with transformers_errors(artifact):
+        model, info = cls.from_pretrained(
+            artifact.folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True
+        )
     missing = set(info["missing_keys"]) - set(model.all_tied_weights_keys)
     problems = sorted([*missing, *info["unexpected_keys"], *(str(key) for key in info["mismatched_keys"])])
     if problems:

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from winnow.formats.regular import open_regular
+
 MARK = ".winnow.json"
 VERSION = 1
 FOREIGN, CHANGED = "which is not winnow's", "which was changed since it was written"
@@ -34,7 +36,7 @@ _CARD = b"---\ntags:\n- winnow\n"  # how README.md of every artifact begins
 def sha256(path: Path) -> str:
     """SHA-256 of a file, read in chunks. Raises OSError."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()

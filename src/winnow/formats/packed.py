@@ -134,6 +134,18 @@ class PackedTensor:
                 keep[self._rows(lines)] = torch.from_numpy(self._to_rows(self._decode(lines)))
         return keep
 
+    def check(self) -> None:
+        """Decode the index once, values left alone. Raises FormatError where it holds a pattern that does not exist or
+        does not fit the values: what is still unknown once :meth:`from_tensors` has counted."""
+        if self.encoding == "nm" or self.values == "int4":
+            size = 0
+            for lines in bits.bands(self.rows // self._height, self.cols * self._height):
+                keep = self._decode(lines)
+                if self.values == "int4":
+                    size += int(bits.nibble_bytes(np.count_nonzero(keep, axis=1)).sum())
+            if self.values == "int4" and size != self.data.numel():
+                raise _disagree()
+
     @property
     def _height(self) -> int:
         """Matrix rows in one line of the layout: the height of a block, else 1."""
@@ -187,9 +199,11 @@ class PackedTensor:
                 band[keep] = part
             yield self._rows(lines), torch.from_numpy(np.ascontiguousarray(self._to_rows(band)))
         if start != data.size:
-            raise FormatError(
-                "a packed tensor's index and values disagree: the file is damaged; copy or write it again"
-            )
+            raise _disagree()
+
+
+def _disagree() -> FormatError:
+    return FormatError("a packed tensor's index and values disagree: the file is damaged; copy or write it again")
 
 
 def pack(
@@ -265,6 +279,41 @@ def pack(
     if problem:
         raise InputError(f"this matrix cannot be packed: {problem}")
     return packed
+
+
+def outline(
+    rows: int, cols: int, zeros: int, structure: Structure, values: str, dtype: torch.dtype, group: int | None = None
+) -> PackedTensor:
+    """What :func:`pack` would make of a matrix with so many zeros, its tensors on the meta device: for reckoning sizes.
+
+    ``values``: the type of the stored values; ``group`` as in ``Quantized``. An int4 row that keeps an odd number of
+    weights is padded to a byte: half of the rows are taken to, unless all keep the same number.
+    """
+    encoding, pattern = _encoding_of(structure, rows, cols) if zeros else ("dense", None)
+    lines, entries = rows, cols
+    if pattern is not None:
+        first, second = pattern
+        height, bits_each = (1, nm.index_bits(first, second)) if encoding == "nm" else (first, 1)
+        lines, entries = rows // height, cols // second * bits_each
+    kept = rows * cols - zeros
+    if values == "int4":
+        odd = 0 if encoding == "block" and not (pattern[0] * pattern[1]) % 2 else lines // 2  # type: ignore[index]
+        if encoding in ("dense", "nm"):
+            odd = lines * (kept // max(rows, 1) % 2)
+        kept = (kept + odd) // 2
+
+    def empty(*shape: int, of: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    scales = None
+    if values in INTEGERS:
+        scales = empty(rows, -(-cols // (cols if group is None else group)), of=torch.float16)
+    stored = FLOATS.get(values, torch.int8 if values == "int8" else torch.uint8)
+    return PackedTensor(
+        rows=rows, cols=cols, encoding=encoding, values=values, dtype=str(dtype).removeprefix("torch."), structure=str(structure),
+        zeros=zeros, pattern=pattern, group=group, mask=None if encoding == "dense" else empty(lines, -(-entries // 8), of=torch.uint8),
+        data=empty(kept, of=stored), scales=scales,
+    )  # fmt: skip
 
 
 def _encoding_of(structure: Structure, rows: int, cols: int) -> tuple[Encoding, tuple[int, int] | None]:

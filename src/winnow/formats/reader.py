@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from winnow.errors import FormatError, InputError
+from winnow.formats.header import check_version, parse_json
 from winnow.formats.packed import PackedTensor
+from winnow.formats.regular import read_regular
 from winnow.formats.shards import INDEX
 from winnow.formats.soundness import FLOATS
-from winnow.formats.tensorfile import TensorFile, check_version, parse_json, sha256
+from winnow.formats.tensorfile import TensorFile, sha256
 from winnow.formats.units import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 from winnow.masks.prunable import Prunable
 
@@ -45,7 +47,7 @@ class Artifact:
             packed, dense = split_keys(file)
             self._packed |= {key: (file, about) for key, about in packed.items()}
             self._dense |= dict.fromkeys(dense, file)
-        if {name: about for name, (_, about) in self._packed.items()} != described["tensors"]:
+        if "tensors" in described and self.descriptions != described["tensors"]:  # version 1 said it here too
             raise FormatError(
                 f"{self.folder}/config.json does not describe the tensors beside it: copy the whole folder"
             )
@@ -53,7 +55,8 @@ class Artifact:
         self.factory: str | None = described.get("factory")
         if self._packed.keys() & self._dense.keys() or not self._aliases_sound():
             raise FormatError(f"{self.folder} names a tensor twice: copy or write it again")
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.folder)
+        check_listed(self.folder, ["config.json"], self.manifest)
 
     def _aliases_sound(self) -> bool:
         stored = self._packed.keys() | self._dense.keys()
@@ -65,6 +68,11 @@ class Artifact:
     def names(self) -> list[str]:
         """Every tensor of the model's state dict that is stored or tied to a stored one."""
         return sorted([*self._packed, *self._dense, *self.aliases])
+
+    @property
+    def descriptions(self) -> dict[str, dict[str, Any]]:
+        """Packed tensor -> what its file says about it (``units.describe``)."""
+        return {name: about for name, (_, about) in self._packed.items()}
 
     @property
     def packed_names(self) -> list[str]:
@@ -90,10 +98,9 @@ class Artifact:
         """The same, its parts pages of the file where the runtime can use them as they lie: of bitmasks and dense
         tensors everything, of n:m patterns the values. What it will rearrange is read into memory of its own."""
         file, about = self._packed[self._known(name, self._packed)]
-        in_place = {"bitmask": SUFFIXES, "dense": SUFFIXES, "nm": ("values", "scales")}.get(
-            about["encoding"], ("scales",)
-        )
-        if about["encoding"] == "block" and about["values"] == "int8" and about["pattern"] == [1, 4]:
+        encoding = str(about.get("encoding"))
+        in_place = {"bitmask": SUFFIXES, "dense": SUFFIXES, "nm": ("values", "scales")}.get(encoding, ("scales",))
+        if encoding == "block" and about.get("values") == "int8" and about.get("pattern") == [1, 4]:
             in_place = SUFFIXES
         parts = {}
         for suffix in SUFFIXES:
@@ -154,35 +161,47 @@ class Artifact:
         """Read every file once and check every checksum: of each tensor, and of each file in the manifest."""
         for file in self._files.values():
             file.verify()
-        for name, digest in self.manifest.get("files", {}).items():
-            path = self.folder / name
-            if not path.is_file() or sha256(path) != digest:
-                raise FormatError(f"{path} is not the file that was written: copy the folder again")
+        for name in self.manifest.get("files", {}):
+            if not (self.folder / name).is_file():
+                raise FormatError(f"{self.folder / name} is missing: copy the folder again")
+        check_listed(self.folder, manifest=self.manifest)
 
     def _known(self, name: str, among: dict[str, Any]) -> str:
         if name not in among:
             raise InputError(f"{self.folder} holds no such tensor as {name}: its names are in Artifact.names")
         return name
 
-    def _read_manifest(self) -> dict[str, Any]:
-        """manifest.json ({} where it was not copied along); config.json must be the one it names."""
-        path = self.folder / "manifest.json"
-        if not path.is_file():
-            return {}
-        manifest = parse_json(path.read_bytes(), str(path))
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-            raise FormatError(f"{path} is garbled: copy the folder again")
-        if manifest["files"].get("config.json") != sha256(self.folder / "config.json"):
-            raise FormatError(
-                f"{self.folder}/config.json was changed after it was written: restore it, "
-                "or delete manifest.json if the change is yours"
-            )
-        return manifest
-
 
 def read_artifact(folder: Path | str) -> Artifact:
     """Open an artifact. Raises InputError for any other folder, FormatError for a damaged one."""
     return Artifact(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a folder that winnow wrote; {} where it was not copied along. Raises FormatError."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    manifest = parse_json(read_regular(path, _LARGEST_CONFIG), str(path))
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise FormatError(f"{path} is garbled: copy the folder again")
+    return manifest
+
+
+def check_listed(folder: Path, names: Iterable[str] | None = None, manifest: dict[str, Any] | None = None) -> None:
+    """Whether files of a folder that winnow wrote are those of its manifest, by their SHA-256.
+
+    ``names``: the files about to be read (default: all that are listed); what is not there, or was added later, is not
+    looked at, and without a manifest nothing is. Raises FormatError naming the file, and how a wanted change is accepted.
+    """
+    digests = (read_manifest(folder) if manifest is None else manifest).get("files", {})
+    for name in digests if names is None else names:
+        path = folder / name
+        if name in digests and path.is_file() and sha256(path) != digests[name]:
+            raise FormatError(
+                f"{path} was changed after it was written: restore it, or, if the change is yours, delete manifest.json "
+                "(the weights keep their own checksums)"
+            )
 
 
 def is_artifact(folder: Path) -> bool:
@@ -198,7 +217,9 @@ def description_of(config: Any) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         return None
     plain, packed = config.get("winnow"), config.get("quantization_config")
-    if isinstance(plain, dict):
+    if "winnow" in config:
+        if not isinstance(plain, dict):
+            raise FormatError(f"what config.json says about winnow is no object but {plain!r}: copy the folder again")
         return plain
     return packed if isinstance(packed, dict) and packed.get("quant_method") == "winnow" else None
 
@@ -207,10 +228,11 @@ def check_description(described: dict[str, Any], where: str) -> list[str]:
     """Names of the shards a description speaks of. Raises FormatError for an unknown version or a garbled one."""
     check_version(described.get("format_version"), where)
     files, tensors = described.get("files"), described.get("tensors")
-    if not isinstance(files, dict) or not files or not isinstance(tensors, dict):
+    named = isinstance(tensors, dict) or (tensors is None and described["format_version"] > 1)
+    if not isinstance(files, dict) or not files or not named:
         raise FormatError(f"{where}/config.json does not name the shards: copy or write the folder again")
     for name in files:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
             raise FormatError(f"{where}/config.json names {name!r} as a shard: copy or write the folder again")
     return list(files)
 
@@ -232,8 +254,6 @@ def unpacked(prunable: Prunable, packed: PackedTensor, dtype: torch.dtype | None
 
 def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{folder} has no config.json: {_WANTED}")
-    if path.stat().st_size > _LARGEST_CONFIG:
-        raise FormatError(f"{path} is too large to be a configuration: copy or write the folder again")
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_regular(path, _LARGEST_CONFIG), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,18 @@ import torch
 
 from winnow.errors import InputError
 from winnow.formats.disk import disk_errors, link_or_copy, write_text
-from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, file_size, write_tensors
+from winnow.formats.units import SUFFIXES, compact, stored_key
 
 SHARD_BYTES = 512 << 20
+SMALL = 4096  # bytes of a tensor below which it has no checksum of its own
 INDEX = "model.safetensors.index.json"
+
+
+def small_tensors(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """The keys of a shard's tensors that share a checksum: those stored as they are, of less than a page."""
+    parts = tuple(stored_key("", suffix) for suffix in SUFFIXES)
+    return [k for k, t in tensors.items() if t.numel() * t.element_size() < SMALL and not k.endswith(parts)]
 
 
 class ShardWriter:
@@ -57,10 +66,14 @@ class ShardWriter:
         self._keys.append(file.keys)
         self._bytes += sum(file.nbytes(key) for key in file.keys)
 
-    def close(self) -> list[Path]:
-        """Write what is pending and give the shards their final names, with an index where there are several."""
+    def flush(self) -> None:
+        """Write what is pending; where nothing was added at all, one shard without tensors."""
         if self._tensors or not self._keys:
             self._flush()
+
+    def close(self) -> list[Path]:
+        """Write what is pending and give the shards their final names, with an index where there are several."""
+        self.flush()
         count, paths = len(self._keys), []
         weight_map: dict[str, str] = {}
         for index, keys in enumerate(self._keys, start=1):
@@ -74,6 +87,9 @@ class ShardWriter:
             write_text(self._folder / INDEX, json.dumps(index_json, indent=2, sort_keys=True) + "\n")
         return paths
 
+    def _write(self, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None, small: Collection[str]) -> None:
+        write_tensors(self._path(), tensors, about, small)
+
     def _path(self, index: int | None = None) -> Path:
         return self._folder / f"shard-{len(self._keys) if index is None else index:05d}"
 
@@ -84,8 +100,43 @@ class ShardWriter:
             self._seen.add(key)
 
     def _flush(self) -> None:
-        about = {"format_version": FORMAT_VERSION, "packed": self._packed} if self._described else None
-        write_tensors(self._path(), self._tensors, about)
+        about = {"format_version": FORMAT_VERSION, **compact(self._packed)} if self._described else None
+        self._write(self._tensors, about, small_tensors(self._tensors) if self._described else ())
         self._keys.append(list(self._tensors))
         self._bytes += self._pending
         self._tensors, self._packed, self._pending = {}, {}, 0
+
+
+Layout = dict[str, torch.Tensor]  # of tensors whose values are not looked at: they may lie on the meta device
+
+
+class _Sizes(ShardWriter):
+    """Adds up what would be written."""
+
+    total = 0
+
+    def _write(self, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None, small: Collection[str]) -> None:
+        self.total += file_size(tensors, about, small)
+
+
+def weights_bytes(
+    dense: Layout,
+    packed: Iterable[tuple[Layout, dict[str, Any]]],
+    shard_bytes: int = SHARD_BYTES,
+    described: bool = True,
+) -> int:
+    """Bytes of the weights files that :class:`ArtifactWriter` would write, headers included: exact, and nothing is read.
+    With ``described`` False, of plain safetensors files.
+
+    Parameters
+    ----------
+    dense: name -> tensor of everything that is stored as it is, in the order in which it would be added.
+    packed: for each packed tensor its parts by their keys in the file, and {name: description} (``units.describe``).
+    """
+    sizes = _Sizes(Path(), shard_bytes, described)
+    for name, tensor in dense.items():
+        sizes.add({name: tensor}, {})
+    for parts, about in packed:
+        sizes.add(parts, about)
+    sizes.flush()
+    return sizes.total

@@ -19,6 +19,7 @@ INTEGERS = {"int8": 8, "int4": 4}
 # blocks of 32 x 32 that are all pruned still pass.
 WEIGHTS_PER_BYTE = 8192
 _SMALL = 1 << 20
+_CHUNK = 1 << 22  # numbers looked at together
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
@@ -27,7 +28,10 @@ def problem_of(packed: PackedTensor) -> str | None:
     sizes = (packed.rows, packed.cols, packed.zeros)
     if any(type(size) is not int or not 0 <= size < 1 << 48 for size in sizes) or packed.zeros > packed.numel:
         return "impossible size"
-    if packed.encoding not in get_args(Encoding) or packed.dtype not in FLOATS or not isinstance(packed.structure, str):
+    words = (packed.encoding, packed.values, packed.dtype, packed.structure)
+    if not all(isinstance(word, str) for word in words):
+        return f"an encoding, structure or type that is no text: {words!r}"
+    if packed.encoding not in get_args(Encoding) or packed.dtype not in FLOATS:
         return f"unknown encoding {packed.encoding!r}, structure {packed.structure!r} or type {packed.dtype!r}"
     if packed.numel > WEIGHTS_PER_BYTE * packed.nbytes + _SMALL:
         return f"{packed.numel} weights in {packed.nbytes} bytes"
@@ -74,6 +78,8 @@ def _values_problem(packed: PackedTensor) -> str | None:
     if packed.data.dtype != expected or packed.data.ndim != 1:
         return f"values of type {packed.data.dtype}"
     kept = packed.numel - packed.zeros
+    if packed.values in FLOATS and not _finite(packed.data):
+        return "values that are NaN or infinite"
     if packed.values != "int4":
         return None if packed.data.numel() == kept else f"{packed.data.numel()} values for {kept} weights"
     # Each row may need half a byte of padding; the exact count is checked where the index is read.
@@ -89,4 +95,9 @@ def _scales_problem(packed: PackedTensor) -> str | None:
     scales, groups = packed.scales, -(-packed.cols // group)
     if scales is None or scales.dtype != torch.float16 or scales.shape != (packed.rows, groups):
         return "scales of another shape or type"
-    return None
+    return None if _finite(scales) else "scales that are NaN or infinite"
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite, found a few at a time."""
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHUNK))

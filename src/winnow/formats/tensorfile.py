@@ -4,76 +4,43 @@ The files are ordinary safetensors (https://github.com/huggingface/safetensors, 
 They are written here, not by the safetensors package, for three reasons: its metadata come out in random order (two
 runs must give the same bytes), it copies every tensor once more in memory, and its reader cannot tell a flipped bit
 in a value. The metadata hold ``format: pt``, ``winnow`` (sorted JSON: what the caller says about the tensors, and
-``checksums``: key -> [dtype, shape, BLAKE2b-128]) and ``winnow_blake2b``, the checksum of that JSON itself.
+``checksums``: key -> [dtype, shape, BLAKE2b-128]) and ``winnow_blake2b``, the checksum of that JSON itself. Small tensors
+(biases, the vectors of a norm) may share one checksum, ``small``: of their keys, types, shapes and values in the order of
+the file. A convolutional network has so many of them that each with its own took a third of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from winnow.errors import FormatError, InputError
+from winnow.errors import InputError
 from winnow.formats import ownership
 from winnow.formats.disk import disk_errors
+from winnow.formats.header import DTYPES, FORMAT_VERSION, LARGEST_HEADER, damaged, digest_of, read_header
+from winnow.formats.regular import open_regular
 
-FORMAT_VERSION = 1
+__all__ = ["FORMAT_VERSION", "TensorFile", "file_size", "sha256", "write_tensors"]
+
 _CHUNK = 1 << 22
-_LARGEST_HEADER = 100_000_000  # the limit of the safetensors package itself
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None, small: Collection[str] = ()
+) -> None:
     """Write ``tensors`` and the JSON ``about`` to ``path``: temporary file, fsync, rename.
 
-    With ``about`` None the file is a plain safetensors file that names no winnow. Raises WinnowError where the disk is
-    full or read-only; then ``path`` is as it was.
+    With ``about`` None the file is a plain safetensors file that names no winnow. Tensors in ``small`` share a checksum.
+    Raises WinnowError where the disk is full or read-only; then ``path`` is as it was.
     """
-    # Wide types first, so that every tensor starts at a multiple of its item size.
-    order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
-    entries: dict[str, Any] = {}
-    checksums, end = {}, 0
-    for key in order:
-        tensor = tensors[key]
-        if tensor.dtype not in _CODES:
-            raise InputError(f"{key} has type {tensor.dtype}, which safetensors cannot hold: convert or exclude it")
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        entry = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        entries[key] = entry
-        if about is not None:
-            checksums[key] = [entry["dtype"], entry["shape"], _digest(_bytes_of(tensor))]
-    metadata = {"format": "pt"}
-    if about is not None:
-        text = json.dumps({**about, "checksums": checksums}, sort_keys=True, separators=(",", ":"))
-        metadata |= {"winnow": text, "winnow_blake2b": _digest([text.encode()])}
-    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > _LARGEST_HEADER:
-        raise InputError(f"{path.name} would hold {len(tensors)} tensors, more than one file can: use smaller shards")
+    order, header = _header(path.name, tensors, about, small, real=True)
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         try:
@@ -90,6 +57,48 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str,
             raise
 
 
+def file_size(
+    tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None, small: Collection[str] = ()
+) -> int:
+    """Bytes of the file that :func:`write_tensors` would write, header included. The values of ``tensors`` are not
+    looked at: they may lie on the meta device."""
+    _, header = _header("the file", tensors, about, small, real=False)
+    return 8 + len(header) + sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _header(
+    name: str, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None, small: Collection[str], *, real: bool
+) -> tuple[list[str], bytes]:
+    """(keys in the order of the file, its header). With ``real`` False the checksums are empty ones of the same length."""
+    # Wide types first, so that every tensor starts at a multiple of its item size.
+    order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
+    entries: dict[str, Any] = {}
+    checksums, together, end = {}, hashlib.blake2b(digest_size=16), 0
+    for key in order:
+        tensor = tensors[key]
+        if tensor.dtype not in _CODES:
+            raise InputError(f"{key} has type {tensor.dtype}, which safetensors cannot hold: convert or exclude it")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        entry = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        entries[key] = entry
+        if about is None:
+            continue
+        if key not in small:
+            checksums[key] = [entry["dtype"], entry["shape"], digest_of(_bytes_of(tensor) if real else ())]
+        elif real:
+            _add(together, key, entry, _bytes_of(tensor))
+    metadata = {"format": "pt"}
+    if about is not None:
+        shared = {"small": together.hexdigest()} if small else {}
+        text = json.dumps({**about, **shared, "checksums": checksums}, sort_keys=True, separators=(",", ":"))
+        metadata |= {"winnow": text, "winnow_blake2b": digest_of([text.encode()])}
+    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > LARGEST_HEADER:
+        raise InputError(f"{name} would hold {len(tensors)} tensors, more than one file can: use smaller shards")
+    return order, header
+
+
 class TensorFile:
     """A file of :func:`write_tensors`, opened for reading: header verified, tensors read one at a time.
 
@@ -99,8 +108,10 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.about, self._entries, self._start, self.header_digest = _read_header(path)
+        self.about, self._entries, self._start, self.header_digest = read_header(path)
         self._checksums: dict[str, list] = self.about.pop("checksums")
+        self._together = self.about.pop("small", None)  # the checksum of all other tensors
+        self._together_sound = False
         self._mapped: Any = None  # the whole file as a storage, once a tensor is mapped
 
     @property
@@ -115,7 +126,7 @@ class TensorFile:
         return end - begin
 
     def dtype(self, key: str) -> torch.dtype:
-        return _DTYPES[self._entries[key]["dtype"]]
+        return DTYPES[self._entries[key]["dtype"]]
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._entries[key]["shape"])
@@ -124,11 +135,11 @@ class TensorFile:
         """The tensor ``key``, its checksum verified."""
         buffer = torch.empty(self.nbytes(key), dtype=torch.uint8)
         view = memoryview(buffer.numpy().data)
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self._start + self._entries[key]["data_offsets"][0])
             read = file.readinto(view)
         if read != len(view):
-            raise _damaged(self.path, f"{key} is cut short")
+            raise damaged(self.path, f"{key} is cut short")
         self._check(key, [view])
         return buffer.view(self.dtype(key)).reshape(self.shape(key))
 
@@ -140,7 +151,7 @@ class TensorFile:
         begin, length, dtype = self._start + begin, end - begin, self.dtype(key)
         if length == 0 or begin % dtype.itemsize:
             return self.read(key)
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             file.seek(begin)
             self._check(key, _chunks(file, length))
         if self._mapped is None:
@@ -151,16 +162,34 @@ class TensorFile:
         )
         return flat.reshape(self.shape(key))
 
-    def verify(self) -> None:
-        """Check the values of every tensor, in constant memory."""
-        with open(self.path, "rb") as file:
+    def verify(self, but: Collection[str] = ()) -> None:
+        """Check the values of every tensor, except those of the keys in ``but``, in constant memory."""
+        with open_regular(self.path) as file:
             for key, entry in self._entries.items():
-                file.seek(self._start + entry["data_offsets"][0])
-                self._check(key, _chunks(file, self.nbytes(key)))
+                if key in self._checksums and key not in but:
+                    file.seek(self._start + entry["data_offsets"][0])
+                    self._check(key, _chunks(file, self.nbytes(key)))
+        self._check_together()
 
     def _check(self, key: str, data: Iterable[bytes | memoryview]) -> None:
-        if _digest(data) != self._checksums[key][2]:
-            raise _damaged(self.path, f"the values of {key} are not the ones that were written")
+        if key not in self._checksums:
+            self._check_together()
+        elif digest_of(data) != self._checksums[key][2]:
+            raise damaged(self.path, f"the values of {key} are not the ones that were written")
+
+    def _check_together(self) -> None:
+        """The tensors that share a checksum, once."""
+        if self._together_sound or self._checksums.keys() == self._entries.keys():
+            return
+        digest = hashlib.blake2b(digest_size=16)
+        with open_regular(self.path) as file:
+            for key, entry in sorted(self._entries.items(), key=lambda item: item[1]["data_offsets"]):
+                if key not in self._checksums:
+                    file.seek(self._start + entry["data_offsets"][0])
+                    _add(digest, key, entry, _chunks(file, self.nbytes(key)))
+        if digest.hexdigest() != self._together:
+            raise damaged(self.path, "the values of its small tensors are not the ones that were written")
+        self._together_sound = True
 
 
 def sha256(path: Path) -> str:
@@ -175,100 +204,12 @@ def _chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
         yield chunk
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
-    """JSON with no key twice. Raises FormatError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not valid JSON ({error}): copy or write it again") from None
-
-
-def check_version(version: Any, where: str) -> None:
-    """Raises FormatError unless this winnow reads format ``version``."""
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise FormatError(
-            f"{where} has format version {version!r} and this winnow reads version {FORMAT_VERSION}: "
-            "install the winnow that wrote it, or write it again"
-        )
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], int, str]:
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-                raise _damaged(path, f"its header claims {length} bytes of {size}")
-            header = file.read(length)
-    except FileNotFoundError:
-        raise FormatError(f"{path} is missing: copy the whole folder again") from None
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read ({error.strerror}): check the disk and the permissions") from None
-    found = parse_json(header, f"the header of {path}")
-    metadata = found.pop("__metadata__", None) if isinstance(found, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("winnow"), str):
-        raise FormatError(f"{path} was not written by winnow: give a folder that winnow wrote")
-    if _digest([metadata["winnow"].encode()]) != metadata.get("winnow_blake2b"):
-        raise _damaged(path, "its description is not the one that was written")
-    about = parse_json(metadata["winnow"], f"the description in {path}")
-    if not isinstance(about, dict):
-        raise _damaged(path, "its description is no object")
-    check_version(about.get("format_version"), str(path))
-    _check_entries(path, found, about.get("checksums"), size - 8 - length)
-    return about, found, 8 + length, _digest([header])
-
-
-def _check_entries(path: Path, entries: dict[str, Any], checksums: Any, size: int) -> None:
-    """Every tensor of a known type, described as it was written, the offsets without gap or overlap."""
-    if not isinstance(checksums, dict) or checksums.keys() != entries.keys():
-        raise _damaged(path, "its tensors are not the ones that were written")
-    spans = []
-    for key, entry in entries.items():
-        checksum = checksums[key]
-        fits = (
-            isinstance(entry, dict)
-            and isinstance(checksum, list)
-            and len(checksum) == 3
-            and checksum[:2] == [entry.get("dtype"), entry.get("shape")]
-            and isinstance(entry["dtype"], str)
-            and entry["dtype"] in _DTYPES
-            and isinstance(entry["shape"], list)
-            and all(type(length) is int and 0 <= length < 1 << 62 for length in entry["shape"])
-            and isinstance(entry.get("data_offsets"), list)
-            and len(entry["data_offsets"]) == 2
-            and all(type(offset) is int for offset in entry["data_offsets"])
-        )
-        if not fits:
-            raise _damaged(path, f"the header entry of {key} is not the one that was written")
-        begin, end = entry["data_offsets"]
-        if end - begin != math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize:
-            raise _damaged(path, f"the length of {key} does not fit its shape")
-        spans.append((begin, end))
-    at = 0
-    for begin, end in sorted(spans):
-        if begin != at:
-            raise _damaged(path, "its tensors overlap or leave gaps")
-        at = end
-    if at != size:
-        raise _damaged(path, f"it holds {size} bytes of values and should hold {at}")
-
-
-def _damaged(path: Path, why: str) -> FormatError:
-    return FormatError(f"{path} is damaged ({why}): copy it again from where it was written, or write it again")
-
-
-def _digest(data: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _add(digest: Any, key: str, entry: dict[str, Any], data: Iterable[bytes | memoryview]) -> None:
+    """One more tensor for a checksum over several: what it is, and its values."""
+    what = json.dumps([key, entry["dtype"], entry["shape"]], separators=(",", ":"))
+    digest.update(len(what).to_bytes(8, "little") + what.encode())
     for chunk in data:
         digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _bytes_of(tensor: torch.Tensor) -> Iterable[memoryview]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from collections import Counter
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +16,8 @@ from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.masks.prunable import Kind, Prunable
 
 SUFFIXES = ("mask", "values", "scales")
+_META = {"encoding", "values", "dtype", "structure", "zeros", "pattern", "group"}  # of a packed matrix, but its size
+_STORED = tuple(field.name for field in fields(Prunable) if field.name != "name")
 
 
 def stored_key(name: str, suffix: str) -> str:
@@ -46,8 +50,63 @@ def describe(prunable: Prunable, tensor: PackedTensor) -> dict[str, Any]:
     return {**tensor.meta(), "stored": {**asdict(prunable), "shape": list(prunable.shape)}}
 
 
+_IN_FULL = ("encoding", "zeros", "shape")  # said of every tensor, whether others share them or not
+_DERIVED = ("rows", "cols")
+
+
+def compact(described: dict[str, Any]) -> dict[str, Any]:
+    """The descriptions of a file's packed tensors as version 2 stores them: ``packed`` (name -> what is its own) and
+    ``common`` (what holds of every tensor that does not say otherwise). Names and sizes are not repeated."""
+    records = {}
+    for name, about in described.items():
+        record = {**{k: v for k, v in about.items() if k not in ("stored", *_DERIVED)}, **about["stored"]}
+        del record["name"]
+        if record["module"] == name.rpartition(".")[0]:
+            del record["module"]
+        records[name] = record
+    common = {}
+    for field in sorted({field for record in records.values() for field in record} - {*_IN_FULL, "module"}):
+        counts = Counter(json.dumps(record[field]) for record in records.values())
+        common[field] = json.loads(counts.most_common(1)[0][0])
+    packed = {
+        name: {field: value for field, value in record.items() if field not in common or value != common[field]}
+        for name, record in records.items()
+    }
+    return {"common": common, "packed": packed}
+
+
+def expanded(about: dict[str, Any], where: Any) -> dict[str, Any]:
+    """The inverse of :func:`compact`: name -> description in full, as :func:`describe` gives it. Raises FormatError."""
+    packed, common = about.get("packed"), about.get("common", {})
+    if not isinstance(packed, dict) or not all(isinstance(record, dict) for record in packed.values()):
+        raise FormatError(f"{where} does not say what is packed in it: copy or write it again")
+    if about["format_version"] == 1:
+        return packed
+    if not isinstance(common, dict):
+        raise FormatError(f"{where} does not say what its packed tensors share: copy or write it again")
+    described = {}
+    for name, record in packed.items():
+        whole = {"module": name.rpartition(".")[0], **common, **record}
+        stored = {field: whole.pop(field) for field in _STORED if field in whole}
+        if whole.keys() - _META:
+            raise FormatError(
+                f"the description of {name} is garbled ({min(whole.keys() - _META)}): write the file again"
+            )
+        full = {**whole, "stored": {"name": name, **stored}}
+        prunable = _prunable(name, full)
+        described[name] = {**full, "rows": prunable.rows, "cols": prunable.cols}
+    return described
+
+
 def prunable_of(name: str, description: Any) -> Prunable:
     """The parameter a description speaks of. Raises FormatError where it is garbled."""
+    prunable = _prunable(name, description)
+    if (prunable.rows, prunable.cols) != (description.get("rows"), description.get("cols")):
+        raise FormatError(f"the description of {name} does not fit its shape: copy or write the file again")
+    return prunable
+
+
+def _prunable(name: str, description: dict[str, Any]) -> Prunable:
     try:
         stored = dict(description["stored"])
         prunable = Prunable(**{**stored, "shape": tuple(stored["shape"])})
@@ -62,10 +121,9 @@ def prunable_of(name: str, description: Any) -> Prunable:
             and len(prunable.shape)
             == {"linear": 2, "conv1d": 2, "attention_in": 2, "experts": 3}.get(prunable.kind, len(prunable.shape))
             and len(prunable.shape) >= 2
-            and (prunable.rows, prunable.cols) == (description["rows"], description["cols"])
             and prunable.rows * prunable.cols == prunable.numel
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, RuntimeError) as error:
         raise FormatError(f"the description of {name} is garbled ({error}): write the file again") from None
     if not sound:
         raise FormatError(f"the description of {name} does not fit its shape: copy or write the file again")
@@ -80,11 +138,15 @@ def read_packed(file: TensorFile, name: str, description: dict[str, Any]) -> Pac
     )
 
 
+def stored_parts(file: TensorFile, name: str) -> dict[str, torch.Tensor]:
+    """The parts of one packed tensor of a file by their keys, without the values: on the meta device."""
+    keys = [stored_key(name, suffix) for suffix in SUFFIXES]
+    return {k: torch.empty(file.shape(k), dtype=file.dtype(k), device="meta") for k in keys if k in file}
+
+
 def split_keys(file: TensorFile) -> tuple[dict[str, Any], list[str]]:
     """(packed name -> description, dense names) of a file. Raises FormatError where tensors and descriptions differ."""
-    described = file.about.get("packed")
-    if not isinstance(described, dict):
-        raise FormatError(f"{file.path} does not say what is packed in it: copy or write it again")
+    described = expanded(file.about, file.path)
     parts = {stored_key(name, suffix): name for name in described for suffix in SUFFIXES}
     present = {parts[key] for key in file.keys if key in parts and key.endswith("values")}
     if present != described.keys():
@@ -98,7 +160,8 @@ def save_packed(
     """Save finished tensors to one file, atomically, with checksums: a safetensors file that
     :meth:`ArtifactWriter.adopt` can take over. Raises WinnowError where the disk is full or read-only."""
     tensors, described = flatten(packed, dense or {})
-    write_tensors(Path(path), tensors, {"format_version": FORMAT_VERSION, "packed": described})
+    # Every tensor gets a checksum of its own: units are read tensor by tensor.
+    write_tensors(Path(path), tensors, {"format_version": FORMAT_VERSION, **compact(described)})
 
 
 def load_packed(path: Path) -> tuple[dict[str, tuple[Prunable, PackedTensor]], dict[str, torch.Tensor]]:

@@ -97,7 +97,7 @@ def left_alone(path: str, module: nn.Module, reason: str, counts: set[int], laye
         weight = weight if isinstance(weight, torch.Tensor) and not is_lazy(weight) else torch.empty(0)
         rows = weight.shape[1 if kind == "conv1d" else 0] if weight.numel() else 0
         cols = weight.numel() // max(rows, 1)
-        density = 1.0 if weight.is_meta or not rows else int(torch.count_nonzero(weight)) / weight.numel()
+        density = 1.0 if not rows else int(torch.count_nonzero(weight)) / weight.numel()
         values = str(weight.dtype).removeprefix("torch.")
         runs = dict.fromkeys(sorted(counts), f"dense {values}")
     return Decision(path, kind, rows, cols, density, values, runs, {}, {}, f"stays: {reason}")

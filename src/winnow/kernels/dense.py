@@ -11,20 +11,21 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.kernels.form import Form, live
+from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
 
 
-class Substitute(nn.Module):
+class Substitute(WeightOnDemand):
     """In the place of a dense layer, with that layer's state dict: an ordinary ``weight`` and ``bias``.
 
-    ``weight`` is a tensor on the meta device, as in the packed layers: shape and type of the dense weight, no values.
+    ``weight`` is the dense weight, made where it is used, as in the packed layers.
     """
 
     def __init__(self, form: Form, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.form = form
-        self.weight = torch.empty(form.shape, dtype=form.dtype, device="meta")
+        self._dtype = form.dtype
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         if form.geometry is None:
             self.in_features, self.out_features = form.cols, form.rows
@@ -35,15 +36,19 @@ class Substitute(nn.Module):
         if form.kind == "conv1d":
             self.nx, self.nf = form.cols, form.rows
 
+    @property
+    def weight_shape(self) -> torch.Size:
+        return torch.Size(self.form.shape)
+
     def dense(self) -> torch.Tensor:
         """The dense weight, of the type and shape of ``weight``."""
-        return self.form.restore(self.expand()).to(self.weight.dtype)
+        return self.form.restore(self.expand()).to(self._dtype)
 
     def pack(self, weight: torch.Tensor) -> None:
         """Take over a dense weight. Raises InputError for another shape, or values that this form cannot hold."""
-        if weight.shape != self.weight.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.weight.shape)}")
-        weight = weight.detach().cpu().to(self.weight.dtype)
+        if tuple(weight.shape) != self.form.shape:
+            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.form.shape)}")
+        weight = weight.detach().cpu().to(self._dtype)
         self.take(self.form.matrix(weight))
         if not torch.equal(self.dense(), weight):
             raise InputError("this weight does not fit exactly: load it into the dense model, and accelerate that")
@@ -60,11 +65,10 @@ class Substitute(nn.Module):
         """Called when new values have been copied into ``bias``."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=self.weight.dtype))
+        probe = fn(torch.empty(0, dtype=self._dtype))
         if probe.device.type != "cpu":
             raise InputError(f"an accelerated model runs on the CPU: use the model it was made from on {probe.device}")
-        if "weight" not in self._parameters:
-            self.weight = self.weight.to(probe.dtype)
+        self._dtype = probe.dtype
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

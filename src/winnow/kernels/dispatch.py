@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from winnow.kernels.dense import Substitute
 from winnow.kernels.form import Form
 from winnow.kernels.micro import Case, MicroTimer, Timer, last_level_cache
 from winnow.kernels.modules import PackedLayer
-from winnow.kernels.survey import observe, weighted_layers
+from winnow.kernels.survey import TRAINING, observe, weighted_layers
 from winnow.kernels.swap import swap
 
 SMALLEST = 32_768  # weights; a smaller product takes less time than calling it
@@ -69,9 +69,9 @@ def accelerate(
     timer: takes the timings, by default :class:`winnow.kernels.micro.MicroTimer`.
     progress: called with (layers done, layers, name).
 
-    Training mode and layers that are shared, tied, hooked or of a class of their own are left alone. Zeros are not
-    multiplied: where x holds NaN or infinity, y may lack it. Loading a state dict changes shared parameters, in the
-    given model too. Raises InputError for anything that cannot be used as given.
+    Layers in training mode and those that are shared, tied, hooked or of a class of their own are left alone. Zeros are
+    not multiplied: where x holds NaN or infinity, y may lack it. Loading a state dict changes shared parameters, in the
+    given model too. Raises InputError for anything that cannot be used as given, a model in training mode too.
     """
     counts = _counts(rows)
     allowed = _allowed(values)
@@ -95,6 +95,7 @@ def accelerate(
     # Not inference_mode: what is packed here may be used where gradients flow, too.
     with _threads(threads), torch.inference_mode(False), torch.no_grad():
         found = list(weighted_layers(fast))
+        _must_be_for_inference(reason for _, _, reason in found)
         traffic = sum(_weight_bytes(module) for _, module, _ in found)
         dispatcher = _Dispatcher(allowed, activations, prefer, _opened(cache), timer or MicroTimer(), traffic)
         shapes = None
@@ -169,6 +170,16 @@ class _Dispatcher:
             known = self.timer(case, calls, layer.sample(count))
             self.cache.put(case.key, known)
         return known
+
+
+def _must_be_for_inference(reasons: Iterable[str | None]) -> None:
+    """Raises InputError where nothing would be done because the layers are in training."""
+    given = list(reasons)
+    if TRAINING in given and not any(reason is None for reason in given):
+        raise InputError(
+            "the model is in training mode, and accelerate is for inference: call model.eval() first, on a copy if you go on "
+            "training it"
+        )
 
 
 def _weight_bytes(module: nn.Module) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +16,10 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from winnow.errors import FormatError, InputError
-from winnow.formats.loading import must_fit
+from winnow.formats.loading import must_fit, transformers_errors
 from winnow.formats.reader import Artifact, unpacked
 from winnow.formats.soundness import FLOATS
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.modules import PackedLayer
 from winnow.kernels.swap import pack_layer, swap, why_dense
 
 _log = logging.getLogger(__name__)
@@ -28,45 +29,59 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
     """The transformers model of class ``cls`` in an artifact, with packed layers."""
     from transformers import GenerationConfig
 
-    from winnow.formats.hf_quantizer import planned_dtype
-
-    config = cls.config_class.from_pretrained(artifact.folder, local_files_only=True)
+    with transformers_errors(artifact):
+        config = cls.config_class.from_pretrained(artifact.folder, local_files_only=True)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.name_or_path = str(artifact.folder)
-    with parameters_on_meta():
-        model = cls._from_config(config, dtype=dtype or getattr(config, "dtype", None) or torch.float32)
+
+    def build() -> Any:
+        return cls._from_config(config, dtype=dtype or getattr(config, "dtype", None) or torch.float32)
+
+    with transformers_errors(artifact):
+        model = _without_values(build, lambda model: _transformers(artifact, model))
+        if model.can_generate() and (artifact.folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(artifact.folder, local_files_only=True)
+    return model
+
+
+def _transformers(artifact: Artifact, model: Any) -> None:
+    from winnow.formats.hf_quantizer import planned_dtype
+
     wanted = model.state_dict()
     tied = dict(model.all_tied_weights_keys)
     different = sorted(set(artifact.names) - wanted.keys()) or sorted(wanted.keys() - tied.keys() - set(artifact.names))
     if different:
-        raise FormatError(f"{artifact.folder} does not fit {cls.__name__} ({different[0]}): write it again")
+        raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({different[0]}): write it again")
     for name in artifact.names:
         if artifact.shape(name) != tuple(wanted[name].shape):
-            raise FormatError(f"{artifact.folder} does not fit {cls.__name__} ({name}): write it again")
+            raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({name}): write it again")
     _fill(model, artifact, {name: planned_dtype(model, name, tensor) for name, tensor in wanted.items()}, tied)
-    if model.can_generate() and (artifact.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(artifact.folder, local_files_only=True)
-    return model
 
 
 def packed_plain(artifact: Artifact, build: Callable[[], nn.Module], dtype: torch.dtype | None) -> nn.Module:
     """The plain torch model that ``build`` makes, with the weights of an artifact and packed layers.
 
     ``build`` runs with its parameters on the meta device, so that no dense weight is allocated; a model that needs
-    their values while it is built, or derives others from them, is built once more as usual.
+    their values while it is built, derives others from them, or keeps a parameter elsewhere too, is built once more as
+    usual.
     """
+    return _without_values(build, lambda model: _plain(artifact, model, dtype))
+
+
+def _without_values(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:
+    """What ``build`` makes, filled; built with its parameters on the meta device where that can be."""
     try:
         with parameters_on_meta():
             model = build()
-        _plain(artifact, model, dtype)
+        fill(model)
         return model
     except (FormatError, InputError):
         raise
     except Exception as error:
         _log.info("the model is built dense first, because it cannot be built without values: %s", error)
     model = build()
-    _plain(artifact, model, dtype)
+    fill(model)
     return model
 
 
@@ -103,6 +118,7 @@ def _fill(model: nn.Module, artifact: Artifact, dtypes: dict[str, torch.dtype], 
     stored = sorted({*artifact.names} - artifact.aliases.keys())
     outcome: dict[str, str] = {}
     packed_names = set(artifact.packed_names)
+    empty = {name: weakref.ref(p) for name, p in model.named_parameters() if p.is_meta}
     strange = [name for name in artifact.names if name not in shared]
     if strange:
         raise InputError(f"{strange[0]} is neither a parameter nor a buffer: load this model without packed=True")
@@ -113,18 +129,21 @@ def _fill(model: nn.Module, artifact: Artifact, dtypes: dict[str, torch.dtype], 
                 tensor = tensor.to(dtypes.get(name, tensor.dtype))
             _put(model, shared[name], tensor)
             continue
-        outcome[name] = reason = _pack(model, artifact, name, dtypes, shared)
+        reason = _pack(model, artifact, name, dtypes, shared)
+        outcome[name] = reason
         if reason != "packed":
             packed = artifact.packed(name)
             _put(model, shared[name], unpacked(artifact.prunable(name), packed, dtypes.get(name, FLOATS[packed.dtype])))
     _report(artifact, outcome)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     for path, module in model.named_modules():
-        if not isinstance(module, PackedLayer):
-            values = module.__dict__.items()
-            left += [f"{path}.{key}" for key, value in values if isinstance(value, torch.Tensor) and value.is_meta]
+        values = module.__dict__.items()
+        left += [f"{path}.{key}" for key, value in values if isinstance(value, torch.Tensor) and value.is_meta]
+    if any(held() is not None for held in empty.values()):
+        gc.collect()  # what is garbage holds nothing
+    left += [name for name, held in empty.items() if held() is not None]
     if left:
-        raise RuntimeError(f"{left[0]} has no values")
+        raise RuntimeError(f"{left[0]} has no values, or is held elsewhere without them")
     model.winnow_packed = outcome  # type: ignore[assignment]
     model.requires_grad_(False).eval()
 
@@ -145,6 +164,8 @@ def _pack(
     except InputError as error:
         return str(error)
     layer = model.get_submodule(path)
+    if held_elsewhere(layer, key):
+        return "the model keeps its weight outside its layer too"
     swap(model, path, pack_layer(layer, matrix, dtypes.get(name, FLOATS[packed.dtype])))
     return "packed"
 
@@ -163,15 +184,47 @@ def _shared(model: nn.Module, tied: dict[str, str]) -> dict[str, list[str]]:
     return of
 
 
+def held_elsewhere(owner: nn.Module, key: str) -> bool:
+    """Whether anything but ``owner`` refers to its parameter ``key``: a list of weights, a closure, an RNN's own cache.
+
+    Such a reference would go on to see the old tensor when the parameter is replaced. Found by taking the parameter out
+    for a moment and looking whether it lives on.
+    """
+    parameter = owner._parameters[key]
+    if parameter is None:
+        return False
+    shape, dtype, seen = parameter.shape, parameter.dtype, weakref.ref(parameter)
+    owner._parameters[key] = None
+    del parameter
+    if seen() is not None:
+        gc.collect()  # what is garbage holds nothing
+    alive: Any = seen()
+    # What nobody holds is gone with its values, which are about to be replaced.
+    if alive is None:
+        owner._parameters[key] = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    else:
+        owner._parameters[key] = alive
+    return alive is not None
+
+
 def _put(model: nn.Module, names: list[str], tensor: torch.Tensor) -> None:
-    """One tensor in place of the parameter or buffer of these names."""
+    """One tensor in place of the parameter or buffer of these names. What has values stays the same object, for others
+    that may refer to it."""
     parameter: nn.Parameter | None = None
     for name in names:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
         if key in owner._buffers:
-            owner._buffers[key] = tensor
+            buffer = owner._buffers[key]
+            assert buffer is not None
+            buffer.data = tensor
             continue
+        own = owner._parameters[key]
+        if own is not None and not own.is_meta and parameter is None:
+            own.data = tensor
+            own.requires_grad_(False)
+            parameter = own
+        del own
         parameter = parameter if parameter is not None else nn.Parameter(tensor, requires_grad=False)
         owner._parameters[key] = parameter
 

@@ -12,6 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.formats.soundness import INTEGERS
 from winnow.kernels import ops
+from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.products import Geometry, convolve
 from winnow.quantize import Grid, Quantized
@@ -19,11 +20,11 @@ from winnow.quantize import Grid, Quantized
 Ways = Iterable[tuple[float, str]]
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(WeightOnDemand):
     """What the packed layers have in common: a packed matrix, a bias, and the state dict of the dense layer.
 
-    ``weight`` is a tensor on the meta device: it has the shape and the type that the dense weight would have, and no
-    values. Its type says what the state dict holds and what code that looks at ``layer.weight.dtype`` gets; it follows
+    ``weight`` is the dense weight for whoever reads it: its shape and type are there at no cost, its values are expanded
+    at every use (:class:`winnow.kernels.lazy.LazyWeight`). Its type says what the state dict holds; it follows
     ``layer.to(dtype)``, as the bias does. The packed values keep their own type, and y always has the type of x.
 
     ``state_dict()`` holds the ordinary dense ``weight`` and ``bias``; ``load_state_dict`` packs a dense weight again,
@@ -53,13 +54,21 @@ class PackedLayer(nn.Module):
         if bias is not None and tuple(bias.shape) != (matrix.rows,):
             raise InputError(f"the bias has shape {list(bias.shape)}, a layer of {matrix.rows} outputs needs one each")
         self.matrix = matrix
-        self.weight = torch.empty(tuple(shape), dtype=dtype or _dense_dtype(matrix), device="meta")
+        self._shape = torch.Size(shape)
+        self._dtype = dtype or _dense_dtype(matrix)
         held = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.register_parameter("bias", held)
         self.activations = activations
         self.ways = ways  # type: ignore[assignment]
         if not matrix.ways(activations):
             raise InputError(f"{matrix.values} values cannot be used with activations={activations!r}: use keep")
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        return self._shape
+
+    def traced_weight(self) -> torch.Tensor:
+        return self._restore(ops.expand(self._dtype, *ops.describe(self.matrix)))
 
     @property
     def ways(self) -> list[tuple[float, str]]:
@@ -85,16 +94,16 @@ class PackedLayer(nn.Module):
 
     def dense(self) -> torch.Tensor:
         """The dense weight, of the type and shape of :attr:`weight`."""
-        return self._restore(self.matrix.expand(dtype=self.weight.dtype))
+        return self._restore(self.matrix.expand(dtype=self._dtype))
 
     def pack(self, weight: torch.Tensor) -> None:
         """Take over a dense ``weight`` of the same shape. Raises InputError where the values' type cannot hold it."""
-        if weight.shape != self.weight.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the packed layer {list(self.weight.shape)}")
+        if weight.shape != self._shape:
+            raise InputError(f"the weight has shape {list(weight.shape)}, the packed layer {list(self._shape)}")
         self.matrix = _repacked(self._matrix(weight.detach().cpu()), self.matrix)
 
     def _restore(self, matrix: torch.Tensor) -> torch.Tensor:
-        return matrix.reshape(self.weight.shape)
+        return matrix.reshape(self._shape)
 
     def _matrix(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.reshape(self.matrix.shape)
@@ -110,10 +119,10 @@ class PackedLayer(nn.Module):
         return True
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=self.weight.dtype))
+        probe = fn(torch.empty(0, dtype=self._dtype))
         if probe.device.type != "cpu":
             raise InputError(f"packed layers run on the CPU: load the model without packed=True to use {probe.device}")
-        self.weight = self.weight.to(probe.dtype)
+        self._dtype = probe.dtype
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -144,7 +153,7 @@ class PackedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         kept = f"{100 * self.matrix.density:.1f} % kept"
-        return f"{list(self.weight.shape)}, bias={self.bias is not None}, {self.matrix.values}, {kept}"
+        return f"{list(self._shape)}, bias={self.bias is not None}, {self.matrix.values}, {kept}"
 
 
 class PackedLinear(PackedLayer):

@@ -38,7 +38,18 @@ def _extension() -> Any:
         )
         return None
     _share_threads(_native)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_alone)
     return _native
+
+
+def _alone() -> None:
+    """In a forked child: one thread for torch, as its own DataLoader does in its workers.
+
+    A fork copies no threads, and an OpenMP loop waits for ever for those that the parent had. The kernels start threads
+    of their own in a child (``native/threads.cpp``); the products that torch computes beside them must not ask for any.
+    """
+    torch.set_num_threads(1)
 
 
 def _share_threads(extension: Any) -> None:

@@ -46,6 +46,10 @@ def _linear(x: torch.Tensor, bias: torch.Tensor | None, activations: str, way: s
     return packed.linear(x, bias, activations=activations, way=choose(way, x.numel() // max(packed.cols, 1)))
 
 
+def _expand(dtype: torch.dtype, *matrix: Any) -> torch.Tensor:
+    return _matrix(*matrix).expand(dtype=dtype)
+
+
 def _linear_back(grad: torch.Tensor, *matrix: Any) -> torch.Tensor:
     packed = _matrix(*matrix)
     back = transposed_product(packed, grad.reshape(-1, packed.rows))
@@ -89,6 +93,7 @@ linear = _define(
     _linear,
     lambda x, bias, activations, way, *m: x.new_empty((*x.shape[:-1], m[4])),
 )
+expand = _define("expand", "ScalarType dtype", _expand, lambda dtype, *m: m[0].new_empty((m[4], m[5]), dtype=dtype))
 linear_back = _define(
     "linear_back", "Tensor grad", _linear_back, lambda grad, *m: grad.new_empty((*grad.shape[:-1], m[5]))
 )

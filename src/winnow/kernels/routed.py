@@ -17,8 +17,8 @@ from winnow.kernels.form import Form
 class RoutedLayer(Substitute):
     """Calls the first of ``routes`` - (rows of x up to this number, layer), the last up to ``math.inf`` - that fits x.
 
-    Where one of the layers is the dense one as it was, ``weight`` and ``bias`` are its parameters; else ``weight`` is on
-    the meta device. The layers are no children of this module: its state dict is that of the dense layer alone.
+    Where one of the layers is the dense one as it was, ``weight`` and ``bias`` are its parameters; else ``weight`` is
+    made where it is used. The layers are no children of this module: its state dict is that of the dense layer alone.
     """
 
     routes: tuple[tuple[float, nn.Module], ...]
@@ -31,7 +31,7 @@ class RoutedLayer(Substitute):
         dense = next((layer for layer in layers if "weight" in layer._parameters), None)
         super().__init__(form, None)
         if dense is not None:
-            self.weight = dense.weight  # type: ignore[assignment]
+            self._parameters["weight"] = dense.weight  # type: ignore[assignment]
         self.bias = (layers[0] if dense is None else dense).bias  # type: ignore[assignment]
         for layer in layers:
             layer.bias = self.bias  # type: ignore[assignment]  # one parameter: it is converted, moved and loaded once for all of them
@@ -55,8 +55,8 @@ class RoutedLayer(Substitute):
         return self.form.matrix(_dense(self.layers[0]))
 
     def pack(self, weight: torch.Tensor) -> None:
-        if weight.shape != self.weight.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.weight.shape)}")
+        if tuple(weight.shape) != self.form.shape:
+            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.form.shape)}")
         for layer in self.layers:
             if "weight" in layer._parameters:
                 with torch.no_grad():

@@ -17,6 +17,7 @@ from winnow.kernels.swap import why_dense
 from winnow.masks.blocks import is_transposed_linear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRAINING = "in training: call model.eval() first"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _DENSE = (nn.Linear, _ConvNd)
 
@@ -73,7 +74,7 @@ def _reason(
     if len(owners[_place(weight)]) > 1:
         return "its weight is tied to another layer's"
     if module.training and weight.requires_grad:
-        return "in training: call model.eval() first"
+        return TRAINING
     return _why_dense(model, path, module)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from winnow.errors import WinnowError
 from winnow.measure.bandwidth import Bandwidth
 from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_in_a_row, paired_ratio, spread
 from winnow.report.schema import Times
@@ -152,7 +153,7 @@ def milliseconds(times: Spread) -> Times:
 
 def reason(error: Exception) -> str:
     """One line of whatever another library raised."""
-    if isinstance(error, Unavailable):
+    if isinstance(error, (Unavailable, WinnowError)):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"failed: {type(error).__name__}: {lines[0][:160] if lines else 'without a message'}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from winnow.errors import InputError
+from winnow.errors import InputError, WinnowError
 from winnow.measure import energy
 from winnow.measure.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
@@ -90,9 +90,9 @@ class Run:
                 stage(done, len(todo), name)
             try:
                 self.contenders.append(make())
-            except InputError:
-                raise
-            except Exception as error:
+            except (
+                Exception
+            ) as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks: the others run
                 if name == "dense float32":
                     raise
                 self.found.absent.append(Absent(name=name, reason=reason(error)))
@@ -182,6 +182,12 @@ def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tens
             found[one.case.name] = contender.output(one)
         except Unavailable:  # this kind of work is nobody's here; the race says so
             found[one.case.name] = torch.empty(0)
+        except WinnowError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the dense model does not run on its inputs ({reason(error)}): give inputs that it takes with --data"
+            ) from error
     return found
 
 

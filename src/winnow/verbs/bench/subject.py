@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.formats.reader import Artifact, description_of, read_artifact
+from winnow.formats.reader import Artifact, read_artifact
 from winnow.formats.soundness import FLOATS
 from winnow.models import ModelSource, open_model, quiet_transformers
 
@@ -33,8 +33,7 @@ class Subject:
     @property
     def tensors(self) -> dict[str, Any]:
         """Packed tensor -> what its file says about it."""
-        described = description_of(self.artifact.config) if self.artifact is not None else None
-        return described["tensors"] if described else {}
+        return self.artifact.descriptions if self.artifact is not None else {}
 
     @property
     def base(self) -> str:
