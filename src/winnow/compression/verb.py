@@ -16,7 +16,7 @@ from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
 from winnow.compression.candidates import baselines, primary
-from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
+from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
@@ -109,6 +109,8 @@ def set_up(job: Job) -> Setup:
     recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
+    if source.quantized is not None:  # what is saved is saved of the file that there is
+        dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
@@ -134,8 +136,9 @@ def set_up(job: Job) -> Setup:
         job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
     )
     return Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes)
-    )
+        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan,
+        [*source_notes(source), *prepared.notes],
+    )  # fmt: skip
 
 
 def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
