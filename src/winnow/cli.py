@@ -237,7 +237,8 @@ def eval(
     length: Length = None,
     eval_limit: EvalLimit = None,
     reference: Annotated[
-        str | None, typer.Option(help="Compare with this (dense) model: paired change, agreement, KL.")
+        str | None,
+        typer.Option(help="Compare with this (dense) model, or these weights of it: paired change, agreement, KL."),
     ] = None,
     harness: Annotated[list[str] | None, typer.Option(help="Also run this local lm-eval task; repeatable.")] = None,
     harness_path: Annotated[Path | None, typer.Option(help="Folder of the lm-eval task files.")] = None,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,12 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.folder import check_folder, model_files, quantization, read_json, refuse_other_kinds, refuse_quantized
+from winnow.masks.ties import tensors_of
+from winnow.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
+from winnow.state_dict import load_state
+
+__all__ = ["ModelSource", "build", "identity_of_weights", "load_state", "open_model", "quiet_transformers"]
 
 # Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
 _COMPANIONS = (
@@ -39,6 +43,7 @@ class ModelSource:
     module: nn.Module | None = None
     trust_remote_code: bool = False
     _config: Any = field(default=None, repr=False)
+    _hashed: tuple[Any, str] | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:
@@ -51,17 +56,22 @@ class ModelSource:
             return False
         from winnow.formats.reader import description_of
 
-        return description_of(_read_json(self.folder / "config.json")) is not None
+        return description_of(read_json(self.folder / "config.json")) is not None
 
     @property
     def config(self) -> Any:
         """The transformers configuration of a folder, or of a module that carries one; None for plain torch."""
-        if self._config is None and self.folder is not None and "model_type" in _read_json(self.folder / "config.json"):
-            self._config = _auto_config(self.folder, self.trust_remote_code)
+        if self._config is None and self.folder is not None and "model_type" in read_json(self.folder / "config.json"):
+            self._config = auto_config(self.folder, self.trust_remote_code)
         if self._config is None and self.module is not None:
             config = getattr(self.module, "config", None)
             self._config = config if hasattr(config, "to_dict") else None
         return self._config
+
+    @property
+    def quantized(self) -> str | None:
+        """The method by which a folder's weights are quantized (they are loaded dequantized); None for plain weights."""
+        return quantization(read_json(self.folder / "config.json")) if self.folder is not None else None
 
     @property
     def architecture(self) -> str:
@@ -81,7 +91,10 @@ class ModelSource:
             with quiet_transformers() if self.factory is None else nullcontext():
                 return load(self.folder, factory=self.factory).eval()
         if self.folder is not None:
-            return _from_pretrained(self).eval()
+            return from_pretrained(
+                self.folder, self.model_class(), self.config, quantized=self.quantized is not None,
+                trust_remote_code=self.trust_remote_code,
+            ).eval()  # fmt: skip
         model = build(self.factory)
         if self.weights is not None:
             load_state(model, self.weights)
@@ -103,14 +116,21 @@ class ModelSource:
         return cls
 
     def skeleton(self) -> nn.Module:
-        """The model with its parameters on the meta device and its buffers real (a folder only)."""
+        """The model with its parameters on the meta device and its buffers real (a folder only), of the type and tied as
+        ``from_pretrained(dtype="auto")`` makes it."""
         if self.folder is None:
             raise InputError("only a model folder can be streamed: save the model with save_pretrained first.")
         from accelerate import init_empty_weights
 
-        dtype = getattr(self.config, "dtype", None) or torch.float32
+        from winnow.formats.hf_quantizer import planned_dtype
+
+        dtype = getattr(self.config, "dtype", None) or first_dtype(self.weight_files()[0])
         with init_empty_weights(include_buffers=False):
             model = self.model_class()._from_config(self.config, dtype=dtype)
+        model.tie_weights(recompute_mapping=False)  # making parameters empty has given tied ones one each
+        for name, parameter in model.named_parameters():
+            if (wanted := planned_dtype(model, name, parameter)) != parameter.dtype:
+                parameter.data = torch.empty_like(parameter, dtype=wanted)
         return model.eval()
 
     def tokenizer(self) -> Any:
@@ -125,7 +145,7 @@ class ModelSource:
     def image_processing(self) -> dict[str, Any] | None:
         """``preprocessor_config.json`` of the folder, if any."""
         self._check_listed("preprocessor_config.json")
-        return _read_json(self.folder / "preprocessor_config.json") or None if self.folder else None
+        return read_json(self.folder / "preprocessor_config.json") or None if self.folder else None
 
     def _check_listed(self, *patterns: str) -> None:
         """Of a folder that winnow wrote: whether files about to be read are the ones that were written."""
@@ -142,28 +162,51 @@ class ModelSource:
         return sorted(found)
 
     def weight_files(self) -> list[Path]:
+        """The files that hold the model's weights, and no others; none for a module or a factory without weights."""
         if self.folder is not None:
-            return sorted(self.folder.glob("*.safetensors"))
+            return model_files(self.folder)
         return [self.weights] if self.weights else []
 
+    def random(self) -> bool:
+        """Whether the weights are random ones: a factory without ``weights`` that builds others under another seed."""
+        if self.factory is None or self.folder is not None or self.weights is not None:
+            return False
+        return self.sha256() != identity_of_weights(build(self.factory, seed=1))
+
     def sha256(self) -> str:
-        """A hash of the weights (and the configuration) that names the model, whatever its folder is called."""
-        digest = hashlib.sha256()
-        if self.module is not None or (self.factory and not self.weights):
-            model = self.load()
-            for name, tensor in sorted(model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(_bytes_of(tensor))
-            return digest.hexdigest()
-        digest.update((self.factory or "").encode())
+        """A hash of the weights (and the configuration) that names the model, whatever its folder is called.
+
+        Of files it is reckoned once, and again only when one of them was changed; a factory builds the same at every call.
+        """
+        if self.module is not None:
+            return identity_of_weights(self.module)
         files = self.weight_files()
+        if not files:
+            self._hashed = self._hashed or (None, identity_of_weights(self.load()))
+            return self._hashed[1]
         if self.folder is not None:
             files = [self.folder / "config.json", *files]
-        for path in files:
-            with open(path, "rb") as f:
-                while chunk := f.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        stamp = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        if self._hashed is None or self._hashed[0] != stamp:
+            digest = hashlib.sha256((self.factory or "").encode())
+            for path in files:
+                with open(path, "rb") as f:
+                    while chunk := f.read(1 << 22):
+                        digest.update(chunk)
+            self._hashed = stamp, digest.hexdigest()
+        return self._hashed[1]
+
+
+def identity_of_weights(model: nn.Module) -> str:
+    """SHA-256 of every parameter and persistent buffer of a model, by name, in the types that they have now.
+
+    One pass over the weights (about a second a gigabyte): what is measured under a name can be checked to be it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors_of(model).items()):
+        digest.update(name.encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def open_model(
@@ -193,6 +236,8 @@ def open_model(
             if file is not None and not file.is_file():
                 raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
             return ModelSource(spec=text, factory=text, weights=file)
+    if path.suffix in (".gguf", ".onnx") and path.is_file():
+        raise InputError(f"{text} is an export for another runtime: give the PyTorch model that it was made of.")
     if path.is_file():
         raise InputError(f"{text} is a file: give the model as package.module:function and this file with --weights.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.replace("/", "").strip("-._ "):
@@ -203,7 +248,8 @@ def open_model(
 def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | Path | None) -> ModelSource:
     if weights is not None:
         raise InputError("--weights goes with package.module:function; a folder brings its own weights.")
-    config = _read_json(path / "config.json")
+    refuse_other_kinds(path)
+    config = read_json(path / "config.json")
     source = ModelSource(spec=spec, folder=path, trust_remote_code=trust_remote_code)
     if source.is_artifact:
         if "winnow" in config:
@@ -213,13 +259,12 @@ def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | 
             )
         return source
     if not config:
-        raise InputError(f"{path} has no config.json: give a folder written by save_pretrained.")
+        raise InputError(f"{path}/config.json says nothing: give a folder written by save_pretrained.")
     if "auto_map" in config and not trust_remote_code:
         raise InputError(f"{path} asks to run code of its own: add --trust-remote-code if you have read and trust it.")
-    if not source.weight_files():
-        raise InputError(
-            f"{path} holds no .safetensors file: save the model again with save_pretrained(..., safe_serialization=True)."
-        )
+    if (method := source.quantized) is not None:
+        refuse_quantized(spec, method)
+    check_folder(path)
     if "model_type" not in config:
         raise InputError(
             f"{path}/config.json names no model_type: give the model as package.module:function with --weights."
@@ -243,54 +288,11 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _auto_config(folder: Path, trust_remote_code: bool) -> Any:
-    try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise InputError("Hugging Face folders need transformers: pip install 'winnow[hf]'.") from None
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a field of another type, say: whatever its class thinks of it
-        kind = _read_json(folder / "config.json").get("model_type")
-        raise InputError(
-            f"{folder}: transformers cannot read the configuration of model_type {kind!r}; install a version that knows it "
-            f"({str(error).splitlines()[0][:120]})."
-        ) from None
+def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
+    """Calls (or only finds) ``package.module:function``, looking in the current folder too.
 
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers' own between ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _from_pretrained(source: ModelSource) -> nn.Module:
-    cls = source.model_class()
-    try:
-        with quiet_transformers():
-            model, info = cls.from_pretrained(
-                source.folder, dtype="auto", trust_remote_code=source.trust_remote_code, output_loading_info=True
-            )
-    except Exception as error:
-        raise InputError(f"{source.folder} cannot be loaded: {str(error).splitlines()[0][:200]}") from error
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise InputError(
-            f"{source.folder} lacks {len(missing)} tensors of {cls.__name__} (first: {missing[0]}): use a complete checkpoint."
-        )
-    return model
-
-
-def build(factory: str | None, call: bool = True) -> Any:
-    """Calls (or only finds) ``package.module:function``, looking in the current folder too."""
+    What it draws at random is drawn under ``seed`` of torch's generator: the same weights at every call.
+    """
     import os
     import sys
 
@@ -307,37 +309,12 @@ def build(factory: str | None, call: bool = True) -> Any:
         raise InputError(f"{factory} is a {type(target).__name__}: name a function that returns a torch.nn.Module.")
     if not call:
         return target
-    model = target()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = target()
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
     return model
-
-
-def load_state(model: nn.Module, file: Path) -> None:
-    """Loads a .safetensors (or weights-only .pt/.pth) state dict strictly. Never unpickles code."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state) if isinstance(state, dict) else state
-        model.load_state_dict(state)
-    except Exception as error:
-        raise InputError(f"{file} does not fit the model: {str(error).splitlines()[0][:200]}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    from winnow.formats.regular import read_regular
-
-    if not path.exists():
-        return {}
-    try:
-        data = json.loads(read_regular(path, 1 << 28))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): restore the file.") from None
-    return data if isinstance(data, dict) else {}
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,37 +10,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.errors import FormatError, InputError
+from winnow.errors import InputError, WinnowError
+from winnow.folder import check_whole, model_files
+from winnow.state_dict import misfit
 
 Fetch = Callable[[str], torch.Tensor]
+_ROWS = 1 << 22  # values compared at a time
 
 
 class Shards:
-    """The tensors of a folder of safetensors files by name. Nothing is read until it is asked for.
+    """The tensors of a model's safetensors files (see :func:`winnow.folder.model_files`) by name, or of those of a folder.
+    Nothing is read until it is asked for. A name in two files is the later one's, as for transformers.
 
     Raises:
         FormatError: a file that the index names is missing, or a file is truncated or not safetensors.
+        InputError: a folder without such files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Path | Sequence[Path]) -> None:
         from safetensors import safe_open
 
-        self.folder = folder
+        paths = model_files(files) if isinstance(files, Path) else list(files)
+        check_whole(paths)
         self.file_of: dict[str, Path] = {}
-        index = folder / "model.safetensors.index.json"
-        files = sorted(folder.glob("*.safetensors"))
-        if index.exists():
-            named = set(json.loads(index.read_text())["weight_map"].values())
-            lost = sorted(name for name in named if not (folder / name).exists())
-            if lost:
-                raise FormatError(f"{folder} lacks {lost[0]}, which its index names: fetch the folder again.")
-            files = sorted(folder / name for name in named)
-        for path in files:
-            try:
-                with safe_open(path, "pt") as f:
-                    self.file_of.update(dict.fromkeys(f.keys(), path))
-            except Exception as error:
-                raise FormatError(f"{path} is not a whole safetensors file ({error}): fetch it again.") from None
+        for path in paths:
+            with safe_open(path, "pt") as f:
+                self.file_of.update(dict.fromkeys(f.keys(), path))
+        self._stamps = {path: _stamp(path) for path in paths}
+
+    def check_unchanged(self) -> None:
+        """Raises WinnowError where a file was written to or replaced since it was opened."""
+        for path, stamp in self._stamps.items():
+            if not path.is_file() or _stamp(path) != stamp:
+                raise WinnowError(f"{path} changed while it was in use: start again with the files as they are now.")
 
     def __contains__(self, name: str) -> bool:
         return name in self.file_of
@@ -52,6 +53,18 @@ class Shards:
 
         with safe_open(self.file_of[name], "pt") as f:
             return f.get_tensor(name).clone()
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same, compared a few rows at a time."""
+        from safetensors import safe_open
+
+        with safe_open(self.file_of[one], "pt") as f, safe_open(self.file_of[other], "pt") as g:
+            a, b = f.get_slice(one), g.get_slice(other)
+            shape = a.get_shape()
+            if shape != b.get_shape() or a.get_dtype() != b.get_dtype():
+                return False
+            step = max(1, _ROWS // max(1, torch.Size(shape[1:]).numel()))
+            return all(torch.equal(a[i : i + step], b[i : i + step]) for i in range(0, shape[0], step))
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """name -> (safetensors dtype, shape), from the headers alone."""
@@ -67,7 +80,8 @@ class Shards:
 
 
 def name_map(model: nn.Module, shards: Shards) -> dict[str, str]:
-    """Parameter (and persistent buffer) name in the model -> tensor name in the shards.
+    """Parameter (and persistent buffer) name in the model -> name in the shards, by the name alone: what lies there may
+    be stored otherwise, and has to be compared.
 
     Checkpoints written from the headless base model lack its prefix, and the other way round; parameters that
     are tied to one in the shards are left out.
@@ -83,6 +97,57 @@ def name_map(model: nn.Module, shards: Shards) -> dict[str, str]:
     return names
 
 
+def loaded_names(model: nn.Module, shards: Shards) -> dict[str, str]:
+    """Name in a transformers model -> name in the shards, of all tensors that its loader takes over as they are.
+
+    The renaming is the loader's own (``convert_and_load_state_dict_in_model``). Tensors that it would make of others
+    (experts stored one by one, merged projections), or could take from two places, are left out.
+
+    Raises:
+        InputError: nothing fits the model's names, or a tensor has another shape than the model's.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    skeleton: Any = model
+    mapping = get_model_conversion_mapping(skeleton)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    wanted, prefix = model.state_dict(), skeleton.base_model_prefix
+    found: dict[str, list[str]] = {}
+    for key in sorted(shards.file_of):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=wanted)
+        if name in wanted:
+            found.setdefault(name, []).extend([key] if pattern is None else [key, ""])
+    if not found:
+        why = misfit({name: () for name in wanted}, dict.fromkeys(shards.file_of, ()))
+        raise InputError(f"{next(iter(shards.file_of.values())).parent} does not fit the model: {why}.")
+    names = {name: keys[0] for name, keys in found.items() if len(keys) == 1}
+    layout = shards.layout()
+    for name, key in names.items():
+        if layout[key][1] != tuple(wanted[name].shape):
+            raise InputError(
+                f"{key} is {list(layout[key][1])} in the weights and {list(wanted[name].shape)} in the model: restore the "
+                "config.json of these weights."
+            )
+    return names
+
+
+def untie(model: nn.Module, names: dict[str, str], shards: Shards) -> None:
+    """Parts, in a skeleton, parameters declared to be one whose stored values differ, as transformers does while it loads."""
+    declared: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in list(declared.items()):
+        if target in names and source in names and not shards.equal(names[target], names[source]):
+            path, _, leaf = target.rpartition(".")
+            owner = model.get_submodule(path)
+            parameter = owner._parameters[leaf]
+            assert parameter is not None
+            owner._parameters[leaf] = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
+            del declared[target]
+
+
 class StreamedModel:
     """A meta-device skeleton whose parts are filled from ``fetch`` when needed and emptied afterwards."""
 
@@ -91,7 +156,7 @@ class StreamedModel:
         self.fetch = fetch
         self.names = set(names)
         self._tie = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
-        lost = [n for n, p in skeleton.named_parameters() if n not in self.names and n not in self._tie]
+        lost = [n for n, p in skeleton.named_parameters() if n not in self.names]
         if lost:
             raise InputError(
                 f"the checkpoint stores {lost[0]} under another name or layout, so it cannot be streamed: leave out --ram to load it whole."
@@ -102,8 +167,7 @@ class StreamedModel:
         fetch = fetch or self.fetch
         for name, owner, leaf in self._meta(path):
             dtype = getattr(owner, leaf).dtype
-            source = name if name in self.names else self._tie[name]
-            owner._parameters[leaf] = nn.Parameter(fetch(source).to(dtype), requires_grad=False)
+            owner._parameters[leaf] = nn.Parameter(fetch(name).to(dtype), requires_grad=False)
 
     def free(self, path: str) -> None:
         """Empties every parameter below ``path`` again."""
@@ -119,9 +183,8 @@ class StreamedModel:
         for path, module in self.model.named_modules():
             if module._parameters and not (path + ".").startswith(inside) and path != output:
                 for name, owner, leaf in self._meta(path, recurse=False):
-                    source = name if name in self.names else self._tie[name]
                     owner._parameters[leaf] = nn.Parameter(
-                        self.fetch(source).to(getattr(owner, leaf).dtype), requires_grad=False
+                        self.fetch(name).to(getattr(owner, leaf).dtype), requires_grad=False
                     )
         if head:
             for name, source in self._tie.items():  # one storage, as in the loaded model
@@ -163,3 +226,8 @@ class StreamedModel:
             for leaf, p in module._parameters.items()
             if p is not None and p.device.type == "meta"
         ]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

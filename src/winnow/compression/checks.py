@@ -12,6 +12,7 @@ from winnow.compression.job import Job
 from winnow.compression.methods import trains
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
+from winnow.models import ModelSource
 
 
 def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
@@ -52,6 +53,20 @@ def check_earlier(job: Job, parts: dict[str, str]) -> None:
             "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out."
         )
     earlier_record(Path(str(job.compare_with)))
+
+
+def source_notes(source: ModelSource) -> list[str]:
+    """What the user should know of where the dense weights come from."""
+    if source.quantized is not None:
+        return [
+            f"{source.spec} is stored quantized ({source.quantized}); the dense model here are its values as transformers "
+            "dequantizes them, and sizes compare with the quantized file."
+        ]
+    if source.random():
+        return [
+            f"{source.spec} came without weights and starts from random ones: give the trained ones with --weights."
+        ]
+    return []
 
 
 def check_finite(host: Host, scope: Scope) -> None:

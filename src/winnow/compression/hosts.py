@@ -1,8 +1,13 @@
-"""Two ways to hold a model while it is worked on: loaded whole, or streamed from its shards block by block."""
+"""Two ways to hold a model while it is worked on: loaded whole, or streamed from its shards block by block.
+
+Both hold the model that ``from_pretrained`` (or the factory, or the module given) is, in names, values and types. Its
+files serve only to read a dense tensor again without holding it twice, where they hold it as it is.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,52 +15,93 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.calibrate.stream import Shards, StreamedModel, name_map
+from winnow.calibrate.stream import Shards, StreamedModel, loaded_names, name_map, untie
+from winnow.errors import InputError, WinnowError
 from winnow.masks.prunable import Prunable, Scope
+from winnow.masks.ties import overlapping, share_as, stored_names, tensors_of, tied
 from winnow.measure.memory import give_back
-from winnow.models import ModelSource
+from winnow.models import ModelSource, identity_of_weights
 
 Weights = Callable[[str], torch.Tensor]
 Host = Any  # Loaded | Streamed: same methods, nothing shared
-ITEMSIZE = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 class Loaded:
-    """The whole model in memory, a copy of the user's where there is one: what was given is never changed."""
+    """The whole model in memory, a copy of the user's where there is one: what was given is never changed.
+
+    ``stored_dtype`` has the type of every tensor as given, which is the one it is written in; ``stored`` the name under
+    which it is written (tied names have one); ``model`` computes in ``dtype``.
+    """
 
     streamed = False
 
     def __init__(self, source: ModelSource, *, dtype: torch.dtype | None = None) -> None:
         self.source = source
-        self.shards = Shards(source.folder) if source.folder is not None and not source.is_artifact else None
         model = source.load()
-        self.names = name_map(model, self.shards) if self.shards is not None else {}
-        self.stored_dtype = {n: p.dtype for n, p in model.named_parameters(remove_duplicate=False)}
-        self.dense_model = None if self.shards is not None else model  # what cannot be read again is kept
-        self.model = model if self.dense_model is None else copy.deepcopy(model)
+        tensors = tensors_of(model)
+        if strange := sorted(model.state_dict().keys() - tensors.keys()):
+            raise InputError(
+                f"{strange[0]} is extra state, not a tensor, and cannot be stored: remove get_extra_state()."
+            )
+        self.stored = stored_names(model, transformers=source.config is not None)
+        self.first = {name: names[0] for name, names in tied(tensors).items()}
+        self.stored_dtype = {n: t.dtype for n, t in tensors.items()}
+        self.shards: Shards | None = None
+        self.names: dict[str, str] = {}  # first name -> where its file holds exactly these values
+        self.kept: dict[str, torch.Tensor] = {}  # first name -> the tensor, where no file holds it
+        self.dense_model: nn.Module | None = None  # kept whole where there are no files to read from again
+        self.model = model
+        if source.folder is not None and not source.is_artifact:
+            self.shards = Shards(source.weight_files())
+            self._find(tensors)
+        else:
+            self.dense_model, self.model = model, share_as(model, copy.deepcopy(model))
+            self.kept = {first: tensors[first].detach() for first in self.first.values()}
         if dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
-            self.model = self.model.to(dtype)
+            self.model = share_as(model, self.model.to(dtype)) if self.dense_model is not None else self.model.to(dtype)
+        self._views = overlapping(tensors)
         self._small: dict[str, torch.Tensor] = {}
+        self._scope: Scope | None = None
+        self._given = ""
+
+    def _find(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Looks up which of the model's tensors its files hold to the bit; of all others a copy is kept."""
+        assert self.shards is not None
+        found = name_map(self.model, self.shards)
+        for first, names in tied(tensors).items():
+            if first != names[0]:
+                continue
+            tensor, key = tensors[first].detach(), next((found[n] for n in names if n in found), None)
+            if key is not None and _same(self.shards.read(key), tensor):
+                self.names[first] = key
+            else:
+                self.kept[first] = tensor.clone()
 
     def begin(self, scope: Scope) -> None:
-        """Remembers biases, norms and buffers, which recalibration and compensation change."""
-        self._small = {n: t.detach().clone() for n, t in self.model.state_dict().items() if t.ndim <= 1}
+        """Remembers biases, norms and buffers, which recalibration and compensation change, and what the dense model is."""
+        self._scope = scope
+        self._remember()
+        self._given = identity_of_weights(self.model)
+
+    def _remember(self) -> None:
+        buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+        self._small = {
+            n: t.detach().clone()
+            for n, t in tensors_of(self.model).items()
+            if n == self.first[n] and (t.ndim <= 1 or n in buffers)
+        }
 
     def original(self, name: str) -> torch.Tensor:
-        """The dense weight as stored, in its stored layout and dtype."""
-        if self.dense_model is not None:
-            return self.dense_model.get_parameter(name).detach()
+        """The dense tensor as given, in its layout and type."""
+        first = self.first[name]
+        if first in self.kept:
+            return self.kept[first]
         assert self.shards is not None
-        parameter = self.model.get_parameter(name)
-        tensor = self.shards.read(self.names[name]) if name in self.names else None
-        if tensor is None or tensor.shape != parameter.shape:
-            return self._converted(name)
-        return tensor.to(self.stored_dtype[name])
+        return self.shards.read(self.names[first]).to(self.stored_dtype[first])
 
-    def _converted(self, name: str) -> torch.Tensor:
-        """A tensor the checkpoint stores in another layout (experts one by one, say): loaded once, then kept."""
-        self.dense_model = self.source.load()
-        return self.dense_model.get_parameter(name).detach()
+    def views_of(self, scope: Scope) -> set[str]:
+        """Names of tensors that share memory with a prunable one in another view, and so change with it."""
+        return {name for name, others in self._views.items() if any(n in scope.prunables for n in others)}
 
     def enter(self, path: str) -> None:
         """Nothing to do: the weights are there."""
@@ -73,6 +119,14 @@ class Loaded:
 
     @contextmanager
     def dense(self) -> Iterator[nn.Module]:
+        """The dense model, whatever was tried before. Raises WinnowError where it would not be the one given."""
+        if self._scope is not None:
+            self.restore(self._scope)
+            if identity_of_weights(self.model) != self._given:
+                raise WinnowError(
+                    f"the dense model of {self.source.spec} is not the one that was given any more, and what would be measured of "
+                    "it would be wrong: please report this, with the model's class."
+                )
         yield self.model
 
     @contextmanager
@@ -81,8 +135,20 @@ class Loaded:
         with torch.no_grad():
             for name in scope.prunables:
                 self.model.get_parameter(name).copy_(weights(name))
-        self.put({**self._small, **extra})
+        self.put({**self._small, **{self.first.get(n, n): t for n, t in extra.items()}})
         yield self.model
+
+    def as_stored(self) -> None:
+        """From now on ``model`` has the types of the model given in place of those of the arithmetic."""
+        changed = False
+        for name, tensor in tensors_of(self.model).items():
+            if tensor.dtype != self.stored_dtype[name]:
+                tensor.data, changed = self.original(name).to(tensor.device, copy=True), True
+        for name, buffer in self.model.named_buffers(remove_duplicate=False):
+            buffer.data = buffer.data.to(self.stored_dtype.get(name, buffer.dtype))
+        if changed and self.dense_model is not None:
+            share_as(self.dense_model, self.model)
+        self._remember()
 
     def put(self, tensors: dict[str, torch.Tensor]) -> None:
         """Copies values into parameters and buffers by state-dict name."""
@@ -90,21 +156,40 @@ class Loaded:
 
 
 class Streamed:
-    """A skeleton whose blocks come from the shards and go again; only a folder can be streamed."""
+    """A skeleton whose blocks come from the shards and go again; only a folder can be streamed.
+
+    Raises:
+        InputError: the weights are quantized, or transformers would make some of them of others while it loads.
+    """
 
     streamed = True
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
-        assert source.folder is not None
-        self.shards = Shards(source.folder)
+        if source.quantized is not None:
+            raise InputError(
+                f"{source.spec} is already quantized ({source.quantized}) and cannot be streamed: leave out --ram to load it "
+                "dequantized, or give the original."
+            )
+        self.shards = Shards(source.weight_files())
         skeleton = source.skeleton()
-        self.names = name_map(skeleton, self.shards)
+        self.names = loaded_names(skeleton, self.shards)
+        untie(skeleton, self.names, self.shards)
+        tensors = tensors_of(skeleton)
+        self.stored = stored_names(skeleton, transformers=True)
+        self.first = {name: names[0] for name, names in tied(tensors).items()}
+        for names in tied(tensors).values():  # whichever of its names a tied tensor is stored under
+            if key := next((self.names[n] for n in names if n in self.names), None):
+                self.names |= dict.fromkeys(names, key)
         self.stream = StreamedModel(skeleton, self._read, self.names)
         self.model = skeleton
-        self.stored_dtype = {n: p.dtype for n, p in skeleton.named_parameters(remove_duplicate=False)}
+        for name, buffer in skeleton.named_buffers(remove_duplicate=False):
+            if name in self.names:
+                buffer.data = self._read(name).to(buffer.dtype)
+        self.stored_dtype = {n: t.dtype for n, t in tensors.items()}
         self.paths: list[str] = []
         self.outside: list[str] = []
+        self._pruned: dict[str, str] = {}  # first name -> the one it is pruned under
 
     def _read(self, name: str) -> torch.Tensor:
         return self.shards.read(self.names[name])
@@ -113,12 +198,20 @@ class Streamed:
         """Loads what lies outside the blocks; the head stays on disk until something is evaluated."""
         from winnow.masks.blocks import find_blocks
 
+        self._pruned = {self.first[name]: name for name in scope.prunables}
         self.paths = [b.path for b in find_blocks(self.model)]
         inside = tuple(f"{path}." for path in self.paths)
         self.outside = [name for name in scope.prunables if not name.startswith(inside)]
         self.stream.load_rest(self.paths, head=False)
 
+    def views_of(self, scope: Scope) -> set[str]:
+        """None: a tensor that is read from a file shares memory with no other."""
+        return set()
+
     def original(self, name: str) -> torch.Tensor:
+        """The dense tensor as given, in its layout and type."""
+        if name not in self.names:  # a buffer that the class fills itself
+            return tensors_of(self.model)[name].detach()
         return self._read(name).to(self.stored_dtype[name])
 
     def enter(self, path: str) -> None:
@@ -137,11 +230,14 @@ class Streamed:
         """Puts what ``fetch`` gives into the prunable tensors outside the blocks: they stay in memory between candidates."""
         with torch.no_grad():
             for name in self.outside:
-                if (parameter := self.model.get_parameter(name)).device.type != "meta":
-                    parameter.copy_(fetch(name))
+                for alias in (n for n, first in self.first.items() if first == self.first[name]):
+                    if (parameter := self.model.get_parameter(alias)).device.type != "meta":
+                        parameter.copy_(fetch(name))
 
     @contextmanager
     def dense(self) -> Iterator[nn.Module]:
+        """The dense model. Raises WinnowError where its files are not those that were opened."""
+        self.shards.check_unchanged()
         self.stream.load_rest(self.paths, head=True)
         self._fill(self.original)
         with self.stream.on_demand(self.paths, self._read) as model:
@@ -150,9 +246,12 @@ class Streamed:
     @contextmanager
     def with_weights(self, weights: Weights, scope: Scope, extra: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
         def fetch(name: str) -> torch.Tensor:
-            if name in extra:
-                return extra[name]
-            return weights(name) if name in scope.prunables else self._read(name)
+            first = self.first.get(name, name)
+            if first in changed:
+                return changed[first]
+            return weights(self._pruned[first]) if first in self._pruned else self._read(name)
+
+        changed = {self.first.get(n, n): t for n, t in extra.items()}
 
         self.stream.load_rest(self.paths, head=True)
         self._fill(fetch)
@@ -161,37 +260,37 @@ class Streamed:
 
 
 def stored_sizes(host: Host) -> dict[str, int]:
-    """Bytes of every stored tensor of the dense model, by the name it is stored under; tied tensors count once."""
-    if host.shards is not None:
-        return {
-            n: torch.Size(shape).numel() * ITEMSIZE.get(kind, 1) for n, (kind, shape) in host.shards.layout().items()
-        }
-    seen: set[int] = set()
-    sizes = {}
-    for name, tensor in host.dense_model.state_dict().items():
-        if tensor.numel() == 0 or tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            sizes[name] = tensor.numel() * tensor.element_size()
-    return sizes
+    """Bytes of every tensor of the dense model, in its own type, by the name it is stored under; tied tensors count once."""
+    tensors = tensors_of(host.model)
+    names = dict.fromkeys(host.stored.values())
+    return {name: tensors[name].numel() * host.stored_dtype[name].itemsize for name in names}
 
 
 def dense_tensors(host: Host, scope: Scope) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that is not packed, as it was stored, one at a time, under its name in the model."""
-    state = host.model.state_dict() if host.shards is not None else host.dense_model.state_dict()
-    for name, tensor in state.items():
-        if name in scope.prunables:
-            continue
-        if host.shards is None:
-            yield name, tensor.detach()
-        elif name in host.names:
-            yield name, host.shards.read(host.names[name])
-        elif tensor.device.type != "meta" and name not in tied_names(host.model):
-            yield name, tensor.detach().to(host.stored_dtype.get(name, tensor.dtype))
+    """Every tensor that is not packed, as it was given, one at a time, under the name it is stored under."""
+    pruned = {host.first[name] for name in scope.prunables}
+    for name in dict.fromkeys(host.stored.values()):
+        if host.first[name] not in pruned:
+            yield name, host.original(name)
 
 
-def tied_names(model: nn.Module) -> set[str]:
-    """Parameters that share another's storage by the model's own declaration."""
-    return set(getattr(model, "all_tied_weights_keys", None) or {})
+def main_dtype(host: Host) -> torch.dtype | None:
+    """The floating-point type of most of the dense model's weights."""
+    counts: Counter[torch.dtype] = Counter()
+    for name, tensor in tensors_of(host.model).items():
+        if host.stored_dtype[name].is_floating_point:
+            counts[host.stored_dtype[name]] += tensor.numel()
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def written_names(host: Host, name: str) -> list[str]:
+    """The names under which a tensor is stored: one, and more where a tie would not come back by itself."""
+    return list(dict.fromkeys(host.stored[n] for n, first in host.first.items() if first == host.first[name]))
+
+
+def _same(stored: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether a tensor of a file is the model's own, once it has the model's type."""
+    return stored.shape == tensor.shape and torch.equal(stored.to(tensor.dtype), tensor)
 
 
 def put_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> None:

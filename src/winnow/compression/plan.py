@@ -80,9 +80,7 @@ def make_plan(
     for p in scope.prunables.values():
         units.setdefault(p.block, []).append(p)
     sizes = stored_sizes(host)
-    inside = {
-        b: sum(v for n, v in sizes.items() if b is not None and _model_name(host, n).startswith(b + ".")) for b in units
-    }
+    inside = {b: sum(v for n, v in sizes.items() if b is not None and n.startswith(b + ".")) for b in units}
     block_bytes = max(inside.values(), default=0) if host.streamed else 0
     outside = sum(sizes.values()) - sum(inside.values()) if host.streamed else 0
     tokens = token_count(prepared.batches)
@@ -183,15 +181,6 @@ def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
             hook.remove()
     values = output if torch.is_tensor(output) else getattr(output, "logits", None)
     return best, held, values.numel() * values.element_size() if torch.is_tensor(values) else 0
-
-
-def _model_name(host: Host, stored: str) -> str:
-    if host.shards is None:
-        return stored
-    back = getattr(host, "_back", None)
-    if back is None:
-        back = host._back = {v: k for k, v in host.names.items()}
-    return back.get(stored, stored)
 
 
 def _seconds(scope: Scope, tokens: int, gram: bool) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from winnow.compression.hosts import dense_tensors
+from winnow.compression.hosts import dense_tensors, main_dtype, written_names
 from winnow.compression.prune import LayerOutcome, Pruned
 from winnow.compression.runner import Outcome, Runner
 from winnow.compression.sizes import shard_bytes
@@ -20,6 +20,7 @@ from winnow.errors import InputError, disk_errors
 from winnow.formats.artifact import ArtifactWriter, read_artifact
 from winnow.formats.disk import OutputFolder
 from winnow.formats.packed import PackedTensor
+from winnow.masks.ties import tensors_of
 from winnow.measure.memory import give_back
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Result:
 
     @property
     def model(self) -> nn.Module:
-        """The compressed model, dense in memory with its zeros in place, in eval mode.
+        """The compressed model, dense in memory with its zeros in place, in eval mode, in the types of the model given.
 
         Raises:
             InputError: the model was streamed and never whole in memory; load the written folder instead.
@@ -64,6 +65,7 @@ class Result:
         if self._setup.host.streamed:
             raise InputError(f"the model was streamed: load it with winnow.load({str(self.folder)!r}).")
         assert self.chosen.pruned is not None
+        self._setup.host.as_stored()
         with self._setup.host.with_weights(
             self._runner.weights(self.chosen.pruned), self._setup.scope, self.chosen.pruned.extra
         ) as model:
@@ -142,7 +144,7 @@ def finish(
     if out is not None:
         for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
             assert outcome.pruned is not None
-            outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name)
+            outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name, setup.host.stored)
     return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, runner)
 
 
@@ -167,17 +169,26 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
     with ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
-        for name, tensor in _dense(host, setup, outcome.pruned):
+        for name, tensor in _dense(setup, runner, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in setup.scope.prunables.items():
-            writer.add_packed(prunable, outcome.pruned.packed(name))
+            for written in written_names(host, name):
+                # A tied head is stored under the embedding's name; the module that multiplies by it stays the head.
+                writer.add_packed(replace(prunable, name=written), outcome.pruned.packed(name))
             if host.streamed:
                 give_back()
         config = None
         if source.config is not None:
             config = source.config.to_dict()
-            config.pop("quantization_config", None)
+            for key in ("quantization_config", "transformers_weights"):  # how the weights given were stored
+                config.pop(key, None)
             config["architectures"] = config.get("architectures") or [type(host.model).__name__]
+            if (dtype := main_dtype(host)) is not None:  # which is what from_pretrained will make of all
+                config["dtype"] = str(dtype).removeprefix("torch.")
+        else:
+            for name, stored in host.stored.items():
+                if name != stored:
+                    writer.add_alias(name, stored)
         return writer.finish(
             config=config,
             files=source.companions(),
@@ -203,16 +214,28 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _dense(host: Any, setup: Setup, pruned: Pruned) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in dense_tensors(host, setup.scope):
-        yield name, pruned.extra[name].to(tensor.dtype) if name in pruned.extra else tensor
+def _dense(setup: Setup, runner: Runner, pruned: Pruned) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is written beside the packed tensors: as it was, but for what calibration changed, and for views of memory
+    of which a packed tensor is another view."""
+    host, scope = setup.host, setup.scope
+    changed = {host.first[name]: tensor for name, tensor in pruned.extra.items()}
+    views = host.views_of(scope)
+    for name, tensor in dense_tensors(host, scope):
+        if host.first[name] in changed:
+            yield name, changed[host.first[name]].to(tensor.dtype)
+        elif name in views:
+            with host.with_weights(runner.weights(pruned), scope, pruned.extra) as model:
+                yield name, tensors_of(model)[name].detach().to(tensor.dtype, copy=True)
+        else:
+            yield name, tensor
 
 
-def _from_folder(folder: Path | None, name: str) -> Callable[[str], PackedTensor]:
+def _from_folder(folder: Path | None, name: str, stored: dict[str, str]) -> Callable[[str], PackedTensor]:
     if folder is None:
 
         def gone(_: str) -> PackedTensor:
             raise InputError(f"{name} was measured but not kept: run again with --keep {name}.")
 
         return gone
-    return read_artifact(folder).packed
+    artifact = read_artifact(folder)
+    return lambda tensor: artifact.packed(stored[tensor])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from winnow.compression.counts import per_tensor, unheld, within_tensor
-from winnow.compression.hosts import Host, dense_tensors
+from winnow.compression.hosts import Host, dense_tensors, written_names
 from winnow.formats.packed import outline
 from winnow.formats.shards import SHARD_BYTES, Layout, weights_bytes
 from winnow.formats.tensorfile import TensorFile
@@ -34,7 +35,10 @@ def stored_bytes(host: Host, scope: Scope, dense: Layout, files: Mapping[str, Te
     """The size of the weights file of a candidate whose packed tensors lie in ``files`` (by name); none is read."""
     opened = {file.path: file for file in files.values()}
     described = {name: about for file in opened.values() for name, about in split_keys(file)[0].items()}
-    packed = [(stored_parts(files[name], name), {name: described[name]}) for name in scope.prunables]
+    packed = []
+    for name in scope.prunables:
+        for written in written_names(host, name):
+            packed.append((_renamed(stored_parts(files[name], name), name, written), {written: described[name]}))
     return weights_bytes(dense, packed, shard_bytes(host))
 
 
@@ -56,8 +60,9 @@ def packed_bytes(
         stored = {"keep": str(dtype).removeprefix("torch."), "bf16": "bfloat16"}.get(kept, kept)
         group = group_size if kept == "int4" else None
         made = outline(prunable.rows, prunable.cols, zeros.get(name, 0), within_tensor(structure), stored, dtype, group)
-        tensors = {stored_key(name, suffix): tensor for suffix, tensor in made.tensors().items()}
-        packed.append((tensors, {name: describe(prunable, made)}))
+        for written in written_names(host, name):
+            tensors = {stored_key(written, suffix): tensor for suffix, tensor in made.tensors().items()}
+            packed.append((tensors, {written: describe(replace(prunable, name=written), made)}))
     return weights_bytes(dense, packed, shard_bytes(host))
 
 
@@ -79,6 +84,11 @@ def dense_bytes(host: Host, scope: Scope, dense: Layout) -> int:
     """The size of a plain safetensors file of the dense model."""
     weights = {n: torch.empty(p.shape, dtype=host.stored_dtype[n], device="meta") for n, p in scope.prunables.items()}
     return weights_bytes({**dense, **weights}, (), shard_bytes(host), described=False)
+
+
+def _renamed(parts: Layout, name: str, written: str) -> Layout:
+    """The keys of a packed tensor's parts under the name that it is written under."""
+    return {f"{written}{key.removeprefix(name)}": tensor for key, tensor in parts.items()}
 
 
 def _equal_shares(scope: Scope, zeros: int) -> dict[str, int]:

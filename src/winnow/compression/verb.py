@@ -16,7 +16,7 @@ from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import find_units, one_stream
 from winnow.compression.candidates import at_values, baselines, primary, rounded
-from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
+from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
 from winnow.compression.counts import total_zeros, within_tensor
 from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
@@ -113,6 +113,8 @@ def set_up(job: Job) -> Setup:
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     stays = dense_layout(host, scope)
     dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
+    if source.quantized is not None:  # what is saved is saved of the file that there is
+        dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
@@ -132,7 +134,7 @@ def set_up(job: Job) -> Setup:
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
-    notes = list(prepared.notes)
+    notes = [*source_notes(source), *prepared.notes]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []

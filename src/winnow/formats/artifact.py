@@ -23,6 +23,7 @@ from winnow.formats.shards import SHARD_BYTES, ShardWriter
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, sha256
 from winnow.formats.units import flatten, load_packed, split_keys
 from winnow.masks.prunable import Prunable
+from winnow.masks.ties import stored_names
 
 __all__ = ["Artifact", "ArtifactWriter", "is_artifact", "read_artifact"]
 
@@ -93,16 +94,14 @@ class ArtifactWriter:
         Tied weights are stored once: transformers ties them again itself, for a plain model they become aliases.
         Raises InputError for a packed tensor that would be lost because its name is the tied one.
         """
-        tied = getattr(model, "all_tied_weights_keys", None)
-        first: dict[tuple, str] = {}
+        transformers = hasattr(model, "all_tied_weights_keys")
+        stored = stored_names(model, transformers=transformers)
         for name, tensor in model.state_dict().items():
-            if tied is not None and name in tied:
-                continue
             if not isinstance(tensor, torch.Tensor):
                 raise InputError(f"{name} is extra state, not a tensor, and cannot be stored: remove get_extra_state()")
-            where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            if tied is None and tensor.numel() and first.setdefault(where, name) != name:
-                self.add_alias(name, first[where])
+            if stored[name] != name:
+                if not transformers:
+                    self.add_alias(name, stored[name])
             elif name in packed:
                 self.add_packed(*packed[name])
             else:

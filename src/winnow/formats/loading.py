@@ -16,6 +16,8 @@ from winnow.formats.disk import OutputFolder, copy_file, write_text
 from winnow.formats.ownership import MARK
 from winnow.formats.reader import Artifact, check_listed, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
+from winnow.masks.ties import tensors_of, tied
+from winnow.state_dict import misfit
 
 Factory = Callable[[], torch.nn.Module]
 
@@ -156,7 +158,7 @@ def _build(artifact: Artifact, factory: Factory | str | None) -> torch.nn.Module
 
 @torch.no_grad()
 def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype | None) -> torch.nn.Module:
-    must_fit(artifact, model.state_dict())
+    must_fit(artifact, model)
     own = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
     for name, tensor in artifact.state_dict():
         # .data keeps the Parameter object, and with it any tie or optimizer that holds it.
@@ -164,14 +166,21 @@ def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype |
     return model.eval()
 
 
-def must_fit(artifact: Artifact, wanted: dict[str, torch.Tensor]) -> None:
-    """Raises FormatError unless a plain model's state dict has the names and shapes of the artifact."""
-    different = sorted(set(artifact.names) ^ wanted.keys())
-    if different:
-        raise FormatError(f"{artifact.folder} and the factory's model differ in {different[0]}: pass the right factory")
-    for name, tensor in wanted.items():
-        if artifact.shape(name) != tuple(tensor.shape):
-            raise FormatError(
-                f"{name} is {list(artifact.shape(name))} in {artifact.folder} and {list(tensor.shape)} "
-                "in the factory's model: pass the right factory"
-            )
+def must_fit(artifact: Artifact, model: torch.nn.Module) -> None:
+    """Raises FormatError unless a plain model's state dict has the names and shapes of the artifact, and no tie of its
+    own between tensors that differ there."""
+    tensors = tensors_of(model)
+    why = misfit(
+        {name: tuple(t.shape) if name in tensors else () for name, t in model.state_dict().items()},
+        {name: artifact.shape(name) for name in artifact.names},
+    )
+    if why is not None:
+        raise FormatError(f"{artifact.folder} does not fit the factory's model: {why}; pass the right factory")
+    for name, names in tied(tensors).items():
+        if name == names[0]:
+            stored = list(dict.fromkeys(artifact.aliases.get(n, n) for n in names))
+            if any(not torch.equal(artifact.tensor(stored[0]), artifact.tensor(other)) for other in stored[1:]):
+                raise FormatError(
+                    f"{artifact.folder} does not fit the factory's model: {' and '.join(stored[:2])} differ there and are one "
+                    "tensor in the model; pass the right factory"
+                )

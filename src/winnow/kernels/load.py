@@ -48,9 +48,14 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
 def _transformers(artifact: Artifact, model: Any) -> None:
     from winnow.formats.hf_quantizer import planned_dtype
 
-    wanted = model.state_dict()
+    wanted, stored = model.state_dict(), set(artifact.names)
     tied = dict(model.all_tied_weights_keys)
-    different = sorted(set(artifact.names) - wanted.keys()) or sorted(wanted.keys() - tied.keys() - set(artifact.names))
+    for target, source in dict(tied).items():
+        if target in stored and source in stored:  # parted, as transformers does it where both are there
+            del tied[target]
+            _put(model, [target], torch.empty_like(wanted[target]))
+    there = stored | {n for pair in tied.items() if stored & set(pair) for n in pair}
+    different = sorted(stored - wanted.keys()) or sorted(wanted.keys() - there)
     if different:
         raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({different[0]}): write it again")
     for name in artifact.names:
@@ -87,7 +92,7 @@ def _without_values(build: Callable[[], Any], fill: Callable[[Any], None]) -> An
 
 def _plain(artifact: Artifact, model: nn.Module, dtype: torch.dtype | None) -> None:
     wanted = model.state_dict()
-    must_fit(artifact, wanted)
+    must_fit(artifact, model)
     floating = {name for name, tensor in wanted.items() if tensor.is_floating_point()}
     _fill(model, artifact, dict.fromkeys(floating, dtype) if dtype else {}, artifact.aliases)
 

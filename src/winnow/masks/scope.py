@@ -16,6 +16,7 @@ from winnow.errors import InputError
 from winnow.masks.blocks import Block, find_blocks, is_transposed_linear
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import Prunable, Scope, Skipped, nothing_to_prune
+from winnow.masks.ties import overlapping, tied
 
 MHA_WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -30,14 +31,13 @@ def find_scope(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[
 
     ``include`` and ``exclude`` are glob patterns over parameter and module names (a module stands for all the
     matrices below it). ``include`` overrides every reason, but a tied parameter, a norm or a bias only when
-    it is named exactly. ``exclude`` wins over ``include``. Works on a meta-device skeleton.
+    it is named exactly, by whichever of its names. ``exclude`` wins over ``include``. Works on a meta-device skeleton.
 
     Raises InputError for a pattern that matches nothing and for a model with nothing to prune.
     """
-    aliases: dict[int, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(_identity(p), []).append(name)
-    everything = [name for names in aliases.values() for name in names]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    aliases, views = tied(parameters), overlapping(parameters)
+    everything = list(parameters)
     for pattern in [*include, *exclude]:
         if not any(_matches(pattern, name) for name in everything):
             raise InputError(
@@ -50,32 +50,29 @@ def find_scope(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[
     rules = _Rules.of(model)
     scope = Scope()
     for name, p in model.named_parameters():
-        names = aliases[_identity(p)]
+        names, others = aliases[name], views.get(name, [])
         if name != names[0]:
             continue  # counted under its first name already (two parameters that view one storage)
-        reason = _fixed_reason(p) or (f"tied to {names[1]}" if len(names) > 1 else rules.reason(name, p))
-        asked = next((n for n in names if _asked(include, n, p, tied=len(names) > 1)), None)
+        shared = f"tied to {names[1]}" if len(names) > 1 else f"tied to {others[0]}, in another view" if others else ""
+        reason = _fixed_reason(p) or shared or rules.reason(name, p)
+        asked = next((n for n in names if _asked(include, n, p, tied=bool(shared))), None)
         if asked is not None and not _fixed_reason(p):
-            name, reason = asked, ""
-        if any(_matches(pattern, n) for pattern in exclude for n in names):
+            name, reason = next((n for n in names if rules.has_inputs(n)), asked), ""
+        if any(_matches(pattern, n) for pattern in exclude for n in (*names, *others)):
             reason = "excluded by name"
         if reason:
             scope.skipped.append(Skipped(names[0], p.numel() if not is_lazy(p) else 0, reason))
         else:
             scope.prunables[name] = rules.prunable(name, p)
+    for name, prunable in list(scope.prunables.items()):
+        for other in [n for n in views.get(name, ()) if name in scope.prunables and n in scope.prunables]:
+            if scope.prunables[other].numel != prunable.numel:
+                raise InputError(f"{name} and {other} share some of their memory: name only one of them with include.")
+            del scope.prunables[other]  # the same weights in another order: they were named twice
+            scope.skipped.append(Skipped(other, prunable.numel, f"tied to {name}, in another view"))
     if not scope.prunables:
         raise InputError(nothing_to_prune(scope.skipped))
     return scope
-
-
-def _identity(p: torch.Tensor) -> int:
-    """One number for parameters that share their values: the same object, or the same view of one storage."""
-    if p.is_meta or is_lazy(p) or p.numel() == 0:
-        return id(p)
-    try:
-        return hash((p.data_ptr(), tuple(p.shape), p.stride())) if p.data_ptr() else id(p)
-    except (RuntimeError, NotImplementedError):  # tensor subclasses without a storage of their own
-        return id(p)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -160,6 +157,12 @@ class _Rules:
             # In a transformer the convolutions before the blocks only cut the input into tokens.
             return "" if self.conv_blocks or not self.blocks else "embedding"
         return "outside the repeated blocks" if self.blocks else ""
+
+    def has_inputs(self, name: str) -> bool:
+        """Whether the parameter multiplies inputs that calibration sees: of a tied tensor's names, the one to go by."""
+        path, _, key = name.rpartition(".")
+        owner = self.modules[path]
+        return key == "weight" and (isinstance(owner, (nn.Linear, _ConvNd)) or is_transposed_linear(owner))
 
     def prunable(self, name: str, p: torch.Tensor) -> Prunable:
         path, _, key = name.rpartition(".")

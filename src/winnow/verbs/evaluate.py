@@ -12,6 +12,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.models import ModelSource, open_model
+from winnow.verbs.reference import open_reference
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 
@@ -59,7 +60,8 @@ def evaluate(
     """Measures a model on data; see ``winnow eval``.
 
     Args:
-        reference: a dense model to compare with: paired change with its 95 % interval, agreement and KL.
+        reference: a dense model to compare with: paired change with its 95 % interval, agreement and KL. For a plain
+            torch model its dense weights' file will do.
         harness_tasks: local lm-eval tasks to run too, found in ``harness_path``.
 
     Raises:
@@ -78,7 +80,7 @@ def evaluate(
     work = prepared.task
     dense = dense_source = anchor = None
     if reference is not None:
-        dense_source = open_model(reference, trust_remote_code=trust_remote_code)
+        dense_source = open_reference(source, reference, trust_remote_code=trust_remote_code)
         dense_model = _load(dense_source, dtype)
         anchor = work.reference(dense_model)
         dense = anchor.evaluation

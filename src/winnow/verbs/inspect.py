@@ -87,7 +87,7 @@ def _packed_folder(folder: Path) -> Inspection:
 
     artifact = read_artifact(folder)
     layers = []
-    for name in artifact.names:
+    for name in sorted({*artifact.names} - artifact.aliases.keys()):
         if name in artifact.packed_names:
             p, packed = artifact.prunable(name), artifact.packed(name)
             kind = f"{_kind(p)}, {packed.encoding}, {packed.values}"

@@ -14,6 +14,7 @@ from winnow.errors import InputError
 from winnow.formats.reader import Artifact, read_artifact
 from winnow.formats.soundness import FLOATS
 from winnow.models import ModelSource, open_model, quiet_transformers
+from winnow.verbs.reference import open_reference
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
 
@@ -110,11 +111,7 @@ def open_subject(
         if isinstance(folder, nn.Module):
             raise InputError("a model in memory needs no --factory: leave it out.")
         source = open_model(factory, folder)
-    original = None
-    if reference is not None:
-        # A plain torch model's original is its weights, in the same code.
-        file = factory is not None and not isinstance(reference, nn.Module) and Path(reference).is_file()
-        original = open_model(str(factory), reference) if file else open_model(reference)  # type: ignore[arg-type]
+    original = open_reference(source, reference) if reference is not None else None
     artifact = read_artifact(source.folder) if source.is_artifact and source.folder is not None else None
     if artifact is not None and artifact.is_transformers and factory is not None:
         raise InputError(f"{folder} is a transformers model and needs no --factory: leave it out.")
