@@ -73,7 +73,9 @@ def check_whole(files: Iterable[Path]) -> None:
 
 def refuse_pointer(path: Path) -> None:
     """Raises FormatError for the text that git-lfs leaves where a file was not fetched."""
-    with open(path, "rb") as f:
+    from winnow.formats.regular import open_regular
+
+    with open_regular(path) as f:
         if f.read(len(LFS)) == LFS:
             raise FormatError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull there.")
 
