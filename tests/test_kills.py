@@ -3,10 +3,13 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from accidents import Forge, figures, give
+from winnow.errors import WinnowError, disk_errors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -138,3 +141,27 @@ def _kills(forge, given, found, tmp_path, job, rng, times):
         if number % 2 == 0:
             forge(job, out, given, at=rng.randint(1, count))
         ends_the_same(forge, job, out, given, right)
+
+
+OUTSIDE = """
+import resource, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from winnow.errors import disk_errors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with disk_errors(Path(sys.argv[1])):
+    save_file({"a": torch.zeros(10000)}, sys.argv[1])
+"""
+
+
+def test_what_other_libraries_say_of_the_disk_is_one_sentence(tmp_path):
+    """safetensors and tokenizers raise exceptions of their own, which carry the system's number in words."""
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", OUTSIDE, tmp_path / "a"], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("winnow.errors.WinnowError: ") and "cannot be written" in last
+    for number, says in ((28, "the disk is full"), (13, "no permission"), (30, "no permission"), (5, "check the path and the disk")):  # fmt: skip
+        with pytest.raises(WinnowError, match=says), disk_errors(tmp_path / "a"):
+            raise RuntimeError(f"I/O error: something (os error {number})")
+    with pytest.raises(RuntimeError, match="of another kind"), disk_errors(tmp_path / "a"):
+        raise RuntimeError("of another kind")
