@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 import winnow
-from small import classifier, points, trained
+from small import Float32Only, classifier, points, trained
 from test_cli import refused
 from test_cli import winnow as command
 from test_report import Page
@@ -548,3 +548,34 @@ def test_fresh_process_reads_no_more_than_it_needs(plain):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["seconds"] > 0 and 0 <= seen["load"] <= seen["run"]
+
+
+def test_what_cannot_run_is_left_out_with_its_reason(tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(8, 1)
+    folder = tmp_path / "out"
+    winnow.compress(
+        Float32Only().eval(),
+        x,
+        sparsity=0.5,
+        task="none",
+        baselines="none",
+        speed=False,
+        include=["a.weight", "b.weight"],
+    ).save(folder)
+    given = dict(factory="small:Float32Only", data=x, batch=(1,), rounds=2)
+    found = winnow.bench(folder, contenders="dense,bf16,packed,accelerated", **given)
+    absent = {a.name: a.reason for a in found.absent}
+    assert {"dense bfloat16", "packed bfloat16", "accelerated bfloat16"} <= absent.keys()
+    assert all("dtype" in reason or "BFloat16" in reason for reason in absent.values())
+    assert {"dense float32", "packed float32", "accelerated float32"} <= {c.name for c in found.contenders}
+
+
+def test_inputs_that_the_model_does_not_take_are_refused_in_one_sentence(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "out"
+    winnow.compress(
+        Float32Only().eval(), torch.rand(8, 1), sparsity=0.5, task="none", baselines="none", speed=False
+    ).save(folder)
+    with pytest.raises(InputError, match="does not run on its inputs"):
+        winnow.bench(folder, factory="small:Float32Only", data=torch.rand(8), batch=(1,), rounds=2, contenders="dense")

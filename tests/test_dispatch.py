@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+import warnings
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from winnow.kernels.cache import TimingCache
 from winnow.kernels.choose import choose
 from winnow.kernels.contenders import Contender
 from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer
+from winnow.kernels.form import Form
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.micro import ENOUGH, FEW, MOST, TRIES, TWO, Case, MicroTimer, race
 from winnow.kernels.modules import PackedConv2d, PackedLinear
@@ -1081,3 +1083,25 @@ def test_codes_survive_the_state_dict():
     assert type(fast[0]) is Int8Linear and torch.equal(fast[0].codes, codes)
     fast.load_state_dict(fast.state_dict())
     assert torch.equal(fast[0].codes[:2], codes[:2])
+
+
+def test_packed_accelerated_and_quantized_models_are_not_compressed_again():
+    import winnow
+    from winnow.kernels.swap import must_be_dense
+
+    wanted = dict(sparsity=0.5, method="magnitude", baselines="none", speed=False)
+    packed = nn.Sequential(PackedLinear(PackedMatrix.from_dense(torch.eye(8))), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match=r"packed already.*without packed=True"):
+        winnow.compress(packed, **wanted)
+    with pytest.raises(InputError, match="packed already"):
+        winnow.shrink(packed, torch.ones(2, 8))
+    given = nn.Linear(8, 8)
+    fast = nn.Sequential(RoundedLayer(Form(given), given.weight, None), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match="accelerated already"):
+        winnow.compress(fast, **wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        codes = torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear}, torch.qint8)
+    with pytest.raises(InputError, match=r"quantized already \(\S+ is a Linear\)"):
+        winnow.compress(codes, **wanted)
+    must_be_dense(mlp())

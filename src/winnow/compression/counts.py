@@ -65,7 +65,7 @@ def _working(host: Host, p: Prunable) -> torch.Tensor:
 
 def header_bytes(scope: Scope) -> int:
     """What the file says about its tensors, at most: names, shapes, patterns and checksums, per tensor."""
-    return sum(1400 + 8 * len(name) for name in scope.prunables) + sum(300 + 2 * len(s.name) for s in scope.skipped)
+    return sum(650 + 6 * len(name) for name in scope.prunables) + sum(170 + 2 * len(s.name) for s in scope.skipped)
 
 
 def total_zeros(

@@ -6,15 +6,36 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
 from winnow.kernels.products import Geometry
 from winnow.masks.blocks import is_transposed_linear
 
+# Where the modules of quantized layers are defined: by torch, by its extensions, by what transformers puts into models.
+_QUANTIZED = (
+    "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.", "bitsandbytes.", "auto_gptq.", "gptqmodel.", "awq.",
+    "optimum.quanto", "hqq.", "transformers.integrations.finegrained_fp8",
+)  # fmt: skip
+
 
 def packed_layers(model: nn.Module) -> dict[str, PackedLinear | PackedConv2d]:
     """Every packed layer of ``model`` by its path; "" where the model itself is one."""
     return {path: m for path, m in model.named_modules() if isinstance(m, (PackedLinear, PackedConv2d))}
+
+
+def must_be_dense(model: nn.Module) -> None:
+    """Raises InputError for a model whose layers are packed, accelerated or quantized already: they have no dense
+    weights to prune or to train."""
+    for path, module in model.named_modules():
+        kind = type(module)
+        where = f" ({path or 'the model itself'} is a {kind.__name__})"
+        if isinstance(module, PackedLayer):
+            raise InputError(f"the layers of this model are packed already{where}: load it without packed=True")
+        if isinstance(module, WeightOnDemand):
+            raise InputError(f"this model is accelerated already{where}: give the model that it was made from")
+        if kind.__module__.startswith(_QUANTIZED):
+            raise InputError(f"the layers of this model are quantized already{where}: give the dense model")
 
 
 def swap(model: nn.Module, path: str, module: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels.swap import must_be_dense
 from winnow.masks.coupled import Refused
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import name_of
@@ -80,6 +81,7 @@ def plan(model: nn.Module, example: Any = None) -> dict[str, Any]:
 def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Removed], list[Skipped]]:
     if any(p.is_meta for p in model.parameters()):
         raise InputError("a model on the meta device holds no values to look for zeros in: load its weights first")
+    must_be_dense(model)
     scope = wide_scope(model)
     if not scope.prunables:
         return Writer(model, scope, []).plan([]), [], []

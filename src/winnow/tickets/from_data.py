@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels.swap import must_be_dense
 from winnow.models import ModelSource, open_model
 from winnow.tickets.batches import is_batches
 from winnow.tickets.given import patterns, real, whole
@@ -96,6 +97,8 @@ def training_from(
     include, exclude = patterns("include", include), patterns("exclude", exclude)
     if data is None:
         raise InputError("a ticket is trained on labelled data: give data.")
+    if isinstance(model, nn.Module):
+        must_be_dense(model)
     source = (
         model if isinstance(model, ModelSource) else open_model(model, weights, trust_remote_code=trust_remote_code)
     )
