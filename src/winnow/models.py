@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.masks.given import opened, working_copy
 
 # Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
 _COMPANIONS = (
@@ -73,7 +74,7 @@ class ModelSource:
     def load(self) -> nn.Module:
         """The whole model in memory, in eval mode, in its stored dtype."""
         if self.module is not None:
-            return copy.deepcopy(self.module).eval() if self.module.training else self.module  # the user's mode stays
+            return working_copy(self.module).eval() if self.module.training else self.module  # the user's mode stays
         if self.folder is not None and self.is_artifact:
             from winnow.formats import load
 
@@ -100,6 +101,18 @@ class ModelSource:
                 "install a version that has it, or give the model as package.module:function with --weights."
             )
         return cls
+
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """What the forward of the model takes, by name; empty where nothing says so."""
+        given: Any = self.module
+        if given is None:
+            given = self.model_class() if self.folder is not None and self.config is not None else build(self.factory)
+        try:
+            found = dict(inspect.signature(given.forward).parameters)
+        except (TypeError, ValueError):
+            return {}
+        found.pop("self", None)
+        return found
 
     def skeleton(self) -> nn.Module:
         """The model with its parameters on the meta device and its buffers real (a folder only)."""
@@ -165,7 +178,8 @@ def open_model(
         InputError: the thing does not exist, holds no safetensors, asks to run its own code, or has no known class.
     """
     if isinstance(spec, nn.Module):
-        return ModelSource(spec=type(spec).__name__, module=spec)
+        given = opened(spec)
+        return ModelSource(spec=type(given).__name__, module=given)
     text = str(spec)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -300,7 +314,7 @@ def build(factory: str | None, call: bool = True) -> Any:
     model = target()
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
-    return model
+    return opened(model)
 
 
 def load_state(model: nn.Module, file: Path) -> None:

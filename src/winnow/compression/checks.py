@@ -11,7 +11,9 @@ from winnow.compression.hosts import Host
 from winnow.compression.job import Job
 from winnow.compression.methods import trains
 from winnow.errors import InputError
+from winnow.masks.given import require_initialised
 from winnow.masks.prunable import Scope
+from winnow.measure.fits import require_sound
 
 
 def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
@@ -55,11 +57,8 @@ def check_earlier(job: Job, parts: dict[str, str]) -> None:
 
 
 def check_finite(host: Host, scope: Scope) -> None:
-    """NaN weights are found before an hour of work, where they can be read without it."""
+    """NaN anywhere is found before an hour of work, where it can be read without it."""
     if host.streamed:
         return  # each block is checked when it is read
-    for name in scope.prunables:
-        if not torch.isfinite(host.model.get_parameter(name)).all():
-            raise InputError(
-                f"{name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
-            )
+    require_initialised(host.model)
+    require_sound(host.model, scope.prunables)

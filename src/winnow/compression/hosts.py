@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 
 from winnow.calibrate.stream import Shards, StreamedModel, name_map
+from winnow.masks.arithmetic import halves, widen
+from winnow.masks.given import working_copy
 from winnow.masks.prunable import Prunable, Scope
 from winnow.measure.memory import give_back
 from winnow.models import ModelSource
@@ -25,15 +26,19 @@ class Loaded:
 
     streamed = False
 
-    def __init__(self, source: ModelSource, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, source: ModelSource, *, dtype: torch.dtype | None = None, wide: bool = False) -> None:
+        """``dtype``: of all arithmetic; None leaves the stored types, but with ``wide`` 16-bit tensors become float32."""
         self.source = source
         self.shards = Shards(source.folder) if source.folder is not None and not source.is_artifact else None
         model = source.load()
         self.names = name_map(model, self.shards) if self.shards is not None else {}
         self.stored_dtype = {n: p.dtype for n, p in model.named_parameters(remove_duplicate=False)}
         self.dense_model = None if self.shards is not None else model  # what cannot be read again is kept
-        self.model = model if self.dense_model is None else copy.deepcopy(model)
-        if dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
+        self.model = model if self.dense_model is None else working_copy(model)
+        self.widened = dtype is None and wide and halves(self.model)
+        if self.widened:
+            widen(self.model)
+        elif dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
             self.model = self.model.to(dtype)
         self._small: dict[str, torch.Tensor] = {}
 

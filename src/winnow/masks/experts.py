@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.rnn import RNNBase
 from torch.nn.parameter import is_lazy
 
 
@@ -40,7 +42,13 @@ def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+# Modules whose tensors of three dimensions are known to be something else: filters, products of two inputs, biases.
+_KNOWN = (_ConvNd, nn.Bilinear, nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag, RNNBase, nn.LayerNorm)
+
+
 def _stacks(module: nn.Module, path: str) -> dict[str, torch.Tensor]:
+    if isinstance(module, _KNOWN):
+        return {}
     named = ((n, p) for n, p in module._parameters.items() if p is not None and not is_lazy(p) and p.dim() == 3)
     return {_join(path, name): p for name, p in named if min(p.shape) > 1}
 

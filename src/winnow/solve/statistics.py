@@ -9,7 +9,12 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-CORRECTED = ("linear", "conv1d", "conv")  # kinds whose module puts out one channel a row of the matrix
+CORRECTED = (
+    "linear",
+    "conv1d",
+    "conv",
+    "conv_transposed",
+)  # kinds whose module puts out one channel a row of the matrix
 
 
 class Moments:
