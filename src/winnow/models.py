@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.masks.given import opened, working_copy
+from winnow.masks.given import opened, require_initialised, working_copy
 
 # Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
 _COMPANIONS = (
@@ -74,6 +74,7 @@ class ModelSource:
     def load(self) -> nn.Module:
         """The whole model in memory, in eval mode, in its stored dtype."""
         if self.module is not None:
+            require_initialised(self.module)
             return working_copy(self.module).eval() if self.module.training else self.module  # the user's mode stays
         if self.folder is not None and self.is_artifact:
             from winnow.formats import load
@@ -85,6 +86,7 @@ class ModelSource:
         model = build(self.factory)
         if self.weights is not None:
             load_state(model, self.weights)
+        require_initialised(model)
         return model.eval()
 
     def model_class(self) -> Any:

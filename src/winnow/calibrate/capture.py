@@ -63,7 +63,7 @@ class Capture:
                 self._attention.add(p.name)
             if id(weight) in read_directly or p.kind == "experts":
                 self._direct[p.name] = weight
-            elif isinstance(owner, (nn.Linear, _ConvNd)) or p.kind == "conv1d":
+            elif key == "weight" and (isinstance(owner, (nn.Linear, _ConvNd)) or p.kind == "conv1d"):
                 self._hooked.setdefault(owner, []).append(p)
 
     @contextmanager

@@ -11,7 +11,6 @@ from winnow.compression.hosts import Host
 from winnow.compression.job import Job
 from winnow.compression.methods import trains
 from winnow.errors import InputError
-from winnow.masks.given import require_initialised
 from winnow.masks.prunable import Scope
 from winnow.measure.fits import require_sound
 
@@ -60,5 +59,4 @@ def check_finite(host: Host, scope: Scope) -> None:
     """NaN anywhere is found before an hour of work, where it can be read without it."""
     if host.streamed:
         return  # each block is checked when it is read
-    require_initialised(host.model)
     require_sound(host.model, scope.prunables)

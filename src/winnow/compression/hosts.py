@@ -44,7 +44,11 @@ class Loaded:
 
     def begin(self, scope: Scope) -> None:
         """Remembers biases, norms and buffers, which recalibration and compensation change."""
-        self._small = {n: t.detach().clone() for n, t in self.model.state_dict().items() if t.ndim <= 1}
+        self._small = {
+            n: t.detach().clone()
+            for n, t in self.model.state_dict().items()
+            if t.ndim <= 1 and n not in scope.prunables
+        }
 
     def original(self, name: str) -> torch.Tensor:
         """The dense weight as stored, in its stored layout and dtype."""

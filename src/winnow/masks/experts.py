@@ -73,6 +73,8 @@ def _group(path: str, module: nn.Module) -> ExpertGroup | None:
     if not count:
         return None
     matrices, gates = _routers(path, module, holders, count)
+    widths = _widths(stacks, holders, count)
+    matrices = {name: p for name, p in matrices.items() if p.shape[1] in widths}
     if not matrices and not (stacks and any("expert" in name.lower() for name in [*holders, path.rpartition(".")[2]])):
         return None
     stacks = {name: p for name, p in stacks.items() if p.shape[0] == count}
@@ -82,6 +84,16 @@ def _group(path: str, module: nn.Module) -> ExpertGroup | None:
         width = next((int(p.shape[1]) for p in matrices.values()), None)
         group.stacked = dict.fromkeys(stacks, _transposed(list(stacks.values()), declared, width))
     return group
+
+
+def _widths(stacks: dict[str, torch.Tensor], holders: dict[str, nn.Module], count: int) -> set[int]:
+    """Widths of the tokens that the experts may take: a router reads the same ones."""
+    found = {int(n) for p in stacks.values() if p.shape[0] == count for n in p.shape[1:]}
+    for holder in holders.values():
+        members = list(holder.children()) if isinstance(holder, (nn.ModuleList, nn.ModuleDict)) else []
+        for p in members[0].parameters() if members else ():
+            found |= {int(n) for n in p.shape} if not is_lazy(p) and p.dim() > 1 else set()
+    return found
 
 
 def _routers(

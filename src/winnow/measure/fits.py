@@ -141,7 +141,8 @@ def require_sound(model: nn.Module, prunable: Iterable[str] = ()) -> None:
     Masks of attention are often kept as buffers of minus infinity: elsewhere infinity may be meant.
     """
     weights = set(prunable)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, given in (*model.named_parameters(), *model.named_buffers()):
+        tensor = given.detach()
         if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         if bool(tensor.isnan().any()):
