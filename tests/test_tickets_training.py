@@ -203,7 +203,7 @@ def test_faults_of_weights_and_losses_are_found_before_the_first_step():
     data = rows(60)
     poisoned = mlp()
     poisoned.second.weight.data[3, 4] = float("nan")
-    with pytest.raises(InputError, match=r"second\.weight of the model holds NaN"):
+    with pytest.raises(InputError, match=r"second\.weight holds NaN"):
         check_training(training_from(poisoned, data))
     frozen = mlp().requires_grad_(False)
     frozen.head.requires_grad_(True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
+import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.folder import check_folder, model_files, quantization, read_json, refuse_other_kinds, refuse_quantized
+from winnow.masks.given import opened, require_initialised, working_copy
 from winnow.masks.ties import tensors_of
 from winnow.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
 from winnow.state_dict import load_state
@@ -84,7 +85,8 @@ class ModelSource:
     def load(self) -> nn.Module:
         """The whole model in memory, in eval mode, in its stored dtype."""
         if self.module is not None:
-            return copy.deepcopy(self.module).eval() if self.module.training else self.module  # the user's mode stays
+            require_initialised(self.module)
+            return working_copy(self.module).eval() if self.module.training else self.module  # the user's mode stays
         if self.folder is not None and self.is_artifact:
             from winnow.formats import load
 
@@ -98,6 +100,7 @@ class ModelSource:
         model = build(self.factory)
         if self.weights is not None:
             load_state(model, self.weights)
+        require_initialised(model)
         return model.eval()
 
     def model_class(self) -> Any:
@@ -114,6 +117,18 @@ class ModelSource:
                 "install a version that has it, or give the model as package.module:function with --weights."
             )
         return cls
+
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """What the forward of the model takes, by name; empty where nothing says so."""
+        given: Any = self.module
+        if given is None:
+            given = self.model_class() if self.folder is not None and self.config is not None else build(self.factory)
+        try:
+            found = dict(inspect.signature(given.forward).parameters)
+        except (TypeError, ValueError):
+            return {}
+        found.pop("self", None)
+        return found
 
     def skeleton(self) -> nn.Module:
         """The model with its parameters on the meta device and its buffers real (a folder only), of the type and tied as
@@ -218,7 +233,8 @@ def open_model(
         InputError: the thing does not exist, holds no safetensors, asks to run its own code, or has no known class.
     """
     if isinstance(spec, nn.Module):
-        return ModelSource(spec=type(spec).__name__, module=spec)
+        given = opened(spec)
+        return ModelSource(spec=type(given).__name__, module=given)
     text = str(spec)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -314,7 +330,7 @@ def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
         model = target()
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
-    return model
+    return opened(model)
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:

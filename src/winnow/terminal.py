@@ -133,7 +133,7 @@ def inspection_table(found: Inspection) -> RenderableType:
         )
     sparsity = "" if found.sparsity is None else f", {100 * found.sparsity:.4g} % of them zero"
     head = f"{found.spec} ({found.architecture}): {bulk(found.parameters)} parameters, {count(found.prunable)} prunable{sparsity}, {size(found.file_bytes)}"
-    return Group(Text(head, style="bold"), table)
+    return Group(Text(head, style="bold"), table, *(Text(note) for note in found.notes))
 
 
 def evaluation_table(found: Measured) -> RenderableType:

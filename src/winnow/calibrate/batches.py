@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow.masks.arithmetic import following
+
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """``model(**batch)``, ``model(*batch)`` or ``model(batch)``, whichever the batch's type means."""
+    """``model(**batch)``, ``model(*batch)`` or ``model(batch)``, whichever the batch's type means.
+
+    Floating-point tensors follow the model's arithmetic.
+    """
+    batch = following(model, batch)
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):

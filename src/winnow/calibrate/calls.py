@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from winnow.calibrate.padding import Padding
 from winnow.calibrate.units import Unit
 from winnow.solve.reconstruct import Call, output_of
-from winnow.solve.statistics import CORRECTED, Moments, is_conv, watching
+from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
 if TYPE_CHECKING:
     from winnow.calibrate.walk import Walk
@@ -30,7 +30,11 @@ class WaitingCalls:
         self._targets: dict[int, torch.Tensor] = {}
         self._counts: dict[int, torch.Tensor | None] = {}
         start = len(unit.path) + 1 if unit.path else 0
-        self._layers = {p.name[start:]: p.module[start:] for p in unit.prunables if p.kind in CORRECTED}
+        self._layers = {
+            p.name[start:]: path
+            for p in unit.prunables
+            if corrected(p, unit.module.get_submodule(path := p.module[start:]))
+        }
         self.moments: dict[str, Moments] = {}
         self.copies = False  # whether the unit writes to its inputs
 

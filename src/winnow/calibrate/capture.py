@@ -16,7 +16,7 @@ from winnow.calibrate.padding import Padding
 from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.windows import update_windows
 from winnow.errors import InputError
-from winnow.masks.prunable import Prunable
+from winnow.masks.prunable import CONVOLUTIONS, Prunable
 
 Slot = tuple[str, int]  # prunable, part
 
@@ -75,7 +75,7 @@ class Capture:
             if id(weight) in read_directly or p.kind == "experts":
                 self._direct[p.name] = weight
                 self._strict.add(p.name)
-            elif hooked(owner, p) and p.name not in direct:
+            elif key == "weight" and hooked(owner, p) and p.name not in direct:
                 self._hooked.setdefault(owner, []).append(p)
             else:
                 self._direct[p.name] = weight
@@ -106,9 +106,10 @@ class Capture:
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
         for p in self._hooked[module]:
-            if p.kind == "conv":
+            if p.kind in CONVOLUTIONS:
                 assert isinstance(module, _ConvNd)
-                update_windows(self._windows(p), module, x)
+                size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
+                update_windows(self._windows(p), module, x, size)
                 continue
             assert self.padding is not None
             rows = self._watch.known(x) if self._watch is not None else None

@@ -25,7 +25,7 @@ from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
 from winnow.calibrate.units import Unit
 from winnow.errors import InputError
 from winnow.masks.experts import find_experts
-from winnow.masks.prunable import Prunable
+from winnow.masks.prunable import CONVOLUTIONS, Prunable
 
 if TYPE_CHECKING:
     from winnow.calibrate.walker import Walker
@@ -236,7 +236,7 @@ class Walk:
         """Statistics of one layer from its waiting inputs; those of the layer before where it reads the same."""
         p = unit.prunables[0]
         seen: dict[int, Seen] = {}
-        if self.spill is None and p.kind != "conv":
+        if self.spill is None and p.kind not in CONVOLUTIONS:
             seen = {i: Seen(_first(self.passes[i].call)) for i in here}
             last = self.recent
             if last is not None and last.serves(p, seen, self.w._gram(p)):

@@ -6,7 +6,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.calibrate.statistics import InputStats, update_stacked
 
@@ -22,12 +22,35 @@ def _padded(conv: _ConvNd, x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, pads, mode=mode)
 
 
+def spread(conv: _ConvTransposeNd, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+    """The input of the ordinary convolution with stride 1 and a flipped kernel that equals a transposed one.
+
+    ``stride`` - 1 zeros stand between the entries of ``x`` [B, C, *size], and dilation * (kernel - 1) - padding around
+    them (Dumoulin and Visin 2016, relationship 14).
+    """
+    dims = len(conv.kernel_size)
+    padding = [int(p) for p in conv.padding]
+    extra = conv._output_padding(
+        x, output_size, list(conv.stride), padding, list(conv.kernel_size), dims, list(conv.dilation)
+    )
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], conv.stride)]
+    wide = x.new_zeros((*x.shape[:2], *sizes))
+    wide[(..., *(slice(None, None, s) for s in conv.stride))] = x  # type: ignore[index]
+    pads: list[int] = []
+    for k, d, p, more in reversed(list(zip(conv.kernel_size, conv.dilation, padding, extra))):
+        around = d * (k - 1) - p
+        pads += [around, around + more]
+    return F.pad(wide, pads)
+
+
 def windows(conv: _ConvNd, x: torch.Tensor) -> torch.Tensor:
-    """The windows of an already padded input [B, C, *size], as a view [B, C, *out, *kernel]."""
+    """The windows of an already padded (or spread) input [B, C, *size], as a view [B, C, *out, *kernel].
+
+    Those of a transposed convolution run backwards in the kernel's dimensions.
+    """
     out, strides, steps = [], [], []
-    for d, (size, kernel, stride, dilation) in enumerate(
-        zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation)
-    ):
+    moves = (1,) * len(conv.kernel_size) if isinstance(conv, _ConvTransposeNd) else conv.stride
+    for d, (size, kernel, stride, dilation) in enumerate(zip(x.shape[2:], conv.kernel_size, moves, conv.dilation)):
         out.append((size - dilation * (kernel - 1) - 1) // stride + 1)
         strides.append(x.stride(2 + d) * stride)
         steps.append(x.stride(2 + d) * dilation)
@@ -36,19 +59,25 @@ def windows(conv: _ConvNd, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def update_windows(stats: list[InputStats], conv: _ConvNd, x: torch.Tensor) -> None:
+def update_windows(
+    stats: list[InputStats], conv: _ConvNd, x: torch.Tensor, output_size: list[int] | None = None
+) -> None:
     """Add the windows of ``x`` [B, C, *size] (or [C, *size]) to one statistics a group.
 
-    A row is one output position, the columns are (channel of the group, *kernel), as weight.reshape(rows, cols).
+    A row is one output position, the columns are (channel of the group, *kernel), as in the weight's matrix.
+    ``output_size`` is what a transposed convolution was called with.
     """
     dims = len(conv.kernel_size)
     x = x.unsqueeze(0) if x.dim() == dims + 1 else x
-    x = _padded(conv, x if x.dtype == torch.float64 else x.float())
+    x = x if x.dtype == torch.float64 else x.float()
+    if isinstance(conv, _ConvTransposeNd):
+        view = windows(conv, spread(conv, x, output_size)).flip(tuple(range(2 + dims, 2 + 2 * dims)))
+    else:
+        view = windows(conv, _padded(conv, x))
     if stats[0].gram is None:
-        _sums(stats, conv, windows(conv, x))
+        _sums(stats, conv, view)
         return
     groups, cols = len(stats), stats[0].cols
-    view = windows(conv, x)
     positions = torch.Size(view.shape[2 : 2 + dims]).numel()
     batch = max(1, CHUNK // max(1, positions * cols * groups))
     band = max(1, CHUNK // max(1, positions // view.shape[2] * cols * groups)) if batch == 1 else view.shape[2]

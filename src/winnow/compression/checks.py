@@ -12,6 +12,7 @@ from winnow.compression.job import Job
 from winnow.compression.methods import trains
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
+from winnow.measure.fits import require_sound
 from winnow.models import ModelSource
 
 
@@ -70,11 +71,7 @@ def source_notes(source: ModelSource) -> list[str]:
 
 
 def check_finite(host: Host, scope: Scope) -> None:
-    """NaN weights are found before an hour of work, where they can be read without it."""
+    """NaN anywhere is found before an hour of work, where it can be read without it."""
     if host.streamed:
         return  # each block is checked when it is read
-    for name in scope.prunables:
-        if not torch.isfinite(host.model.get_parameter(name)).all():
-            raise InputError(
-                f"{name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
-            )
+    require_sound(host.model, scope.prunables)

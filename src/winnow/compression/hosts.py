@@ -6,7 +6,6 @@ files serve only to read a dense tensor again without holding it twice, where th
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from torch import nn
 
 from winnow.calibrate.stream import Shards, StreamedModel, loaded_names, name_map, untie
 from winnow.errors import InputError, WinnowError
+from winnow.masks.arithmetic import halves, widen
+from winnow.masks.given import working_copy
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.ties import overlapping, share_as, stored_names, tensors_of, tied
 from winnow.measure.memory import give_back
@@ -35,7 +36,8 @@ class Loaded:
 
     streamed = False
 
-    def __init__(self, source: ModelSource, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, source: ModelSource, *, dtype: torch.dtype | None = None, wide: bool = False) -> None:
+        """``dtype``: of all arithmetic; None leaves the stored types, but with ``wide`` 16-bit tensors become float32."""
         self.source = source
         model = source.load()
         tensors = tensors_of(model)
@@ -55,10 +57,15 @@ class Loaded:
             self.shards = Shards(source.weight_files())
             self._find(tensors)
         else:
-            self.dense_model, self.model = model, share_as(model, copy.deepcopy(model))
+            self.dense_model, self.model = model, working_copy(model)
             self.kept = {first: tensors[first].detach() for first in self.first.values()}
-        if dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
-            self.model = share_as(model, self.model.to(dtype)) if self.dense_model is not None else self.model.to(dtype)
+        self.widened = dtype is None and wide and halves(self.model)
+        if self.widened:
+            widen(self.model)
+        elif dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
+            self.model = self.model.to(dtype)
+        if self.dense_model is not None:
+            share_as(model, self.model)
         self._views = overlapping(tensors)
         self._small: dict[str, torch.Tensor] = {}
         self._scope: Scope | None = None
@@ -84,11 +91,12 @@ class Loaded:
         self._given = identity_of_weights(self.model)
 
     def _remember(self) -> None:
+        pruned = {self.first[n] for n in self._scope.prunables} if self._scope is not None else set()
         buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
         self._small = {
             n: t.detach().clone()
             for n, t in tensors_of(self.model).items()
-            if n == self.first[n] and (t.ndim <= 1 or n in buffers)
+            if n == self.first[n] and n not in pruned and (t.ndim <= 1 or n in buffers)
         }
 
     def original(self, name: str) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from winnow.errors import InputError
-from winnow.masks.prunable import Scope
+from winnow.masks.prunable import CONVOLUTIONS, Scope
 
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": dict(score="magnitude", group="layer", allocation="uniform", solver="none"),
@@ -35,7 +35,7 @@ def choose(scope: Scope, *, has_data: bool, structure: str) -> tuple[str, str]:
     Convolutional networks lose most where a layer is small, which LAMP spares, and their batch norms can be
     repaired; block-structured transformers gain more from solving for the weights that stay.
     """
-    conv = sum(p.numel for p in scope.prunables.values() if p.kind == "conv")
+    conv = sum(p.numel for p in scope.prunables.values() if p.kind in CONVOLUTIONS)
     if structure in ("neuron", "head", "channel"):
         return "magnitude", f"whole {structure}s are chosen by their weights"
     if conv * 2 > scope.numel:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from winnow.calibrate.batches import call
 from winnow.data import Records, calibration_batches, open_data, overlap, split_disjoint
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
+from winnow.measure.fits import check_held_out, check_length, try_first
 from winnow.measure.quality import Task, open_task
 from winnow.models import ModelSource
 
@@ -83,8 +87,10 @@ def prepare(
         if select:
             raise InputError("--max-drop needs data to measure on: give --data (and --eval).")
         return found
-    records = open_data(data, column=column, label=label) if data is not None else None
-    held_out = open_data(evaluation, column=column, label=label) if evaluation is not None else None
+    records = open_data(data, column=column, label=label, forward=source.arguments) if data is not None else None
+    held_out = (
+        open_data(evaluation, column=column, label=label, forward=source.arguments) if evaluation is not None else None
+    )
     selection = None
     if held_out is None and task != "none" and records is not None:
         sizes = (0.25, 0.35, 0.4) if select else (0.3, 0.7)
@@ -141,6 +147,31 @@ def prepare(
         found.hashes["selection"] = selection.sha256
         found.selection = build(selection)
     return found
+
+
+def try_model(prepared: Prepared, model: nn.Module, config: Any = None) -> None:
+    """The first batches of calibration and of the measures are put into the model, one example of each.
+
+    Raises:
+        InputError: the model does not take one, or answers with NaN; texts are longer than its table of positions.
+    """
+    check_length(model, config, prepared.length)
+    if prepared.batches:
+        try_first(model, lambda: call(model, prepared.batches[0]), "calibration")
+    for task in (prepared.task, prepared.selection):
+        if task is None:
+            continue
+        try:
+            try_first(model, partial(task.evaluate, model), "evaluation")
+        except InputError as error:
+            if prepared.kind != "seq2seq":
+                raise
+            raise InputError(
+                f"this encoder-decoder cannot be measured on such data, for which it wants decoder inputs ({error.__cause__ or error}): "
+                "give --task none, which prunes and packs without measuring, or tensors with decoder_input_ids."
+            ) from error
+    if prepared.evaluation is not None and prepared.task is not None:
+        check_held_out(model, prepared.evaluation)
 
 
 def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:

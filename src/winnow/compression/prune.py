@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -301,8 +303,12 @@ class Pruner:
 
 
 def unit_file(folder: Path, unit: str) -> Path:
-    """Where a finished block is stored."""
-    return folder / f"unit-{unit or 'model'}.safetensors"
+    """Where a finished block is stored. Any name of a module gets a file of its own, on any file system."""
+    name = unit or "model"
+    if not re.fullmatch(r"[a-z0-9_.-]{1,100}", name):  # slashes, 300 letters, two names that differ in case
+        cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:60]
+        name = f"{cleaned}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
+    return folder / f"unit-{name}.safetensors"
 
 
 def read_unit(file: Path, name: str) -> PackedTensor:

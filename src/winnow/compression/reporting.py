@@ -13,6 +13,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from winnow.calibrate.batches import token_count
 from winnow.compression.otherwise import unrounded
@@ -288,7 +289,10 @@ def image_of(task: Task, index: int) -> str | None:
     records = getattr(task, "records", None)
     if records is None or records.kind not in ("images", "tensors"):
         return None
-    array = np.asarray(records.inputs[index] if records.kind == "images" else first_tensor(records.inputs)[index])
+    given = records.inputs[index] if records.kind == "images" else first_tensor(records.inputs)[index]
+    if isinstance(given, torch.Tensor) and given.is_floating_point():
+        given = given.float()  # numpy does not know bfloat16
+    array = np.asarray(given)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)) or max(array.shape[:2]) > 1024:

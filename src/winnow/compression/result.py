@@ -201,6 +201,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
 def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
     """Where a folder comes from and what was measured of it; nothing in it changes from run to run but the figures."""
     from winnow import __version__
+    from winnow.run.pipeline_verb import finite
 
     e = outcome.evaluation
     return {
@@ -210,7 +211,7 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
         "versions": {"winnow": __version__, "torch": torch.__version__},
         "seed": setup.job.seed,
         "zeros": sum(layer.zeros for layer in outcome.pruned.layers) if outcome.pruned else 0,
-        "metrics": {} if e is None else {"metric": e.metric, "value": e.value, "low": e.low, "high": e.high, "n": e.n},
+        "metrics": {} if e is None else finite(dict(metric=e.metric, value=e.value, low=e.low, high=e.high, n=e.n)),
     }
 
 

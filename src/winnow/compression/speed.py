@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from winnow.compression.runner import Outcome, Runner
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
+from winnow.masks.given import working_copy
 from winnow.measure.memory import available_memory
 from winnow.report.schema import Speed
 
@@ -124,7 +124,7 @@ def _packed_copy(setup: Setup, outcome: Outcome, model: nn.Module) -> tuple[nn.M
     from winnow.kernels.swap import pack_layer, swap, why_dense
 
     assert outcome.pruned is not None
-    twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    twin = working_copy(model, [*model.parameters(), *model.buffers()])
     kept = 0
     for name, prunable in setup.scope.prunables.items():
         path = prunable.module

@@ -22,6 +22,7 @@ from winnow.compression.goal import Search, nothing_holds, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
 from winnow.compression.methods import choose, resolve, settle, trains
+from winnow.compression.opening import outputs_of, tried
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.result import Result, finish
@@ -30,7 +31,7 @@ from winnow.compression.sizes import dense_bytes as size_of_dense
 from winnow.compression.sizes import dense_layout
 from winnow.errors import GateError, InputError
 from winnow.formats.work import check_output, work_of
-from winnow.masks.prunable import Scope
+from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, check, parse_structure
 from winnow.measure.memory import available_memory
@@ -85,13 +86,12 @@ def set_up(job: Job) -> Setup:
     host: Host = (
         Streamed(source)
         if limit is not None and source.kind == "folder" and not source.is_artifact
-        else Loaded(source, dtype=_compute_dtype(job, source))
+        else Loaded(
+            source, dtype=None if job.dtype == "auto" else getattr(torch, job.dtype), wide=_fits_wide(job, source)
+        )
     )
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
     learned_pattern = job.learns and isinstance(parse_structure(job.structure), NM)
-    for p in scope.prunables.values():
-        if not learned_pattern:  # which leaves tensors dense that do not take it
-            check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
     check_finite(host, scope)
     method, reason = job.method, "named by you"
     if method == "auto":
@@ -110,6 +110,13 @@ def set_up(job: Job) -> Setup:
         batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
         tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
     )  # fmt: skip
+    host = tried(host, prepared)
+    scope = find_scope(
+        host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)
+    )
+    for p in scope.prunables.values():
+        if not learned_pattern:  # which leaves tensors dense that do not take it
+            check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
     if training:
         settings["batch"] = prepared.batch_size
     by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
@@ -138,7 +145,7 @@ def set_up(job: Job) -> Setup:
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
-    notes = [*source_notes(source), *prepared.notes]
+    notes = [*source_notes(source), *prepared.notes, *scope.notes]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []
@@ -237,12 +244,10 @@ def _identity(setup: Setup) -> dict[str, str]:
     }
 
 
-def _compute_dtype(job: Job, source: ModelSource) -> torch.dtype | None:
-    """Arithmetic in float32 unless asked otherwise or the model would not fit: half precision on a CPU is slow or coarse."""
-    if job.dtype != "auto":
-        return getattr(torch, job.dtype)
+def _fits_wide(job: Job, source: ModelSource) -> bool:
+    """16 bits become float32 unless the model would not fit: half precision on a CPU is slow or coarse."""
     stored = sum(f.stat().st_size for f in source.weight_files())
-    return torch.float32 if 4 * stored < available_memory() and job.device == "cpu" else None
+    return 4 * stored < available_memory() and job.device == "cpu"
 
 
 def _bytes(host: Host, scope: Scope) -> int:
@@ -267,7 +272,7 @@ def _sequential(
     # A block that multiplies with parameters of its own is seen as a block, not at any layer of it.
     if any(p.block for unit in find_units(host.model, scope, "layer")[1] for p in unit.prunables):
         return "block"
-    widths = [p.cols for p in scope.prunables.values() if p.kind != "conv"] or [0]
+    widths = [p.cols for p in scope.prunables.values() if p.kind not in CONVOLUTIONS] or [0]
     waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
     return "layer" if waiting < available_memory() / 4 else "block"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from winnow.data.records import Records, first_tensor, map_tensors, parse_labels
 from winnow.data.tables import LABEL_COLUMNS, table_records
 from winnow.errors import InputError
 
+Arguments = Callable[[], Mapping[str, inspect.Parameter]]  # of a model's forward, by name
 _INPUT_KEYS = ("x", "X", "images", "image", "data", "pixel_values")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 _SPLIT_KEYS = ("{s}_images", "{s}_x", "x_{s}", "X_{s}", "images_{s}", "{s}_data", "{s}")
@@ -21,19 +23,27 @@ _SPLIT_LABELS = ("{s}_labels", "{s}_y", "y_{s}", "labels_{s}", "{s}_targets")
 
 
 def object_records(
-    data: Any, *, column: str | None, label: str | None, limit: int | None, name: str = "data"
+    data: Any,
+    *,
+    column: str | None,
+    label: str | None,
+    limit: int | None,
+    name: str = "data",
+    forward: Arguments | None = None,
 ) -> Records:
-    """Records from whatever holds data in memory; the forms are listed in :func:`winnow.data.open_data`."""
+    """Records from whatever holds data in memory; the forms, and ``forward``, are listed in :func:`winnow.data.open_data`."""
     if isinstance(data, Records):
         return data
     if isinstance(data, (torch.Tensor, np.ndarray)):
         return _arrays(data, None, name)
+    if isinstance(data, tuple) and (several := _several(data, forward)) is not None:
+        return _inputs(*several, name)
     if isinstance(data, tuple) and len(data) == 2 and all(_is_array(part) for part in data):
         return _arrays(data[0], data[1], name)
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], list) and _is_array(data[1]):
         return _labelled(data[0], data[1], name)
     if isinstance(data, Mapping):
-        return _mapping(dict(data), column, label, name)
+        return _mapping(dict(data), column, label, name, forward)
     if hasattr(data, "column_names") and hasattr(data, "features"):
         return _hub_table(data, column, label, name)
     if isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, dict)) and not _holds_tensors(data[0]):
@@ -102,7 +112,10 @@ def _tensor(x: Any, name: str) -> torch.Tensor:
 
 
 def _label_array(y: Any, name: str) -> np.ndarray:
-    array = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    if isinstance(y, torch.Tensor):
+        y = y.detach().cpu()
+        y = y.float() if y.dtype == torch.bfloat16 else y  # which numpy does not know
+    array = np.asarray(y)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -112,7 +125,60 @@ def _label_array(y: Any, name: str) -> np.ndarray:
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
-def _mapping(data: dict[str, Any], column: str | None, label: str | None, name: str) -> Records:
+def keywords(keys: Sequence[str], label: str | None, forward: Arguments | None) -> tuple[list[str], str | None] | None:
+    """(inputs, labels) where each of several arrays, but for the labels, is an argument of the model's forward.
+
+    What is called as labels are counts as such unless the forward cannot do without it.
+    """
+    if forward is None or len(keys) < 2:
+        return None
+    takes = forward()
+    asked = {key for key, p in takes.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    needed = {key for key in asked if takes[key].default is inspect.Parameter.empty}
+    labels = label or next((key for key in _LABEL_KEYS if key in keys and key not in needed), None)
+    inputs = [key for key in keys if key != labels]
+    if not inputs or not set(inputs) <= asked or not needed <= set(inputs):
+        return None
+    return inputs, labels
+
+
+def _several(data: tuple[Any, ...], forward: Arguments | None) -> tuple[Any, Any] | None:
+    """(inputs, labels) of ((x1, x2), y), of ({"a": x1, "b": x2}, y), or of as many arrays as the forward needs."""
+    if len(data) == 2 and _is_array(data[1]) and _row_of_arrays(data[0]):
+        parts = list(data[0].values()) if isinstance(data[0], Mapping) else data[0]
+        apart = not isinstance(data[0], list) or len(data[0]) != len(data[1])  # a list may hold one array an example
+        if apart and all(len(part) == len(data[1]) for part in parts):
+            return data[0], data[1]
+    if forward is None or len(data) < 2 or not all(isinstance(part, (torch.Tensor, np.ndarray)) for part in data):
+        return None
+    positional = [p for p in forward().values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = sum(p.default is p.empty for p in positional)
+    if needed < 2:
+        return None
+    if len(data) == needed:
+        return data, None
+    return (data[:-1], data[-1]) if len(data) == needed + 1 and np.ndim(data[-1]) == 1 else None
+
+
+def _row_of_arrays(part: Any) -> bool:
+    """Several inputs of one example each: arrays, by position or by name."""
+    parts = list(part.values()) if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else []
+    return len(parts) > 0 and all(isinstance(p, (torch.Tensor, np.ndarray)) and np.ndim(p) > 0 for p in parts)
+
+
+def _inputs(inputs: Any, labels: Any, name: str) -> Records:
+    """Records of several inputs, with labels or without."""
+    if isinstance(inputs, Mapping):
+        return _keywords({str(k): _tensor(v, name) for k, v in inputs.items()}, labels, name)
+    tensors = {str(i): _tensor(v, name) for i, v in enumerate(inputs)}
+    found = _keywords(tensors, labels, name)
+    found.inputs = tuple(found.inputs.values())
+    return found
+
+
+def _mapping(
+    data: dict[str, Any], column: str | None, label: str | None, name: str, forward: Arguments | None
+) -> Records:
     if all(_is_array(v) for v in data.values()) and column is None and "input_ids" in data:
         labels = data.pop(label or "labels", None)
         return _keywords({k: _tensor(v, name) for k, v in data.items()}, labels, name)
@@ -124,6 +190,9 @@ def _mapping(data: dict[str, Any], column: str | None, label: str | None, name: 
         rows = [dict(zip(data, row)) for row in zip(*data.values())]
         return table_records(list(data), rows, column=column, label=label, name=name)
     keys = [k for k, v in data.items() if _is_array(v)]
+    if column is None and len(keys) == len(data) and (found := keywords(keys, label, forward)) is not None:
+        inputs, given = found
+        return _inputs({key: data[key] for key in inputs}, None if given is None else data[given], name)
     if keys:
         x, y = npz_keys(keys, None, column, label, name)
         return _arrays(data[x], None if y is None else data[y], name)
@@ -139,8 +208,12 @@ def _keywords(tensors: dict[str, torch.Tensor], labels: Any, name: str) -> Recor
             f"{name}: the tensors differ in their first dimension ({sizes}): give one row per example in each."
         )
     per_example = None
-    if labels is not None and torch.as_tensor(labels).ndim == 1:
+    if labels is not None and (np.ndim(labels) == 1 or np.shape(labels)[1:] == (1,)):
         per_example = _label_array(labels, name)
+        if len(per_example) not in sizes.values():
+            raise InputError(
+                f"{name}: {next(iter(sizes.values()), 0)} inputs and {len(per_example)} labels: give one label per input."
+            )
     return Records("tensors", tensors, per_example, name=name)
 
 
@@ -209,11 +282,21 @@ def _items(data: Iterable[Any], column: str | None, label: str | None, limit: in
     if isinstance(items[0], dict):
         return _merged([{k: torch.as_tensor(v)[None] for k, v in item.items()} for item in items], name)
     if isinstance(items[0], (tuple, list)):
+        if len(items[0]) == 2 and np.ndim(items[0][1]) == 0 and _row_of_arrays(items[0][0]):
+            labels = np.asarray([torch.as_tensor(item[1]).item() for item in items])
+            return _inputs(_rows_joined([item[0] for item in items], name), labels, name)
         if len(items[0]) == 2 and np.ndim(items[0][1]) == 0:
             inputs = [item[0] for item in items]
             return _arrays(_stack(inputs, name), np.asarray([torch.as_tensor(item[1]).item() for item in items]), name)
         return _merged([tuple(torch.as_tensor(part)[None] for part in item) for item in items], name)
     return _arrays(_stack(items, name), None, name)
+
+
+def _rows_joined(rows: list[Any], name: str) -> Any:
+    """Examples of several inputs each, as one tensor an input, in the container of an example."""
+    if isinstance(rows[0], Mapping):
+        return {key: _stack([row[key] for row in rows], name) for key in rows[0]}
+    return tuple(_stack(list(parts), name) for parts in zip(*rows))
 
 
 def _stack(items: list[Any], name: str) -> Any:
@@ -235,8 +318,18 @@ def _batches(loader: Any, limit: int | None, name: str) -> Records:
         if limit is None:
             raise InputError(f"{name} does not say how long it is: give a limit (--limit).") from None
     collected: list[Any] = []
+    labels: list[Any] = []
     count = 0
     for batch in loader:
+        if (
+            isinstance(batch, (tuple, list))
+            and len(batch) == 2
+            and _row_of_arrays(batch[0])
+            and not _row_of_arrays(batch)
+        ):
+            labels.append(torch.as_tensor(batch[1]))
+            batch = batch[0]
+            batch = tuple(batch) if isinstance(batch, list) else batch
         if isinstance(batch, torch.Tensor):
             batch = (batch,)
         if isinstance(batch, Mapping):
@@ -258,6 +351,11 @@ def _batches(loader: Any, limit: int | None, name: str) -> Records:
         raise InputError(f"{name} is empty: give at least two records.")
     if isinstance(collected[0], str):
         return _listed(collected, None, None, name)
+    if labels:
+        first = collected[0]
+        keys = list(first) if isinstance(first, dict) else range(len(first))
+        joined = {key: _join([batch[key] for batch in collected], None, name) for key in keys}
+        return _inputs(joined if isinstance(first, dict) else tuple(joined.values()), torch.cat(labels), name)
     return _merged(collected, name)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
-from winnow.data.objects import npz_keys, object_records
+from winnow.data.objects import Arguments, keywords, npz_keys, object_records
 from winnow.data.records import Records, evenly
 from winnow.errors import InputError
 
@@ -31,6 +31,7 @@ def open_data(
     label: str | None = None,
     limit: int | None = None,
     split: str | None = None,
+    forward: Arguments | None = None,
 ) -> Records:
     """Opens data of any supported form.
 
@@ -53,6 +54,8 @@ def open_data(
         label: label column; without it the usual names (label, score ...) are looked for.
         limit: at most so many records, evenly spaced.
         split: split of a Hugging Face data set (default "train"), of an .npz or of a folder.
+        forward: gives the arguments of the model's forward by name; asked only where several arrays are given, which are
+            keyword inputs where they bear those names, and positional ones where it takes as many.
 
     Raises:
         InputError: the data is not there, cannot be read, is empty, holds one short record, or lacks the column.
@@ -60,9 +63,9 @@ def open_data(
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")
     if isinstance(spec, (str, Path)):
-        records = _open_spec(str(spec), column, label, limit, split)
+        records = _open_spec(str(spec), column, label, limit, split, forward)
     else:
-        records = object_records(spec, column=column, label=label, limit=limit)
+        records = object_records(spec, column=column, label=label, limit=limit, forward=forward)
     if len(records) == 0:
         raise InputError(f"{records.name} is empty: give at least two records.")
     if len(records) == 1 and not (records.kind == "text" and len(records.inputs[0]) >= 2 * _SHORT):
@@ -72,26 +75,32 @@ def open_data(
     return records.limited(limit)
 
 
-def _open_spec(spec: str, column: str | None, label: str | None, limit: int | None, split: str | None) -> Records:
+def _open_spec(
+    spec: str, column: str | None, label: str | None, limit: int | None, split: str | None, forward: Arguments | None
+) -> Records:
     path = Path(spec).expanduser()
     if path.is_dir():
         return read_folder(path, split)
     suffix = suffix_of(path)
     if path.exists():
-        return replace(_open_file(path, suffix, column, label, split), name=spec)
+        return replace(_open_file(path, suffix, column, label, split, forward), name=spec)
     module, _, function = spec.rpartition(":")
     if module and function.isidentifier() and "/" not in module and _importable(module):
         data = _call(module, function)
-        return replace(object_records(data, column=column, label=label, limit=limit, name=spec), name=spec)
+        return replace(
+            object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward), name=spec
+        )
     is_path = spec.startswith((".", "/", "~")) or "\\" in spec or spec.count("/") > 1 or len(spec.split()) != 1
     if is_path or suffix in (*_TEXT, *TABLES, ".npz", ".json", ".zip", ".pt", ".pkl", ".arrow"):
         raise InputError(f"{spec} does not exist: give {_FORMS}.")
     return _open_hub(spec, column, label, limit, split)
 
 
-def _open_file(path: Path, suffix: str, column: str | None, label: str | None, split: str | None) -> Records:
+def _open_file(
+    path: Path, suffix: str, column: str | None, label: str | None, split: str | None, forward: Arguments | None
+) -> Records:
     if suffix == ".npz":
-        return _read_npz(path, split, column, label)
+        return _read_npz(path, split, column, label, forward)
     if suffix in TABLES:
         return read_table(path, column, label)
     if suffix in _TEXT:
@@ -99,10 +108,17 @@ def _open_file(path: Path, suffix: str, column: str | None, label: str | None, s
     raise InputError(f"{path}: the form {suffix or 'without a suffix'} is not known: give {_FORMS}.")
 
 
-def _read_npz(path: Path, split: str | None, column: str | None, label: str | None) -> Records:
+def _read_npz(
+    path: Path, split: str | None, column: str | None, label: str | None, forward: Arguments | None
+) -> Records:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            x, y = npz_keys(list(archive.keys()), split, column, label, str(path))
+            keys = list(archive.keys())
+            if column is None and split is None and keywords(keys, label, forward) is not None:
+                return object_records(
+                    dict(archive), column=None, label=label, limit=None, name=str(path), forward=forward
+                )
+            x, y = npz_keys(keys, split, column, label, str(path))
             data = (archive[x], archive[y]) if y is not None else archive[x]
     except InputError:
         raise

@@ -119,8 +119,8 @@ def _prunable(name: str, description: dict[str, Any]) -> Prunable:
             and prunable.kind in get_args(Kind)
             and all(type(size) is int and 0 < size < 1 << 48 for size in sizes)
             and len(prunable.shape)
-            == {"linear": 2, "conv1d": 2, "attention_in": 2, "experts": 3}.get(prunable.kind, len(prunable.shape))
-            and len(prunable.shape) >= 2
+            == {"conv1d": 2, "attention_in": 2, "experts": 3}.get(prunable.kind, len(prunable.shape))
+            and len(prunable.shape) >= (1 if prunable.kind == "linear" else 2)
             and prunable.rows * prunable.cols == prunable.numel
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, RuntimeError) as error:

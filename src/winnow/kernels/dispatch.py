@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from winnow.kernels.micro import Case, MicroTimer, Timer, last_level_cache
 from winnow.kernels.modules import PackedLayer
 from winnow.kernels.survey import TRAINING, observe, weighted_layers
 from winnow.kernels.swap import swap
+from winnow.masks.given import opened, working_copy
 
 SMALLEST = 32_768  # weights; a smaller product takes less time than calling it
 VALUES = ("bfloat16",)  # types that a user may allow beside a layer's own
@@ -89,7 +89,7 @@ def accelerate(
         raise InputError(
             f"accelerate takes a torch module or a folder of winnow compress, not a {type(model).__name__}"
         )
-    fast = _copied(model)
+    fast = _copied(opened(model))
     before = {decision.name: decision for decision in getattr(model, "winnow_dispatch", ())}
     decided: dict[str, Decision] = {}
     # Not inference_mode: what is packed here may be used where gradients flow, too.
@@ -244,14 +244,7 @@ def _nothing_offered(layer: Layer) -> str:
 
 def _copied(model: nn.Module) -> nn.Module:
     """The tree of modules again, around the same parameters and buffers."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = tensor
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a module's own attributes raise
-        first = str(error).partition("\n")[0]
-        raise InputError(f"this model cannot be copied ({first}): remove what copy.deepcopy cannot copy") from error
+    return working_copy(model, [*model.parameters(), *model.buffers()])
 
 
 def _opened(cache: bool | Path | str) -> TimingCache:

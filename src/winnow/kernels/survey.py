@@ -14,6 +14,7 @@ from winnow.errors import InputError
 from winnow.kernels.dense import Substitute
 from winnow.kernels.modules import PackedLayer
 from winnow.kernels.swap import why_dense
+from winnow.masks.arithmetic import following
 from winnow.masks.blocks import is_transposed_linear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,6 +107,7 @@ def observe(model: nn.Module, layers: dict[str, nn.Module], example: Any) -> dic
     try:
         handles = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
         model.eval()  # or batch statistics, which the given model shares, would change
+        example = following(model, example)
         with torch.inference_mode():
             if isinstance(example, Mapping):
                 model(**example)

@@ -31,6 +31,8 @@ def holds_weights(module: nn.Module) -> bool:
     for child in module.modules():
         if isinstance(child, (nn.Linear, _ConvNd, nn.MultiheadAttention)) or is_transposed_linear(child):
             return True
+        if isinstance(child, nn.Bilinear):
+            continue
         own = (p for p in child._parameters.values() if p is not None and not is_lazy(p))
         if any(p.dim() == 3 and min(p.shape) > 1 for p in own):
             return True

@@ -12,7 +12,7 @@ from winnow.masks.coupled_call import Call, record_blocks
 from winnow.masks.coupled_find import Coupling, module_coupling
 from winnow.masks.coupled_select import Selection, score_units, select_units
 from winnow.masks.coupled_unit import Entries, Kind, Member, Refused, Unit, unit_masks, unit_sizes, zero_biases
-from winnow.masks.prunable import Scope
+from winnow.masks.prunable import CONVOLUTIONS, Scope
 
 __all__ = [
     "Call",
@@ -70,7 +70,7 @@ def find_coupling(model: nn.Module, scope: Scope, example: Any, unit: Kind) -> C
             part = module_coupling(model.get_submodule(path), path, calls[path], scope)
             found.units += [u for u in part.units if u.kind == unit]
             found.refused += part.refused
-    if not found.units and (unit != "channel" or any(p.kind == "conv" for p in prunables)):
+    if not found.units and (unit != "channel" or any(p.kind in CONVOLUTIONS for p in prunables)):
         calls = record_blocks(model, example, [""])
         whole = module_coupling(model, "", calls[""], scope)
         found = Coupling([u for u in whole.units if u.kind == unit], whole.refused)

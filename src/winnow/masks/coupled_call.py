@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.errors import InputError
+from winnow.masks.arithmetic import following
 
 # What a module's own code raises when an argument does not suit it.
 ERRORS: tuple[type[Exception], ...] = (
@@ -99,7 +100,11 @@ def quiet(module: nn.Module) -> Iterator[None]:
 
 
 def forward(model: nn.Module, example: Any) -> Any:
-    """Calls a model on an example: a mapping becomes keyword arguments, a tuple or list positional ones."""
+    """Calls a model on an example: a mapping becomes keyword arguments, a tuple or list positional ones.
+
+    Floating-point tensors follow the model's arithmetic.
+    """
+    example = following(model, example)
     if isinstance(example, Mapping):
         kwargs = dict(example)
         if "use_cache" in inspect.signature(model.forward).parameters:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from winnow.masks.coupled_graph import Component, Separation, find_components, m
 from winnow.masks.coupled_site import site_of
 from winnow.masks.coupled_unit import Entries, Kind, Member, Refused, Unit
 from winnow.masks.coupled_weights import WeightProbe
-from winnow.masks.prunable import Prunable, Scope
+from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 
 ESCAPES = "its features are also read outside the layers that can be pruned (a residual stream or the output)"
 MIXED = "all its features depend on each other (a normalization, or a single head), so none can go alone"
@@ -137,14 +136,14 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
         for name, rows in component.rows.items():
             p, module = prunable(name), probe.sites[name].module
             assert p is not None
-            convs |= p.kind == "conv"
+            convs |= p.kind in CONVOLUTIONS
             members.append(Member(p.name, "rows", rows, parts=p.parts))
             if getattr(module, "bias", None) is not None:
                 biases.append(Entries(_join(path, name, "bias"), rows))
         for name, cols in component.cols.items():
             p, module = prunable(name), probe.sites[name].module
             assert p is not None
-            width = math.prod(p.shape[2:]) if p.kind == "conv" else 1
+            width = p.kernel
             wide = tuple(c * width + k for c in cols for k in range(width))
             bias = _join(path, name, "bias") if getattr(module, "bias", None) is not None else None
             members.append(Member(p.name, "cols", wide, parts=p.parts, bias=bias))

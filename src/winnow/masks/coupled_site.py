@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.masks.blocks import is_transposed_linear
 
@@ -25,13 +25,13 @@ class Site:
 
 
 def site_of(module: nn.Module) -> Site | None:
-    """How a module mixes features, None if it is neither linear nor a convolution."""
+    """How a module mixes features, None if it is neither linear nor a convolution (or a transposed one of several groups)."""
     if isinstance(module, nn.Linear):
         return Site(module, -1, module.in_features, module.out_features)
     if is_transposed_linear(module):
         weight = module.get_parameter("weight")
         return Site(module, -1, weight.shape[0], weight.shape[1])
-    if isinstance(module, _ConvNd):
+    if isinstance(module, _ConvNd) and not (isinstance(module, _ConvTransposeNd) and module.groups > 1):
         axis = -1 - len(module.kernel_size)
         return Site(module, axis, module.in_channels, module.out_channels, module.groups > 1)
     return None

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.rnn import RNNBase
 from torch.nn.parameter import is_lazy
 
 
@@ -40,7 +42,13 @@ def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+# Modules whose tensors of three dimensions are known to be something else: filters, products of two inputs, biases.
+_KNOWN = (_ConvNd, nn.Bilinear, nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag, RNNBase, nn.LayerNorm)
+
+
 def _stacks(module: nn.Module, path: str) -> dict[str, torch.Tensor]:
+    if isinstance(module, _KNOWN):
+        return {}
     named = ((n, p) for n, p in module._parameters.items() if p is not None and not is_lazy(p) and p.dim() == 3)
     return {_join(path, name): p for name, p in named if min(p.shape) > 1}
 
@@ -65,6 +73,8 @@ def _group(path: str, module: nn.Module) -> ExpertGroup | None:
     if not count:
         return None
     matrices, gates = _routers(path, module, holders, count)
+    widths = _widths(stacks, holders, count)
+    matrices = {name: p for name, p in matrices.items() if p.shape[1] in widths}
     if not matrices and not (stacks and any("expert" in name.lower() for name in [*holders, path.rpartition(".")[2]])):
         return None
     stacks = {name: p for name, p in stacks.items() if p.shape[0] == count}
@@ -74,6 +84,16 @@ def _group(path: str, module: nn.Module) -> ExpertGroup | None:
         width = next((int(p.shape[1]) for p in matrices.values()), None)
         group.stacked = dict.fromkeys(stacks, _transposed(list(stacks.values()), declared, width))
     return group
+
+
+def _widths(stacks: dict[str, torch.Tensor], holders: dict[str, nn.Module], count: int) -> set[int]:
+    """Widths of the tokens that the experts may take: a router reads the same ones."""
+    found = {int(n) for p in stacks.values() if p.shape[0] == count for n in p.shape[1:]}
+    for holder in holders.values():
+        members = list(holder.children()) if isinstance(holder, (nn.ModuleList, nn.ModuleDict)) else []
+        for p in members[0].parameters() if members else ():
+            found |= {int(n) for n in p.shape} if not is_lazy(p) and p.dim() > 1 else set()
+    return found
 
 
 def _routers(

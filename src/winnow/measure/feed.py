@@ -16,6 +16,7 @@ from winnow.data.records import Records, map_tensors, tensor_items
 from winnow.data.text import Batch
 from winnow.data.tokens import encode, pad
 from winnow.errors import InputError
+from winnow.masks.arithmetic import following
 
 _TOKENS = 4_096  # per batch, padding counted: more only costs memory
 _ROWS = 256
@@ -86,13 +87,13 @@ def accepted(model: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def call(model: nn.Module, batch: Batch, **settings: Any) -> Any:
-    """The model's output for a batch, on the model's device.
+    """The model's output for a batch, on the model's device; floating-point tensors follow its arithmetic.
 
     Of a dict and of ``settings``, what forward does not take is left out; a forward that takes none of the dict's names
     gets its first tensor.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch = map_tensors(batch, lambda tensor: tensor.to(device))
+    batch = following(model, map_tensors(batch, lambda tensor: tensor.to(device)))
     names = accepted(model)
     settings = {key: value for key, value in settings.items() if key in names}
     if not isinstance(batch, dict):

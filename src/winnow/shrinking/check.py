@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.coupled_call import ERRORS, forward, quiet, small, tensors_in
+from winnow.masks.given import working_copy
 from winnow.shrinking.recipe import apply
 
 SMALL = 1 << 27  # weights of a model that is checked in float64
@@ -42,7 +42,7 @@ class Check:
         self.dtype = next((t.dtype for t in self.outputs), torch.float32)
 
     def _to_double(self) -> None:
-        double, example = copy.deepcopy(self.model).double(), _double(self.example)
+        double, example = working_copy(self.model).double(), _double(self.example)
         with quiet(double), torch.no_grad():
             outputs = tensors_in(forward(double, example))
         self.model, self.example, self.outputs = double, example, outputs

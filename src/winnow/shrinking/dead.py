@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.errors import InputError
 from winnow.masks.coupled import Member, Refused, Unit, module_coupling
@@ -17,18 +17,24 @@ from winnow.masks.coupled_call import record_blocks
 from winnow.masks.coupled_cut import Cols, CutProbe, Rows
 from winnow.masks.coupled_find import cut_units
 from winnow.masks.coupled_site import norm_features, site_of
-from winnow.masks.prunable import Prunable, Scope
+from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.shrinking.still import Still, still_inputs
 from winnow.shrinking.tree import put, shared_copy, stored
 
 FLAT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold)  # no gradient over half a line
 EXTENT = 3  # pixels a side from which a map has a middle and a border
+AROUND = (
+    "output head",
+    "outside the repeated blocks",
+    "transposed convolution",
+)  # reasons of layers that may lose inputs
 CHEAP = 24  # layers of a model that is also probed as a whole where its blocks have units of their own
 DIRECT = "its module reads its weights directly, so the bias that stays cannot move on"
 UNFOLDED = "its constant output has no bias of the next layer to go to"
 BORDER = "its constant meets the zero padding of a convolution on its way, so it is another near the border"
 TINY = f"its constant was seen on a map of fewer than {EXTENT} pixels a side, without a border: give a larger example"
+OVERLAPPED = "its constant meets a transposed convolution, which adds it up differently from place to place"
 PADDED = "its constant output meets the zero padding of the next convolution, so no bias can stand for it"
 Constants = dict[str, dict[int, float]]  # prunable -> input feature -> what the unit always gives it
 
@@ -55,7 +61,7 @@ def wide_scope(model: nn.Module) -> Scope:
     around = []
     for entry in skipped:
         path, _, key = entry.name.rpartition(".")
-        if entry.reason in ("output head", "outside the repeated blocks") and key == "weight":
+        if entry.reason in AROUND and key == "weight":
             around += [entry.name] if site_of(model.get_submodule(path)) is not None else []
     return find_scope(model, include=around)
 
@@ -81,7 +87,7 @@ def coupled_units(model: nn.Module, scope: Scope, example: Any) -> tuple[list[Un
     if not units:
         whole = module_coupling(twin, "", calls[""], scope)
         units, refused = whole.units, whole.refused
-    if any(p.kind == "conv" for p in scope.prunables.values()) or len(scope.prunables) <= CHEAP:
+    if any(p.kind in CONVOLUTIONS for p in scope.prunables.values()) or len(scope.prunables) <= CHEAP:
         taken = {(m.name, m.axis) for u in units for m in u.members}
         joined = cut_units(_Joined(twin, calls[""]), "", scope, {})
         units += [u for u in joined if not any((m.name, m.axis) in taken for m in u.members)]
@@ -247,6 +253,8 @@ class Dead:
         if m.bias is None:
             return UNFOLDED
         module = self.model.get_submodule(self.prunables[m.name].module)
+        if isinstance(module, _ConvTransposeNd):
+            return OVERLAPPED
         if not isinstance(module, _ConvNd) or module.padding_mode != "zeros" or module.padding == "valid":
             return ""
         return PADDED if module.padding == "same" or any(module.padding) else ""
@@ -254,7 +262,7 @@ class Dead:
     def _tiny(self, m: Member, still: dict[str, Still]) -> bool:
         """Whether a convolution saw only maps on which what padding does to a constant need not show."""
         p = self.prunables[m.name]
-        return p.kind == "conv" and p.module in still and still[p.module].extent < EXTENT
+        return p.kind in CONVOLUTIONS and p.module in still and still[p.module].extent < EXTENT
 
     def _remove(self, unit: Unit) -> set[str]:
         for m in unit.members:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ def kept_lines(plan: Mapping[str, Any], prunable: Prunable) -> tuple[torch.Tenso
     cols = keep.get(1 - rows_axis)
     if cols is None:
         return rows, torch.arange(prunable.cols)
-    width = prod(prunable.shape[2:]) if prunable.kind == "conv" else 1
+    width = prunable.kernel
     return rows, (cols[:, None] * width + torch.arange(width)).flatten()
 
 

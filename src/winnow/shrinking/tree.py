@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.errors import InputError
 from winnow.masks.blocks import is_transposed_linear
+from winnow.masks.given import working_copy
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -20,7 +19,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
     """
     own = {id(b) for m in model.modules() if isinstance(m, _NormBase) for b in m._buffers.values()}
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(t): t for t in tensors if id(t) not in own})
+    return working_copy(model, [t for t in tensors if id(t) not in own])
 
 
 def stored(model: nn.Module, name: str) -> tuple[nn.Module, str, torch.Tensor]:
@@ -55,6 +54,9 @@ def refit(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, _ConvNd):
+        if isinstance(module, _ConvTransposeNd):  # never cut where it has groups
+            module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+            return
         per_group = module.out_channels // module.groups  # groups only go whole
         module.groups = weight.shape[0] // per_group if module.groups > 1 else 1
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups

@@ -12,6 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.kernels.swap import must_be_dense
 from winnow.masks.coupled import Refused
+from winnow.masks.given import opened, require_initialised
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import name_of
 from winnow.shrinking.check import Check
@@ -69,16 +70,18 @@ def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:
     its forward takes (a tensor, a tuple, or keyword arguments); without one an input is made from its config or
     its first layer. Raises InputError when no example can be made or the model cannot run on it.
     """
+    model = opened(model)
     made, removed, skipped = _decide(model, example)
     return ShrinkResult(apply(model, made), removed, skipped, made)
 
 
 def plan(model: nn.Module, example: Any = None) -> dict[str, Any]:
     """What :func:`shrink` would do, as the JSON that :func:`apply` takes."""
-    return _decide(model, example)[0]
+    return _decide(opened(model), example)[0]
 
 
 def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Removed], list[Skipped]]:
+    require_initialised(model)
     if any(p.is_meta for p in model.parameters()):
         raise InputError("a model on the meta device holds no values to look for zeros in: load its weights first")
     must_be_dense(model)

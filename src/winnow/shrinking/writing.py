@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ class Writer:
                         _add(drops, m.name, out if m.axis == "rows" else into, expert, index)
             else:
                 axis = int((m.axis == "cols") != p.transposed)
-                width = prod(p.shape[2:]) if p.kind == "conv" and m.axis == "cols" else 1
+                width = p.kernel if m.axis == "cols" else 1
                 for i in m.indices:
                     _add(drops, m.name, axis, -1, i // width)
         for b in unit.biases:

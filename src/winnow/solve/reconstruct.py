@@ -18,7 +18,7 @@ from winnow.masks.holding import Places
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
 from winnow.solve.draw import Draw, Part, shared_rows
-from winnow.solve.statistics import CORRECTED, Moments, correction, is_conv, watching
+from winnow.solve.statistics import Moments, correction, is_conv, watching
 
 if TYPE_CHECKING:
     from winnow.train.settings import ReconstructSettings
@@ -115,9 +115,7 @@ class Reconstruction:
             f"{n}.{b}" if n else b: t.detach() for n, m in norms.items() for b, t in m.named_buffers(recurse=False)
         }
         self.masks = {n: p.restore(keep).to(self.own[n].device) for n, (p, keep) in layers.items()}
-        self.corrected = {
-            n: n.rpartition(".")[0] for n, (p, _) in layers.items() if p.kind in CORRECTED and n in calls.moments
-        }
+        self.corrected = {n: n.rpartition(".")[0] for n in layers if n in calls.moments}
 
     def run(self) -> Fit:
         """The fit; with no calls, the masked weights as they are."""

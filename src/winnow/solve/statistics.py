@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-CORRECTED = ("linear", "conv1d", "conv")  # kinds whose module puts out one channel a row of the matrix
+from winnow.masks.blocks import is_transposed_linear
+from winnow.masks.prunable import Prunable
+
+
+def corrected(prunable: Prunable, layer: nn.Module) -> bool:
+    """Whether a prunable is the weight of a layer that puts out one channel a row of its matrix."""
+    own = isinstance(layer, (nn.Linear, _ConvNd)) or is_transposed_linear(layer)
+    return own and prunable.name.rpartition(".")[2] == "weight"
 
 
 class Moments:

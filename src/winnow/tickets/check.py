@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from winnow.errors import InputError
+from winnow.masks.given import require_initialised
 from winnow.masks.prunable import Scope
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import evaluating
+from winnow.measure.fits import fitting, require_sound
 from winnow.measure.task import Task
-from winnow.tickets.answers import fitting
 from winnow.tickets.only_tensors import require_tensors
 from winnow.tickets.run import seeded
 from winnow.tickets.training import Training
@@ -28,9 +29,8 @@ def check_training(training: Training) -> Scope:
     """
     model = training.model
     require_tensors(model)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name} of the model holds NaN or infinity: give a sound checkpoint.")
+    require_initialised(model)
+    require_sound(model, (n for n, p in model.named_parameters() if p.is_floating_point()))
     scope = training.scope()
     if not any(model.get_parameter(n).requires_grad for n in scope.prunables):
         raise InputError("every prunable weight of the model is frozen: set requires_grad on what should be trained.")

@@ -31,7 +31,7 @@ class CollatedFeed:
             labels.append(found.detach().cpu())
             for leaf in tree_leaves(inputs):
                 digest.update(raw_bytes(leaf) if torch.is_tensor(leaf) else repr(leaf).encode())
-        self.labels = torch.cat(labels).numpy() if all(t.ndim == 1 for t in labels) else np.zeros((0, 0))
+        self.labels = _array(torch.cat(labels)) if all(t.ndim == 1 for t in labels) else np.zeros((0, 0))
         digest.update(self.labels.tobytes())
         self.sha256 = digest.hexdigest()
 
@@ -65,3 +65,7 @@ def collated_task(examples: Examples, name: str, config: Any = None) -> Task | N
         return _Scores(feed, name)
     named = getattr(config, "id2label", None) or {}
     return _Classes(feed, name, [str(named[i]) for i in sorted(named)] or None)
+
+
+def _array(labels: torch.Tensor) -> np.ndarray:
+    return (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()  # numpy does not know bfloat16

@@ -102,7 +102,7 @@ def training_from(
     source = (
         model if isinstance(model, ModelSource) else open_model(model, weights, trust_remote_code=trust_remote_code)
     )
-    asked = Asked(eval, TASKS[task], batch, column, label, length, seed, processor, loss, steps)
+    asked = Asked(eval, TASKS[task], batch, column, label, length, seed, processor, loss, steps, source.arguments)
     as_they_are = loss is not None and is_batches(data)
     found = from_batches(source, data, asked) if as_they_are else from_records(source, data, asked)
     kind = kind_of(source)
@@ -122,6 +122,7 @@ def training_from(
         exclude=exclude,
         seed=seed,
         notes=found.notes,
+        types=found.types,
         kind=kind,
         processor=processor if hasattr(processor, "save_pretrained") else None,
         files=tuple(source.companions()),

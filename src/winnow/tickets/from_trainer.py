@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.masks.given import opened
 from winnow.models import open_model
 from winnow.tickets.batches import Fetched, from_loader
 from winnow.tickets.collated import collated_task
@@ -55,7 +56,8 @@ def training_from_trainer(trainer: Any) -> Training:
         notes.append(f"{accumulated} accumulated batches are one batch of {examples.size}.")
     steps = limit or max(1, math.ceil(args.num_train_epochs * examples.parts))
     optimizer, lr, weight_decay = _optimizer(trainer)
-    model = in_float(trainer.model, notes)
+    types: dict[str, torch.dtype] = {}
+    model = in_float(opened(trainer.model), notes, types)
     processor = getattr(trainer, "processing_class", None)
     return Training(
         model=model,
@@ -71,6 +73,7 @@ def training_from_trainer(trainer: Any) -> Training:
         evaluate=_evaluate(trainer, notes),
         seed=args.seed,
         notes=notes,
+        types=types,
         kind=kind_of(open_model(model)),
         processor=processor if hasattr(processor, "save_pretrained") else None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import nn
 
 from winnow.errors import FormatError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.masks.given import working_copy
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
@@ -160,7 +160,7 @@ class _Soup:
 
     @classmethod
     def begin(cls, training: Training, validate: Callable[[nn.Module], float], folder: Path | None) -> _Soup:
-        model = copy.deepcopy(training.model).eval()
+        model = working_copy(training.model).eval()
         file = None if folder is None else folder / "soup.safetensors"
         soup = cls(training, validate, file, model, {n: t.detach().clone() for n, t in model.state_dict().items()})
         if file is not None and file.exists():

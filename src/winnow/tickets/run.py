@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.masks.given import working_copy
 from winnow.masks.mask import Mask, MaskSet
 from winnow.tickets import checkpoint
 from winnow.tickets.only_tensors import require_tensors
@@ -129,7 +129,7 @@ class Run:
         self.total = training.steps if steps is None else steps
         start = start or Position()
         require_tensors(training.model)
-        self.model = copy.deepcopy(training.model)
+        self.model = working_copy(training.model)
         if start.state is not None:
             self.model.load_state_dict(dict(start.state))
         self.scope = training.scope()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ from torch import nn
 from winnow.compression.prepare import model_kind
 from winnow.data import Records
 from winnow.errors import InputError
+from winnow.masks.arithmetic import HALVES, halves, widen
+from winnow.masks.given import working_copy
 from winnow.models import ModelSource
 from winnow.tickets.clip import clip_image_classifier
 from winnow.tickets.heads import with_head
@@ -26,12 +27,16 @@ def kind_of(source: ModelSource) -> str:
     return "transformer" if hasattr(source.config, "num_attention_heads") else "other"
 
 
-def in_float(model: nn.Module, notes: list[str]) -> nn.Module:
-    """Weights in float32 (a copy where they were not): a fine-tuning's steps are lost in half precision."""
-    if all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point()):
+def in_float(model: nn.Module, notes: list[str], types: dict[str, torch.dtype]) -> nn.Module:
+    """16-bit weights in float32 (in a copy): a fine-tuning's steps are lost in half precision. float64 stays.
+
+    ``types`` gets the types of the tensors that were widened, by name.
+    """
+    if not halves(model):
         return model
     notes.append("the weights are stored in another precision and were converted to float32 for the training.")
-    return copy.deepcopy(model).float()
+    types |= {n: t.dtype for n, t in model.state_dict().items() if torch.is_tensor(t) and t.dtype in HALVES}
+    return widen(working_copy(model))
 
 
 def starting_model(
@@ -43,8 +48,9 @@ def starting_model(
     processor: Any,
     seed: int,
     notes: list[str],
+    types: dict[str, torch.dtype],
 ) -> nn.Module:
-    """The source's model for these labels; what was put on it is said in ``notes``.
+    """The source's model for these labels; what was put on it is said in ``notes``, what was widened in ``types``.
 
     Raises:
         InputError: CLIP and images whose classes have no names.
@@ -57,7 +63,7 @@ def starting_model(
             )
         tokenizer = processor[0] if isinstance(processor, tuple) else getattr(processor, "tokenizer", processor)
         notes.append(f"CLIP's image tower under a frozen head made of the names of {len(records.label_names)} classes.")
-        return in_float(clip_image_classifier(source.load(), tokenizer, records.label_names), notes)
+        return in_float(clip_image_classifier(source.load(), tokenizer, records.label_names), notes, types)
     if source.config is not None and kind in ("encoder", "vision", "causal-lm") and labels is not None:
         classes = 1 if scores else _classes(records, held_out)
         if (why := _headless(source, classes, records)) is not None:
@@ -69,16 +75,16 @@ def starting_model(
                 model.config.pad_token_id = fill if fill is not None else getattr(processor, "eos_token_id", None)
             return model
         if not scores and records.label_names is not None:
-            return _named(source, records.label_names, notes)
-    return in_float(source.load(), notes)
+            return _named(source, records.label_names, notes, types)
+    return in_float(source.load(), notes, types)
 
 
-def _named(source: ModelSource, names: Sequence[str], notes: list[str]) -> nn.Module:
+def _named(source: ModelSource, names: Sequence[str], notes: list[str], types: dict[str, torch.dtype]) -> nn.Module:
     """The model with its own head; outputs without names of their own get those of the data's classes.
 
     A model in memory keeps its configuration: it is its owner's.
     """
-    model: Any = in_float(source.load(), notes)
+    model: Any = in_float(source.load(), notes, types)
     outputs, known = int(getattr(model.config, "num_labels", len(names))), getattr(model.config, "label2id", None) or {}
     if {n.lower() for n in names} <= {str(n).lower() for n in known}:
         return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from winnow.errors import InputError
+from winnow.masks.given import working_copy
 from winnow.tickets.linearized import Linearized, linearize
 from winnow.tickets.run import Run
 from winnow.tickets.saliency import spend
@@ -53,7 +53,7 @@ class Flow:
 
     def __init__(self, run: Run) -> None:
         self.training, self.scope = run.training, run.scope
-        self.model = linearize(copy.deepcopy(run.training.model))
+        self.model = linearize(working_copy(run.training.model))
         self.weights = {n: self.model.get_parameter(n) for n in self.scope.prunables}
         for p in self.model.parameters():
             p.requires_grad_(False)

@@ -17,10 +17,10 @@ from winnow.errors import InputError
 from winnow.measure.classification import ClassificationTask, model_order
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import accepted, call, evaluating, logits_of
+from winnow.measure.fits import check_held_out, fitting
 from winnow.measure.quality import open_task
 from winnow.measure.task import Task
 from winnow.models import ModelSource
-from winnow.tickets.answers import check_held_out, fitting
 from winnow.tickets.batches import from_loader, labelled, own_tokens, running_text
 from winnow.tickets.loss import parted
 from winnow.tickets.regression import ScoreTask
@@ -51,6 +51,7 @@ class Asked:
     processor: Any
     loss: Loss | None
     steps: int | None
+    forward: Any = None  # arguments of the model's forward: see winnow.data.open_data
 
 
 @dataclass
@@ -62,13 +63,14 @@ class TaskData:
     loss: Kind
     evaluate: Evaluate | None
     notes: list[str] = field(default_factory=list)
+    types: dict[str, torch.dtype] = field(default_factory=dict)  # of tensors that were widened, by name
 
 
 def from_batches(source: ModelSource, data: Any, asked: Asked) -> TaskData:
     """A DataLoader or an iterable of batches, for a loss that knows what they are. Evaluation data is the user's, too."""
     examples, note = from_loader(data, asked.steps, asked.seed)
     found = TaskData(source.load(), examples, "classes", None, [note])
-    found.model = in_float(found.model, found.notes)
+    found.model = in_float(found.model, found.notes, found.types)
     if asked.eval is None or asked.task == "none":
         found.notes.append("no evaluation data given: the tickets are not measured.")
         return found
@@ -91,7 +93,8 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
         InputError: no labels, a single class, training and evaluation data that overlap, a model whose outputs do not fit.
     """
     notes: list[str] = []
-    records = open_data(data, column=asked.column, label=asked.label)
+    types: dict[str, torch.dtype] = {}
+    records = open_data(data, column=asked.column, label=asked.label, forward=source.arguments)
     kind = _kind(source, records)
     loss = _loss_for(records, kind, asked)
     if loss == "own" and asked.task != "own" and records.labels is not None:
@@ -102,10 +105,11 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
     processor = _processor(source, kind, records, asked)
     if asked.loss is None and loss != "own":
         model = starting_model(
-            source, records, held_out, scores=loss == "scores", processor=processor, seed=asked.seed, notes=notes
-        )
+            source, records, held_out, scores=loss == "scores", processor=processor, seed=asked.seed, notes=notes,
+            types=types,
+        )  # fmt: skip
     else:
-        model = in_float(source.load(), notes)
+        model = in_float(source.load(), notes, types)
     if records.kind == "images" and isinstance(processor, tuple):
         processor = processor[1]  # CLIP's: its tokenizer has made the head
     config = getattr(model, "config", None)
@@ -125,7 +129,7 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
         examples = labelled(records, labels, processor, batch=batch, length=length, pixels=pixels)
     if held_out is not None:
         evaluate = _task(loss, held_out, processor, length, config).evaluate
-    found = TaskData(model, examples, loss, evaluate, notes)
+    found = TaskData(model, examples, loss, evaluate, notes, types)
     if asked.loss is None and loss != "own":
         assert labels is not None
         _check_outputs(found, labels, held_out, config)
@@ -179,7 +183,7 @@ def _evaluation(asked: Asked) -> tuple[Evaluate | None, Records | None]:
         return given.evaluate, None
     if callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
         return given, None
-    return None, open_data(given, column=asked.column, label=asked.label)
+    return None, open_data(given, column=asked.column, label=asked.label, forward=asked.forward)
 
 
 def _same_names(held_out: Records, records: Records) -> Records:

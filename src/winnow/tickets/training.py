@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.masks.given import opened
 from winnow.masks.prunable import Scope
 from winnow.measure.evaluation import Evaluation
 from winnow.tickets.given import patterns, real, whole
@@ -91,6 +92,7 @@ class Training:
         kind: what the model is ("encoder", "clip", "vision", ...), "" where it is not known.
         processor: the tokenizer or image processor that belongs to the model; saved beside it.
         files: further files of the model's folder that are copied beside a saved ticket.
+        types: of tensors that were widened for the training, by name; a ticket's model has them again.
     """
 
     model: nn.Module
@@ -111,8 +113,10 @@ class Training:
     kind: str = ""
     processor: Any = None
     files: tuple[Path, ...] = ()
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", opened(self.model))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, patterns(name, getattr(self, name)))
         for name in ("steps", "seed"):
@@ -133,10 +137,22 @@ class Training:
             raise InputError(f"precision {self.precision!r} is not known: choose float32 or bfloat16.")
 
     def scope(self) -> Scope:
-        """What may be pruned. Raises InputError when there is nothing."""
-        from winnow.masks.scope import find_scope
+        """What may be pruned; the output layers are found by the first batch. Raises InputError when there is nothing."""
+        from winnow.masks.outputs import output_weights
+        from winnow.masks.scope import declares_outputs, find_scope
 
-        return find_scope(self.model, include=self.include, exclude=self.exclude)
+        if "_scope" not in vars(self):  # one batch through the model, once
+            outputs = None if declares_outputs(self.model) else output_weights(self.model, self._first_loss)
+            found = find_scope(self.model, include=self.include, exclude=self.exclude, outputs=outputs)
+            object.__setattr__(self, "_scope", found)
+        return vars(self)["_scope"]
+
+    def _first_loss(self) -> torch.Tensor:
+        from winnow.tickets.run import seeded
+
+        index = self.examples.order(torch.Generator().manual_seed(self.seed))[0]
+        with seeded(self.seed, "check"):
+            return self.loss(self.model, self.examples.take(index))
 
     def replaced(self, **changes: Any) -> Training:
         return replace(self, **changes)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.masks.given import bare, require_unmasked
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.train.masking import masked, moments, on_gradient, zero
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.targets import (
     Optimizers,
-    bare,
     place_of,
     plain_optimizers,
     require_trained,
@@ -68,6 +68,7 @@ def attach(
             optimizer are attached already.
     """
     model = bare(model)
+    require_unmasked(model)
     return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
 
 

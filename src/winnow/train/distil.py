@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from winnow.calibrate.quiet import quiet
 from winnow.errors import InputError
+from winnow.masks.given import working_copy
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
 from winnow.train.examples import Examples
@@ -98,7 +98,7 @@ class Bench:
         self, model: nn.Module, batches: Sequence[Any], scope: Scope | None, settings: DistilSettings, *, own: bool
     ) -> None:
         self.settings = settings
-        self.model = model if own else copy.deepcopy(model)
+        self.model = model if own else working_copy(model)
         self.scope = scope if scope is not None else find_scope(self.model)
         self.examples = Examples(batches, settings.batch)
         self.student = Student(self.model, self.scope)

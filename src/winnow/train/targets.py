@@ -14,17 +14,6 @@ from winnow.masks.prunable import Scope
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The module that torch.compile and the parallel wrappers stand around: names are those of its own state dict."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 def plain_optimizers(given: Optimizers) -> list[torch.optim.Optimizer]:
     found = list(given) if isinstance(given, Sequence) else [given]
     for i, optimizer in enumerate(found):

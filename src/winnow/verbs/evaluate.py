@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.masks.arithmetic import halves, widen
+from winnow.masks.given import working_copy
 from winnow.models import ModelSource, open_model
 from winnow.verbs.reference import open_reference
+
+if TYPE_CHECKING:
+    from winnow.compression.prepare import Prepared
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 
@@ -68,6 +74,7 @@ def evaluate(
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
     from winnow.compression.prepare import prepare, written_unit
+    from winnow.measure.fits import require_sound
     from winnow.measure.quality import compare
 
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
@@ -81,11 +88,13 @@ def evaluate(
     dense = dense_source = anchor = None
     if reference is not None:
         dense_source = open_reference(source, reference, trust_remote_code=trust_remote_code)
-        dense_model = _load(dense_source, dtype)
+        dense_model = _tried(_load(dense_source, dtype), dense_source, prepared, dtype)
         anchor = work.reference(dense_model)
         dense = anchor.evaluation
         del dense_model
     loaded = _load(source, dtype)
+    require_sound(loaded)
+    loaded = _tried(loaded, source, prepared, dtype)
     stage = progress("measuring") if progress else None
     found = work.evaluate(loaded, anchor, progress=(lambda done, total: stage(done, total, "")) if stage else None)
     against = compare(dense, found, higher_is_better=work.higher_is_better) if dense is not None else None
@@ -105,5 +114,25 @@ def evaluate(
 
 
 def _load(source: ModelSource, dtype: str) -> nn.Module:
+    """The model in ``dtype``, or for "auto" with 16-bit tensors in float32; a module that was given stays as it is."""
     loaded = source.load()
-    return loaded.to(torch.float32 if dtype == "auto" else getattr(torch, dtype))
+    if dtype == "auto" and not halves(loaded):
+        return loaded
+    own = working_copy(loaded) if source.module is not None else loaded
+    return widen(own) if dtype == "auto" else own.to(getattr(torch, dtype))
+
+
+def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str) -> nn.Module:
+    """The model, once it has taken the first batch; in its stored types where it runs in no others."""
+    from winnow.compression.prepare import try_model
+
+    try:
+        try_model(prepared, model, source.config)
+        return model
+    except InputError:
+        if dtype != "auto" or not halves(plain := source.load()):
+            raise
+        with suppress(InputError):  # a forward that casts its input itself, say
+            try_model(prepared, plain, source.config)
+            return plain
+        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class Inspection:
     zeros: int
     file_bytes: int
     layers: list[LayerInfo]
+    notes: list[str] = field(default_factory=list)  # what was guessed, and how to overrule it
 
     @property
     def sparsity(self) -> float | None:
@@ -79,7 +80,7 @@ def inspect(
         layers.append(LayerInfo(name, tuple(parameter.shape), parameter.numel(), p is not None, reason, zeros, bits))
     size = sum(f.stat().st_size for f in source.weight_files())
     size = size or sum(t.numel() * t.element_size() for t in module.state_dict().values() if torch.is_tensor(t))
-    return _total(str(source.spec), source.architecture, size, layers)
+    return replace(_total(str(source.spec), source.architecture, size, layers), notes=scope.notes)
 
 
 def _packed_folder(folder: Path) -> Inspection:

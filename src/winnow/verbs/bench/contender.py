@@ -125,8 +125,6 @@ class TorchContender(Contender):
         return step
 
     def _cast(self, batch: Batch) -> Batch:
-        if self._dtype == torch.float32:
-            return batch
         return map_tensors(batch, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import nn
 
 from winnow.data.records import map_tensors
 from winnow.errors import InputError
+from winnow.masks.given import working_copy
 from winnow.measure.memory import available_memory
 from winnow.report import speed_schema
 from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
@@ -119,9 +119,14 @@ def read_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in seen.values()) + sum(m.matrix.nbytes for m in packed)
 
 
+def _in(given: Makers, dtype: torch.dtype) -> nn.Module:
+    """The dense model, or a copy of it in another type: the other contenders share the one in float32."""
+    return given.dense if dtype == torch.float32 else working_copy(given.dense).to(dtype)
+
+
 def _dense(given: Makers, dtype: torch.dtype, need: int = 0) -> Contender:
     enough(need)
-    model = given.dense if dtype == torch.float32 else copy.deepcopy(given.dense).to(dtype)
+    model = _in(given, dtype)
     size = given.subject.file_bytes(given.subject.base)
     note = None
     if given.subject.artifact is not None and given.subject.base == "artifact":
@@ -158,7 +163,7 @@ def freezing() -> Iterator[None]:
 
 def _compiled(given: Makers, dtype: torch.dtype, need: int) -> Contender:
     enough(need)
-    model = copy.deepcopy(given.dense).to(dtype)
+    model = working_copy(given.dense).to(dtype)
     changes = "reorders sums" if dtype == torch.float32 else BF16_CHANGES
     about = given.about(f"compiled {said(dtype)}", dtype, changes, weight_bytes=read_bytes(model))
     return Compiled(about, model, given.subject.base, run=torch.compile(model))
@@ -214,7 +219,7 @@ def _accelerated(given: Makers, dtype: torch.dtype, need: int) -> Contender:
 
     subject = given.subject
     enough(need)
-    model = subject.packed(dtype) if subject.artifact is not None else given.dense.to(dtype)
+    model = subject.packed(dtype) if subject.artifact is not None else _in(given, dtype)
     fast = accelerate(
         model, rows=given.rows, example=_example(given.work[0], dtype), threads=given.threads, progress=given.progress
     )

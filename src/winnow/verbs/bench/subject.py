@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.formats.reader import Artifact, read_artifact
 from winnow.formats.soundness import FLOATS
+from winnow.masks.given import working_copy
 from winnow.models import ModelSource, open_model, quiet_transformers
 from winnow.verbs.reference import open_reference
 
@@ -48,7 +48,7 @@ class Subject:
         source = self.reference if base == "reference" and self.reference is not None else self.source
         model = source.load()
         if source.module is not None:
-            model = copy.deepcopy(model)
+            model = working_copy(model)
         return model.to(dtype).eval()
 
     def packed(self, dtype: torch.dtype) -> nn.Module:

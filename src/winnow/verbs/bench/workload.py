@@ -55,7 +55,7 @@ def make_work(
     kind = model_kind(source)
     records = None
     if data is not None:
-        records = open_data(data, column=column)
+        records = open_data(data, column=column, forward=source.arguments)
         kind = "tensors" if records.kind == "tensors" else kind
     if kind == "tensors" and records is None:
         raise InputError(
