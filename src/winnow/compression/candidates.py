@@ -43,18 +43,23 @@ def primary(recipe: Recipe) -> Candidate:
     return Candidate(_name(recipe), kind, recipe)
 
 
-def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[Candidate]:
+def baselines(
+    recipes: Sequence[Recipe], level: str, *, has_data: bool, recalibrate: bool | None = None
+) -> list[Candidate]:
     """What the primaries are measured against.
 
     Args:
         recipes: the primaries' recipes, one per sparsity.
         level: "none"; "rtn" (plain round-to-nearest only: seconds); "all" (GPTQ and pruned + int8 / int4 too).
         has_data: GPTQ and solved candidates need calibration data.
+        recalibrate: whether batch norms are estimated anew; None: as for the primaries.
     """
     if level not in ("none", "rtn", "all"):
         raise InputError(f"--baselines {level!r} is not known: choose all, rtn or none.")
     if level == "none":
         return []
+    if recalibrate is not None:
+        recipes = [r.model_copy(update=dict(recalibrate=recalibrate)) for r in recipes]
     base = recipes[0]
     found = []
     for solver, suffix in (("none", "rtn"), ("sparsegpt", "gptq")):

@@ -12,6 +12,7 @@ from torch import nn
 
 from winnow.calibrate.stream import Shards, StreamedModel, name_map
 from winnow.masks.prunable import Prunable, Scope
+from winnow.measure.identity import Identity, tensors_of
 from winnow.measure.memory import give_back
 from winnow.models import ModelSource
 
@@ -35,11 +36,13 @@ class Loaded:
         self.model = model if self.dense_model is None else copy.deepcopy(model)
         if dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
             self.model = self.model.to(dtype)
-        self._small: dict[str, torch.Tensor] = {}
+        # Biases, norms and all buffers: what recalibration, compensation and the model's own forward change.
+        buffers = {n for n, _ in self.model.named_buffers(remove_duplicate=False)}
+        self._small = {n: t.detach().clone() for n, t in tensors_of(self.model) if t.ndim <= 1 or n in buffers}
+        self.identity = Identity(self.model)
 
     def begin(self, scope: Scope) -> None:
-        """Remembers biases, norms and buffers, which recalibration and compensation change."""
-        self._small = {n: t.detach().clone() for n, t in self.model.state_dict().items() if t.ndim <= 1}
+        """Nothing to do: what is put back between candidates was remembered when the model was loaded."""
 
     def original(self, name: str) -> torch.Tensor:
         """The dense weight as stored, in its stored layout and dtype."""
@@ -72,7 +75,9 @@ class Loaded:
         self.put(self._small)
 
     @contextmanager
-    def dense(self) -> Iterator[nn.Module]:
+    def dense(self, scope: Scope) -> Iterator[nn.Module]:
+        """The model as it was given, whatever was done to it since."""
+        self.restore(scope)
         yield self.model
 
     @contextmanager
@@ -105,6 +110,7 @@ class Streamed:
         self.stored_dtype = {n: p.dtype for n, p in skeleton.named_parameters(remove_duplicate=False)}
         self.paths: list[str] = []
         self.outside: list[str] = []
+        self.identity = Identity(skeleton)
 
     def _read(self, name: str) -> torch.Tensor:
         return self.shards.read(self.names[name])
@@ -141,7 +147,9 @@ class Streamed:
                     parameter.copy_(fetch(name))
 
     @contextmanager
-    def dense(self) -> Iterator[nn.Module]:
+    def dense(self, scope: Scope) -> Iterator[nn.Module]:
+        """The model as its shards have it."""
+        self.restore(scope)
         self.stream.load_rest(self.paths, head=True)
         self._fill(self.original)
         with self.stream.on_demand(self.paths, self._read) as model:
@@ -202,8 +210,8 @@ def put_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> No
 
 
 def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Copies values into parameters and buffers by state-dict name."""
-    state = model.state_dict()
+    """Copies values into parameters and buffers by name, those too that no state dict holds."""
+    state = dict(tensors_of(model))
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(value)

@@ -18,7 +18,7 @@ from winnow.calibrate.units import one_stream
 from winnow.compression.candidates import baselines, primary
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
 from winnow.compression.counts import total_zeros, within_tensor
-from winnow.compression.goal import Search, nothing_holds, search, within
+from winnow.compression.goal import Search, nothing_holds, safest_first, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
 from winnow.compression.methods import choose, resolve, settle, trains
@@ -26,10 +26,12 @@ from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.result import Result, check_output, finish
 from winnow.compression.runner import Outcome, Progress, Runner
+from winnow.compression.verdict import recalibrated_note
 from winnow.errors import GateError, InputError
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, check, parse_structure
+from winnow.measure.chance import at_chance
 from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
@@ -102,11 +104,13 @@ def set_up(job: Job) -> Setup:
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
         batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
         tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
+        model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
     )  # fmt: skip
     if training:
         settings["batch"] = prepared.batch_size
     by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
-    recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
+    unchanged = job.keeps_zeros and parts["solver"] == "none" and job.values == "keep"
+    recalibrate = job.recalibrate and not unchanged
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
     recipes = []
@@ -172,7 +176,9 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
     others = (
-        baselines(setup.recipes, setup.job.baselines, has_data=bool(setup.prepared.batches))
+        baselines(
+            setup.recipes, setup.job.baselines, has_data=bool(setup.prepared.batches), recalibrate=setup.job.recalibrate
+        )
         if runner.task is not None
         else []
     )
@@ -181,6 +187,7 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
         raise InputError(f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.")
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]
+    _note_recalibrated(runner, outcomes)
     return outcomes, outcomes[: len(requested)]
 
 
@@ -195,10 +202,15 @@ def _at_goal(
         identity={**_identity(setup), "evaluation": setup.prepared.hashes["selection"]},
         dense_bytes=setup.dense_bytes, spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
     )  # fmt: skip
-    selecting.measure_dense()
+    dense = selecting.measure_dense()
+    if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):
+        raise GateError(
+            f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
+        )
     plain = baselines(
-        setup.recipes, "all" if setup.job.baselines == "all" else "rtn", has_data=bool(setup.prepared.batches)
-    )
+        setup.recipes, "all" if setup.job.baselines == "all" else "rtn", has_data=bool(setup.prepared.batches),
+        recalibrate=setup.job.recalibrate,
+    )  # fmt: skip
     values = [setup.job.values] if setup.job.values != "keep" else ["keep", "int8", "int4"]
     found: Search = search(
         setup.recipe_at,
@@ -210,11 +222,26 @@ def _at_goal(
     )
     runner.measure_dense()
     runner.timing.update(selecting.timing)
-    confirmed = runner.run(found.taken.candidate)  # one look at the reported data: a second would be choosing on it
-    if not within(confirmed, limit):
-        raise GateError(nothing_holds([confirmed], limit))
-    outcomes = [confirmed, *(runner.run(o.candidate) for o in found.tried if o.name != confirmed.name)]
-    return outcomes, [confirmed]
+    confirmed: list[Outcome] = []
+    for outcome in safest_first(found.tried, limit):
+        looked = runner.run(outcome.candidate)
+        if not within(looked, limit):
+            break
+        confirmed.append(looked)
+    if not confirmed:
+        raise GateError(nothing_holds([looked], limit))
+    taken = confirmed[-1]
+    outcomes = [taken, *(runner.run(o.candidate) for o in found.tried if o.name != taken.name)]
+    _note_recalibrated(runner, outcomes)
+    return outcomes, [taken]
+
+
+def _note_recalibrated(runner: Runner, outcomes: list[Outcome]) -> None:
+    """What the new batch norms of every candidate do to the dense model alone: a part of every row but the dense one."""
+    recipe = next((o.candidate.recipe for o in outcomes if o.candidate.recipe and o.candidate.recipe.recalibrate), None)
+    found = runner.dense_recalibrated(recipe) if recipe is not None else None
+    if recipe is not None and found is not None and runner.task is not None and runner.dense is not None:
+        runner.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
 
 
 def _identity(setup: Setup) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.formats.artifact import read_artifact
+from winnow.measure.quality import Comparison, Evaluation, Task
 from winnow.models import ModelSource, open_model
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
@@ -36,6 +39,7 @@ class Measured:
     relative: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     harness: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # how images are fed, and what makes the figures doubtful
 
 
 def evaluate(
@@ -54,6 +58,8 @@ def evaluate(
     weights: str | Path | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    mean: float | str | Sequence[float] | None = None,
+    std: float | str | Sequence[float] | None = None,
     progress: Stage | None = None,
 ) -> Measured:
     """Measures a model on data; see ``winnow eval``.
@@ -61,17 +67,20 @@ def evaluate(
     Args:
         reference: a dense model to compare with: paired change with its 95 % interval, agreement and KL.
         harness_tasks: local lm-eval tasks to run too, found in ``harness_path``.
+        mean, std: of pixels between 0 and 1, for images; in place of the model's own.
 
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
+    from winnow.compression.job import pixel_values
     from winnow.compression.prepare import prepare, written_unit
     from winnow.measure.quality import compare
 
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
+    loaded = _load(source, dtype)
     prepared = prepare(
         source, None, data, task=task, column=column, label=label, samples=1, length=length, batch_size=8, seed=0,
-        eval_limit=eval_limit, select=False, tokenizer=tokenizer,
+        eval_limit=eval_limit, select=False, tokenizer=tokenizer, model=loaded, mean=pixel_values("mean", mean), std=pixel_values("std", std),
     )  # fmt: skip
     if prepared.task is None:
         raise InputError("there is nothing to measure: --task none leaves no figure.")
@@ -83,7 +92,6 @@ def evaluate(
         anchor = work.reference(dense_model)
         dense = anchor.evaluation
         del dense_model
-    loaded = _load(source, dtype)
     stage = progress("measuring") if progress else None
     found = work.evaluate(loaded, anchor, progress=(lambda done, total: stage(done, total, "")) if stage else None)
     against = compare(dense, found, higher_is_better=work.higher_is_better) if dense is not None else None
@@ -99,9 +107,35 @@ def evaluate(
         description=work.describe(), reference=str(dense_source.spec) if dense_source else None, reference_value=dense.value * work.scale if dense else None,
         drop=against.drop if against else None, drop_low=against.low if against else None, drop_high=against.high if against else None,
         relative=bool(against and against.relative), details=dict(found.details), harness=figures,
+        notes=[*prepared.notes, *_doubts(work, found, dense, against, source, dense_source)],
     )  # fmt: skip
 
 
+def _doubts(
+    work: Task,
+    found: Evaluation,
+    dense: Evaluation | None,
+    against: Comparison | None,
+    source: ModelSource,
+    other: ModelSource | None,
+) -> list[str]:
+    """What makes the figures doubtful: a yardstick at chance, one that is beaten, one that is another model than it seems."""
+    from winnow.measure.chance import at_chance, too_good
+
+    doubts = [at_chance(work, dense if dense is not None else found)]
+    doubts.append(too_good(against) if against is not None else None)
+    if other is not None and source.is_artifact and source.folder is not None:
+        parent = read_artifact(source.folder).manifest.get("parent") or {}
+        if parent.get("sha256") not in (None, other.sha256()):
+            doubts.append(
+                f"{other.spec} is not the model that {source.spec} was made from ({parent.get('model')}, sha256 "
+                f"{str(parent['sha256'])[:12]}): the loss is against another model."
+            )
+    return [d for d in doubts if d is not None]
+
+
 def _load(source: ModelSource, dtype: str) -> nn.Module:
-    loaded = source.load()
-    return loaded.to(torch.float32 if dtype == "auto" else getattr(torch, dtype))
+    """The model in the type asked for; a user's own module is never cast in place."""
+    loaded, wanted = source.load(), torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    cast = any(t.is_floating_point() and t.dtype != wanted for t in (*loaded.parameters(), *loaded.buffers()))
+    return (copy.deepcopy(loaded) if cast and loaded is source.module else loaded).to(wanted)
