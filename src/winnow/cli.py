@@ -103,7 +103,7 @@ def compress(
     exclude: Annotated[list[str] | None, typer.Option(help="Leave these alone (name or pattern); repeatable.")] = None,
     samples: Annotated[
         int | None,
-        typer.Option(help="Calibration sequences or images.", show_default="128; 1024 for methods that train"),
+        typer.Option(help="Calibration sequences or images.", show_default="128; 1024 for methods that train or fit"),
     ] = None,
     length: Length = None,
     batch_size: Annotated[int, typer.Option(help="Calibration sequences per forward.")] = 8,

@@ -40,6 +40,9 @@ class LayerOutcome:
     bits_per_weight: float
     seconds: float
     unit: str  # the stored unit it lies in: a block's path, or "" for a model taken whole
+    fitted: bool | None = (
+        None  # of a unit that was reconstructed: whether that beat the mask alone on examples held out
+    )
 
     @property
     def numel(self) -> int:
@@ -135,6 +138,7 @@ class Pruner:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
+        self.notes += _unfitted(layers)
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -180,13 +184,13 @@ class Pruner:
 
         started = time.perf_counter()
         before = list(solve_unit(unit.prunables, stats, masking(self.recipe), self.zeros, self._weight, self.keeps))
-        solutions, extra = fit_unit(
+        solutions, extra, gained = fit_unit(
             unit, before, stats, calls, self.recipe, grid_of(self.recipe),
             put=lambda p, matrix: put_matrix(self.host.model, p, matrix),
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
-        self._keep(unit.path, unit.prunables, solutions, started, extra)
+        self._keep(unit.path, unit.prunables, solutions, started, extra, gained)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -214,6 +218,7 @@ class Pruner:
         solutions: Iterable[tuple[Prunable, Solution]],
         started: float,
         extra: dict[str, torch.Tensor],
+        fitted: bool | None = None,
     ) -> None:
         """Packs the layers of a unit, puts what was packed into the model, and stores it."""
         results = {}
@@ -222,7 +227,17 @@ class Pruner:
             put_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
-                p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path
+                p.name,
+                p.block,
+                p.kind,
+                p.rows,
+                p.cols,
+                packed.zeros,
+                solution.error,
+                packed.bits_per_weight,
+                0.0,
+                path,
+                fitted,
             )
         extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
         self._change(extra)
@@ -266,6 +281,18 @@ class Pruner:
     def _done(self, path: str) -> bool:
         file = self._unit_file(path)
         return file is not None and file.exists()
+
+
+def _unfitted(layers: Sequence[LayerOutcome]) -> list[str]:
+    """A note on units whose reconstruction did not pay."""
+    fitted = {x.unit: x.fitted for x in layers if x.fitted is not None}
+    left = [unit or "the model as a whole" for unit, gained in fitted.items() if not gained]
+    if not left:
+        return []
+    return [
+        f"{len(left)} of {len(fitted)} reconstructed units kept the weights that their masks leave (first: {left[0]}): no fit was "
+        "better on the calibration examples held out; more --samples may help."
+    ]
 
 
 def unit_file(folder: Path, unit: str) -> Path:

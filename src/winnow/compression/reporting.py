@@ -318,7 +318,8 @@ def _budget(setup: Setup) -> str:
         return f"{job.bits_per_weight:g} bits per prunable weight"
     if job.size is not None:
         return f"weights file of at most {job.size}"
-    return "sparsity " + ", ".join(f"{r.sparsity:g}" for r in setup.recipes)
+    asked = [b.value for b in job.budgets() if b.kind == "sparsity"] or [r.sparsity for r in setup.recipes]
+    return "sparsity " + ", ".join(f"{value:g}" for value in asked)
 
 
 def _short(spec: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from winnow.calibrate.statistics import InputStats
 from winnow.compression.counts import layer_seed, within_tensor
 from winnow.formats.packed import PackedTensor, pack
 from winnow.masks.prunable import Prunable
-from winnow.masks.structure import parse_structure
+from winnow.masks.structure import Unstructured, parse_structure
 from winnow.quantize import Grid, Quantized
 from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
@@ -31,7 +32,8 @@ def solve_unit(
 ) -> Iterator[tuple[Prunable, Solution]]:
     """Masks and solved weights of the layers of one block, one after another so that few are in memory at once.
 
-    Layers that share an input are solved together where the solver factorizes its Gram matrix.
+    Layers that share an input are solved together where the solver factorizes its Gram matrix. Where weights go one by one,
+    one that was zero and still is belongs to the zeros of the mask, chosen or not: none is stored as a value.
 
     Args:
         stats: per tensor name, one InputStats per part; empty without calibration data.
@@ -54,8 +56,8 @@ def solve_unit(
             for p, part in members
         ]
         solver = recipe.solver if shared is not None or not gram else "none"
-        for (p, part), solution in zip(members, solve_group(problems, solver)):
-            found[p.name][part] = solution
+        for (p, part), problem, solution in zip(members, problems, solve_group(problems, solver)):
+            found[p.name][part] = _with_own_zeros(problem, solution)
         del problems
         if shared is not None and len(groups) > 1:
             shared.cache.clear()  # a layer alone may be followed by one that reads the same input
@@ -63,6 +65,13 @@ def solve_unit(
             if len(found.get(p.name, ())) == p.parts:
                 parts = found.pop(p.name)
                 yield p, _join([parts[i] for i in range(p.parts)])
+
+
+def _with_own_zeros(problem: Problem, solution: Solution) -> Solution:
+    if not isinstance(problem.structure, Unstructured) or not problem.zeros:
+        return solution
+    left = solution.keep & (solution.weight == 0) & (problem.weight.to(solution.weight.device) == 0)
+    return replace(solution, keep=solution.keep & ~left) if left.any() else solution
 
 
 def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunable], torch.Tensor]) -> list[int]:
@@ -97,6 +106,8 @@ def _problem(
     )
     if keeps and p.name in keeps:
         problem.keep = keeps[p.name][band]
+    elif isinstance(structure, Unstructured) and 0 < zeros <= zero_entries(weight):
+        problem.keep = weight != 0  # as many as are asked for are zero already: nothing else goes
     elif needs_scores(recipe.solver) or stats is None:
         name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
         problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)

@@ -12,12 +12,13 @@ from typing import Literal
 
 import torch
 
+from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import one_stream
 from winnow.compression.candidates import baselines, primary
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros
-from winnow.compression.counts import total_zeros, within_tensor
+from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_note
 from winnow.compression.goal import Search, nothing_holds, safest_first, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
@@ -30,7 +31,7 @@ from winnow.compression.verdict import recalibrated_note
 from winnow.errors import GateError, InputError
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
-from winnow.masks.structure import NM, check, parse_structure
+from winnow.masks.structure import NM, Unstructured, check, parse_structure
 from winnow.measure.chance import at_chance
 from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
@@ -57,11 +58,13 @@ class Setup:
     dense_file: int  # of the dense model's weights
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    own: int = 0  # zeros among the prunable weights as given, that every rate includes
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
-        base = self.recipes[0]
-        return base.model_copy(update=dict(sparsity=sparsity, zeros=round(sparsity * self.scope.numel), values=values))
+        base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
+        sparsity, zeros = raised(sparsity, zeros, self.own, self.scope.numel)
+        return base.model_copy(update=dict(sparsity=sparsity, zeros=zeros, values=values))
 
 
 def set_up(job: Job) -> Setup:
@@ -99,7 +102,8 @@ def set_up(job: Job) -> Setup:
         check_trainable(job, host, scope, method)
     if job.compare_with is not None:
         check_earlier(job, parts)
-    samples = job.samples or (TRAINING_SAMPLES if training else SAMPLES)
+    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
+    samples = job.samples or (TRAINING_SAMPLES if training or by_units else SAMPLES)  # a fit needs as many as training
     prepared = prepare(
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
         batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
@@ -108,13 +112,14 @@ def set_up(job: Job) -> Setup:
     )  # fmt: skip
     if training:
         settings["batch"] = prepared.batch_size
-    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
     unchanged = job.keeps_zeros and parts["solver"] == "none" and job.values == "keep"
     recalibrate = job.recalibrate and not unchanged
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     dense_bytes, dense_file = _bytes(host, scope)
-    recipes = []
+    recipes: list[Recipe] = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
+    there = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    kept = there if isinstance(parse_structure(job.structure), Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
         zeros = (
@@ -124,21 +129,39 @@ def set_up(job: Job) -> Setup:
             if learned_pattern
             else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
         )
+        sparsity = (
+            budget.value
+            if budget is not None and budget.kind == "sparsity"
+            else own / scope.numel
+            if own
+            else round(zeros / scope.numel, 4)
+        )
+        if budget is not None:
+            sparsity, zeros = raised(sparsity, zeros, kept, scope.numel)
+        if any(r.zeros == zeros for r in recipes):  # two rates below the zeros that are there come to one
+            continue
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else own / scope.numel if own else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
+                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
+    if not job.keeps_zeros:
+        prepared.notes += zeros_note(
+            there,
+            scope.numel,
+            job.structure,
+            asked=min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None),
+        )
     plan = make_plan(
         job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
     )
     return Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes)
+        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes), kept
     )
 
 
