@@ -14,6 +14,7 @@ from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget, largest_remainder, zeros_for
 from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host
+from winnow.errors import InputError
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
 from winnow.run.recipe import Recipe
@@ -47,15 +48,28 @@ def header_bytes(scope: Scope) -> int:
 def total_zeros(
     budget: Budget, host: Host, scope: Scope, structure: str, values: str, group_size: int, dense_bytes: int
 ) -> int:
-    """The number of zeros the budget comes to over all prunable weights."""
-    return zeros_for(
-        budget,
-        {n: p.numel for n, p in scope.prunables.items()},
-        stored_bits(host, scope, values, group_size),
-        within_tensor(parse_structure(structure)),
-        dense_bytes=dense_bytes,
-        overhead_bytes=scale_bytes(scope, values, group_size) + (header_bytes(scope) if budget.kind == "size" else 0),
-    )
+    """The number of zeros the budget comes to over all prunable weights.
+
+    Of a size it is where :mod:`winnow.compression.sizing` begins, which weighs the file: what the header is reckoned at, at
+    most, refuses nothing.
+    """
+
+    def zeros(overhead: int) -> int:
+        return zeros_for(
+            budget,
+            {n: p.numel for n, p in scope.prunables.items()},
+            stored_bits(host, scope, values, group_size),
+            within_tensor(parse_structure(structure)),
+            dense_bytes=dense_bytes,
+            overhead_bytes=scale_bytes(scope, values, group_size) + overhead,
+        )
+
+    if budget.kind != "size":
+        return zeros(0)
+    try:
+        return zeros(header_bytes(scope))
+    except InputError:
+        return zeros(0)
 
 
 def per_tensor(

@@ -122,6 +122,10 @@ class Runner:
             candidate, pruned, evaluation, comparison, self.file_bytes(pruned), pruned.seconds, pruned.notes, record
         )
 
+    def made(self, recipe: Recipe) -> Pruned:
+        """A recipe's packed weights, measured on nothing."""
+        return self._pruned(Candidate("draft", "pruned", recipe))[0]
+
     def weights(self, pruned: Pruned) -> Callable[[str], torch.Tensor]:
         """The stored-layout weight of a tensor after pruning, in its stored dtype."""
 

@@ -27,6 +27,7 @@ from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.result import Result, check_output, finish
 from winnow.compression.runner import Outcome, Progress, Runner
+from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.errors import GateError, InputError
 from winnow.masks.prunable import Scope
@@ -183,6 +184,8 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
             setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),
             dense_bytes=setup.dense_bytes, spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
         )  # fmt: skip
+        if job.size is not None:
+            fit_size(setup, runner)
         if job.max_drop is None:
             outcomes, chosen = _at_rates(setup, runner)
         else:
