@@ -146,7 +146,7 @@ def build_report(
         ),
         classes=_classes(runner, main),
         changed=_changed(runner, main),
-        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *runner.notes, f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *runner.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
@@ -187,6 +187,16 @@ def _doubts(runner: Runner, main: Outcome, outcomes: list[Outcome]) -> list[str]
     if ahead is not None and ahead.comparison is not None:
         found.append(f"{ahead.candidate.label}: {too_good(ahead.comparison)}")
     return [f for f in found if f is not None]
+
+
+def _error_note(main: Outcome) -> list[str]:
+    """Which data the layers' errors are of."""
+    assert main.pruned is not None
+    if all(x.error is None for x in main.pruned.layers):
+        return []
+    if any(x.fitted is not None for x in main.pruned.layers):
+        return ["a layer's error is its unit's, on calibration examples that its fit did not see."]
+    return ["a layer's error is on the calibration data that it was solved on; quality is measured on other data."]
 
 
 def _below_floor(setup: Setup, main: Outcome, task: Task | None) -> str | None:
