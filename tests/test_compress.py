@@ -11,6 +11,7 @@ import winnow
 from small import classifier, convnet, images, points, trained
 from winnow.compression.methods import METHODS
 from winnow.errors import InputError
+from winnow.solve.batchnorm import recalibrate as recalibrate_norms
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,29 @@ def test_batch_norms_are_recalibrated(tmp_path):
         truth = pruned.conv2(torch.nn.functional.max_pool2d(hidden, 2)).mean((0, 2, 3))
     assert (pruned.bn2.running_mean - truth).norm() < 0.5 * (net.bn2.running_mean - truth).norm()
     assert int(pruned.bn1.num_batches_tracked) > 0
+
+
+def test_every_row_but_the_dense_one_gets_its_batch_norms_anew():
+    """Pruned, rounded, both, by GPTQ or by the nearest value: each with the statistics of its own weights, or none."""
+    x, y = images()
+    net = trained(convnet(), x, y)
+    for recalibrate in (True, False):
+        made = winnow.compress(
+            net, (x, y), sparsity=0.5, method="magnitude", eval=images(seed=3), recalibrate=recalibrate, speed=False
+        )
+        assert {o.candidate.kind for o in made.outcomes} == {"pruned", "pruned+quantized", "quantized"}
+        assert {"int8-rtn", "int4-g32-gptq", "s50-int4-g128"} < {o.name for o in made.outcomes}
+        host, scope = made._setup.host, made._setup.scope
+        for o in made.outcomes:
+            with host.with_weights(made._runner.weights(o.pruned), scope, o.pruned.extra) as model:
+                norms = {n: b.clone() for n, b in model.named_buffers()}
+                own = recalibrate_norms(model, made._runner.batches)
+            for name, value in own.items():
+                assert torch.equal(norms[name], value if recalibrate else net.state_dict()[name]), (o.name, name)
+        noted = [n for n in made.report.notes if n.startswith("batch norms of every row")]
+        assert len(noted) == recalibrate and all("accuracy" in n for n in noted)
+        with host.dense(scope) as model:
+            assert all(torch.equal(b, net.state_dict()[n]) for n, b in model.named_buffers())
 
 
 def test_same_seed_same_bytes(model, tmp_path):

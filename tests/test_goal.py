@@ -1,14 +1,15 @@
 """The goal search and the verdict on outcomes made by hand."""
 
 import math
+import random
 
 import numpy as np
 import pytest
 
 from winnow.compression.candidates import Candidate, baselines, primary
-from winnow.compression.goal import GRID, search
+from winnow.compression.goal import GRID, safest_first, search
 from winnow.compression.runner import Outcome
-from winnow.compression.verdict import judge, winner
+from winnow.compression.verdict import doubtful, judge, winner
 from winnow.errors import GateError
 from winnow.measure.quality import Comparison, Evaluation
 from winnow.run.recipe import Recipe
@@ -108,3 +109,53 @@ def test_verdict(drop, others, tone, words):
 def test_a_file_that_did_not_shrink_is_said():
     chosen = outcome(primary(recipe(0.01)), 0.0, 1010)
     assert "did not get smaller" in judge(chosen, [], Task(), DENSE, 1000, "out").sentence
+
+
+def test_what_is_confirmed_goes_from_the_safest_to_the_smallest():
+    at = [(0.1, 900), (0.2, 800), (0.5, 850), (0.6, 400), (0.7, 300), (3.0, 100)]
+    tried = [outcome(Candidate(f"c{i}", "pruned", recipe(0.5)), d, s) for i, (d, s) in enumerate(at)]
+    for order in (tried, tried[::-1], tried[3:] + tried[:3]):
+        assert [o.name for o in safest_first(order, 1.0)] == ["c0", "c1", "c3", "c4"]  # c2 is larger and worse than c1
+    assert safest_first(tried, 0.2) == []
+
+
+def test_what_is_recommended_is_never_dominated_and_the_best_within_the_size_is_named():
+    """Random tables: no row within the size is better than the one named, and none is named that loses to another."""
+    rng = random.Random(0)
+    for _ in range(300):
+        rows = [
+            outcome(Candidate(f"r{i}", "quantized", recipe(0.0, "int4")), rng.choice([0.1, 0.5, 1.0, 2.0, 9.0, 40.0]), rng.randint(1, 20))
+            for i in range(6)
+        ]  # fmt: skip
+        chosen = outcome(primary(recipe(0.5)), rng.choice([0.5, 1.0, 30.0]), rng.randint(5, 15))
+        limit = rng.choice([None, 18])
+        best = winner(chosen, rows, limit)
+        room = [o for o in rows if o.file_bytes <= max(chosen.file_bytes, limit or 0)]
+        least = min((o.comparison.drop for o in room), default=math.inf)
+        if best is None:
+            assert least > chosen.comparison.drop or all(
+                (o.comparison.drop, o.file_bytes) >= (chosen.comparison.drop, chosen.file_bytes) for o in room
+            )
+        else:
+            assert best in room and best.comparison.drop == least <= chosen.comparison.drop
+            assert not any(o.comparison.drop <= least and o.file_bytes < best.file_bytes for o in room)
+
+
+def test_a_small_bad_row_is_not_recommended_for_being_small():
+    plain = [Candidate(n, "quantized", recipe(0.0, "int4")) for n in ("int4-g128-rtn", "int4-g32-gptq")]
+    chosen = outcome(primary(recipe(0.9)), 45.0, 100)
+    found = judge(chosen, [outcome(plain[0], 43.0, 60), outcome(plain[1], 0.6, 90)], Task(), DENSE, 1000, "out")
+    assert found.better == "int4-g32-gptq" and found.tone == "bad"
+    alone = judge(chosen, [outcome(plain[0], 43.0, 60)], Task(), DENSE, 1000, "out")
+    assert alone.better is None and "so did everything within that size" in alone.sentence
+    assert alone.tone == "bad" and "Ask for less" in alone.next_step
+    # A size that was asked for is what others may use, whatever the chosen one came to.
+    assert winner(chosen, [outcome(plain[1], 0.6, 120)]) is None
+    assert winner(chosen, [outcome(plain[1], 0.6, 120)], 130).name == "int4-g32-gptq"
+
+
+def test_doubts_take_the_praise_back():
+    good = judge(outcome(primary(recipe(0.5)), 0.1, 500), [], Task(), DENSE, 1000, "out")
+    assert good.tone == "good" and doubtful(good, []) == good
+    found = doubtful(good, ["the dense model is at chance."])
+    assert found.tone == "mixed" and found.sentence.endswith("The dense model is at chance.")

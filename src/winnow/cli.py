@@ -39,13 +39,19 @@ Data = Annotated[
 Eval = Annotated[
     str | None, typer.Option("--eval", help="Data to measure on; by default a part of --data is held out.")
 ]
-Task = Annotated[str, typer.Option("--task", help="auto, lm, classification, similarity, agreement or none.")]
+Task = Annotated[
+    str, typer.Option("--task", help="auto, lm, classification, similarity, regression, agreement or none.")
+]
 Column = Annotated[str | None, typer.Option("--column", help="Column of the text (two for pairs: a,b).")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
 Length = Annotated[int | None, typer.Option("--length", help="Tokens per sequence.")]
 EvalLimit = Annotated[
     int | None, typer.Option("--eval-limit", help="At most this many examples (segments, for text) are measured.")
 ]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="Mean of pixels of 0 to 1, for images: one, or 0.485,0.456,0.406.")
+]
+Std = Annotated[str | None, typer.Option("--std", help="Standard deviation of pixels, to go with --mean.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Arithmetic: auto, float32 or bfloat16.")]
 
 
@@ -97,7 +103,7 @@ def compress(
     exclude: Annotated[list[str] | None, typer.Option(help="Leave these alone (name or pattern); repeatable.")] = None,
     samples: Annotated[
         int | None,
-        typer.Option(help="Calibration sequences or images.", show_default="128; 1024 for methods that train"),
+        typer.Option(help="Calibration sequences or images.", show_default="128; 1024 for methods that train or fit"),
     ] = None,
     length: Length = None,
     batch_size: Annotated[int, typer.Option(help="Calibration sequences per forward.")] = 8,
@@ -132,6 +138,8 @@ def compress(
     floor: Annotated[
         float | None, typer.Option(help="Warn when quality is below this value of the metric, e.g. 80.")
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -149,7 +157,7 @@ def compress(
         solver=solver, values=values, group_size=group_size, baselines=baselines, keep=tuple(keep or ()), include=tuple(include or ()),
         exclude=tuple(exclude or ()), samples=samples, length=length, batch_size=batch_size, eval_limit=eval_limit, seed=seed,
         damp=damp, sequential=sequential, recalibrate=recalibrate, ram=ram, device=device, dtype=dtype, weights=weights, trust_remote_code=trust_remote_code, speed=speed,
-        settings=_settings(settings), time=time, compare_with=compare_with, floor=floor,
+        settings=_settings(settings), time=time, compare_with=compare_with, floor=floor, mean=mean, std=std,
     )  # fmt: skip
     if dry_run:
         plan: Any = run(model, data, out=out, dry_run=True, **options)
@@ -245,6 +253,8 @@ def eval(
     dtype: Dtype = "auto",
     weights: Weights = None,
     trust_remote_code: Trust = False,
+    mean: Mean = None,
+    std: Std = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model, packed or dense, alone or against another."""
@@ -255,7 +265,7 @@ def eval(
         found = evaluate(
             model, data, task=task, column=column, label=label, length=length, eval_limit=eval_limit, reference=reference,
             harness_tasks=harness or [], harness_path=harness_path, dtype=dtype, weights=weights,
-            trust_remote_code=trust_remote_code, progress=bars.stage,
+            trust_remote_code=trust_remote_code, mean=mean, std=std, progress=bars.stage,
         )  # fmt: skip
     _show(evaluation_table(found), found, as_json)
 

@@ -95,6 +95,8 @@ def plan_table(plan: Plan) -> RenderableType:
     rows.add_row("weights file now", size(plan.dense_file))
     for text, zeros, expected in plan.rates:
         rows.add_row(f"  at {text}: {count(zeros)} weights go", f"about {size(expected)}")
+    for note in plan.notes:
+        rows.add_row(Text(f"note: {note}"), "")
     rows.add_row("time per candidate", f"about {duration(plan.seconds)}")
     rows.add_row("disk while it runs", f"about {size(plan.disk)} per candidate")
     memory = Table.grid(padding=(0, 2))
@@ -159,4 +161,6 @@ def evaluation_table(found: Measured) -> RenderableType:
             rows.add_row(name.replace("_", " "), number(value))
     for task, figures in found.harness.items():
         rows.add_row(task, ", ".join(f"{k} {number(v)}" for k, v in figures.items() if isinstance(v, (int, float))))
+    for note in found.notes:
+        rows.add_row("note", Text(note))
     return Group(Text(found.model, style="bold"), rows)

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from winnow.calibrate.padding import Padding
 from winnow.calibrate.units import Unit
-from winnow.solve.reconstruct import Call, output_of
+from winnow.solve.calls import Call, held_out
+from winnow.solve.reconstruct import output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
 if TYPE_CHECKING:
@@ -63,8 +64,14 @@ class WaitingCalls:
                 spill.drop(self._key(i))
 
     def run(self, i: int, padding: Padding) -> Any:
-        """The output of the dense unit on call ``i``; what its layers put out meanwhile goes into ``moments``."""
+        """The output of the dense unit on call ``i``; what its layers put out meanwhile goes into ``moments``.
+
+        Not of the calls that are held out: what is estimated on the others is judged on them.
+        """
         call = self._walk.passes[i].call
+        batch = i % len(self._walk.w._batches)  # a twin runs the same batch
+        if batch in {self._here[n] for n in held_out(len(self._here))}:
+            return self._walk._forward(self._unit, i)
         counts = _positions(call, padding, self._unit.path)
 
         def seen(name: str, layer: Any, output: torch.Tensor) -> None:

@@ -48,7 +48,8 @@ def compress(
             samples, length, batch_size, eval_limit, seed, damp, recalibrate, ram, device, dtype, weights,
             tokenizer, trust_remote_code, speed; and for methods that train (fcpts, distil, ``allocation="learned"``):
             settings (a dict, see :mod:`winnow.train.settings`), time (seconds, in place of a number of steps),
-            compare_with (an earlier run's folder), floor (a value of the metric that quality should not fall below).
+            compare_with (an earlier run's folder), floor (a value of the metric that quality should not fall below);
+            mean and std of pixels between 0 and 1 (numbers, one or one a channel), for images given as bytes.
 
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.

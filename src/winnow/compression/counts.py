@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from winnow.allocate import LayerInfo, allocate
-from winnow.budget import Budget, zeros_for
+from winnow.allocate.zeros import zero_entries
+from winnow.budget import Budget, largest_remainder, zeros_for
 from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host
+from winnow.errors import InputError
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
 from winnow.quantize import Grid
@@ -71,16 +73,28 @@ def header_bytes(scope: Scope) -> int:
 def total_zeros(
     budget: Budget, host: Host, scope: Scope, structure: str, values: str, group_size: int, dense_bytes: int
 ) -> int:
-    """The number of zeros the budget comes to over all prunable weights."""
-    return zeros_for(
-        budget,
-        {n: p.numel for n, p in scope.prunables.items()},
-        stored_bits(host, scope, values, group_size),
-        within_tensor(parse_structure(structure)),
-        dense_bytes=dense_bytes,
-        overhead_bytes=scale_bytes(host, scope, values, group_size)
-        + (header_bytes(scope) if budget.kind == "size" else 0),
-    )
+    """The number of zeros the budget comes to over all prunable weights.
+
+    Of a size it is where :mod:`winnow.compression.sizing` begins, which weighs the file: what the header is reckoned at, at
+    most, refuses nothing.
+    """
+
+    def zeros(overhead: int) -> int:
+        return zeros_for(
+            budget,
+            {n: p.numel for n, p in scope.prunables.items()},
+            stored_bits(host, scope, values, group_size),
+            within_tensor(parse_structure(structure)),
+            dense_bytes=dense_bytes,
+            overhead_bytes=scale_bytes(host, scope, values, group_size) + overhead,
+        )
+
+    if budget.kind != "size":
+        return zeros(0)
+    try:
+        return zeros(header_bytes(scope))
+    except InputError:
+        return zeros(0)
 
 
 def per_tensor(
@@ -90,6 +104,9 @@ def per_tensor(
     stats: dict[str, list[InputStats]] | None = None,
 ) -> dict[str, int]:
     """How many weights each tensor gives up; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
+
+    Where weights go one by one, no tensor is asked for fewer than are zero in it already: what that takes more goes from
+    the others in proportion to what they have to give beyond theirs, and where they have too little the sum is higher.
 
     Raises:
         InputError: a tensor the structure does not tile, naming it.
@@ -107,7 +124,41 @@ def per_tensor(
         for p in scope.prunables.values()
     ]
     structure = within_tensor(parse_structure(recipe.structure))
-    return allocate(recipe.allocation, layers, recipe.zeros, table=recipe.table, structure=structure)
+    counts = allocate(recipe.allocation, layers, recipe.zeros, table=recipe.table, structure=structure)
+    if not isinstance(structure, Unstructured) or not recipe.zeros:
+        return counts
+    return at_least(counts, {name: zero_entries(host.original(name)) for name in counts})
+
+
+def raised(sparsity: float, zeros: int, own: int, numel: int) -> tuple[float, int]:
+    """A rate and its zeros, or the zeros that are there already where those are more (at most all but one)."""
+    if own <= zeros:
+        return sparsity, zeros
+    own = min(own, numel - 1)
+    return round(own / numel, 4) if own < numel * 0.9999 else own / numel, own
+
+
+def zeros_note(own: int, numel: int, structure: str, *, asked: float | None) -> list[str]:
+    """What becomes of zeros that are there before anything is pruned; nothing where they are next to none."""
+    fewer = asked is not None and own > round(asked * numel)
+    if own < 0.01 * numel and not fewer:
+        return []
+    said = f"{own:,} of the prunable weights ({100 * own / numel:.4g} %) are zeros already"
+    if not isinstance(parse_structure(structure), Unstructured):
+        return [f"{said}: those in what {structure} keeps are stored as values and not counted."]
+    more = f", more than the {100 * asked:.4g} % asked for" if fewer and asked is not None else ""
+    return [f"{said}{more}: they stay zeros, are stored as such and counted."]
+
+
+def at_least(counts: dict[str, int], own: dict[str, int]) -> dict[str, int]:
+    """``counts`` raised to ``own`` where they are below, and lowered elsewhere so that the sum stays, as far as it can."""
+    raised = {name: max(count, own[name]) for name, count in counts.items()}
+    more = sum(raised.values()) - sum(counts.values())
+    room = [raised[name] - own[name] for name in counts]
+    if not more:
+        return counts
+    lowered = largest_remainder([float(r) for r in room], min(more, sum(room)), room)
+    return {name: raised[name] - less for name, less in zip(counts, lowered, strict=True)}
 
 
 def allocation_needs_data(recipe: Recipe) -> bool:

@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from winnow.calibrate.stream import Shards, StreamedModel, loaded_names, name_map, untie
-from winnow.errors import InputError, WinnowError
+from winnow.errors import InputError
 from winnow.masks.arithmetic import halves, widen
 from winnow.masks.given import working_copy
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.ties import overlapping, share_as, stored_names, tensors_of, tied
+from winnow.measure.identity import Identity
+from winnow.measure.identity import tensors_of as all_tensors
 from winnow.measure.memory import give_back
-from winnow.models import ModelSource, identity_of_weights
+from winnow.models import ModelSource
 
 Weights = Callable[[str], torch.Tensor]
 Host = Any  # Loaded | Streamed: same methods, nothing shared
@@ -67,9 +69,10 @@ class Loaded:
         if self.dense_model is not None:
             share_as(model, self.model)
         self._views = overlapping(tensors)
+        self._pruned: set[str] = set()  # first names
         self._small: dict[str, torch.Tensor] = {}
-        self._scope: Scope | None = None
-        self._given = ""
+        self._remember()
+        self.identity = Identity(self.model)
 
     def _find(self, tensors: dict[str, torch.Tensor]) -> None:
         """Looks up which of the model's tensors its files hold to the bit; of all others a copy is kept."""
@@ -85,18 +88,17 @@ class Loaded:
                 self.kept[first] = tensor.clone()
 
     def begin(self, scope: Scope) -> None:
-        """Remembers biases, norms and buffers, which recalibration and compensation change, and what the dense model is."""
-        self._scope = scope
-        self._remember()
-        self._given = identity_of_weights(self.model)
+        """From now on the tensors of ``scope`` are the caller's to put; all other small ones are put back between candidates."""
+        self._pruned = {self.first[n] for n in scope.prunables}
+        self._small = {n: t for n, t in self._small.items() if n not in self._pruned}
 
     def _remember(self) -> None:
-        pruned = {self.first[n] for n in self._scope.prunables} if self._scope is not None else set()
-        buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+        """Biases, norms and all buffers: what recalibration, compensation and the model's own forward change."""
+        buffers = {n for n, _ in self.model.named_buffers(remove_duplicate=False)}
         self._small = {
             n: t.detach().clone()
-            for n, t in tensors_of(self.model).items()
-            if n == self.first[n] and n not in pruned and (t.ndim <= 1 or n in buffers)
+            for n, t in all_tensors(self.model)
+            if self.first.get(n, n) == n and n not in self._pruned and (t.ndim <= 1 or n in buffers)
         }
 
     def original(self, name: str) -> torch.Tensor:
@@ -126,15 +128,9 @@ class Loaded:
         self.put(self._small)
 
     @contextmanager
-    def dense(self) -> Iterator[nn.Module]:
-        """The dense model, whatever was tried before. Raises WinnowError where it would not be the one given."""
-        if self._scope is not None:
-            self.restore(self._scope)
-            if identity_of_weights(self.model) != self._given:
-                raise WinnowError(
-                    f"the dense model of {self.source.spec} is not the one that was given any more, and what would be measured of "
-                    "it would be wrong: please report this, with the model's class."
-                )
+    def dense(self, scope: Scope) -> Iterator[nn.Module]:
+        """The model as it was given, whatever was done to it since."""
+        self.restore(scope)
         yield self.model
 
     @contextmanager
@@ -198,6 +194,7 @@ class Streamed:
         self.paths: list[str] = []
         self.outside: list[str] = []
         self._pruned: dict[str, str] = {}  # first name -> the one it is pruned under
+        self.identity = Identity(skeleton)
 
     def _read(self, name: str) -> torch.Tensor:
         return self.shards.read(self.names[name])
@@ -243,9 +240,10 @@ class Streamed:
                         parameter.copy_(fetch(name))
 
     @contextmanager
-    def dense(self) -> Iterator[nn.Module]:
-        """The dense model. Raises WinnowError where its files are not those that were opened."""
+    def dense(self, scope: Scope) -> Iterator[nn.Module]:
+        """The model as its shards have it. Raises WinnowError where its files are not those that were opened."""
         self.shards.check_unchanged()
+        self.restore(scope)
         self.stream.load_rest(self.paths, head=True)
         self._fill(self.original)
         with self.stream.on_demand(self.paths, self._read) as model:
@@ -309,8 +307,8 @@ def put_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> No
 
 
 def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Copies values into parameters and buffers by state-dict name."""
-    state = model.state_dict()
+    """Copies values into parameters and buffers by name, those too that no state dict holds."""
+    state = dict(all_tensors(model))
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(value)

@@ -67,6 +67,8 @@ class Job:
     time: float | str | None = None
     compare_with: str | Path | None = None
     floor: float | None = None
+    mean: float | str | Sequence[float] | None = None
+    std: float | str | Sequence[float] | None = None
 
     @property
     def learns(self) -> bool:
@@ -152,6 +154,7 @@ class Job:
         if self.floor is not None and not math.isfinite(self.floor):
             raise InputError("--floor must be a number: a value of the metric, such as 80.")
         self.seconds()
+        self.pixels("mean"), self.pixels("std")
         self.memory_limit()
 
     def seconds(self) -> float | None:
@@ -168,6 +171,10 @@ class Job:
             raise InputError(f"--time {self.time!r} is no time: write 60s, 2m or 90 (seconds).")
         return seconds
 
+    def pixels(self, name: str) -> tuple[float, ...] | None:
+        """``mean`` or ``std`` as numbers, one or one a channel. Raises InputError for text that is none."""
+        return pixel_values(name, getattr(self, name))
+
     def memory_limit(self) -> int | None:
         return None if self.ram is None else parse_size(self.ram)
 
@@ -180,3 +187,19 @@ class Job:
         if len(set(rates)) != len(rates):
             raise InputError("--sparsity names the same rate twice: give each once.")
         return rates
+
+
+def pixel_values(name: str, given: float | str | Sequence[float] | None) -> tuple[float, ...] | None:
+    """Numbers from "0.485,0.456,0.406", a sequence or one number. Raises InputError for what is none."""
+    if given is None:
+        return None
+    parts: Any = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+    try:
+        values = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        values = ()
+    if not values or not all(math.isfinite(v) for v in values):
+        raise InputError(
+            f"--{name} {given!r} is no list of numbers: write one, or one per channel, as 0.485,0.456,0.406."
+        )
+    return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +42,7 @@ class Plan:
     seconds: float  # one candidate: two forwards, statistics and solving
     disk: int  # bytes while it runs
     method: str
+    notes: list[str] = field(default_factory=list)  # how images are fed, what was held out
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def make_plan(
     total = scope.numel + sum(s.numel for s in scope.skipped)
     return Plan(
         scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
-        recipes[0].method,
+        recipes[0].method, list(prepared.notes),
     )  # fmt: skip
 
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from winnow.calibrate.batches import call
 from winnow.data import Records, calibration_batches, open_data, overlap, split_disjoint
+from winnow.data.images import how_fed, with_normalisation
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.measure.fits import check_held_out, check_length, try_first
-from winnow.measure.quality import Task, open_task
+from winnow.measure.quality import Task, open_task, single_output
 from winnow.models import ModelSource
 
 ModelKind = Literal["causal-lm", "encoder", "seq2seq", "vision", "clip", "tensors"]
@@ -32,6 +33,7 @@ class Prepared:
     calibration: Records | None = None
     evaluation: Records | None = None
     length: int | None = None
+    images: str | None = None  # how images are fed
     batch_size: int = 8  # examples in a calibration batch
     hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -70,8 +72,14 @@ def prepare(
     select: bool,
     tokenizer: Any = None,
     tokens: int | None = None,
+    model: nn.Module | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Prepared:
     """Opens the data, splits it, and builds batches and tasks.
+
+    ``model`` is run on two records, to see whether it puts out classes or one number. ``mean`` and ``std`` (of pixels between
+    0 and 1, one number or one a channel) take the place of the model's own for images.
 
     With ``tokens``, batches of running text hold at most so many: ``batch_size`` is cut where texts are long.
 
@@ -79,7 +87,8 @@ def prepare(
     reported on, is held out for choosing among candidates.
 
     Raises:
-        InputError: unreadable data, calibration and evaluation data that overlap, no tokenizer for text.
+        InputError: unreadable data, calibration and evaluation data that overlap, no tokenizer for text, a mean without
+            images.
     """
     kind = model_kind(source)
     found = Prepared(kind, batch_size=batch_size)
@@ -109,6 +118,11 @@ def prepare(
     if given is not None and given.kind == "tensors":
         kind = found.kind = "tensors"  # already what the model's forward takes
     processor = tokenizer if tokenizer is not None else processor_of(source, kind, given)
+    if mean is not None or std is not None:
+        processor = with_normalisation(processor, given, mean, std)
+    if given is not None and given.kind == "images":
+        found.images = how_fed(processor, given)
+        found.notes.append(found.images)
     found.length = length
     if tokens is not None and kind in ("causal-lm", "seq2seq") and source.config is not None:
         longest = length or context_length(processor, source.config, kind)
@@ -133,10 +147,25 @@ def prepare(
     if task == "none":
         return found
 
+    single = None
+    if given is not None:
+        single = (
+            single_output(model, given, processor, model_kind=kind, length=length)
+            if model is not None
+            else getattr(source.config, "num_labels", None) == 1 and "Classification" in source.architecture
+        )
+
     def build(part: Records) -> Task:
         named = None if task == "auto" else task
         return open_task(
-            part, processor, model_kind=kind, task=named, length=length, limit=eval_limit, config=source.config
+            part,
+            processor,
+            model_kind=kind,
+            task=named,
+            length=length,
+            limit=eval_limit,
+            config=source.config,
+            single=single,
         )
 
     found.evaluation = held_out
@@ -176,7 +205,7 @@ def try_model(prepared: Prepared, model: nn.Module, config: Any = None) -> None:
 
 def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
     if kind != "clip" and (kind == "vision" or (records is not None and records.kind == "images")):
-        return source.image_processing()
+        return source.image_processing() or _named_by(source.module)
     tokenizer = source.tokenizer()
     if kind == "clip":
         return tokenizer, source.image_processing()
@@ -185,6 +214,14 @@ def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) 
             f"{source.spec} brings no tokenizer for the text in {records.name}: put its tokenizer files into the folder, or pass tokenizer=."
         )
     return tokenizer
+
+
+def _named_by(model: nn.Module | None) -> dict[str, Any] | None:
+    """Mean and deviation of pixels that a model of timm carries with it, as settings of an image processor; else None."""
+    given = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if not isinstance(given, Mapping) or not given.get("mean") or not given.get("std"):
+        return None
+    return {"do_resize": False, "image_mean": list(given["mean"]), "image_std": list(given["std"])}
 
 
 def written_unit(task: Task) -> str:

@@ -47,6 +47,7 @@ class LayerOutcome:
     parts: int = 1
     unseen: int = 0  # parts whose inputs calibration did not see, and the method reads them
     values: str | None = None  # how its weights are stored: "int8", "float32"
+    fitted: bool | None = None  # of a reconstructed unit: whether that beat the mask alone on examples held out
 
     @property
     def numel(self) -> int:
@@ -148,7 +149,7 @@ class Pruner:
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
         self.notes += [*in_place_of(self.recipe.method, layers), *by_watching(watched, layers)]
-        self.notes += in_own_type(self.recipe.values, layers)
+        self.notes += [*in_own_type(self.recipe.values, layers), *_unfitted(layers)]
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -194,14 +195,14 @@ class Pruner:
 
         started = time.perf_counter()
         before = list(solve_unit(unit.prunables, stats, masking(self.recipe), self.zeros, self._weight, self.keeps))
-        solutions, extra = fit_unit(
+        solutions, extra, gained = fit_unit(
             unit, before, stats, calls, self.recipe, grid_of(self.recipe),
             put=lambda p, matrix: put_matrix(self.host.model, p, matrix),
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
         unseen = {p.name: unseen_parts(p, stats, masking(self.recipe)) for p in unit.prunables}
-        self._keep(unit.path, unit.prunables, solutions, started, extra, unseen)
+        self._keep(unit.path, unit.prunables, solutions, started, extra, unseen, gained)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -231,6 +232,7 @@ class Pruner:
         started: float,
         extra: dict[str, torch.Tensor],
         unseen: dict[str, int],
+        fitted: bool | None = None,
     ) -> None:
         """Packs the layers of a unit, puts what was packed into the model, and stores it."""
         results = {}
@@ -240,7 +242,7 @@ class Pruner:
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
-                p.parts, unseen[p.name], packed.values,
+                p.parts, unseen[p.name], packed.values, fitted,
             )  # fmt: skip
         extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
         self._change(extra)
@@ -300,6 +302,18 @@ class Pruner:
                 return False
             self._whole.add(path)
         return True
+
+
+def _unfitted(layers: Sequence[LayerOutcome]) -> list[str]:
+    """A note on units whose reconstruction did not pay."""
+    fitted = {x.unit: x.fitted for x in layers if x.fitted is not None}
+    left = [unit or "the model as a whole" for unit, gained in fitted.items() if not gained]
+    if not left:
+        return []
+    return [
+        f"{len(left)} of {len(fitted)} reconstructed units kept the weights that their masks leave (first: {left[0]}): no fit was "
+        "better on the calibration examples held out; more --samples may help."
+    ]
 
 
 def unit_file(folder: Path, unit: str) -> Path:

@@ -54,7 +54,7 @@ def fit_unit(
     put: Callable[[Prunable, torch.Tensor], None],
     statistics: bool,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[tuple[Prunable, Solution]], dict[str, torch.Tensor]]:
+) -> tuple[list[tuple[Prunable, Solution]], dict[str, torch.Tensor], bool]:
     """Fits one unit from the solutions of its layers.
 
     Args:
@@ -63,8 +63,9 @@ def fit_unit(
         statistics: batch norms inside the unit are estimated anew.
 
     Returns:
-        new solutions, whose ``error`` is the unit's squared output error over the power of its target, and what
-        changed beside them (biases, norms, batch-norm statistics) by name in the model, float32.
+        new solutions, whose ``error`` is the unit's squared output error over the power of its target on the calls held out,
+        and what changed beside them (biases, norms, batch-norm statistics) by name in the model, float32;
+        and whether the fit beat the mask alone there (if not, the mask's own values are what comes back).
     """
     start = len(unit.path) + 1 if unit.path else 0
     for p, solution in solutions:
@@ -85,4 +86,4 @@ def fit_unit(
         error: float | None = fit.after if len(calls) else None
         found.append((p, replace(solution, weight=weight, quantized=quantized, error=error)))
     prefix = f"{unit.path}." if unit.path else ""
-    return found, {f"{prefix}{name}": tensor for name, tensor in fit.tensors.items()}
+    return found, {f"{prefix}{name}": tensor for name, tensor in fit.tensors.items()}, fit.gained or not len(calls)

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from winnow.budget import parse_size
 from winnow.calibrate.batches import token_count
 from winnow.compression.otherwise import unrounded
 from winnow.compression.prepare import example_count, written_unit
 from winnow.compression.runner import Outcome, Runner
-from winnow.compression.verdict import judge
+from winnow.compression.verdict import doubtful, judge
 from winnow.data.records import first_tensor
 from winnow.formats.artifact import read_artifact
+from winnow.measure.chance import at_chance, too_good
 from winnow.measure.machine import machine
 from winnow.measure.memory import peak_rss
 from winnow.measure.quality import Task, changed_examples, class_changes
@@ -71,7 +73,10 @@ def build_report(
     assert main.pruned is not None and main.candidate.recipe is not None
     recipe = main.candidate.recipe
     place = str(folders.get(main.name, job.out or "OUT"))
-    verdict = judge(main, [o for o in outcomes if o is not main], task, runner.dense, setup.dense_file, place)
+    limit = parse_size(job.size) if job.size is not None else None
+    verdict = judge(main, [o for o in outcomes if o is not main], task, runner.dense, setup.dense_file, place, limit)
+    doubts = _doubts(runner, main, outcomes)
+    verdict = doubtful(verdict, doubts)
     allocation = _allocation(setup, runner, main)
     below = _below_floor(setup, main, task)
     if below is not None:
@@ -147,7 +152,7 @@ def build_report(
         ),
         classes=_classes(runner, main),
         changed=_changed(runner, main),
-        notes=list(dict.fromkeys([*floor_note, *setup.notes, f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *runner.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
@@ -177,6 +182,27 @@ def _allocation(setup: Setup, runner: Runner, main: Outcome) -> AllocationRecord
         classes=len(_classes(runner, main)) or None,
     )
     return record
+
+
+def _doubts(runner: Runner, main: Outcome, outcomes: list[Outcome]) -> list[str]:
+    """Why not to believe the figures: a dense model at chance, a candidate that beats it."""
+    if runner.task is None or runner.dense is None:
+        return []
+    found = [at_chance(runner.task, runner.dense)]
+    ahead = next((o for o in (main, *outcomes) if o.comparison is not None and too_good(o.comparison)), None)
+    if ahead is not None and ahead.comparison is not None:
+        found.append(f"{ahead.candidate.label}: {too_good(ahead.comparison)}")
+    return [f for f in found if f is not None]
+
+
+def _error_note(main: Outcome) -> list[str]:
+    """Which data the layers' errors are of."""
+    assert main.pruned is not None
+    if all(x.error is None for x in main.pruned.layers):
+        return []
+    if any(x.fitted is not None for x in main.pruned.layers):
+        return ["a layer's error is its unit's, on calibration examples that its fit did not see."]
+    return ["a layer's error is on the calibration data that it was solved on; quality is measured on other data."]
 
 
 def _below_floor(setup: Setup, main: Outcome, task: Task | None) -> str | None:
@@ -317,7 +343,8 @@ def _budget(setup: Setup) -> str:
         return f"{job.bits_per_weight:g} bits per prunable weight"
     if job.size is not None:
         return f"weights file of at most {job.size}"
-    return "sparsity " + ", ".join(f"{r.sparsity:g}" for r in setup.recipes)
+    asked = [b.value for b in job.budgets() if b.kind == "sparsity"] or [r.sparsity for r in setup.recipes]
+    return "sparsity " + ", ".join(f"{value:g}" for value in asked)
 
 
 def _short(spec: str) -> str:

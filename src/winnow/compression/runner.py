@@ -73,6 +73,7 @@ class Runner:
         self._reference: Any = None
         self.dense: Evaluation | None = None
         self.timing: dict[str, float] = {}
+        self.notes: list[str] = []  # on all candidates, for the report
 
     def progress(self, stage: str) -> Progress | None:
         return self._progress(stage) if self._progress else None
@@ -82,11 +83,16 @@ class Runner:
         return (lambda done, total: stage(done, total, "")) if stage else None
 
     def measure_dense(self) -> Evaluation | None:
-        """Measures the unpruned model and keeps its answers for agreement."""
+        """Measures the model as it was given, whatever was done to it since, and keeps its answers for agreement.
+
+        Raises:
+            WinnowError: what would be measured is not that model.
+        """
         if self.task is None:
             return None
         started = time.perf_counter()
-        with self.host.dense() as model:
+        with self.host.dense(self.scope) as model:
+            self.host.identity.check(model, "the dense model")
             self._reference = self.task.reference(model, progress=self._measuring("dense"))
         self.dense = self._reference.evaluation
         self.timing["measure dense"] = time.perf_counter() - started
@@ -106,6 +112,7 @@ class Runner:
             def measure() -> Evaluation:
                 assert self.task is not None
                 with self.host.with_weights(self.weights(pruned), self.scope, pruned.extra) as model:
+                    self.host.identity.check(model, candidate.name, apart=[*self.scope.prunables, *pruned.extra])
                     return self.task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
 
             evaluation = self._evaluated(key, measure)
@@ -118,6 +125,10 @@ class Runner:
         return Outcome(
             candidate, pruned, evaluation, comparison, self.file_bytes(pruned), pruned.seconds, pruned.notes, record
         )
+
+    def made(self, recipe: Recipe) -> Pruned:
+        """A recipe's packed weights, measured on nothing."""
+        return self._pruned(Candidate("draft", "pruned", recipe))[0]
 
     def weights(self, pruned: Pruned) -> Callable[[str], torch.Tensor]:
         """The stored-layout weight of a tensor after pruning, in its stored dtype."""
@@ -247,19 +258,41 @@ class Runner:
 
         return coupled_masks(self, recipe, structure.unit)
 
-    def _recalibrated(self, recipe: Recipe, extra: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        from winnow.solve.batchnorm import has_batchnorm, recalibrate
+    def _recalibrates(self, recipe: Recipe) -> bool:
+        """Whether batch norms are estimated anew: of every candidate, pruned, rounded or both, or of none."""
+        from winnow.solve.batchnorm import has_batchnorm
 
-        if not (
-            recipe.recalibrate
-            and self.batches
-            and recipe.zeros
-            and not self.host.streamed
-            and has_batchnorm(self.host.model)
-        ):
+        changed = bool(recipe.zeros) or recipe.values != "keep"
+        norms = not self.host.streamed and has_batchnorm(self.host.model)
+        return recipe.recalibrate and changed and bool(self.batches) and norms
+
+    def _recalibrated(self, recipe: Recipe, extra: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        from winnow.solve.batchnorm import recalibrate
+
+        if not self._recalibrates(recipe):
             return {}
         self.host.put(extra)
         return recalibrate(self.host.model, self.batches)
+
+    def dense_recalibrated(self, recipe: Recipe) -> tuple[Evaluation, Comparison] | None:
+        """The dense weights with batch norms estimated anew as those of the candidates are, and what that alone lost.
+
+        None where candidates keep their batch norms, or nothing is measured.
+        """
+        if self.task is None or self.dense is None or not self._recalibrates(recipe):
+            return None
+        task, dense = self.task, self.dense
+
+        def measure() -> Evaluation:
+            self.host.restore(self.scope)
+            norms = self._recalibrated(recipe, {})
+            with self.host.with_weights(self.host.original, self.scope, norms) as model:
+                self.host.identity.check(model, "the dense model with new batch norms", apart=norms)
+                return task.evaluate(model, self._reference, progress=self._measuring("dense, recalibrated"))
+
+        by = dict(samples=recipe.samples, batch=recipe.batch_size, length=recipe.length, seed=recipe.seed)
+        evaluation = self._evaluated(stage_key("recalibrated", **by, **self.identity), measure)
+        return evaluation, compare(dense, evaluation, higher_is_better=task.higher_is_better)
 
     def _store_extra(self, folder: Path, extra: dict[str, torch.Tensor]) -> None:
         if extra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from winnow.calibrate.statistics import InputStats
 from winnow.compression.counts import BITS, layer_seed, within_tensor
 from winnow.formats.packed import PackedTensor, pack
 from winnow.masks.prunable import Prunable
-from winnow.masks.structure import parse_structure
+from winnow.masks.structure import Unstructured, parse_structure
 from winnow.quantize import Grid, Quantized
 from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
@@ -29,7 +30,8 @@ def solve_unit(
 ) -> Iterator[tuple[Prunable, Solution]]:
     """Masks and solved weights of the layers of one block, one after another so that few are in memory at once.
 
-    Layers that share an input are solved together where the solver factorizes its Gram matrix.
+    Layers that share an input are solved together where the solver factorizes its Gram matrix. Where weights go one by one,
+    one that was zero and still is belongs to the zeros of the mask, chosen or not: none is stored as a value.
 
     Args:
         stats: per tensor name, one InputStats per part; empty without calibration data.
@@ -54,7 +56,7 @@ def solve_unit(
         ]
         solver = recipe.solver if shared is not None or not gram else "none"
         for (p, part), solution, problem in zip(members, solve_group(problems, solver), problems):
-            found[p.name][part] = solution
+            found[p.name][part] = _with_own_zeros(problem, solution)
             if problem.grid is not None and not problem.grid.holds(problem.weight, solution.keep):
                 unheld.add(p.name)
         del problems
@@ -83,8 +85,15 @@ def _in_its_type(
         known = _known(stats, p, part)
         problem = _problem(p, part, share, known, plain, weight_of, keeps)
         solver = recipe.solver if known is not None or not needs_gram(recipe.solver) else "none"
-        parts[part] = solve_group([problem], solver)[0]
+        parts[part] = _with_own_zeros(problem, solve_group([problem], solver)[0])
     return parts
+
+
+def _with_own_zeros(problem: Problem, solution: Solution) -> Solution:
+    if not isinstance(problem.structure, Unstructured) or not problem.zeros:
+        return solution
+    left = solution.keep & (solution.weight == 0) & (problem.weight.to(solution.weight.device) == 0)
+    return replace(solution, keep=solution.keep & ~left) if left.any() else solution
 
 
 def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunable], torch.Tensor]) -> list[int]:
@@ -130,8 +139,8 @@ def _problem(
     )
     if keeps and p.name in keeps:
         problem.keep = keeps[p.name][band]
-    elif recipe.allocation == "zeros":
-        problem.keep = weight != 0
+    elif recipe.allocation == "zeros" or (isinstance(structure, Unstructured) and 0 < zeros <= zero_entries(weight)):
+        problem.keep = weight != 0  # as many as are asked for are zero already: nothing else goes
     elif needs_scores(recipe.solver) or stats is None:
         name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
         problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)

@@ -12,13 +12,14 @@ from typing import Literal
 
 import torch
 
+from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import find_units, one_stream
 from winnow.compression.candidates import at_values, baselines, primary, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
-from winnow.compression.counts import total_zeros, within_tensor
-from winnow.compression.goal import Search, nothing_holds, search, within
+from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_note
+from winnow.compression.goal import Search, nothing_holds, safest_first, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
 from winnow.compression.methods import choose, resolve, settle, trains
@@ -29,11 +30,14 @@ from winnow.compression.result import Result, finish
 from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.compression.sizes import dense_bytes as size_of_dense
 from winnow.compression.sizes import dense_layout
+from winnow.compression.sizing import fit_size
+from winnow.compression.verdict import recalibrated_note
 from winnow.errors import GateError, InputError
 from winnow.formats.work import check_output, work_of
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import find_scope
-from winnow.masks.structure import NM, check, parse_structure
+from winnow.masks.structure import NM, Unstructured, check, parse_structure
+from winnow.measure.chance import at_chance
 from winnow.measure.memory import available_memory
 from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
@@ -59,11 +63,13 @@ class Setup:
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    own: int = 0  # zeros among the prunable weights as given, that every rate includes
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
-        base = self.recipes[0]
-        return base.model_copy(update=dict(sparsity=sparsity, zeros=round(sparsity * self.scope.numel), values=values))
+        base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
+        sparsity, zeros = raised(sparsity, zeros, self.own, self.scope.numel)
+        return base.model_copy(update=dict(sparsity=sparsity, zeros=zeros, values=values))
 
 
 def set_up(job: Job) -> Setup:
@@ -104,11 +110,13 @@ def set_up(job: Job) -> Setup:
         check_trainable(job, host, scope, method)
     if job.compare_with is not None:
         check_earlier(job, parts)
-    samples = job.samples or (TRAINING_SAMPLES if training else SAMPLES)
+    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
+    samples = job.samples or (TRAINING_SAMPLES if training or by_units else SAMPLES)  # a fit needs as many as training
     prepared = prepare(
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
         batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
         tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
+        model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
     )  # fmt: skip
     host = tried(host, prepared)
     scope = find_scope(
@@ -119,15 +127,18 @@ def set_up(job: Job) -> Setup:
             check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
     if training:
         settings["batch"] = prepared.batch_size
-    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
-    recalibrate = job.recalibrate and not (job.keeps_zeros and parts["solver"] == "none")  # no weight changes
+    recalibrate = job.recalibrate and not (
+        job.keeps_zeros and parts["solver"] == "none"
+    )  # as little changes, in every row
     sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
     stays = dense_layout(host, scope)
     dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
-    recipes = []
+    recipes: list[Recipe] = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
+    there = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    kept = there if isinstance(parse_structure(job.structure), Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
         zeros = (
@@ -137,10 +148,21 @@ def set_up(job: Job) -> Setup:
             if learned_pattern
             else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
         )
+        sparsity = (
+            budget.value
+            if budget is not None and budget.kind == "sparsity"
+            else own / scope.numel
+            if own
+            else round(zeros / scope.numel, 4)
+        )
+        if budget is not None:
+            sparsity, zeros = raised(sparsity, zeros, kept, scope.numel)
+        if any(r.zeros == zeros for r in recipes):  # two rates below the zeros that are there come to one
+            continue
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=budget.value if budget is not None and budget.kind == "sparsity" else own / scope.numel if own else round(zeros / scope.numel, 4), zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
+                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
             )
@@ -151,8 +173,11 @@ def set_up(job: Job) -> Setup:
         notes += [how] if (how := rounded(recipes[0])) else []
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
+    if not job.keeps_zeros:
+        asked = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
+        notes += zeros_note(there, scope.numel, job.structure, asked=asked)
     plan = make_plan(job, source, host, scope, prepared, recipes, dense=stays, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes)
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, kept)
 
 
 def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
@@ -174,6 +199,8 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
             setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),
             spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
         )  # fmt: skip
+        if job.size is not None:
+            fit_size(setup, runner)
         if job.max_drop is None:
             outcomes, chosen = _at_rates(setup, runner)
         else:
@@ -199,6 +226,7 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
         raise InputError(f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.")
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]
+    _note_recalibrated(runner, outcomes)
     return outcomes, outcomes[: len(requested)]
 
 
@@ -213,7 +241,11 @@ def _at_goal(
         identity={**_identity(setup), "evaluation": setup.prepared.hashes["selection"]},
         spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
     )  # fmt: skip
-    selecting.measure_dense()
+    dense = selecting.measure_dense()
+    if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):
+        raise GateError(
+            f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
+        )
     plain = baselines(
         setup.recipes, "all" if setup.job.baselines == "all" else "rtn", has_data=bool(setup.prepared.batches)
     )
@@ -228,11 +260,26 @@ def _at_goal(
     )
     runner.measure_dense()
     runner.timing.update(selecting.timing)
-    confirmed = runner.run(found.taken.candidate)  # one look at the reported data: a second would be choosing on it
-    if not within(confirmed, limit):
-        raise GateError(nothing_holds([confirmed], limit))
-    outcomes = [confirmed, *(runner.run(o.candidate) for o in found.tried if o.name != confirmed.name)]
-    return outcomes, [confirmed]
+    confirmed: list[Outcome] = []
+    for outcome in safest_first(found.tried, limit):
+        looked = runner.run(outcome.candidate)
+        if not within(looked, limit):
+            break
+        confirmed.append(looked)
+    if not confirmed:
+        raise GateError(nothing_holds([looked], limit))
+    taken = confirmed[-1]
+    outcomes = [taken, *(runner.run(o.candidate) for o in found.tried if o.name != taken.name)]
+    _note_recalibrated(runner, outcomes)
+    return outcomes, [taken]
+
+
+def _note_recalibrated(runner: Runner, outcomes: list[Outcome]) -> None:
+    """What the new batch norms of every candidate do to the dense model alone: a part of every row but the dense one."""
+    recipe = next((o.candidate.recipe for o in outcomes if o.candidate.recipe and o.candidate.recipe.recalibrate), None)
+    found = runner.dense_recalibrated(recipe) if recipe is not None else None
+    if recipe is not None and found is not None and runner.task is not None and runner.dense is not None:
+        runner.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
 
 
 def _identity(setup: Setup) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from winnow.compression.prepare import written_unit
 from winnow.compression.runner import Outcome
+from winnow.measure.chance import too_good
 from winnow.measure.compare import Comparison
 from winnow.measure.quality import Evaluation, Task
 from winnow.report.words import number, signed, size
@@ -52,12 +54,23 @@ def judge(
     dense: Evaluation | None,
     dense_file: int,
     next_folder: str,
+    limit: int | None = None,
 ) -> Judgement:
-    """Compares the chosen candidate with the dense model and with plain quantization of at most its size."""
+    """Compares the chosen candidate with the dense model and with everything else that was measured within its size.
+
+    ``limit``: bytes that were allowed, where a size was asked for; otherwise the chosen candidate's own.
+    """
     label = chosen.candidate.label
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
         return unmeasured(label, dense_file, chosen.file_bytes)
-    better = winner(chosen, others)
+    better = winner(chosen, others, limit)
+    if better is not None and better.comparison is not None and tone_of(better.comparison) == "bad":
+        lost = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)}"
+        sentence = (
+            f"{_shrank(label, dense_file, chosen.file_bytes)}, but it lost too much: {lost}; so did everything within that "
+            f"size, the best of it {better.candidate.label} with {_value(task, better.evaluation)} in {size(better.file_bytes)}."
+        )
+        return Judgement(sentence, "bad", f"Ask for less: {COMMAND.less}.", None)
     if better is not None:
         gain = (
             f"{size(better.file_bytes)} instead of {size(chosen.file_bytes)}, "
@@ -65,8 +78,10 @@ def judge(
         )
         if better.candidate.kind == "quantized":
             sentence = f"Plain quantization is the better answer here: {better.candidate.label} gives {gain}."
-        else:
+        elif better.candidate.recipe is not None and _same_zeros(chosen, better):
             sentence = f"Store the same zeros in narrower values: {better.candidate.label} gives {gain}."
+        else:
+            sentence = f"Another candidate is the better answer here: {better.candidate.label} gives {gain}."
         step = f"Take that model instead: add `--keep {better.name}` to the command, and it is written to {next_folder}/{better.name}."
         return Judgement(sentence, "bad" if better.candidate.kind == "quantized" else "mixed", step, better.name)
     worse = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)} ({change(chosen.comparison)})"
@@ -117,12 +132,14 @@ def tone_of(loss: Comparison) -> Tone:
     return "good" if loss.high <= SMALL_DROP or loss.drop <= 0 else "mixed"
 
 
-def winner(chosen: Outcome, others: Sequence[Outcome]) -> Outcome | None:
-    """The smallest candidate that is no larger than ``chosen`` and measured no worse, strictly ahead in one; or None.
+def winner(chosen: Outcome, others: Sequence[Outcome], limit: int | None = None) -> Outcome | None:
+    """The best candidate of at most ``limit`` bytes (the size of ``chosen``, unless more was allowed) that measured no
+    worse than ``chosen``, strictly ahead in quality or size; or None.
 
-    Plain quantization that was asked for is never overruled by it: only a smaller or better model is.
+    The best in quality, and of equals the smallest: no other within the size is better, so what is named is never
+    dominated. Plain quantization that was asked for is overruled as any other candidate is.
     """
-    number = _best(_standing(chosen), [_standing(o) for o in others])
+    number = _best(_standing(chosen), [_standing(o) for o in others], limit)
     return None if number is None else others[number]
 
 
@@ -136,17 +153,51 @@ def _standing(outcome: Outcome) -> tuple[int | None, float | None]:
     return outcome.file_bytes, None if outcome.comparison is None else outcome.comparison.drop
 
 
-def _best(mine: tuple[int | None, float | None], others: Sequence[tuple[int | None, float | None]]) -> int | None:
-    """The number of the first one ahead, by bytes and drop; None where there is none or ``mine`` was not measured."""
+def _best(
+    mine: tuple[int | None, float | None], others: Sequence[tuple[int | None, float | None]], limit: int | None = None
+) -> int | None:
+    """The number of the best one ahead, by bytes and drop; None where there is none or ``mine`` was not measured.
+
+    A drop that is not a number (the outputs hold NaN) is worse than any other.
+    """
     bytes_, drop = mine
     if bytes_ is None or drop is None:
         return None
+    room, lost = max(bytes_, limit or 0), math.inf if math.isnan(drop) else drop
     ahead = [
-        (b, d, i)
+        (d, b, i)
         for i, (b, d) in enumerate(others)
-        if b is not None and d is not None and b <= bytes_ and d <= drop and (b < bytes_ or d < drop)
+        if b is not None and d is not None and b <= room and d <= lost and (b < bytes_ or d < lost)
     ]
     return min(ahead)[2] if ahead else None
+
+
+def doubtful(judgement: Judgement, doubts: Sequence[str]) -> Judgement:
+    """A judgement with what makes its figures doubtful: it praises nothing."""
+    if not doubts:
+        return judgement
+    said = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
+    tone: Tone = "mixed" if judgement.tone == "good" else judgement.tone
+    return replace(judgement, sentence=f"{judgement.sentence} {said}", tone=tone)
+
+
+def recalibrated_note(task: Task, dense: Evaluation, again: Evaluation, loss: Comparison, samples: int) -> str:
+    """What new batch norms alone do to the dense model: a part of every row of the table but its own."""
+    note = (
+        f"batch norms of every row but the dense one were estimated anew on up to {samples:,} calibration examples; of the "
+        f"dense weights that alone makes {task.metric} {_value(task, again)} from {_value(task, dense)} ({change(loss)})."
+    )
+    doubt = too_good(loss)
+    return (
+        f"{note} The dense model gains by it: its inputs are not what it was trained on, look at how they are fed."
+        if doubt
+        else note
+    )
+
+
+def _same_zeros(chosen: Outcome, other: Outcome) -> bool:
+    mine, its = chosen.candidate.recipe, other.candidate.recipe
+    return mine is not None and its is not None and (mine.zeros, mine.structure) == (its.zeros, its.structure)
 
 
 def change(c: Comparison) -> str:

@@ -177,6 +177,58 @@ def image_transform(processor: Any) -> Callable[[Any], torch.Tensor]:
     )
 
 
+def with_normalisation(
+    processor: Any, records: Records | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Callable[[Any], torch.Tensor]:
+    """What ``processor`` does to images, with the mean and deviation of its pixels (of values between 0 and 1) replaced.
+
+    Raises:
+        InputError: one without the other, values that are not of that range, another number of them than of channels, or
+            records that are no images.
+    """
+    if records is None or records.kind != "images":
+        raise InputError("--mean and --std are for images given as bytes: leave them out for other data.")
+    if mean is None or std is None:
+        raise InputError("--mean and --std go together: give both, one number or one per channel.")
+    mean, std = tuple(float(v) for v in mean), tuple(float(v) for v in std)
+    if not all(-1 <= v <= 1 for v in mean) or not all(0 < v <= 1 for v in std):
+        raise InputError(
+            f"--mean {_listed(mean)} --std {_listed(std)} are not of pixels between 0 and 1 (a deviation is above 0): divide "
+            "values of 0 to 255 by 255."
+        )
+    first = np.asarray(records.inputs[0])
+    channels = 1 if first.ndim == 2 else first.shape[-1]
+    for values in (mean, std):
+        if len(values) not in (1, channels) and channels != 1:
+            raise InputError(
+                f"{_listed(values)} are {len(values)} values and the images have {channels} channels: give one, or one each."
+            )
+    transform = image_transform(processor)
+    if not isinstance(transform, ImageTransform):
+        raise InputError("a function prepares the images: leave out --mean and --std, and normalise in it.")
+    return replace(transform, mean=mean, std=std, rescale=transform.rescale or 1 / 255)
+
+
+def how_fed(processor: Any, records: Records) -> str:
+    """One sentence for the plan and the report: what becomes of an image's bytes before the model sees them."""
+    transform = image_transform(processor)
+    if not isinstance(transform, ImageTransform):
+        return f"the images of {records.name} are fed as the function given prepares them."
+    scale = "as bytes of 0 to 255" if transform.rescale is None else "as values of 0 to 1"
+    if transform.rescale is not None and abs(transform.rescale - 1 / 255) > 1e-9:
+        scale = f"as bytes times {transform.rescale:.4g}"
+    if transform.mean is None or transform.std is None:
+        return (
+            f"the images of {records.name} are fed {scale}, without mean and deviation: if the model was trained on normalised "
+            "images, give its --mean and --std (or its preprocessor_config.json)."
+        )
+    return f"the images of {records.name} are fed {scale}, less mean {_listed(transform.mean)}, over {_listed(transform.std)}."
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)
+
+
 def _uint8(images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
     raw = replace(ImageTransform(), rescale=None)(images)
     return raw.to(torch.uint8)

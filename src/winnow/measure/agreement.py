@@ -27,6 +27,7 @@ class AgreementTask(Task):
 
     name = "agreement with the dense model"
     metric = "agreement"
+    of_dense = True
 
     def __init__(
         self,
@@ -55,6 +56,11 @@ class AgreementTask(Task):
             if has_logits(output):
                 logits = logits_of(output)
                 logits = logits.movedim(1, -1) if logits.ndim == 4 else logits  # segmentation: [n, classes, h, w]
+                if logits.ndim < 2 or logits.shape[-1] < 2:
+                    raise InputError(
+                        "the model puts out one number, which is always its largest: agreement needs two or more outputs - "
+                        "leave out --task, or give --task regression."
+                    )
                 answers += list(_top(logits))
                 # One row of log-probabilities per example: its last position.
                 watch.log_probs(done, logits.reshape(len(rows), -1, logits.shape[-1])[:, -1])

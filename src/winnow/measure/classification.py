@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from winnow.data.records import Records
@@ -19,7 +20,8 @@ from winnow.measure.task import Progress, Task
 class ClassificationTask(Task):
     """Accuracy, with the recall of each class and macro-F1 (the plain mean of the classes' F1) in ``details``.
 
-    Works for models whose output has ``.logits`` and for plain modules that return logits [n, classes].
+    Works for models whose output has ``.logits`` and for plain modules that return logits [n, classes], or one number an
+    example: the logit of class 1 of two. Where the dense model's numbers all lie between 0 and 1 they are probabilities.
     """
 
     name = "accuracy"
@@ -56,9 +58,13 @@ class ClassificationTask(Task):
 
     def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
         predictions = np.full(self.n, -1, dtype=np.int64)
+        single = np.full(self.n, np.nan)
         classes = done = 0
         for rows, batch in self._feed.batches(model):
             logits = logits_of(call(model, batch))
+            if is_single(logits) and len(logits) == len(rows):
+                single[rows] = logits.reshape(-1).double().cpu().numpy()
+                logits = torch.stack([torch.zeros_like(logits.reshape(-1)), logits.reshape(-1)], dim=1)
             if logits.ndim != 2 or len(logits) != len(rows):
                 raise InputError(
                     f"the model returned {list(logits.shape)} for {len(rows)} examples: accuracy needs a classifier."
@@ -74,7 +80,13 @@ class ClassificationTask(Task):
             watch.log_probs(done, logits)
             done += len(rows)
             progress(done, self.n)
-        return self._evaluation(predictions, classes)
+        if np.isnan(single).all():
+            return self._evaluation(predictions, classes)
+        known = watch.reference.evaluation.details.get("threshold") if watch.reference is not None else None
+        threshold = known if known is not None else 0.5 if np.nanmin(single) >= 0 and np.nanmax(single) <= 1 else 0.0
+        evaluation = self._evaluation(np.where(np.isnan(single), -1, single > threshold).astype(np.int64), classes)
+        evaluation.details["threshold"] = threshold
+        return evaluation
 
     def _evaluation(self, predictions: np.ndarray, classes: int) -> Evaluation:
         right = (predictions == self.truth).astype(np.float64)
@@ -87,6 +99,11 @@ class ClassificationTask(Task):
             details["nan_examples"] = int((predictions < 0).sum())
             value = low = high = float("nan")
         return Evaluation(self.metric, value, low, high, right, predictions, self.n, self.truth, details)
+
+
+def is_single(output: torch.Tensor) -> bool:
+    """Whether an output is one number an example: [n], [n, 1]."""
+    return output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)
 
 
 def class_figures(truth: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, Any]:

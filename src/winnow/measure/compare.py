@@ -11,7 +11,7 @@ import numpy as np
 from winnow.errors import InputError
 from winnow.measure.classification import ClassificationTask
 from winnow.measure.evaluation import Evaluation
-from winnow.measure.intervals import paired_mean, paired_proportions, paired_spearman
+from winnow.measure.intervals import UNKNOWN, paired_mean, paired_proportions, paired_spearman
 from winnow.measure.language import LanguageModelTask
 from winnow.measure.similarity import SimilarityTask
 from winnow.measure.task import Task
@@ -72,12 +72,22 @@ def compare(dense: Evaluation, other: Evaluation, *, higher_is_better: bool) -> 
             raise InputError("the stored evaluation lacks its gold scores: evaluate again.")
         low, high = paired_spearman(dense.truth, dense.predictions, other.predictions)
         method = "paired bootstrap, 2,000 resamples"
+    elif dense.metric == "agreement" and constant(dense.predictions):
+        low, high = UNKNOWN
+        method = "none: the dense model gives every example the same answer"
     else:
         low, high = paired_mean(dense.per_example, other.per_example)
         method = "paired t, Newey-West"
     if sign < 0:
         low, high = -high, -low
     return Comparison(100 * drop, 100 * low, 100 * high, False, dense.n, method)
+
+
+def constant(predictions: np.ndarray) -> bool:
+    """Whether every example got the same answer: classes [n, ...], or vectors of length 1 [n, width]."""
+    if predictions.dtype.kind != "f":
+        return bool((predictions == predictions[:1]).all())
+    return bool((predictions.astype(np.float64) @ predictions[0].astype(np.float64) > 1 - 1e-6).all())
 
 
 def _percent(difference: float) -> float:

@@ -64,6 +64,7 @@ class LanguageModelTask(Task):
             segments = segments[torch.from_numpy(evenly(len(segments), limit))]
         self.segments = segments  # int64 [n, length]
         self.length = int(segments.shape[1])
+        self.vocabulary = 0  # tokens that the model measured last knows
         self._tokenizer = tokenizer
         name = data_name or (data.name if isinstance(data, Records) else "text")
         super().__init__(name, segments_sha256(segments), len(segments))
@@ -90,6 +91,7 @@ class LanguageModelTask(Task):
         while first < self.n:
             segments = self.segments[first : first + rows]
             logits = self._logits(model, segments)
+            self.vocabulary = int(logits.shape[-1])
             for offset in range(len(segments)):
                 row = first + offset
                 nll[row], predictions[row] = self._score(logits[offset], segments[offset], row, watch)

@@ -22,9 +22,10 @@ class Task(ABC):
 
     Attributes:
         name: what is measured, for a person.
-        metric: "perplexity", "accuracy", "spearman" or "agreement".
+        metric: "perplexity", "accuracy", "spearman", "R2" or "agreement".
         higher_is_better: whether more is better.
         unit: unit of a difference between two models: "points" (hundredths) or "%" (of perplexity).
+        of_dense: whether the dense model's answers are the truth, so that a figure needs a reference to mean anything.
         scale: factor from :attr:`Evaluation.value` to the usual way to write it (100 for accuracy, 1 for perplexity).
         n: examples (segments of a text).
         data_name: where the data came from; ``data_sha256`` its contents.
@@ -35,6 +36,7 @@ class Task(ABC):
     higher_is_better: bool = True
     unit: str = "points"
     scale: float = 100.0
+    of_dense: bool = False
 
     def __init__(self, data_name: str, data_sha256: str, n: int) -> None:
         if n < 2:

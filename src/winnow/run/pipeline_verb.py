@@ -204,7 +204,7 @@ class _Line:
             stage = Evaluate(eval_limit=stages[number].eval_limit, max_drop=None)
             bars = self._bars(number, stages[number])
             task, packed, other = paired(stage, self.at, self.found, self.store, against, bars)  # mostly read back
-            if other is not None and task.metric != "agreement":
+            if other is not None and not task.of_dense:
                 own = self._measured(ticket)
                 before = Evaluation.load(own) if own.exists() else None
                 dense = Dense(task, other, packed, before, against.made_by)

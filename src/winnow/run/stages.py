@@ -167,10 +167,11 @@ def paired(
     prepared = prepare(
         source, None, records, task=pipeline.task, column=None, label=None, samples=1, length=pipeline.length, batch_size=8,
         seed=pipeline.seed, eval_limit=stage.eval_limit, select=False,
+        model=loaded(model, pipeline.seed) if source.config is None else None,
     )  # fmt: skip
     task = prepared.task
     assert task is not None
-    agreement = task.metric == "agreement"
+    agreement = task.of_dense
     anchor = None
 
     def evaluation(of: Standing, key: str) -> Evaluation:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from winnow.errors import InputError
 from winnow.masks.holding import Places
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
+from winnow.solve.calls import HOLD, Call, Calls, Some, counted, examples, held_out, power
 from winnow.solve.draw import Draw, Part, shared_rows
 from winnow.solve.statistics import Moments, correction, is_conv, watching
 
@@ -26,42 +27,27 @@ if TYPE_CHECKING:
 State = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of the unit and what is to come out of it."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: torch.Tensor  # like the first floating tensor that the unit puts out
-    counts: torch.Tensor | None = None  # bool, one a position (all dimensions but the last); None: all count
-
-
-class Calls(Protocol):
-    """The calls of one unit, one a calibration batch, opened one at a time (they may lie on disk).
-
-    ``moments``: statistics of what the layers inside put out when dense, by the weight's name in the unit.
-    """
-
-    moments: Mapping[str, Moments]
-
-    def __len__(self) -> int: ...
-
-    def at(self, index: int) -> AbstractContextManager[Call]: ...
-
-
 @dataclass
 class Fit:
     """What became of a unit.
 
     ``tensors`` by name inside the unit, float32: prunable weights in their stored layout with zeros folded in, and those
-    biases, norms and batch-norm statistics that changed. ``before`` (mask alone) and ``after`` are squared errors of
-    the unit's output on all calls over the power of the target.
+    biases, norms and batch-norm statistics that changed. ``before`` (mask alone, its batch norms estimated anew) and
+    ``after`` are squared errors of the unit's output over the power of the target, on the calls held out: no step and no
+    correction saw them. ``after`` is never above ``before``. ``gained``: whether it is below; else the mask's own values stay.
     """
 
     tensors: State = field(default_factory=dict)
     before: float = 0.0
     after: float = 0.0
     steps: int = 0
+
+    @property
+    def gained(self) -> bool:
+        return self.after < self.before
+
+
+LOOKS = 10  # at the calls held out, in the course of a fit
 
 
 class Reconstruction:
@@ -71,8 +57,12 @@ class Reconstruction:
     the squared error of the unit's output over the power of the target. Batch norms use the statistics of the
     mini-batch meanwhile. Before the fit and after it every layer's outputs get the dense mean and deviation back
     (:func:`winnow.solve.statistics.correction`) and batch norms are estimated anew, both in one run through
-    the calls in which a layer sees what the corrected layers before it put out. Of mask alone, corrected, fitted, and
-    fitted and corrected, what leaves the least error on all calls stays, so a unit is never worse than its mask.
+    the calls in which a layer sees what the corrected layers before it put out.
+
+    One call in five is held out (:func:`held_out`; of a single call that may be cut, a fifth of its examples): it takes part
+    in nothing but ten looks at the fit, of which the best stays, and the choice. Of mask alone, corrected, fitted,
+    and fitted and corrected, what leaves the least error there stays, so that on examples it was not fitted to a unit is no
+    worse than its mask. Where nothing can be held out, nothing is fitted.
 
     Inputs come from the pruned prefix. The target that ``settings.target`` "dense" stands for is what the dense model puts
     out there, so that a block also undoes what the blocks before it lost; with "own", what the unit's dense
@@ -103,6 +93,7 @@ class Reconstruction:
     ) -> None:
         self.module, self.layers, self.calls, self.settings = module, layers, calls, settings
         self._places = Places(module)
+        self.examples: list[int] = []
         self.cut = False  # whether calls may be cut into examples, and examples joined
         self.seed, self.where, self.progress = seed, where, progress
         parameters = dict(module.named_parameters())
@@ -124,37 +115,51 @@ class Reconstruction:
         if not len(self.calls):
             return Fit(self._changed(start))
         self._survey(start)
-        before = self._error(start)
+        self._split()
+        mask = self._restored(start, correct=False) if len(self.fitting) else start
+        before = self._error(mask)
         if not math.isfinite(before):
             raise InputError(
                 f"the outputs of {self.where} are not finite: look for NaN in the weights and the data, and load a "
                 "half-precision model in float32."
             )
+        if not len(self.fitting):
+            return Fit(self._changed(mask), before, before)
         begin = self._restored(start)
         fitted, steps = self._fit(begin)
-        best, least = start, before
-        for state in (begin, fitted, self._restored(fitted)):
+        best, least = mask, before
+        for state in (begin, self._restored(fitted, correct=False), self._restored(fitted)):
             error = self._error(state)
             if error < least:
                 best, least = state, error
         return Fit(self._changed(best), before, least, steps)
 
+    def _split(self) -> None:
+        """Which calls are fitted to, and which judge."""
+        count, self._corrects = len(self.calls), self.settings.correct
+        judging = held_out(count)
+        if judging:
+            self.judging: Calls = Some(self.calls, judging)
+            self.fitting: Calls = Some(self.calls, [i for i in range(count) if i not in set(judging)])
+        elif self.cut and (rows := self.examples[0]) > 1:
+            most = max(1, rows - max(1, rows // HOLD))
+            self.judging, self.fitting = Some(self.calls, [0], slice(most, rows)), Some(self.calls, [0], slice(0, most))
+            self._corrects = False  # the dense statistics are of the whole call
+        else:
+            self.judging, self.fitting = self.calls, Some(self.calls, [])
+        self.power, self.positions = power(self.fitting)
+        self.examples = examples(self.fitting)
+
     def _survey(self, state: State) -> None:
-        """The power of the target, how many examples each call holds, and whether calls may be cut and joined."""
-        layouts, rows, lead = set(), [], []
-        self.power, self.positions = 0.0, 0
+        """Whether calls may be cut into examples and joined, and how many examples each holds."""
+        layouts, rows = set(), []
         for i in range(len(self.calls)):
             with self.calls.at(i) as call:
-                target = _counted(call.target, call.counts)
-                self.power += float(target.double().square().sum())
-                self.positions += target.numel()
                 leaves = tree_leaves((call.args, call.kwargs))
                 layouts.add(tuple((x.shape[1:], x.dtype) if isinstance(x, torch.Tensor) else str(x) for x in leaves))
                 rows.append(shared_rows(leaves, call.target) if call.counts is None else None)
-                lead.append(max(call.target.shape[0] if call.target.ndim else 1, 1))
-        self.power = max(self.power, 1e-30)
         self.cut = len(layouts) == 1 and all(rows) and self._separable(state)
-        self.examples = lead
+        self.examples = examples(self.calls)
 
     @torch.no_grad()
     def _separable(self, state: State) -> bool:
@@ -167,14 +172,14 @@ class Reconstruction:
                 parts.append((i, some))
                 alone.append(self._output(state, call)[some])
         one = torch.cat(alone)
-        joined = self._output(state, self._joined(parts))
+        joined = self._output(state, self._joined(self.calls, parts))
         return one.shape == joined.shape and torch.allclose(one, joined, rtol=1e-2, atol=1e-3 * float(one.abs().max()))
 
-    def _joined(self, parts: list[Part]) -> Call:
+    def _joined(self, calls: Calls, parts: list[Part]) -> Call:
         """One call with these examples of several."""
         found, spec = [], None
         for i, rows in parts:
-            with self.calls.at(i) as call:
+            with calls.at(i) as call:
                 leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
                 pick = slice(None) if rows is None else rows
                 found.append([x[pick].clone() if isinstance(x, torch.Tensor) else x for x in leaves])
@@ -191,20 +196,22 @@ class Reconstruction:
 
     @torch.no_grad()
     def _error(self, state: State) -> float:
-        total = 0.0
-        for i in range(len(self.calls)):
-            with self.calls.at(i) as call:
-                delta = _counted(self._output(state, call) - call.target, call.counts)
+        """On the calls that judge, over the power of their targets."""
+        total = power = 0.0
+        for i in range(len(self.judging)):
+            with self.judging.at(i) as call:
+                delta = counted(self._output(state, call) - call.target, call.counts)
                 total += float(delta.double().square().sum())
-        return total / self.power
+                power += float(counted(call.target, call.counts).double().square().sum())
+        return total / max(power, 1e-30)
 
     @torch.no_grad()
-    def _restored(self, state: State) -> State:
-        """The state with dense means and deviations put back, and batch norms estimated anew."""
+    def _restored(self, state: State, *, correct: bool = True) -> State:
+        """The state with batch norms estimated anew and, with ``correct``, dense means and deviations put back."""
         state = dict(state)
         for name, buffer in self.buffers.items():
             state[name] = torch.ones_like(buffer) if name.endswith("running_var") else torch.zeros_like(buffer)
-        paths = self.corrected if self.settings.correct else {}
+        paths = self.corrected if correct and self._corrects else {}
         if not paths and not self.norms:
             return state
         pruned = {name: Moments() for name in paths}
@@ -227,8 +234,8 @@ class Reconstruction:
             return (output - bias.to(output).reshape(like)) * scale + shift.to(output).reshape(like)
 
         with self._normalising(average=True), watching(self.module, paths, seen):
-            for i in range(len(self.calls)):
-                with self.calls.at(i) as call:
+            for i in range(len(self.fitting)):
+                with self.fitting.at(i) as call:
                     counts = call.counts
                     self._output(state, call)
         return {**state, **changed}
@@ -262,7 +269,7 @@ class Reconstruction:
             groups.append({"params": [leaf], "lr": lr, "base": lr})
         optimizer = torch.optim.Adam(groups)
         power = self.power / max(self.positions, 1)
-        taken = 0
+        taken, best, least = 0, begin, self._error(begin)
         with self._normalising(average=False):
             for parts in Draw(self.examples, s.batch, cut=self.cut, seed=self.seed).steps():
                 for group in optimizer.param_groups:
@@ -271,7 +278,7 @@ class Reconstruction:
                 value = 0.0
                 for call, share in self._opened(parts):
                     state = {n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in leaves.items()}
-                    delta = _counted(self._output({**state, **buffers}, call) - call.target, call.counts)
+                    delta = counted(self._output({**state, **buffers}, call) - call.target, call.counts)
                     loss = delta.float().square().mean() * (share / power)
                     loss.backward()
                     value += float(loss.detach())
@@ -284,18 +291,40 @@ class Reconstruction:
                     )
                 if self.progress:
                     self.progress(taken, s.steps)
-                if taken >= s.steps or value < s.stop:
+                over = taken >= s.steps or value < s.stop
+                if over or taken % max(s.steps // LOOKS, 1) == 0:
+                    found = {
+                        n: (t.detach() * self.masks[n] if n in self.masks else t.detach().clone())
+                        for n, t in leaves.items()
+                    }
+                    found |= {n: t.clone() for n, t in buffers.items()}
+                    with self._as_stored():
+                        error = self._error(found)
+                    if error < least:
+                        best, least = found, error
+                if over:
                     break
-        found = {n: (t.detach() * self.masks[n] if n in self.masks else t.detach()) for n, t in leaves.items()}
-        return {**found, **buffers}, taken
+        return best, taken
+
+    @contextmanager
+    def _as_stored(self) -> Iterator[None]:
+        """Batch norms that use what they keep, in the middle of a fit."""
+        before = [(m, m.training) for m in self.norms]
+        try:
+            for m in self.norms:
+                m.training = False
+            yield
+        finally:
+            for m, training in before:
+                m.training = training
 
     def _opened(self, parts: list[Part]) -> Iterator[tuple[Call, float]]:
         """The calls of one step, joined where that is possible, and the share of the step each stands for."""
         if self.cut:
-            yield self._joined(parts), 1.0
+            yield self._joined(self.fitting, parts), 1.0
             return
         for i, _ in parts:
-            with self.calls.at(i) as call:
+            with self.fitting.at(i) as call:
                 yield call, 1 / len(parts)
 
     def _changed(self, state: State) -> State:
@@ -314,13 +343,6 @@ def output_of(output: Any) -> torch.Tensor:
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
             return leaf
     raise InputError("a block puts out no floating tensor, so it cannot be reconstructed: choose another solver.")
-
-
-def _counted(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
-    """The positions that are no padding, [positions, features]; everything where all count (a pooled output, say)."""
-    if counts is None or counts.numel() * x.shape[-1] != x.numel():
-        return x
-    return x.reshape(-1, x.shape[-1])[counts.to(x.device)]
 
 
 def _size(weight: torch.Tensor, mask: torch.Tensor) -> float:

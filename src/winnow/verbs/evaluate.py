@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.formats.artifact import read_artifact
 from winnow.masks.arithmetic import halves, widen
 from winnow.masks.given import working_copy
+from winnow.measure.quality import Comparison, Evaluation, Task
 from winnow.models import ModelSource, open_model
 from winnow.verbs.reference import open_reference
 
@@ -43,6 +45,7 @@ class Measured:
     relative: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     harness: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # how images are fed, and what makes the figures doubtful
 
 
 def evaluate(
@@ -61,6 +64,8 @@ def evaluate(
     weights: str | Path | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    mean: float | str | Sequence[float] | None = None,
+    std: float | str | Sequence[float] | None = None,
     progress: Stage | None = None,
 ) -> Measured:
     """Measures a model on data; see ``winnow eval``.
@@ -69,18 +74,22 @@ def evaluate(
         reference: a dense model to compare with: paired change with its 95 % interval, agreement and KL. For a plain
             torch model its dense weights' file will do.
         harness_tasks: local lm-eval tasks to run too, found in ``harness_path``.
+        mean, std: of pixels between 0 and 1, for images; in place of the model's own.
 
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
+    from winnow.compression.job import pixel_values
     from winnow.compression.prepare import prepare, written_unit
     from winnow.measure.fits import require_sound
     from winnow.measure.quality import compare
 
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
+    loaded = _load(source, dtype)
+    require_sound(loaded)
     prepared = prepare(
         source, None, data, task=task, column=column, label=label, samples=1, length=length, batch_size=8, seed=0,
-        eval_limit=eval_limit, select=False, tokenizer=tokenizer,
+        eval_limit=eval_limit, select=False, tokenizer=tokenizer, model=loaded, mean=pixel_values("mean", mean), std=pixel_values("std", std),
     )  # fmt: skip
     if prepared.task is None:
         raise InputError("there is nothing to measure: --task none leaves no figure.")
@@ -92,8 +101,6 @@ def evaluate(
         anchor = work.reference(dense_model)
         dense = anchor.evaluation
         del dense_model
-    loaded = _load(source, dtype)
-    require_sound(loaded)
     loaded = _tried(loaded, source, prepared, dtype)
     stage = progress("measuring") if progress else None
     found = work.evaluate(loaded, anchor, progress=(lambda done, total: stage(done, total, "")) if stage else None)
@@ -110,7 +117,31 @@ def evaluate(
         description=work.describe(), reference=str(dense_source.spec) if dense_source else None, reference_value=dense.value * work.scale if dense else None,
         drop=against.drop if against else None, drop_low=against.low if against else None, drop_high=against.high if against else None,
         relative=bool(against and against.relative), details=dict(found.details), harness=figures,
+        notes=[*prepared.notes, *_doubts(work, found, dense, against, source, dense_source)],
     )  # fmt: skip
+
+
+def _doubts(
+    work: Task,
+    found: Evaluation,
+    dense: Evaluation | None,
+    against: Comparison | None,
+    source: ModelSource,
+    other: ModelSource | None,
+) -> list[str]:
+    """What makes the figures doubtful: a yardstick at chance, one that is beaten, one that is another model than it seems."""
+    from winnow.measure.chance import at_chance, too_good
+
+    doubts = [at_chance(work, dense if dense is not None else found)]
+    doubts.append(too_good(against) if against is not None else None)
+    if other is not None and source.is_artifact and source.folder is not None:
+        parent = read_artifact(source.folder).manifest.get("parent") or {}
+        if parent.get("sha256") not in (None, other.sha256()):
+            doubts.append(
+                f"{other.spec} is not the model that {source.spec} was made from ({parent.get('model')}, sha256 "
+                f"{str(parent['sha256'])[:12]}): the loss is against another model."
+            )
+    return [d for d in doubts if d is not None]
 
 
 def _load(source: ModelSource, dtype: str) -> nn.Module:

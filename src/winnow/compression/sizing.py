@@ -1,0 +1,81 @@
+"""A size in bytes as the zeros whose weights file, headers and padding included, is just below it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from winnow.budget import format_bytes, parse_size
+from winnow.compression.counts import stored_bits, within_tensor
+from winnow.compression.runner import Runner
+from winnow.errors import InputError
+from winnow.masks.structure import BlockShape, parse_structure
+from winnow.run.recipe import Recipe
+
+if TYPE_CHECKING:
+    from winnow.compression.verb import Setup
+
+AIM, NEAR = 0.998, 0.985  # shares of the size: where a draft is steered to, and from where on it is near enough
+DRAFTS = 8
+
+
+def fit_size(setup: Setup, runner: Runner) -> None:
+    """Gives the job's recipe the number of zeros whose file uses the size that was asked for, and exceeds it by nothing.
+
+    Drafts are made by magnitude, which costs no forward, and weighed as files: what a header takes is measured, not reckoned.
+
+    Raises:
+        InputError: even next to nothing kept does not fit.
+    """
+    assert setup.job.size is not None
+    recipe, total = setup.recipes[0], setup.scope.numel
+    limit = parse_size(setup.job.size) - _slack(setup, recipe)
+    structure = within_tensor(parse_structure(recipe.structure))
+    unit = structure.r * structure.c if isinstance(structure, BlockShape) else 1
+    a_zero = stored_bits(setup.host, setup.scope, recipe.values, recipe.group_size) / 8  # bytes that one more saves
+    least, most = setup.own, (total - 1) // unit * unit
+    zeros, tried = min(max(recipe.zeros, least), most), dict[int, int]()
+    while len(tried) < DRAFTS and zeros not in tried:
+        tried[zeros] = _file_bytes(setup, runner, recipe.model_copy(update=dict(zeros=zeros)))
+        if NEAR * limit <= tried[zeros] <= limit:
+            break
+        zeros = _next(tried, AIM * limit, limit, a_zero, unit, least, most)
+    fitting = [z for z, size in tried.items() if size <= limit]
+    if not fitting:
+        raise InputError(
+            f"--size {setup.job.size} cannot be met: with next to nothing kept the file takes "
+            f"{format_bytes(min(tried.values()))}; ask for more, or for narrower --values."
+        )
+    zeros = min(fitting)
+    setup.recipes[0] = recipe.model_copy(update=dict(zeros=zeros, sparsity=round(zeros / total, 4)))
+
+
+def _slack(setup: Setup, recipe: Recipe) -> int:
+    """Bytes that other masks of the same counts may take more: half-filled bytes at the ends of int4 rows, digits of counts."""
+    if recipe.score == "magnitude" and recipe.solver == "none" and recipe.group == "layer":
+        return 0
+    rows = sum(p.rows for p in setup.scope.prunables.values())
+    return 8 + (math.ceil(1.5 * math.sqrt(rows)) if recipe.values == "int4" else 0)
+
+
+def _next(tried: dict[int, int], aim: float, limit: int, a_zero: float, unit: int, least: int, most: int) -> int:
+    """Where the next draft is made: by the bytes that a zero saves, between the drafts that are too large and those that fit."""
+    last, size = list(tried.items())[-1]
+    guess = last + math.ceil((size - aim) / a_zero / unit) * unit
+    low = max((z for z, s in tried.items() if s > limit), default=least - 1)
+    high = min((z for z, s in tried.items() if s <= limit), default=most + 1)
+    if not low < guess < high:
+        guess = (low + high) // 2 // unit * unit
+    return min(max(guess, least), most)
+
+
+def _file_bytes(setup: Setup, runner: Runner, recipe: Recipe) -> int:
+    """Bytes of the weights files that a recipe's counts come to."""
+    split = "uniform" if recipe.allocation in ("learned", "owl") else recipe.allocation
+    draft = recipe.model_copy(
+        update=dict(
+            method="draft", score="magnitude", group="layer", solver="none", recalibrate=False, settings={}, time=None,
+            allocation=split, table=recipe.table if split == "table" else None,
+        )
+    )  # fmt: skip
+    return runner.file_bytes(runner.made(draft))

@@ -1,0 +1,109 @@
+"""How near a model's numbers come to given ones: models that put out one number an example, and no classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from winnow.data.records import Records
+from winnow.data.tokens import context_length
+from winnow.errors import InputError
+from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.feed import Feed, call, logits_of
+from winnow.measure.intervals import mean_interval
+from winnow.measure.task import Progress, Task
+
+
+class RegressionTask(Task):
+    """The share of variance a model explains, R2 = 1 - sum (y - f)^2 / sum (y - mean y)^2, of the scores that the data
+    give or, where they give none, of what the dense model puts out (then the dense model has 1).
+
+    Several numbers an example (columns, positions) are pooled, each about its own mean. ``per_example`` has R2 as its mean:
+    1 - (an example's squared error) / (mean squared deviation of the targets). 0 is what the mean of the targets would
+    have; a model can fall below it without bound.
+    """
+
+    name = "share of variance explained (R2)"
+    metric = "R2"
+
+    def __init__(
+        self,
+        records: Records,
+        processor: Any = None,
+        *,
+        length: int | None = None,
+        limit: int | None = None,
+        config: Any = None,
+    ) -> None:
+        """Arguments as for :class:`winnow.measure.classification.ClassificationTask`.
+
+        Raises:
+            InputError: scores that are not numbers, or all equal.
+        """
+        records = records.limited(limit)
+        self.records = records
+        self.truth = records.scores() if records.labels is not None else None
+        if self.truth is not None and len(np.unique(self.truth)) < 2:
+            raise InputError(
+                f"{records.name}: all scores are {self.truth[0]:g}, of which nothing can be explained: check --label."
+            )
+        self.of_dense = self.truth is None
+        self._feed = Feed(records, processor, length or context_length(processor, config, "classification"))
+        super().__init__(records.name, records.sha256, len(records))
+
+    def describe(self) -> str:
+        of = "the dense model's outputs" if self.truth is None else "the scores"
+        return f"R2 of {of} on {self.data_name}, {self.n:,} examples"
+
+    def _answers(self) -> int:
+        return self.n
+
+    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+        outputs: np.ndarray | None = None
+        done = 0
+        for rows, batch in self._feed.batches(model):
+            values = logits_of(call(model, batch))
+            if not values.ndim or len(values) != len(rows):
+                raise InputError(
+                    f"the model returned {list(values.shape)} for {len(rows)} examples: R2 needs numbers for each."
+                )
+            found = values.reshape(len(rows), -1).float().cpu().numpy()
+            if outputs is None:
+                outputs = np.full((self.n, found.shape[1]), np.nan, dtype=np.float32)
+            if found.shape[1] != outputs.shape[1]:
+                raise InputError(
+                    "the model puts out different numbers of values per example: R2 needs as many for each."
+                )
+            outputs[rows] = found
+            done += len(rows)
+            progress(done, self.n)
+        assert outputs is not None
+        if self.truth is not None and outputs.shape[1] != 1:
+            raise InputError(
+                f"the model puts out {outputs.shape[1]} numbers for each of {self.data_name}'s scores: give a model of one "
+                "output, or data without scores to measure how near it stays to the dense model."
+            )
+        return self._evaluation(outputs, watch.reference)
+
+    def _evaluation(self, outputs: np.ndarray, reference: Reference | None) -> Evaluation:
+        if self.truth is not None:
+            target = self.truth[:, None]
+        else:
+            target = (reference.evaluation.predictions if reference is not None else outputs).astype(np.float64)
+        if target.shape != outputs.shape:
+            raise InputError("the two models put out different numbers of values per example: they cannot be compared.")
+        spread = float(((target - target.mean(0)) ** 2).sum()) / self.n
+        error = ((outputs.astype(np.float64) - target) ** 2).sum(1)
+        bad = ~np.isfinite(error)
+        details: dict[str, Any] = {"mse": float(error.mean()) / outputs.shape[1]}
+        if bad.any():
+            details["nan_examples"] = int(bad.sum())
+        same = 1 - error / spread if spread > 0 else np.full(self.n, np.nan)
+        value = float(same.mean()) if not bad.any() else float("nan")
+        low, high = (min(1.0, bound) for bound in mean_interval(same))
+        return Evaluation(self.metric, value, low, high, same, outputs, self.n, self.truth, details)
+
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+        return {}

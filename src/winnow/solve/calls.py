@@ -1,0 +1,90 @@
+"""The calls that a unit is fitted to, those that judge the fit, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from winnow.solve.statistics import Moments
+
+HOLD = 5  # one call in so many judges what the others fitted
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the unit and what is to come out of it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: torch.Tensor  # like the first floating tensor that the unit puts out
+    counts: torch.Tensor | None = None  # bool, one a position (all dimensions but the last); None: all count
+
+
+class Calls(Protocol):
+    """The calls of one unit, one a calibration batch, opened one at a time (they may lie on disk).
+
+    ``moments``: statistics of what the layers inside put out when dense, by the weight's name in the unit, over the calls
+    that :func:`held_out` leaves.
+    """
+
+    moments: Mapping[str, Moments]
+
+    def __len__(self) -> int: ...
+
+    def at(self, index: int) -> AbstractContextManager[Call]: ...
+
+
+def held_out(calls: int) -> list[int]:
+    """Numbers of the calls that judge: every fifth, the last of fewer; none of a single one."""
+    return list(range(HOLD - 1, calls, HOLD)) or ([calls - 1] if calls > 1 else [])
+
+
+class Some:
+    """Some of the calls, or some rows of a single one; a :class:`Calls`."""
+
+    def __init__(self, calls: Calls, numbers: Sequence[int], rows: slice | None = None) -> None:
+        self._calls, self._numbers, self._rows, self.moments = calls, numbers, rows, calls.moments
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @contextmanager
+    def at(self, index: int) -> Iterator[Call]:
+        with self._calls.at(self._numbers[index]) as call:
+            if self._rows is not None:
+                leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
+                picked = [x[self._rows].clone() if isinstance(x, torch.Tensor) else x for x in leaves]
+                call = Call(*tree_unflatten(picked, spec))
+            yield call
+
+
+def power(calls: Calls) -> tuple[float, int]:
+    """The power of the targets, and how many numbers it is the sum over."""
+    total, positions = 0.0, 0
+    for i in range(len(calls)):
+        with calls.at(i) as call:
+            target = counted(call.target, call.counts)
+            total += float(target.double().square().sum())
+            positions += target.numel()
+    return max(total, 1e-30), positions
+
+
+def examples(calls: Calls) -> list[int]:
+    """How many examples each call holds."""
+    found = []
+    for i in range(len(calls)):
+        with calls.at(i) as call:
+            found.append(max(call.target.shape[0] if call.target.ndim else 1, 1))
+    return found
+
+
+def counted(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+    """The positions that are no padding, [positions, features]; everything where all count (a pooled output, say)."""
+    if counts is None or counts.numel() * x.shape[-1] != x.numel():
+        return x
+    return x.reshape(-1, x.shape[-1])[counts.to(x.device)]
