@@ -96,9 +96,12 @@ def test_images_are_not_decoded_for_their_classes():
 
 
 def test_batches_that_are_drawn_whole_stay_whole():
-    examples = Whole([(torch.randn(n, 2), torch.arange(n) % 2) for n in (3, 5, 4)])
-    drawn = every_class(examples, 0, 2)
-    assert [len(i) for i in drawn] == [1, 1] and len(every_class(examples, 0, 8)) == 3
+    examples = Whole([(torch.randn(n, 2), torch.rand(n)) for n in (3, 5, 4)])
+    assert [len(i) for i in every_class(examples, 0, 2)] == [1, 1] and len(every_class(examples, 0, 8)) == 3
+    alike = Whole([(torch.randn(8, 2), torch.arange(8) % 2) for _ in range(9)])
+    assert [len(every_class(alike, 0, n)) for n in (1, 2, 5)] == [3, 3, 5]  # ten of each class are in three batches
+    rare = Whole([(torch.randn(8, 2), torch.arange(8) // (8 if i else 7)) for i in range(40)])
+    assert len(every_class(rare, 0, 1)) <= 8  # and does not look through everything for a class that hardly comes
 
 
 def test_large_halves_are_divided_again(monkeypatch):

@@ -99,3 +99,62 @@ def test_names_do_not_overlap(curves: ModuleType, apart: float) -> None:
         assert min(box.left for box in boxes.values()) >= 0
         for (one, first), (two, second) in combinations(boxes.items(), 2):
             assert not first.hits(second), (one, two)
+
+
+def trial(method: str, rate: float, figures: Mapping[float, float]) -> list[dict[str, Any]]:
+    """Lines of the results file, one for each sparsity: what ``--phase rates`` leaves, the test accuracy beside it."""
+    rows = []
+    for sparsity, figure in figures.items():
+        row = cell(method, 1000, {sparsity: 100 - figure}, 1.4)
+        row["key"] += f"-{rate}"
+        row["cell"] |= {"phase": "rates", "options": {"rate": rate, "budget": 1.4}, "sparsities": [sparsity]}
+        row["tickets"][0]["hold_out"] = figure
+        rows.append(row)
+    return rows
+
+
+def test_the_rate_of_a_rival_is_chosen_on_selection_data(curves: ModuleType) -> None:
+    from tickets_methods import HARD, RATES
+    from tickets_studies import chosen_rate, rates
+
+    settings = {"steps": T, "batch": 16, "lr": 1e-3}
+    means = dict(zip(RATES, (60.0, 80.0, 70.0, 65.0), strict=True))
+    rows = [
+        row
+        for rate, mean in means.items()
+        for row in trial("imp-equal", rate, {s: mean - 50 * (s - 0.85) for s in HARD})
+    ]
+    known = {row["key"]: row for row in rows}
+    assert chosen_rate(known, "vit", "imp-equal", settings) == RATES[1]
+    assert f"**{RATES[1]:g}**: 82.5 / 77.5" in "\n".join(rates(known, "vit"))
+    few = {row["key"]: row for row in rows[:-1]}
+    assert chosen_rate(few, "vit", "imp-equal", settings) is None  # not before all are there
+    assert chosen_rate(known, "vit", "lrr-equal", settings) is None
+    assert chosen_rate(known, "vit", "imp-equal", {**settings, "lr": 2e-3}) is None
+
+
+@pytest.mark.parametrize("sparsity", [0.8, 0.9])
+@pytest.mark.parametrize("steps", [240, 600, 2400])
+def test_rivals_in_its_steps_take_what_isp_takes(curves: ModuleType, steps: int, sparsity: float) -> None:
+    from types import SimpleNamespace
+
+    from tickets_cells import Cell, _steps
+    from tickets_methods import METHODS
+    from winnow.tickets.cost import planned_steps
+    from winnow.tickets.methods import METHODS as FINDERS
+
+    owner: Any = SimpleNamespace(steps=steps)
+
+    def taken(name: str, **more: Any) -> int:
+        method = METHODS[name]
+        kind = FINDERS[method.finder].settings_class(**method.options(steps, (sparsity,)), **more)
+        asked: Any = SimpleNamespace(steps=_steps(Cell("test", "vit", name, (sparsity,), 0, {"steps": steps})))
+        return planned_steps(method.finder, kind, asked, sparsity)
+
+    isp = planned_steps("isp", FINDERS["isp"].settings_class(**METHODS["isp"].options(steps, ())), owner, sparsity)
+    assert steps < isp == taken("isp-matched") <= 1.5 * steps
+    for rate in (0.2, 0.5, 0.7, 0.9):
+        for name in ("imp-equal", "lrr-equal"):
+            assert isp - 13 <= taken(name, rate=rate) <= isp
+    for name in ("magnitude-equal", "earlybird-equal"):
+        assert isp - 1 <= taken(name) <= isp

@@ -33,6 +33,9 @@ def imp(search: Search) -> Iterator[Ticket]:
     the last one, the ticket's own, takes a share ``last`` of them and the others, which only find its mask, the rest in
     equal parts. Every target has a trajectory of its own then, so that each ticket costs what was said. (How so few steps
     are shared is this library's own; no paper has it. Equal parts leave the ticket with less the smaller the rate is.)
+
+    One ranking over all tensors, as later work on deep networks has it; the first paper prunes each layer by itself, and
+    its output layer at half the rate, where here the output head stays dense.
     """
     yield from _tickets(search, Restart())
 

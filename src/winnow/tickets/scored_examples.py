@@ -32,12 +32,12 @@ def every_class(examples: Examples, seed: int, batches: int) -> list[torch.Tenso
     There are ``batches`` times the size of a mini-batch in all, and never fewer than ``PER_CLASS`` of a class as far as
     the data has them (rare classes are made up for by others). Classes are looked for in a part of the data, which a
     class of 1/C of it is not missed in. Without class numbers (real-valued targets, running text) they are drawn as
-    they come. Both halves hold all classes; halves of more than ``LARGEST`` examples are divided again, and batches
-    that are drawn whole stay whole: so many of them, without regard to classes.
+    they come. Both halves hold all classes; halves of more than ``LARGEST`` examples are divided again. Batches that are
+    drawn whole stay whole: so many of them, and more until they hold ``PER_CLASS`` of every class seen.
     """
     drawn = torch.cat(_epoch(examples, seed, 0))
     if examples.drawn_whole:
-        return list(drawn[:batches].split(1))
+        return _whole_batches(examples, drawn, batches)
     wanted = batches * examples.size
     labels = _labels(examples, drawn, wanted)
     chosen = drawn[:wanted] if labels is None else drawn[_as_many_of_each(labels, wanted)]
@@ -59,6 +59,20 @@ def class_numbers(batch: Any, rows: int) -> torch.Tensor | None:
 
 def _epoch(examples: Examples, seed: int, epoch: int) -> list[torch.Tensor]:
     return examples.order(torch.Generator().manual_seed(seed_of(seed, "scores", epoch)))
+
+
+def _whole_batches(examples: Examples, drawn: torch.Tensor, batches: int) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    counts: Counter[int] = Counter()
+    for index in drawn.split(1):
+        classes = bool(counts) and 2 * len(counts) <= counts.total()
+        few = classes and min(counts.values()) < PER_CLASS and len(found) < LOOK_AT_MOST * batches
+        if len(found) >= batches and not few:
+            break
+        labels = class_numbers(examples.take(index), examples.rows(index))
+        counts.update([] if labels is None else labels.tolist())
+        found.append(index)
+    return found
 
 
 def _labels(examples: Examples, drawn: torch.Tensor, wanted: int) -> torch.Tensor | None:
