@@ -16,7 +16,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.folder import check_folder, model_files, quantization, read_json, refuse_other_kinds, refuse_quantized
 from winnow.masks.given import opened, require_initialised, working_copy
-from winnow.masks.ties import tensors_of
+from winnow.masks.ties import share_as, tensors_of
 from winnow.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
 from winnow.state_dict import load_state
 
@@ -86,7 +86,9 @@ class ModelSource:
         """The whole model in memory, in eval mode, in its stored dtype."""
         if self.module is not None:
             require_initialised(self.module)
-            return working_copy(self.module).eval() if self.module.training else self.module  # the user's mode stays
+            if not self.module.training:
+                return self.module
+            return share_as(self.module, working_copy(self.module)).eval()  # the user's mode stays
         if self.folder is not None and self.is_artifact:
             from winnow.formats import load
 
