@@ -52,7 +52,7 @@ def find_scope(
     that cannot be worked on in this form, and for a model with nothing to prune.
     """
     model = opened(model)
-    _require_dense(model)
+    require_dense(model)
     aliases: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(_identity(p), []).append(name)
@@ -149,7 +149,7 @@ _CODED = (
 )
 
 
-def _require_dense(model: nn.Module) -> None:
+def require_dense(model: nn.Module) -> None:
     """Raises InputError where layers are packed or quantized: they have no dense weight that could be pruned."""
     for path, module in model.named_modules():
         home = type(module).__module__
