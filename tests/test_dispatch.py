@@ -1051,9 +1051,15 @@ def test_bad_input_is_one_sentence(arguments, message):
 
 
 def test_a_model_that_cannot_be_copied():
+    class Alone:
+        def __deepcopy__(self, memo):
+            raise TypeError("there is only one of this")
+
     model = mlp()
-    model.lock = threading.Lock()
-    with pytest.raises(InputError, match="cannot be copied"):
+    model.lock = threading.Lock()  # is shared
+    assert accelerate(model, timer=favour("packed")).lock is model.lock
+    model.alone = Alone()
+    with pytest.raises(InputError, match=r"cannot be copied \(there is only one"):
         accelerate(model, timer=forbidden)
 
 

@@ -107,8 +107,7 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
     """The coupled units of a probed module at ``path``; ``reasons`` gets why a parameter of the scope has none."""
 
     def prunable(name: str) -> Prunable | None:
-        transposed = isinstance(probe.sites[name].module, nn.modules.conv._ConvTransposeNd)
-        return None if transposed else scope.prunables.get(_join(path, name, "weight"))
+        return scope.prunables.get(_join(path, name, "weight"))
 
     def keep(components: list[Component], good: Callable[[Component], bool], why: str) -> list[Component]:
         return _keep(components, good, why, reasons, path, "weight")

@@ -53,7 +53,7 @@ def find_scope(
     that cannot be worked on in this form, and for a model with nothing to prune.
     """
     model = opened(model)
-    _require_dense(model)
+    require_dense(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     aliases, views = tied(parameters), overlapping(parameters)
     everything = list(parameters)
@@ -146,7 +146,7 @@ _CODED = (
 )
 
 
-def _require_dense(model: nn.Module) -> None:
+def require_dense(model: nn.Module) -> None:
     """Raises InputError where layers are packed or quantized: they have no dense weight that could be pruned."""
     for path, module in model.named_modules():
         home = type(module).__module__

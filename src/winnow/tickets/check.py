@@ -10,6 +10,7 @@ import torch
 from winnow.errors import InputError
 from winnow.masks.given import require_initialised
 from winnow.masks.prunable import Scope
+from winnow.masks.scope import require_dense
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import evaluating
 from winnow.measure.fits import fitting, require_sound
@@ -28,6 +29,7 @@ def check_training(training: Training) -> Scope:
             else, or NaN.
     """
     model = training.model
+    require_dense(model)
     require_tensors(model)
     require_initialised(model)
     require_sound(model, (n for n, p in model.named_parameters() if p.is_floating_point()))
