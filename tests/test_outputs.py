@@ -240,7 +240,7 @@ from winnow.errors import InputError
 import winnow.formats.loading
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(20):
+for _ in range(8):
     try:
         winnow.export_dense(sys.argv[1], sys.argv[2], shard_bytes=4000)
         print("done", flush=True)
