@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,8 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow import named
+from winnow.data.tokens import name_padding
 from winnow.errors import InputError
+from winnow.links import leaves
 
+MODULE = "a torch.nn.Module"
 # Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model", "*.tiktoken",
@@ -80,7 +83,10 @@ class ModelSource:
             with quiet_transformers() if self.factory is None else nullcontext():
                 return load(self.folder, factory=self.factory).eval()
         if self.folder is not None:
-            return _from_pretrained(self).eval()
+            model = _from_pretrained(self).eval()
+            if self.architecture.endswith("ForSequenceClassification"):
+                name_padding(model.config, self.tokenizer())
+            return model
         model = build(self.factory)
         if self.weights is not None:
             load_state(model, self.weights)
@@ -128,8 +134,21 @@ class ModelSource:
         """Files to carry over unchanged into a compressed folder."""
         if self.folder is None:
             return []
-        found = {p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()}
-        return sorted(found)
+        return [path for path in self._beside() if not leaves(path, self.folder)]
+
+    def left_out(self) -> list[str]:
+        """A sentence for each file that :meth:`companions` leaves out: a link that leaves the folder."""
+        if self.folder is None:
+            return []
+        return [
+            f"{path.name} is not copied: it is a link to something outside of the model's folder."
+            for path in self._beside()
+            if leaves(path, self.folder)
+        ]
+
+    def _beside(self) -> list[Path]:
+        assert self.folder is not None
+        return sorted({p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()})
 
     def weight_files(self) -> list[Path]:
         if self.folder is not None:
@@ -170,19 +189,17 @@ def open_model(
     path = Path(text).expanduser()
     if path.is_dir():
         return _open_folder(path, trust_remote_code, text, weights)
-    if ":" in text and not path.exists():
-        module, _, function = text.rpartition(":")
-        if module and function.isidentifier():
-            file = Path(weights).expanduser() if weights else None
-            build(text, call=False)
-            if file is not None and file.is_dir():
-                packed = ModelSource(spec=text, folder=file, factory=text)
-                if not packed.is_artifact:
-                    raise InputError(f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.")
-                return packed
-            if file is not None and not file.is_file():
-                raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
-            return ModelSource(spec=text, factory=text, weights=file)
+    if ":" in text and not path.exists() and named.is_named(text):
+        file = Path(weights).expanduser() if weights else None
+        build(text, call=False)
+        if file is not None and file.is_dir():
+            packed = ModelSource(spec=text, folder=file, factory=text)
+            if not packed.is_artifact:
+                raise InputError(f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.")
+            return packed
+        if file is not None and not file.is_file():
+            raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
+        return ModelSource(spec=text, factory=text, weights=file)
     if path.is_file():
         raise InputError(f"{text} is a file: give the model as package.module:function and this file with --weights.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.replace("/", "").strip("-._ "):
@@ -280,24 +297,10 @@ def _from_pretrained(source: ModelSource) -> nn.Module:
 
 
 def build(factory: str | None, call: bool = True) -> Any:
-    """Calls (or only finds) ``package.module:function``, looking in the current folder too."""
-    import os
-    import sys
-
-    module_name, _, function = (factory or "").rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        target = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{factory} cannot be found ({error}): give package.module:function importable from here."
-        ) from None
-    if not callable(target):
-        raise InputError(f"{factory} is a {type(target).__name__}: name a function that returns a torch.nn.Module.")
+    """Calls (or only finds) ``package.module:function``; see :mod:`winnow.named`."""
     if not call:
-        return target
-    model = target()
+        return named.find(factory or "", MODULE)
+    model = named.call(factory or "", MODULE)
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
     return model

@@ -19,8 +19,10 @@ from winnow.errors import InputError
 from winnow.formats.artifact import ArtifactWriter, is_artifact, read_artifact
 from winnow.formats.packed import PackedTensor
 from winnow.measure.memory import give_back
+from winnow.naming import name_of, nameless, without_paths
 
 if TYPE_CHECKING:
+    from winnow.compression.job import Job
     from winnow.compression.verb import Setup
     from winnow.report.schema import Report
 
@@ -96,8 +98,9 @@ class Result:
             from winnow.report import card
             from winnow.report.html import write
 
-            write(self.report, folder)
-            card.write(self.report, folder)
+            given = public(self.report, self._setup.job, out)
+            write(given, folder)
+            card.write(given, folder)
             self.folder = folder
         return folder
 
@@ -138,10 +141,17 @@ def finish(
         for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name)
-        write(report, out)
+        given = public(report, setup.job, out)
+        write(given, out)
         if chosen == outcomes[:1]:
-            card.write(report, out)
+            card.write(given, out)
     return result
+
+
+def public(report: Report, job: Job, out: str | Path) -> Report:
+    """The report as files hold it, which are given away: names in place of the paths that the person typed."""
+    given = [job.model, job.data, job.eval, job.weights, job.out, job.compare_with, out]
+    return type(report).model_validate(without_paths(report.model_dump(), given))
 
 
 def _real_sizes(outcomes: list[Outcome], folders: dict[str, Path]) -> None:
@@ -172,6 +182,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
         config = None
         if source.config is not None:
             config = source.config.to_dict()
+            config = nameless(config)
             config.pop("quantization_config", None)
             config["architectures"] = config.get("architectures") or [type(host.model).__name__]
         return writer.finish(
@@ -189,7 +200,7 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
 
     e = outcome.evaluation
     return {
-        "parent": {"model": setup.source.spec, "sha256": setup.source.sha256()},
+        "parent": {"model": name_of(setup.source.spec), "sha256": setup.source.sha256()},
         "data": setup.prepared.hashes,
         "candidate": outcome.name,
         "versions": {"winnow": __version__, "torch": torch.__version__},

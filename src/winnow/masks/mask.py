@@ -189,7 +189,7 @@ class MaskSet(Mapping[str, Mask]):
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            save_file({n: m.bits for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)})
+            save_file({n: m.bits.contiguous() for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)})
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
