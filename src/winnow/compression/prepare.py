@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from winnow.data import Records, calibration_batches, open_data, overlap, split_disjoint
+from winnow.data import Records, calibration_batches, disjoint, open_data, split_disjoint
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.measure.quality import Task, open_task
@@ -75,7 +75,8 @@ def prepare(
     reported on, is held out for choosing among candidates.
 
     Raises:
-        InputError: unreadable data, calibration and evaluation data that overlap, no tokenizer for text.
+        InputError: unreadable data, calibration and evaluation data that overlap by more than a few records (which are left
+            out of calibration), labels named and not the model's classes, no tokenizer for text.
     """
     kind = model_kind(source)
     found = Prepared(kind, batch_size=batch_size)
@@ -95,10 +96,9 @@ def prepare(
         )
     elif select and records is not None:
         records, selection = split_disjoint(records, seed, (0.4, 0.6))
-    if records is not None and held_out is not None and (shared := overlap(records, held_out)):
-        raise InputError(
-            f"calibration and evaluation data share {shared:,} records: give --eval data that is not in --data, or leave --eval out to have a part held out."
-        )
+    if records is not None and held_out is not None:
+        records, left_out = disjoint(records, held_out)
+        found.notes += [left_out] if left_out else []
     given = records if records is not None else held_out
     if given is not None and given.kind == "tensors":
         kind = found.kind = "tensors"  # already what the model's forward takes
@@ -129,9 +129,15 @@ def prepare(
 
     def build(part: Records) -> Task:
         named = None if task == "auto" else task
-        return open_task(
+        opened = open_task(
             part, processor, model_kind=kind, task=named, length=length, limit=eval_limit, config=source.config
         )
+        if named is None and label is not None and opened.metric == "agreement":
+            part.class_labels()  # says what is wrong with them
+            raise InputError(
+                f"{part.name}: the labels in {label!r} are no classes: leave --label out, or say --task agreement."
+            )
+        return opened
 
     found.evaluation = held_out
     if held_out is not None:

@@ -27,6 +27,7 @@ from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.result import Result, check_output, finish
 from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.errors import GateError, InputError
+from winnow.links import refuse_links
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, check, parse_structure
@@ -35,6 +36,7 @@ from winnow.models import ModelSource, open_model
 from winnow.run.recipe import Recipe
 from winnow.run.store import Store
 from winnow.solve import before_units
+from winnow.untrained import untrained
 
 ProgressFactory = Callable[[str], Progress]
 TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
@@ -72,6 +74,8 @@ def set_up(job: Job) -> Setup:
     source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
     if job.out is not None:
         check_output(job.out)
+        if source.folder is not None:
+            refuse_links([source.folder / "config.json"], source.folder)
     limit = job.memory_limit()
     if limit is not None:
         _import_ahead()
@@ -134,7 +138,7 @@ def set_up(job: Job) -> Setup:
         job, source, host, scope, prepared, recipes, dense_bytes=dense_bytes, dense_file=dense_file, limit=limit
     )
     return Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, list(prepared.notes)
+        job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, _notes(source, prepared)
     )
 
 
@@ -166,6 +170,11 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         else:
             store.remove()
     return result
+
+
+def _notes(source: ModelSource, prepared: Prepared) -> list[str]:
+    random = untrained(source)
+    return [*([random] if random else []), *prepared.notes, *source.left_out()]
 
 
 def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome]]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from winnow import named
+from winnow.data.bounds import most, regular, size
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
 from winnow.data.objects import npz_keys, object_records
@@ -55,7 +53,8 @@ def open_data(
         split: split of a Hugging Face data set (default "train"), of an .npz or of a folder.
 
     Raises:
-        InputError: the data is not there, cannot be read, is empty, holds one short record, or lacks the column.
+        InputError: the data is not there, cannot be read, is empty, holds one short record, lacks the column, or unpacks to
+            more than :func:`winnow.data.bounds.most`.
     """
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")
@@ -79,9 +78,8 @@ def _open_spec(spec: str, column: str | None, label: str | None, limit: int | No
     suffix = suffix_of(path)
     if path.exists():
         return replace(_open_file(path, suffix, column, label, split), name=spec)
-    module, _, function = spec.rpartition(":")
-    if module and function.isidentifier() and "/" not in module and _importable(module):
-        data = _call(module, function)
+    if named.is_named(spec) and named.exists(spec.rpartition(":")[0]):
+        data = named.call(spec, "the data")
         return replace(object_records(data, column=column, label=label, limit=limit, name=spec), name=spec)
     is_path = spec.startswith((".", "/", "~")) or "\\" in spec or spec.count("/") > 1 or len(spec.split()) != 1
     if is_path or suffix in (*_TEXT, *TABLES, ".npz", ".json", ".zip", ".pt", ".pkl", ".arrow"):
@@ -100,38 +98,25 @@ def _open_file(path: Path, suffix: str, column: str | None, label: str | None, s
 
 
 def _read_npz(path: Path, split: str | None, column: str | None, label: str | None) -> Records:
+    regular(path)
     try:
+        with zipfile.ZipFile(path) as members:
+            declared = sum(member.file_size for member in members.infolist())
+        limit = most()
+        if declared > limit:
+            raise InputError(
+                f"{path} unpacks to {size(declared)}, and {size(limit)} can be held here: give fewer examples."
+            )
         with np.load(path, allow_pickle=False) as archive:
             x, y = npz_keys(list(archive.keys()), split, column, label, str(path))
             data = (archive[x], archive[y]) if y is not None else archive[x]
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and numpy's header reader have each their own ways to fail
         raise InputError(
-            f"{path} is not a readable .npz of plain arrays ({str(error)[:120]}): save it with numpy.savez."
+            f"{path} is not a readable .npz of plain arrays ({(str(error) or type(error).__name__)[:120]}): save it with numpy.savez."
         ) from None
     return object_records(data, column=None, label=None, limit=None, name=str(path))
-
-
-def _importable(module: str) -> bool:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _call(module: str, function: str) -> Any:
-    try:
-        target = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{module}:{function} cannot be found ({error}): give a function importable from here."
-        ) from None
-    if not callable(target):
-        raise InputError(f"{module}:{function} is a {type(target).__name__}: name a function that returns the data.")
-    return target()
 
 
 def _open_hub(spec: str, column: str | None, label: str | None, limit: int | None, split: str | None) -> Records:

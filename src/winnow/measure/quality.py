@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from winnow.data.records import Records
 from winnow.errors import InputError
 from winnow.measure.agreement import AgreementTask
@@ -46,7 +48,7 @@ def open_task(
     Raises:
         InputError: an unknown task, or one that the data cannot serve.
     """
-    name = _ALIASES.get(task, task) if task else _suggested(records, model_kind)
+    name = _ALIASES.get(task, task) if task else _suggested(records, model_kind, config)
     if name == "perplexity":
         return LanguageModelTask(records, processor, length=length, limit=limit, config=config)
     if name == "classification":
@@ -58,15 +60,16 @@ def open_task(
     raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
 
 
-def _suggested(records: Records, model_kind: str) -> str:
+def _suggested(records: Records, model_kind: str, config: Any) -> str:
     if model_kind == "causal-lm":
         return "perplexity"
     if records.labels is None:
         return "agreement"
-    fractional = records.labels.dtype.kind == "f"
-    if fractional and records.kind == "pairs":
+    real = records.labels.dtype.kind == "f"
+    if real and records.kind == "pairs":
         return "similarity"
-    return "agreement" if fractional else "classification"
+    whole = not real or bool(np.all(records.labels == np.round(records.labels)))  # 1.0 is a class number, too
+    return "classification" if whole and (not real or getattr(config, "num_labels", 2) != 1) else "agreement"
 
 
 __all__ = [

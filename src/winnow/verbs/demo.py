@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from winnow.errors import InputError
-
 FACTORY = "winnow.demo_data:digits_vit"
 
 if TYPE_CHECKING:
@@ -27,11 +25,12 @@ def run(
     run by hand and varied.
     """
     from winnow.compression import compress
+    from winnow.compression.job import Job
+    from winnow.compression.result import check_output
     from winnow.demo_data import save_digits
-    from winnow.formats.artifact import is_artifact
 
-    if out.exists() and any(out.iterdir()) and not is_artifact(out):
-        raise InputError(f"{out} holds something else: choose another --out.")
+    Job(model=FACTORY, sparsity=sparsity, seed=seed).check()
+    check_output(out)
     training = progress("training on digits") if progress else None
     data = save_digits(
         out.with_name(out.name + "-data"),

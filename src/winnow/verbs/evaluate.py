@@ -12,6 +12,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.models import ModelSource, open_model
+from winnow.untrained import untrained
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 
@@ -36,6 +37,7 @@ class Measured:
     relative: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     harness: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what to keep in mind of the figure
 
 
 def evaluate(
@@ -65,9 +67,16 @@ def evaluate(
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
+    from winnow.compression.job import RANGES, check_range
     from winnow.compression.prepare import prepare, written_unit
     from winnow.measure.quality import compare
 
+    check_range("length", length, *RANGES["length"])
+    check_range("eval_limit", eval_limit, *RANGES["eval_limit"])
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype!r} is not known: choose auto, float32 or bfloat16.")
+    if harness_tasks and harness_path is None:
+        raise InputError("--harness needs the folder of its task files: give --harness-path.")
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
     prepared = prepare(
         source, None, data, task=task, column=column, label=label, samples=1, length=length, batch_size=8, seed=0,
@@ -89,8 +98,7 @@ def evaluate(
     against = compare(dense, found, higher_is_better=work.higher_is_better) if dense is not None else None
     figures = {}
     if harness_tasks:
-        if harness_path is None:
-            raise InputError("--harness needs the folder of its task files: give --harness-path.")
+        assert harness_path is not None
         from winnow.measure.harness import harness
 
         figures = harness(loaded, tokenizer or source.tokenizer(), list(harness_tasks), harness_path)
@@ -99,6 +107,7 @@ def evaluate(
         description=work.describe(), reference=str(dense_source.spec) if dense_source else None, reference_value=dense.value * work.scale if dense else None,
         drop=against.drop if against else None, drop_low=against.low if against else None, drop_high=against.high if against else None,
         relative=bool(against and against.relative), details=dict(found.details), harness=figures,
+        notes=[note for one in (source, dense_source) if one is not None and (note := untrained(one))],
     )  # fmt: skip
 
 
