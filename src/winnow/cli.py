@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import json
 import os
 import sys
@@ -13,6 +13,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from winnow.errors import WinnowError
+from winnow.failures import told
+from winnow.legible import json_for_terminal, legible_logs, visible
 
 app = typer.Typer(
     help="Make trained neural networks smaller and faster by removing weights, and prove whether it paid.",
@@ -339,7 +341,8 @@ def bench(
         screen = console()
         screen.print(bench_table(found))
         if found.written is not None:
-            screen.print(f"\nReport: {Path(found.written).with_suffix('.html').resolve()}", soft_wrap=True)
+            screen.print()
+            screen.print(f"Report: {Path(found.written).with_suffix('.html').resolve()}", soft_wrap=True)
     if found.interrupted:
         print("winnow: stopped before the end; what was measured by then is kept.", file=sys.stderr)
         raise typer.Exit(1)
@@ -402,37 +405,36 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: every foreseen failure is one sentence on standard error and an exit code."""
+    legible_logs()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
         code = app(args=argv, prog_name="winnow", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code or 0)
-    except WinnowError as error:
-        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("stopped; nothing was lost: the same command goes on where this one was.", 1)
-    except MemoryError:
-        _fail("memory ran out: give --ram a limit to stream the model, or lower --batch-size.", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail(
-            f"the disk is full ({error.filename or 'output folder'}): free some space and run the same command again.",
-            1,
-        )
     except Exception as error:
+        found = told(error)
+        if found is not None:
+            _fail(*found)
+        if isinstance(error, WinnowError):
+            _fail(str(error), error.exit_code)
         show = getattr(error, "show", None)  # a usage error of the command line: it knows how to say itself
         if show is None:
             raise
-        show()
+        said = io.StringIO()
+        show(said)
+        print(visible(said.getvalue().rstrip("\n"), keep="\n"), file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
 
 
 def _fail(sentence: str, code: int) -> None:
-    print(f"winnow: {sentence.strip().rstrip('.')}.", file=sys.stderr)
+    print(f"winnow: {visible(sentence.strip().rstrip('.'))}.", file=sys.stderr)
     sys.exit(code)
 
 
@@ -445,7 +447,8 @@ def _finished(report: Any, folder: Path, as_json: bool) -> None:
         return
     screen = console()
     screen.print(summary(report))
-    screen.print(f"\nReport: {(folder / 'report.html').resolve()}", soft_wrap=True)
+    screen.print()
+    screen.print(f"Report: {(folder / 'report.html').resolve()}", soft_wrap=True)
 
 
 def _show(table: Any, found: Any, as_json: bool) -> None:
@@ -460,7 +463,8 @@ def _show(table: Any, found: Any, as_json: bool) -> None:
 
 
 def _print(text: str) -> None:
-    print(text)
+    """JSON, or plain lines."""
+    print(json_for_terminal(text) if text.startswith(("{", "[")) else visible(text))
 
 
 def _settings(given: list[str] | None) -> dict[str, str]:
@@ -482,8 +486,11 @@ def _table(path: Path | None) -> dict[str, float] | None:
 
     if path is None:
         return None
+    from winnow.data.bounds import regular
+
+    regular(path)
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
         return {str(k): float(v) for k, v in table.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON object of rates by name ({error}).") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow import named
+from winnow.data.tokens import name_padding
 from winnow.errors import InputError
 from winnow.folder import check_folder, model_files, quantization, read_json, refuse_other_kinds, refuse_quantized
+from winnow.links import leaves
 from winnow.masks.given import opened, require_initialised, working_copy
 from winnow.masks.ties import share_as, tensors_of
 from winnow.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
@@ -22,6 +24,7 @@ from winnow.state_dict import load_state
 
 __all__ = ["ModelSource", "build", "identity_of_weights", "load_state", "open_model", "quiet_transformers"]
 
+MODULE = "a torch.nn.Module"
 # Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model", "*.tiktoken",
@@ -95,10 +98,13 @@ class ModelSource:
             with quiet_transformers() if self.factory is None else nullcontext():
                 return load(self.folder, factory=self.factory).eval()
         if self.folder is not None:
-            return from_pretrained(
+            model = from_pretrained(
                 self.folder, self.model_class(), self.config, quantized=self.quantized is not None,
                 trust_remote_code=self.trust_remote_code,
             ).eval()  # fmt: skip
+            if self.architecture.endswith("ForSequenceClassification"):
+                name_padding(model.config, self.tokenizer())
+            return model
         model = build(self.factory)
         if self.weights is not None:
             load_state(model, self.weights)
@@ -175,8 +181,21 @@ class ModelSource:
         """Files to carry over unchanged into a compressed folder."""
         if self.folder is None:
             return []
-        found = {p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()}
-        return sorted(found)
+        return [path for path in self._beside() if not leaves(path, self.folder)]
+
+    def left_out(self) -> list[str]:
+        """A sentence for each file that :meth:`companions` leaves out: a link that leaves the folder."""
+        if self.folder is None:
+            return []
+        return [
+            f"{path.name} is not copied: it is a link to something outside of the model's folder."
+            for path in self._beside()
+            if leaves(path, self.folder)
+        ]
+
+    def _beside(self) -> list[Path]:
+        assert self.folder is not None
+        return sorted({p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()})
 
     def weight_files(self) -> list[Path]:
         """The files that hold the model's weights, and no others; none for a module or a factory without weights."""
@@ -189,6 +208,15 @@ class ModelSource:
         if self.factory is None or self.folder is not None or self.weights is not None:
             return False
         return self.sha256() != identity_of_weights(build(self.factory, seed=1))
+
+    def untrained(self) -> str | None:
+        """A sentence where the weights are random ones; None where they are not."""
+        if not self.random():
+            return None
+        return (
+            f"{self.factory} was given without --weights and builds random ones: these are figures of a model that was never "
+            "trained; name its state dict with --weights FILE."
+        )
 
     def sha256(self) -> str:
         """A hash of the weights (and the configuration) that names the model, whatever its folder is called.
@@ -241,19 +269,17 @@ def open_model(
     path = Path(text).expanduser()
     if path.is_dir():
         return _open_folder(path, trust_remote_code, text, weights)
-    if ":" in text and not path.exists():
-        module, _, function = text.rpartition(":")
-        if module and function.isidentifier():
-            file = Path(weights).expanduser() if weights else None
-            build(text, call=False)
-            if file is not None and file.is_dir():
-                packed = ModelSource(spec=text, folder=file, factory=text)
-                if not packed.is_artifact:
-                    raise InputError(f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.")
-                return packed
-            if file is not None and not file.is_file():
-                raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
-            return ModelSource(spec=text, factory=text, weights=file)
+    if ":" in text and not path.exists() and named.is_named(text):
+        file = Path(weights).expanduser() if weights else None
+        build(text, call=False)
+        if file is not None and file.is_dir():
+            packed = ModelSource(spec=text, folder=file, factory=text)
+            if not packed.is_artifact:
+                raise InputError(f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.")
+            return packed
+        if file is not None and not file.is_file():
+            raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
+        return ModelSource(spec=text, factory=text, weights=file)
     if path.suffix in (".gguf", ".onnx") and path.is_file():
         raise InputError(f"{text} is an export for another runtime: give the PyTorch model that it was made of.")
     if path.is_file():
@@ -307,29 +333,15 @@ def _from_hub(name: str) -> Path:
 
 
 def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
-    """Calls (or only finds) ``package.module:function``, looking in the current folder too.
+    """Calls (or only finds) ``package.module:function``, see :mod:`winnow.named`.
 
     What it draws at random is drawn under ``seed`` of torch's generator: the same weights at every call.
     """
-    import os
-    import sys
-
-    module_name, _, function = (factory or "").rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        target = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{factory} cannot be found ({error}): give package.module:function importable from here."
-        ) from None
-    if not callable(target):
-        raise InputError(f"{factory} is a {type(target).__name__}: name a function that returns a torch.nn.Module.")
     if not call:
-        return target
+        return named.find(factory or "", MODULE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = target()
+        model = named.call(factory or "", MODULE)
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
     return opened(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from winnow.legible import visible
 from winnow.report.words import bulk, count, duration, number, size
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ WIDE = 160  # columns where no terminal says how wide it is: tables in a log or 
 
 
 def console() -> Console:
-    """Standard output as rich sees it."""
-    from rich.console import Console
+    """Standard output, texts taken as they are: see :mod:`winnow.report.screen`."""
+    from winnow.report.screen import Console
 
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=WIDE)
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=WIDE)
 
 
 class Bars:
@@ -36,7 +37,6 @@ class Bars:
 
     def __enter__(self) -> Bars:
         if not self._quiet:
-            from rich.console import Console
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -46,15 +46,17 @@ class Bars:
                 TimeRemainingColumn,
             )
 
+            from winnow.report.screen import Console
+
             console = Console(stderr=True)
             self._progress = Progress(
-                TextColumn("{task.description:<40.40}"),
+                TextColumn("{task.description:<40.40}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[what]:<32.32}", style="dim"),
+                TextColumn("{task.fields[what]:<32.32}", style="dim", markup=False),
                 console=console,
                 disable=not console.is_terminal,
             )
@@ -72,8 +74,9 @@ class Bars:
             if self._progress is None:
                 return
             if name not in self._tasks:
-                self._tasks[name] = self._progress.add_task(name, total=total, what=what)
-            self._progress.update(self._tasks[name], completed=done, total=total, what=what if done < total else "")
+                self._tasks[name] = self._progress.add_task(visible(name), total=total, what="")
+            shown = visible(what) if done < total else ""
+            self._progress.update(self._tasks[name], completed=done, total=total, what=shown)
 
         return update
 
@@ -82,7 +85,8 @@ def plan_table(plan: Plan) -> RenderableType:
     """The plan of a dry run."""
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
+
+    from winnow.report.screen import Text
 
     ledger = plan.ledger
     rows = Table.grid(padding=(0, 2))
@@ -91,7 +95,7 @@ def plan_table(plan: Plan) -> RenderableType:
     rows.add_row("method", plan.method)
     rows.add_row("prunable weights", f"{count(plan.prunable)} of {count(plan.total)}")
     for reason, n in sorted(plan.skipped.items(), key=lambda x: -x[1]):
-        rows.add_row(f"  left alone: {reason}", count(n))
+        rows.add_row(Text(f"  left alone: {reason}"), count(n))
     rows.add_row("weights file now", size(plan.dense_file))
     for text, zeros, expected in plan.rates:
         rows.add_row(f"  at {text}: {count(zeros)} weights go", f"about {size(expected)}")
@@ -114,7 +118,8 @@ def inspection_table(found: Inspection) -> RenderableType:
     """One line per parameter, prunable ones first in the model's order."""
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
+
+    from winnow.report.screen import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("parameter", overflow="fold")
@@ -124,15 +129,9 @@ def inspection_table(found: Inspection) -> RenderableType:
     for x in found.layers:
         zeros = "" if x.zeros is None else f"{100 * x.zeros / max(x.numel, 1):.1f} %"
         shape = " x ".join(map(str, x.shape))
-        table.add_row(
-            x.name,
-            shape,
-            count(x.numel),
-            zeros,
-            number(x.bits_per_weight),
-            x.reason if x.prunable else f"not pruned: {x.reason}",
-            style=None if x.prunable else "dim",
-        )
+        reason = x.reason if x.prunable else f"not pruned: {x.reason}"
+        cells = (x.name, shape, count(x.numel), zeros, number(x.bits_per_weight), reason)
+        table.add_row(*map(Text, cells), style=None if x.prunable else "dim")
     sparsity = "" if found.sparsity is None else f", {100 * found.sparsity:.4g} % of them zero"
     head = f"{found.spec} ({found.architecture}): {bulk(found.parameters)} parameters, {count(found.prunable)} prunable{sparsity}, {size(found.file_bytes)}"
     return Group(Text(head, style="bold"), table, *(Text(note) for note in found.notes))
@@ -142,25 +141,29 @@ def evaluation_table(found: Measured) -> RenderableType:
     """The figure with its interval, what it was measured on, and the change against a reference."""
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
+
+    from winnow.report.screen import Text
 
     unit = f" {found.unit}" if found.unit else ""
     rows = Table.grid(padding=(0, 2))
     rows.add_column()
     rows.add_column()
-    rows.add_row(found.metric, f"{number(found.value)}{unit}  (95 %: {number(found.low)} to {number(found.high)})")
-    rows.add_row("measured on", found.description)
+    rows.add_row(
+        Text(found.metric), f"{number(found.value)}{unit}  (95 %: {number(found.low)} to {number(found.high)})"
+    )
+    rows.add_row("measured on", Text(found.description))
     if found.reference is not None:
         worse = "per cent" if found.relative else "points"
-        rows.add_row("against", f"{found.reference}: {number(found.reference_value)}{unit}")
+        rows.add_row("against", Text(f"{found.reference}: {number(found.reference_value)}{unit}"))
         rows.add_row(
             "lost", f"{number(found.drop)} {worse}  (95 %: {number(found.drop_low)} to {number(found.drop_high)})"
         )
     for name, value in found.details.items():
         if isinstance(value, (int, float)):
-            rows.add_row(name.replace("_", " "), number(value))
+            rows.add_row(Text(name.replace("_", " ")), number(value))
     for task, figures in found.harness.items():
-        rows.add_row(task, ", ".join(f"{k} {number(v)}" for k, v in figures.items() if isinstance(v, (int, float))))
+        shown = ", ".join(f"{k} {number(v)}" for k, v in figures.items() if isinstance(v, (int, float)))
+        rows.add_row(Text(task), Text(shown))
     for note in found.notes:
         rows.add_row("note", Text(note))
     return Group(Text(found.model, style="bold"), rows)

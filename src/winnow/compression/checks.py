@@ -63,11 +63,8 @@ def source_notes(source: ModelSource) -> list[str]:
             f"{source.spec} is stored quantized ({source.quantized}); the dense model here are its values as transformers "
             "dequantizes them, and sizes compare with the quantized file."
         ]
-    if source.random():
-        return [
-            f"{source.spec} came without weights and starts from random ones: give the trained ones with --weights."
-        ]
-    return []
+    random = source.untrained()
+    return [random] if random is not None else []
 
 
 def check_finite(host: Host, scope: Scope) -> None:

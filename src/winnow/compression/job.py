@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from winnow.budget import Budget, parse_size, parse_sparsity
@@ -17,7 +18,32 @@ from winnow.masks.structure import NM, Unstructured, parse_structure
 
 VALUES = ("keep", "bf16", "int8", "int4")
 SAMPLES, TRAINING_SAMPLES = 128, 1024  # where --samples does not say
+LARGEST = 1 << 50  # bytes
+# Smallest and largest value of whole numbers: beyond these, counts do not fit into memory or into 64 bits.
+RANGES = {
+    "samples": (1, 1 << 24), "batch_size": (1, 1 << 20), "length": (2, 1 << 22), "eval_limit": (2, 1 << 40), "seed": (0, (1 << 63) - 1),
+}  # fmt: skip
 UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def check_range(name: str, value: int | None, least: int, most: int) -> None:
+    """Raises InputError, naming the option, for a number outside of ``least`` to ``most``; None is fine."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None:
+        return
+    if value < least:
+        raise InputError(f"{option} must be at least {least}{' tokens' if name == 'length' else ''}.")
+    if value > most:
+        raise InputError(f"{option} must be at most {most:,}.")
+
+
+def check_device(device: str) -> None:
+    """Raises InputError for a device that this torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"--device {device!r} cannot be used here ({reason}): choose cpu.") from None
 
 
 @dataclass(frozen=True)
@@ -139,18 +165,22 @@ class Job:
             raise InputError(f"--values {self.values!r} is not known: choose one of {', '.join(VALUES)}.")
         if self.group_size not in (32, 64, 128, 256):
             raise InputError(f"--group-size {self.group_size} is not offered: choose 32, 64, 128 or 256.")
-        for name in ("samples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1.")
-        if self.length is not None and self.length < 2:
-            raise InputError("--length must be at least 2 tokens.")
+        for name, (least, most) in RANGES.items():
+            check_range(name, getattr(self, name), least, most)
+        if not 0 < self.damp < math.inf:  # nor is NaN
+            raise InputError(
+                f"--damp {self.damp:g} must be above 0 and finite: a share of the mean diagonal, such as 0.01."
+            )
+        if self.device != "cpu":
+            check_device(self.device)
         if self.table is not None and self.allocation not in (None, "table", "learned"):
             raise InputError(f"a table of rates and --allocation {self.allocation} exclude each other.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype {self.dtype!r} is not known: choose auto, float32 or bfloat16.")
         if self.sequential not in ("auto", "layer", "block"):
             raise InputError(f"--sequential {self.sequential!r} is not known: choose auto, layer or block.")
+        if self.max_drop is not None and not math.isfinite(self.max_drop):
+            raise InputError("--max-drop must be a number of points (per cent, for perplexity), such as 1.")
         if self.floor is not None and not math.isfinite(self.floor):
             raise InputError("--floor must be a number: a value of the metric, such as 80.")
         self.seconds()
@@ -176,7 +206,12 @@ class Job:
         return pixel_values(name, getattr(self, name))
 
     def memory_limit(self) -> int | None:
-        return None if self.ram is None else parse_size(self.ram)
+        if self.ram is None:
+            return None
+        limit = parse_size(self.ram)
+        if limit > LARGEST:
+            raise InputError(f"--ram {self.ram} is more than any machine has: write it like 2GB.")
+        return limit
 
     def _sparsities(self) -> list[float]:
         given = self.sparsity

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from winnow.calibrate.batches import call
-from winnow.data import Records, calibration_batches, open_data, overlap, split_disjoint
+from winnow.data import Records, calibration_batches, disjoint, open_data, split_disjoint
 from winnow.data.images import how_fed, with_normalisation
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
@@ -87,8 +87,8 @@ def prepare(
     reported on, is held out for choosing among candidates.
 
     Raises:
-        InputError: unreadable data, calibration and evaluation data that overlap, no tokenizer for text, a mean without
-            images.
+        InputError: unreadable data, calibration and evaluation data that overlap by more than a few records (which are left
+            out of calibration), labels named and not the model's classes, no tokenizer for text, a mean without images.
     """
     kind = model_kind(source)
     found = Prepared(kind, batch_size=batch_size)
@@ -110,10 +110,9 @@ def prepare(
         )
     elif select and records is not None:
         records, selection = split_disjoint(records, seed, (0.4, 0.6))
-    if records is not None and held_out is not None and (shared := overlap(records, held_out)):
-        raise InputError(
-            f"calibration and evaluation data share {shared:,} records: give --eval data that is not in --data, or leave --eval out to have a part held out."
-        )
+    if records is not None and held_out is not None:
+        records, left_out = disjoint(records, held_out)
+        found.notes += [left_out] if left_out else []
     given = records if records is not None else held_out
     if given is not None and given.kind == "tensors":
         kind = found.kind = "tensors"  # already what the model's forward takes
@@ -157,7 +156,7 @@ def prepare(
 
     def build(part: Records) -> Task:
         named = None if task == "auto" else task
-        return open_task(
+        opened = open_task(
             part,
             processor,
             model_kind=kind,
@@ -167,6 +166,12 @@ def prepare(
             config=source.config,
             single=single,
         )
+        if named is None and label is not None and opened.metric == "agreement":
+            part.class_labels()  # says what is wrong with them
+            raise InputError(
+                f"{part.name}: the labels in {label!r} are no classes: leave --label out, or say --task agreement."
+            )
+        return opened
 
     found.evaluation = held_out
     if held_out is not None:

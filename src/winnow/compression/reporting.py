@@ -27,6 +27,7 @@ from winnow.measure.chance import at_chance, too_good
 from winnow.measure.machine import machine
 from winnow.measure.memory import peak_rss
 from winnow.measure.quality import Task, changed_examples, class_changes
+from winnow.naming import name_of, without_paths
 from winnow.report.allocation_schema import AllocationRecord
 from winnow.report.schema import (
     Candidate,
@@ -219,9 +220,14 @@ def _below_floor(setup: Setup, main: Outcome, task: Task | None) -> str | None:
 
 
 def command_line(argv: list[str] | None = None) -> str:
-    """The command that was typed, quoted so that it can be pasted."""
+    """The command that was typed, quoted so that it can be pasted; files of this machine by their way from here or name."""
     argv = sys.argv if argv is None else argv
-    return " ".join(["winnow", *(quote(a) for a in argv[1:])])
+    return " ".join(["winnow", *(quote(_near(a)) for a in argv[1:])])
+
+
+def _near(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return option + equals + without_paths(value, [value]) if value.startswith(("/", "~")) else argument
 
 
 def _dense_row(setup: Setup, runner: Runner) -> Candidate:
@@ -348,7 +354,7 @@ def _budget(setup: Setup) -> str:
 
 
 def _short(spec: str) -> str:
-    return Path(spec).name if "/" in spec and Path(spec).exists() else spec
+    return name_of(spec) if "/" in spec else spec
 
 
 def _number(value: float | None) -> float | None:

@@ -22,8 +22,10 @@ from winnow.formats.disk import OutputFolder
 from winnow.formats.packed import PackedTensor
 from winnow.masks.ties import tensors_of
 from winnow.measure.memory import give_back
+from winnow.naming import name_of, nameless, without_paths
 
 if TYPE_CHECKING:
+    from winnow.compression.job import Job
     from winnow.compression.verb import Setup
     from winnow.report.schema import Report
 
@@ -90,7 +92,7 @@ class Result:
                 from winnow.compression.reporting import sizes_of
 
                 self.report.sizes = sizes_of(self._setup, outcome, output.path)
-                _write_report(self.report, output.path, whole=True)
+                _write_report(public(self.report, self._setup.job, out), output.path, whole=True)
             output.publish()
         finally:
             output.discard()
@@ -136,7 +138,8 @@ def finish(
         if setup.job.speed:
             report.speed = quick_speed(setup, runner, chosen[0])
         if output is not None:
-            _write_report(report, output.path, whole=chosen == outcomes[:1])
+            assert out is not None
+            _write_report(public(report, setup.job, out), output.path, whole=chosen == outcomes[:1])
             output.publish()
     finally:
         if output is not None:
@@ -164,6 +167,12 @@ def _write_report(report: Report, folder: Path, *, whole: bool) -> None:
         card.write(report, folder)
 
 
+def public(report: Report, job: Job, out: str | Path) -> Report:
+    """The report as files hold it, which are given away: names in place of the paths that the person typed."""
+    given = [job.model, job.data, job.eval, job.weights, job.out, job.compare_with, out]
+    return type(report).model_validate(without_paths(report.model_dump(), given))
+
+
 def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -> Path:
     """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance."""
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
@@ -180,6 +189,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
         config = None
         if source.config is not None:
             config = source.config.to_dict()
+            config = nameless(config)
             for key in ("quantization_config", "transformers_weights"):  # how the weights given were stored
                 config.pop(key, None)
             config["architectures"] = config.get("architectures") or [type(host.model).__name__]
@@ -205,7 +215,7 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
 
     e = outcome.evaluation
     return {
-        "parent": {"model": setup.source.spec, "sha256": setup.source.sha256()},
+        "parent": {"model": name_of(setup.source.spec), "sha256": setup.source.sha256()},
         "data": setup.prepared.hashes,
         "candidate": outcome.name,
         "versions": {"winnow": __version__, "torch": torch.__version__},

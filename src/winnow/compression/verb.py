@@ -34,6 +34,7 @@ from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.errors import GateError, InputError
 from winnow.formats.work import check_output, work_of
+from winnow.links import refuse_links
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, Unstructured, check, parse_structure
@@ -86,6 +87,8 @@ def set_up(job: Job) -> Setup:
         must_be_dense(source.module)
     if job.out is not None:
         check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
+        if source.folder is not None:
+            refuse_links([source.folder / "config.json"], source.folder)
     limit = job.memory_limit()
     if limit is not None:
         _import_ahead()
@@ -167,7 +170,7 @@ def set_up(job: Job) -> Setup:
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
-    notes = [*source_notes(source), *prepared.notes, *scope.notes]
+    notes = [*source_notes(source), *prepared.notes, *scope.notes, *source.left_out()]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []

@@ -2,7 +2,16 @@
 
 from winnow.data.open import open_data
 from winnow.data.records import Records
-from winnow.data.split import overlap, passages, split_disjoint
+from winnow.data.split import disjoint, overlap, passages, split_disjoint
 from winnow.data.text import calibration_batches, lm_segments
 
-__all__ = ["Records", "calibration_batches", "lm_segments", "open_data", "overlap", "passages", "split_disjoint"]
+__all__ = [
+    "Records",
+    "calibration_batches",
+    "disjoint",
+    "lm_segments",
+    "open_data",
+    "overlap",
+    "passages",
+    "split_disjoint",
+]

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from winnow.data.bounds import CELL, PIECE, most, regular, size
 from winnow.data.records import EOS, Records
 from winnow.data.tables import table_records
 from winnow.errors import InputError
+from winnow.failures import out_of_memory
 
 END_OF_TEXT = "<|endoftext|>"
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -28,17 +30,33 @@ def suffix_of(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file, decompressed when its name ends in .gz."""
+    """The contents of a file, decompressed when its name ends in .gz: piece by piece, and no further than :func:`winnow.data.bounds.most`.
+
+    Raises InputError for what is no file, cannot be read, or unpacks to more than that.
+    """
+    regular(path)
     try:
-        data = path.read_bytes()
+        if path.suffix.lower() != ".gz":
+            return path.read_bytes()
+        return _decompressed(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from None
-    if path.suffix.lower() != ".gz":
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again.") from None
+
+
+def _decompressed(path: Path) -> bytes:
+    packed, found, held = path.stat().st_size, io.BytesIO(), 0
+    limit = most(packed)
+    with gzip.open(path) as file:
+        while piece := file.read(PIECE):
+            held += len(piece)
+            if held > limit:
+                raise InputError(
+                    f"{path} has {size(packed)} and unpacks to more than {size(limit)}: unpack it yourself if it is what you mean."
+                )
+            found.write(piece)
+    return found.getvalue()
 
 
 def read_text(path: Path) -> str:
@@ -98,6 +116,8 @@ def _read_jsonl(path: Path) -> tuple[list[str] | None, list[Any]]:
             continue
         try:
             row = json.loads(line)
+        except RecursionError:
+            raise InputError(f"{path} line {number} is nested too deeply: write one flat object a line.") from None
         except ValueError as error:
             raise InputError(f"{path} line {number} is not JSON ({error}): write one object a line.") from None
         if isinstance(row, str):
@@ -137,12 +157,26 @@ def _read_parquet(path: Path) -> tuple[list[str] | None, list[Any]]:
         import pyarrow.parquet as parquet
     except ImportError:
         raise InputError(f"{path}: parquet files need pyarrow: pip install 'winnow[data]'.") from None
+    data = read_bytes(path)
     try:
-        table = parquet.read_table(io.BytesIO(read_bytes(path)))
+        file = parquet.ParquetFile(io.BytesIO(data))
+        names = list(file.schema_arrow.names)
+        limit, held, rows = most(), 0, []
+        for batch in file.iter_batches(batch_size=1024):
+            held += batch.nbytes + CELL * batch.num_rows * batch.num_columns
+            if held > limit:
+                raise InputError(
+                    f"{path} has {size(len(data))} and unpacks to more than {size(limit)}: write the records that are needed to a file of their own."
+                )
+            rows += batch.to_pylist()
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} holds text that is not UTF-8 ({error.reason}): write the file again.") from None
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise InputError(
-            f"{path} is not a whole parquet file ({str(error).splitlines()[0][:120]}): fetch it again."
+            f"{path} is not a whole parquet file ({(str(error).splitlines() or [type(error).__name__])[0][:120]}): fetch it again."
         ) from None
-    return list(table.column_names), table.to_pylist()
+    return names, rows

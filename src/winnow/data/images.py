@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from winnow.data.records import Records
 from winnow.errors import InputError
 
+PIXELS = 89_478_485  # of one image: a quarter of a GiB as RGB, where Pillow begins to warn
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
 
@@ -43,10 +45,20 @@ def decode(source: Any) -> np.ndarray:
     except ImportError:
         raise InputError("reading images needs Pillow: pip install 'winnow[data]'.") from None
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the same bound is an error below
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+        width, height = image.size
+        if width * height > PIXELS:
+            raise InputError(
+                f"{source} has {width} x {height} pixels, and {PIXELS:,} are read at most: make it smaller or remove it."
+            )
         return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{source} is not a readable image ({error}): remove it or fetch it again.") from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # each of Pillow's formats has its own ways to fail
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"{source} is not a readable image ({said}): remove it or fetch it again.") from None
 
 
 def read_folder(folder: Path, split: str | None = None) -> Records:

@@ -88,6 +88,8 @@ def _is_array(value: Any) -> bool:
 
 def _arrays(x: Any, y: Any, name: str) -> Records:
     labels = None
+    if np.ndim(x) == 0:
+        raise InputError(f"{name} is a single number: give a tensor whose first dimension counts examples.")
     if y is not None:
         labels = _label_array(y, name)
         if len(labels) != len(x):
@@ -96,10 +98,7 @@ def _arrays(x: Any, y: Any, name: str) -> Records:
     pixels = as_pixels(array) if isinstance(array, np.ndarray) else None
     if pixels is not None:
         return Records("images", pixels, labels, name=name)
-    tensor = _tensor(x, name)
-    if tensor.ndim == 0:
-        raise InputError(f"{name} is a single number: give a tensor whose first dimension counts examples.")
-    return Records("tensors", (tensor,), labels, name=name)
+    return Records("tensors", (_tensor(x, name),), labels, name=name)
 
 
 def _tensor(x: Any, name: str) -> torch.Tensor:

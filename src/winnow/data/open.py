@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from winnow import named
+from winnow.data.bounds import most, regular, size
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
 from winnow.data.objects import Arguments, keywords, npz_keys, object_records
-from winnow.data.records import Records, evenly
+from winnow.data.records import Records, evenly, tensor_items
 from winnow.errors import InputError
 
 _TEXT = (".txt", ".text", ".md")
@@ -58,7 +56,8 @@ def open_data(
             keyword inputs where they bear those names, and positional ones where it takes as many.
 
     Raises:
-        InputError: the data is not there, cannot be read, is empty, holds one short record, or lacks the column.
+        InputError: the data is not there, cannot be read, is empty, holds one short record, NaN, or an infinite number, lacks
+            the column, or unpacks to more than :func:`winnow.data.bounds.most`.
     """
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")
@@ -72,7 +71,23 @@ def open_data(
         raise InputError(
             f"{records.name} holds a single record: give at least two (one text a line, or more documents)."
         )
+    _finite(records)
     return records.limited(limit)
+
+
+def _finite(records: Records) -> None:
+    """Raises InputError for inputs that hold NaN or an infinity; masks and biases may say "never" by minus infinity."""
+    if records.kind != "tensors":
+        return
+    for key, tensor in tensor_items(records.inputs).items():
+        if not tensor.is_floating_point():
+            continue
+        bad = tensor.isnan() if "mask" in key or "bias" in key else ~tensor.isfinite()
+        if bool(bad.any()):
+            row = int(bad.reshape(len(tensor), -1).any(1).nonzero()[0])
+            what = "NaN" if bool(tensor[row].isnan().any()) else "an infinite number"
+            where = f" in {key!r}" if isinstance(records.inputs, dict) else ""
+            raise InputError(f"{records.name}: record {row} holds {what}{where}: mend or remove it.")
 
 
 def _open_spec(
@@ -84,9 +99,8 @@ def _open_spec(
     suffix = suffix_of(path)
     if path.exists():
         return replace(_open_file(path, suffix, column, label, split, forward), name=spec)
-    module, _, function = spec.rpartition(":")
-    if module and function.isidentifier() and "/" not in module and _importable(module):
-        data = _call(module, function)
+    if named.is_named(spec) and named.exists(spec.rpartition(":")[0]):
+        data = named.call(spec, "the data")
         return replace(
             object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward), name=spec
         )
@@ -111,7 +125,15 @@ def _open_file(
 def _read_npz(
     path: Path, split: str | None, column: str | None, label: str | None, forward: Arguments | None
 ) -> Records:
+    regular(path)
     try:
+        with zipfile.ZipFile(path) as members:
+            declared = sum(member.file_size for member in members.infolist())
+        limit = most()
+        if declared > limit:
+            raise InputError(
+                f"{path} unpacks to {size(declared)}, and {size(limit)} can be held here: give fewer examples."
+            )
         with np.load(path, allow_pickle=False) as archive:
             keys = list(archive.keys())
             if column is None and split is None and keywords(keys, label, forward) is not None:
@@ -122,32 +144,11 @@ def _read_npz(
             data = (archive[x], archive[y]) if y is not None else archive[x]
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and numpy's header reader have each their own ways to fail
         raise InputError(
-            f"{path} is not a readable .npz of plain arrays ({str(error)[:120]}): save it with numpy.savez."
+            f"{path} is not a readable .npz of plain arrays ({(str(error) or type(error).__name__)[:120]}): save it with numpy.savez."
         ) from None
     return object_records(data, column=None, label=None, limit=None, name=str(path))
-
-
-def _importable(module: str) -> bool:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _call(module: str, function: str) -> Any:
-    try:
-        target = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{module}:{function} cannot be found ({error}): give a function importable from here."
-        ) from None
-    if not callable(target):
-        raise InputError(f"{module}:{function} is a {type(target).__name__}: name a function that returns the data.")
-    return target()
 
 
 def _open_hub(spec: str, column: str | None, label: str | None, limit: int | None, split: str | None) -> Records:

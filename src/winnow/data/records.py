@@ -14,6 +14,8 @@ import torch
 from winnow.errors import InputError
 
 Kind = Literal["text", "pairs", "images", "tensors"]
+_CLASSES = 1 << 31  # more classes than any model has
+_LARGEST = 1 << 63  # what 64 bits hold
 EOS = "eos"  # documents that stand apart: joined by the tokenizer's own delimiter
 
 
@@ -116,6 +118,10 @@ class Records:
                     f"{self.name}: label {labels[bad[0]]:g} of record {bad[0]} is not a class number: "
                     "name a column of classes with --label, or give two text columns for a similarity task."
                 )
+            if (far := np.flatnonzero(np.abs(labels) >= _CLASSES)).size:
+                raise InputError(
+                    f"{self.name}: label {labels[far[0]]:g} of record {far[0]} is not a class number: name a column of classes with --label."
+                )
         labels = labels.astype(np.int64)
         if labels.min() < 0:
             raise InputError(
@@ -185,12 +191,21 @@ def parse_labels(values: Sequence[Any], name: str, label: str) -> tuple[np.ndarr
     """Cells of a label column as int64 classes, float64 scores, or (names) as classes in sorted order.
 
     Raises:
-        InputError: numbers and words are mixed, or a cell is empty.
+        InputError: numbers and words are mixed, a cell is empty, a list or an object, or a number is beyond 64 bits.
     """
     cells = [value.strip() if isinstance(value, str) else value for value in values]
     for row, cell in enumerate(cells):
         if cell is None or cell == "":
             raise InputError(f"{name}: record {row} has an empty label in {label!r}: fill it in or remove the record.")
+        if not isinstance(cell, (str, bool, int, float, np.generic)):
+            kind = {"dict": "an object", "list": "a list"}.get(type(cell).__name__, f"a {type(cell).__name__}")
+            raise InputError(
+                f"{name}: the label of record {row} in {label!r} is {kind}: give the name or number of a class, or a score."
+            )
+        if _whole(str(cell)) and abs(int(str(cell)[:40])) >= _LARGEST:
+            raise InputError(
+                f"{name}: the label of record {row} in {label!r} is {str(cell)[:24]}, larger than any class number: name the label column."
+            )
     if all(isinstance(cell, (bool, int, np.integer, np.bool_)) for cell in cells):
         return np.asarray(cells, dtype=np.int64), None
     if all(isinstance(cell, str) and _whole(cell) for cell in cells):
@@ -214,6 +229,8 @@ def _whole(text: str) -> bool:
 
 
 def _number(cell: Any) -> float | None:
+    if isinstance(cell, str) and not cell.isascii():
+        return None  # digits of other scripts, which Python takes, are words here
     try:
         return float(cell)
     except (TypeError, ValueError):

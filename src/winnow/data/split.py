@@ -10,6 +10,7 @@ from winnow.data.records import Records
 from winnow.errors import InputError
 
 PASSAGE = 2_000  # characters of running text that stay together
+SHARED = 0.05  # of the evaluation data: more than that is no coincidence
 _SHINGLE = 100  # characters of consecutive lines: shorter ones ("CHAPTER I.", a verse) repeat by nature
 
 
@@ -112,10 +113,54 @@ def overlap(a: Records, b: Records) -> int:
     return len({number for stretch, number in _shingles(b).items() if stretch in stretches})
 
 
+def disjoint(records: Records, held_out: Records, use: str = "calibration") -> tuple[Records, str | None]:
+    """``records`` without those that ``held_out`` has too, and a sentence that says how many were left out, if any.
+
+    Few shared records are what large data sets have by nature: they are left out of ``records``, so that every example
+    that is measured on is one that nothing was fitted to. More than :data:`SHARED` of ``held_out``, or half of
+    ``records``, mean that one was given for the other.
+
+    Args:
+        use: what ``records`` are for, in the sentences.
+
+    Raises:
+        InputError: too much is shared.
+    """
+    shared = overlap(records, held_out)
+    if not shared:
+        return records, None
+    kept = _unshared(records, held_out)
+    if shared > SHARED * len(held_out) or 2 * len(kept) < len(records) or len(kept) < 2:
+        raise InputError(
+            f"{records.name} and {held_out.name} share {shared:,} records, {use} and evaluation data must not: give --eval data "
+            "that is not in --data, or leave --eval out to have a part held out."
+        )
+    left = len(records) - len(kept)
+    return (
+        records.subset(kept),
+        f"{left:,} of the {len(records):,} records of {records.name} are evaluation data too ({held_out.name}) and were left out of the {use} data.",
+    )
+
+
+def _unshared(records: Records, held_out: Records) -> list[int]:
+    """Numbers of the records of which nothing is in ``held_out``."""
+    if not (records.running or held_out.running):
+        seen = set(held_out.digests)
+        return [i for i, digest in enumerate(records.digests) if digest not in seen]
+    stretches = _shingles(held_out)
+    taken = {number for stretch, numbers in _spans(records).items() if stretch in stretches for number in numbers}
+    return [i for i in range(len(records)) if i not in taken]
+
+
 def _shingles(records: Records) -> dict[bytes, int]:
     """Stretches of consecutive lines, one from each line on, and the record that each begins in."""
+    return {stretch: min(numbers) for stretch, numbers in _spans(records).items()}
+
+
+def _spans(records: Records) -> dict[bytes, set[int]]:
+    """Stretches of consecutive lines, one from each line on, and the records that each lies in."""
     lines: list[tuple[str, int]] = []
-    found: dict[bytes, int] = {}
+    found: dict[bytes, set[int]] = {}
     for number, text in enumerate(records.inputs):
         if not records.running:
             lines.clear()
@@ -127,10 +172,11 @@ def _shingles(records: Records) -> dict[bytes, int]:
     return found
 
 
-def _collect(lines: list[tuple[str, int]], found: dict[bytes, int]) -> None:
-    for start, (line, number) in enumerate(lines):
+def _collect(lines: list[tuple[str, int]], found: dict[bytes, set[int]]) -> None:
+    for start, (line, _) in enumerate(lines):
         stretch, end = line, start + 1
         while len(stretch) < _SHINGLE and end < len(lines):
             stretch, end = stretch + "\n" + lines[end][0], end + 1
         if len(stretch) >= _SHINGLE:
-            found.setdefault(hashlib.sha256(stretch.encode("utf-8", "surrogatepass")).digest()[:16], number)
+            name = hashlib.sha256(stretch.encode("utf-8", "surrogatepass")).digest()[:16]
+            found.setdefault(name, set()).update(number for _, number in lines[start:end])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from winnow.data.records import Records, parse_labels
 from winnow.errors import InputError
 
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: no tokenizer takes one alone
 TEXT_COLUMNS = ("text", "sentence", "content", "document")
 PAIR_COLUMNS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"))
 LABEL_COLUMNS = ("label", "labels", "score", "similarity_score", "target", "class")
@@ -58,7 +60,7 @@ def _with_header(
     """Column names (or numbers, where the first line is data) and the rows without the header line."""
     names = [cell.strip() for cell in first]
     asked = [*(_split(names, column) if column else []), *([label] if label else [])]
-    numbers = [key for key in asked if key.isdigit()]
+    numbers = [key for key in asked if key.isascii() and key.isdigit() and len(key) < 10]
     if not numbers or names == [str(i) for i in range(len(names))]:
         # A one-column file of sentences has no header to find; its first line is data unless it is a usual name.
         if column is None and len(names) == 1 and names[0].lower() not in TEXT_COLUMNS:
@@ -128,6 +130,10 @@ def _texts(cells: list[Any], key: str, name: str) -> list[str]:
             )
         if not cell.strip():
             raise InputError(f"{name}: column {key!r} is empty in record {row}: remove the record.")
+        if not cell.isascii() and (half := _HALVES.search(cell)):
+            raise InputError(
+                f"{name}: column {key!r} holds half a character (\\u{ord(half[0]):04x}) in record {row}: mend or remove the record."
+            )
     return cells
 
 

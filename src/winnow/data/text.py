@@ -104,6 +104,8 @@ def calibration_batches(
         return [_unpadded(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)]
     rows = _encoder_rows(records, processor, length, samples, rng, model_kind)
     rows.sort(key=lambda row: len(row["input_ids"]))
+    if getattr(processor, "pad_token_id", None) is None:
+        batch_size = 1  # nothing says where a text ends: classifiers on decoders refuse padded batches
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     if model_kind == "encoder":
         return [pad(group, processor) for group in groups]

@@ -66,6 +66,16 @@ def pad(rows: Sequence[dict[str, list[int]]], tokenizer: Any) -> dict[str, torch
     return batch
 
 
+def name_padding(config: Any, tokenizer: Any) -> None:
+    """Tells a configuration without ``pad_token_id`` what the batches here are padded with (see :func:`pad`).
+
+    Classifiers on decoders read their answer at the last token that is not padding, and refuse batches without knowing it.
+    """
+    if getattr(config, "pad_token_id", 0) is None and tokenizer is not None:
+        given = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        config.pad_token_id = next((token for token in given if token is not None), None)
+
+
 def context_length(tokenizer: Any, config: Any, kind: str = "causal-lm") -> int:
     """Tokens the model takes at once, but no more than calibration and evaluation gain from."""
     config = getattr(config, "text_config", None) or config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any
 
 import torch
 
+from winnow import named
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats.artifact import as_json
 from winnow.formats.disk import OutputFolder, copy_file, write_text
 from winnow.formats.ownership import MARK
 from winnow.formats.reader import Artifact, check_listed, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
+from winnow.links import refuse_links
 from winnow.masks.ties import tensors_of, tied
 from winnow.state_dict import misfit
 
@@ -63,9 +64,12 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
 
     One tensor after the other, so that a model larger than memory can be exported. For transformers the result is a
     normal model folder, tokenizer and other files included; its tensors have the names of the model's state dict.
-    An earlier export in ``out`` is replaced. Raises InputError where ``out`` holds anything else, or is in ``folder``.
+    An earlier export in ``out`` is replaced. Raises InputError where ``out`` holds anything else, or is in ``folder``, or a
+    file beside the weights is a link that leaves the folder.
     """
     artifact = read_artifact(folder)
+    if artifact.is_transformers:
+        refuse_links(artifact.other_files, artifact.folder)
     check_listed(artifact.folder, [path.name for path in artifact.other_files], artifact.manifest)
     output = OutputFolder(out, "export", [folder])
     try:
@@ -143,14 +147,11 @@ def _build(artifact: Artifact, factory: Factory | str | None) -> torch.nn.Module
         recorded = repr(artifact.factory) if artifact.factory else "'package.module:function'"
         raise InputError(f"{artifact.folder} is a plain torch model: pass factory={recorded} to say what builds it")
     if isinstance(factory, str):
-        module, _, function = factory.partition(":")
-        try:
-            factory = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(
-                f"the factory {factory!r} cannot be imported ({error}): give package.module:function"
-            ) from None
-    model: Any = factory() if callable(factory) else factory
+        if not named.is_named(factory):
+            raise InputError(f"the factory {factory!r} cannot be imported: give package.module:function")
+        model: Any = named.call(factory, "a torch.nn.Module")
+    else:
+        model = factory() if callable(factory) else factory
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"the factory gave a {type(model).__name__}: it must return a torch.nn.Module")
     return model

@@ -193,7 +193,9 @@ class MaskSet(Mapping[str, Mask]):
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             with disk_errors(target):
-                save_file({n: m.bits for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)})
+                save_file(
+                    {n: m.bits.contiguous() for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)}
+                )
                 os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)

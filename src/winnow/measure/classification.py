@@ -118,13 +118,41 @@ def class_figures(truth: np.ndarray, predictions: np.ndarray, classes: int) -> d
 
 
 def model_order(records: Records, config: Any) -> np.ndarray:
-    """Class numbers as the model counts them: by its ``label2id`` where the labels are words it names."""
+    """Class numbers as the model counts them: by its ``label2id`` where the labels are words.
+
+    A model that does not name its classes (``LABEL_0`` ...), and folders of images (which are often called by codes), are
+    numbered in the sorted order of the words, as training scripts do: that says which is which only where there are as many
+    words as classes.
+
+    Raises:
+        InputError: words that are not the model's classes.
+    """
     labels = records.class_labels()
-    known = {str(name).lower(): int(number) for name, number in (getattr(config, "label2id", None) or {}).items()}
-    names = records.label_names
-    if names is None or not known or not all(name.lower() in known for name in names):
+    names, known = records.label_names, _known(config)
+    if names is None or not known:
         return labels
-    return np.asarray([known[name.lower()] for name in names], dtype=np.int64)[labels]
+    numbers = {name.lower(): number for name, number in known.items()}
+    if all(name.lower() in numbers for name in names):
+        return np.asarray([numbers[name.lower()] for name in names], dtype=np.int64)[labels]
+    if len(names) == len(known) and (records.kind == "images" or _generic(known)):
+        return labels
+    unknown = next(name for name in names if name.lower() not in numbers)
+    own = ", ".join(name for name, _ in sorted(known.items(), key=lambda item: item[1])[:12])
+    more = f" ... ({len(known)} classes)" if len(known) > 12 else ""
+    raise InputError(
+        f"{records.name}: label {unknown!r} is none of the model's classes ({own}{more}): name their column with --label, or use "
+        "the model trained on this data."
+    )
+
+
+def _known(config: Any) -> dict[str, int]:
+    """The model's classes by name; empty where its configuration names none."""
+    given = getattr(config, "label2id", None) or {v: k for k, v in (getattr(config, "id2label", None) or {}).items()}
+    return {str(name): int(number) for name, number in given.items()}
+
+
+def _generic(known: dict[str, int]) -> bool:
+    return all(name.upper() == f"LABEL_{number}" for name, number in known.items())
 
 
 def _names(records: Records, config: Any) -> list[str] | None:

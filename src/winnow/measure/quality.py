@@ -56,7 +56,7 @@ def open_task(
     Raises:
         InputError: an unknown task, or one that the data cannot serve.
     """
-    name = _ALIASES.get(task, task) if task else _suggested(records, model_kind, single)
+    name = _ALIASES.get(task, task) if task else _suggested(records, model_kind, config, single)
     if single and name == "classification":
         records = _two_classes(records)
     if single and name == "agreement":
@@ -77,17 +77,18 @@ def open_task(
     raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
 
 
-def _suggested(records: Records, model_kind: str, single: bool | None) -> str:
+def _suggested(records: Records, model_kind: str, config: Any, single: bool | None) -> str:
     if model_kind == "causal-lm":
         return "perplexity"
     if single:
         return "classification" if _binary(records) else "regression"
     if records.labels is None:
         return "agreement"
-    fractional = records.labels.dtype.kind == "f"
-    if fractional and records.kind == "pairs":
+    real = records.labels.dtype.kind == "f"
+    if real and records.kind == "pairs":
         return "similarity"
-    return "agreement" if fractional else "classification"
+    whole = not real or bool(np.all(records.labels == np.round(records.labels)))  # 1.0 is a class number, too
+    return "classification" if whole and (not real or getattr(config, "num_labels", 2) != 1) else "agreement"
 
 
 def single_output(

@@ -34,7 +34,7 @@ Row = tuple[str, list[AllocationLayer]]
 
 def lines(record: AllocationRecord, width: int = 80) -> Iterator[RenderableType]:
     """What a terminal shows of an allocation after the run's own summary: nothing wider than ``width`` columns."""
-    from rich.text import Text
+    from .screen import Text
 
     yield Text(headline(record), style="bold")
     rows, unit = arrange(record)
@@ -90,7 +90,8 @@ def _rate(group: list[AllocationLayer]) -> float | None:
 
 def _table(record: AllocationRecord, rows: list[Row], unit: str, width: int) -> Table:
     from rich.table import Table
-    from rich.text import Text
+
+    from .screen import Text
 
     def began(group: list[AllocationLayer]) -> float | None:
         return mean(group, [x.start_rate for x in group])

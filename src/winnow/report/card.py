@@ -6,6 +6,7 @@ from pathlib import Path
 
 from winnow.formats.disk import write_text
 from winnow.report import words
+from winnow.report.markdown import fenced, prose
 from winnow.report.schema import Candidate, Report, TaskInfo
 from winnow.report.view import notes
 
@@ -13,7 +14,18 @@ from winnow.report.view import notes
 def card(report: Report) -> str:
     """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load."""
     chosen = report.picked
-    lines = ["---", "tags:", "- winnow", "- sparsity", "---", "", f"# {report.title}", "", report.verdict.sentence, ""]
+    lines = [
+        "---",
+        "tags:",
+        "- winnow",
+        "- sparsity",
+        "---",
+        "",
+        f"# {prose(report.title)}",
+        "",
+        prose(report.verdict.sentence),
+        "",
+    ]
     if chosen is not None:
         before: list[Candidate | None] = [c for c in (report.dense, report.ticket) if c is not None] or [None]
         heads = ["dense" if c is None or c.kind == "dense" else "the ticket, before packing" for c in before]
@@ -35,29 +47,29 @@ def card(report: Report) -> str:
                 rows.append(
                     (f"against {_against(report)}", *blank, words.change(chosen, task) + (f" ({span})" if span else ""))
                 )
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += [f"| {' | '.join(map(prose, row))} |" for row in rows]
         if report.task.evaluation_data:
             lines += [
                 "",
-                f"Measured on {report.task.evaluation_data} ({words.count(report.task.n)} examples), which calibration did not see.",
+                f"Measured on {prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples), which calibration did not see.",
             ]
     noted = notes(report)
     if noted:
-        lines += ["", "## Keep in mind", "", *(f"- {note}" for note in noted)]
-    lines += ["", "## Load", "", "```python", "import winnow  # makes from_pretrained read packed weights", ""]
+        lines += ["", "## Keep in mind", "", *(f"- {prose(note)}" for note in noted)]
+    code = ["import winnow  # makes from_pretrained read packed weights", ""]
     if report.model.kind == "plain torch":
-        lines += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
+        code += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
     else:
-        lines += [
+        code += [
             f"from transformers import {report.model.architecture}",
             "",
             f'model = {report.model.architecture}.from_pretrained("this folder")',
         ]
-    lines += ["```", ""]
+    lines += ["", "## Load", "", *fenced("\n".join(code), "python"), ""]
     if report.undo:
-        lines += ["## Go back", "", report.undo, ""]
+        lines += ["## Go back", "", prose(report.undo), ""]
     if report.command:
-        lines += ["## Repeat", "", "```", report.command, "```", ""]
+        lines += ["## Repeat", "", *fenced(report.command), ""]
     return "\n".join(lines)
 
 

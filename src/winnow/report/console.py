@@ -31,7 +31,7 @@ class _Summary:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
+        from .screen import Text
 
         report = self.report
         yield Text(report.verdict.sentence, style=f"bold {STYLES[report.verdict.tone]}")
@@ -53,7 +53,8 @@ class _Summary:
 
 def _table(report: Report, width: int) -> Table:
     from rich.table import Table
-    from rich.text import Text
+
+    from .screen import Text
 
     task, picked = report.task, report.picked
     always: list[tuple[str, Callable[[Candidate], str]]] = [

@@ -26,7 +26,7 @@ def bench_table(bench: Bench) -> RenderableType:
 
 
 def _parts(bench: Bench) -> Iterator[RenderableType]:
-    from rich.text import Text
+    from .screen import Text
 
     said, tone = headline(bench)
     yield Text(said, style=f"bold {STYLES[tone]}")
@@ -73,7 +73,7 @@ def _parts(bench: Bench) -> Iterator[RenderableType]:
 
 
 def _layers(bench: Bench) -> Iterator[RenderableType]:
-    from rich.text import Text
+    from .screen import Text
 
     distinct = speed_tables.distinct(bench.layers)
     if not distinct:
@@ -109,7 +109,8 @@ def _table(
     left: Sequence[str] = (),
 ) -> Table:
     from rich.table import Table
-    from rich.text import Text
+
+    from .screen import Text
 
     kept = [(title, show) for title, show in columns if any(show(item) for item in items)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

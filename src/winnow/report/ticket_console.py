@@ -26,7 +26,7 @@ class _Summary:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
+        from .screen import Text
 
         report = self.report
         yield Text(report.verdict.sentence, style=f"bold {STYLES[report.verdict.tone]}")
@@ -49,7 +49,8 @@ def _footer(report: TicketReport) -> str:
 
 def _table(report: TicketReport, width: int) -> Table:
     from rich.table import Table
-    from rich.text import Text
+
+    from .screen import Text
 
     task = report.task
     # The first stay longest when the terminal is narrow.
@@ -96,7 +97,7 @@ def lines(report: TicketReport, width: int = 120) -> Iterator[str]:
     """The same as plain text, for logs."""
     import io
 
-    from rich.console import Console
+    from .screen import Console
 
     out = io.StringIO()
     Console(file=out, width=width, force_terminal=False).print(console_table(report))

@@ -36,6 +36,8 @@ def compress_page(
     if not (made / DATA).is_file():
         return None
     report = Report.model_validate(_moved(read(made).model_dump(), str(made), str(out)))
+    for c in report.candidates:
+        c.folder = str(out) if c.chosen and c.folder is not None else c.folder
     stage = next(s for s in found.pipeline.stages if isinstance(s, Compress))
     ticket = next((s for s in found.pipeline.stages if isinstance(s, Ticket)), None)
     judged = judge_recipe(report, stage, ticket, str(out), dense)

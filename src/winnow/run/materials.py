@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from winnow.compression.prepare import model_kind
-from winnow.data import Records, open_data, overlap, split_disjoint
+from winnow.data import Records, disjoint, open_data, split_disjoint
 from winnow.errors import InputError
 from winnow.models import ModelSource, open_model
-from winnow.run.located import FieldError, Where, blamed
+from winnow.run.located import Where, blamed
 from winnow.run.pipeline import Evaluate, Fitting, Pipeline
 
 HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little
@@ -94,13 +94,14 @@ def open_materials(pipeline: Pipeline) -> Materials:
             found.own[data_key(stage)] = records
             measured.append(((*where, "data"), records))
     for where, other in measured:
-        if found.data is not None and other is not None and (shared := overlap(found.data, other)):
-            raise FieldError(
-                where,
-                f"{found.data.name} and {other.name} share {shared:,} records: measure on data that no stage has trained on.",
-            )
+        if found.data is not None and other is not None:
+            with blamed(where):
+                found.data, left_out = disjoint(found.data, other, "training" if pipeline.fits else "calibration")
+            found.notes += [left_out] if left_out else []
     if pipeline.fits:
         _check_fits(found)
+    elif random := source.untrained():
+        found.notes.append(random)
     return found
 
 

@@ -28,9 +28,9 @@ class Stage(Part):
 class Fitting(Stage):
     """How a model is fine-tuned, for :func:`winnow.find_ticket`; None takes its defaults."""
 
-    steps: int | None = Field(None, ge=1)  # T, optimizer steps
-    epochs: float | None = Field(None, gt=0)  # in place of steps
-    batch: int = Field(32, ge=1)  # examples a step
+    steps: int | None = Field(None, ge=1, lt=1 << 40)  # T, optimizer steps
+    epochs: float | None = Field(None, gt=0, lt=1 << 20)  # in place of steps
+    batch: int = Field(32, ge=1, le=1 << 20)  # examples a step
     lr: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
     schedule: Literal["linear", "cosine"] = "linear"
@@ -132,7 +132,17 @@ class Compress(Stage):
     floor: float | None = None
 
     @field_validator(
-        "values", "group_size", "samples", "batch_size", "dtype", "sequential", "floor", "time", "ram", "structure"
+        "values",
+        "group_size",
+        "samples",
+        "batch_size",
+        "dtype",
+        "sequential",
+        "floor",
+        "time",
+        "ram",
+        "structure",
+        "damp",
     )
     @classmethod
     def _alone(cls, value: Any, info: ValidationInfo) -> Any:
@@ -201,8 +211,8 @@ class Pipeline(Part):
     column: str | None = None
     label: str | None = None
     task: Literal["auto", "classification", "perplexity", "lm", "similarity", "agreement", "none"] = "auto"
-    length: int | None = Field(None, ge=2)  # tokens
-    seed: int = 0
+    length: int | None = Field(None, ge=2, le=1 << 22)  # tokens
+    seed: int = Field(0, ge=0, lt=1 << 63)
     executor: Literal["local", "ray"] = "local"
     stages: tuple[Any, ...]  # of Stage
 

@@ -21,26 +21,28 @@ if TYPE_CHECKING:
 def planned_table(stages: Sequence[Planned]) -> RenderableType:
     """The stages of a dry run."""
     from rich.console import Group
-    from rich.text import Text
+
+    from winnow.report.screen import Text
 
     table = _table(("", "stage", "", "steps", ""))
     for s in stages:
-        table.add_row(str(s.number), s.kind, s.what, _steps(s), "finished" if s.finished else "to do")
+        table.add_row(str(s.number), s.kind, Text(s.what), _steps(s), "finished" if s.finished else "to do")
     return Group(Text("Stages (nothing is written)", style="bold"), table)
 
 
 def ran_table(ran: Ran) -> RenderableType:
     """The stages of a finished run, and where their result is."""
     from rich.console import Group
-    from rich.text import Text
+
+    from winnow.report.screen import Text
 
     table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
     for s in ran.stages:
         f = s.figures
         zeros = "" if "sparsity" not in f else f"{100 * f['sparsity']:.4g} %"
         table.add_row(
-            str(s.number), s.kind, s.what, duration(s.seconds), zeros, size(f["file_bytes"]) if "file_bytes" in f else "",
-            _quality(f), _lost(f), "was finished" if s.reused else "",
+            str(s.number), s.kind, Text(s.what), duration(s.seconds), zeros, size(f["file_bytes"]) if "file_bytes" in f else "",
+            Text(_quality(f)), _lost(f), "was finished" if s.reused else "",
         )  # fmt: skip
     notes = [Text(note, style="dim") for note in ran.notes]
     result = ran.folder.resolve()
@@ -51,12 +53,13 @@ def ran_table(ran: Ran) -> RenderableType:
 def trial_table(verdict: Verdict) -> RenderableType:
     """What a trial found: the verdict, its reasons, and a row for each training."""
     from rich.console import Group
-    from rich.text import Text
+
+    from winnow.report.screen import Text
 
     table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
     for t in trial(verdict)["tickets"]:
         table.add_row(
-            t["method"], f"{100 * t['sparsity']:.4g} %", count(t["steps"]), duration(t["seconds"]), _quality(t), _lost(t)
+            Text(t["method"]), f"{100 * t['sparsity']:.4g} %", count(t["steps"]), duration(t["seconds"]), Text(_quality(t)), _lost(t)
         )  # fmt: skip
     tone = {"go": "green", "no-go": "red", "undecided": "yellow"}[verdict.decision]
     reasons = [Text(reason) for reason in verdict.reasons]

@@ -111,7 +111,11 @@ def run_recipe(
             line.run(number)
         record = _record(found, line.outcomes, sets)
         text = Path(recipe).read_text(encoding="utf-8")
-        publish(line.folders[-1], folder, text, record, report=line.report(), page=line.page(), keep=keep_work)
+        given = [pipeline.model, pipeline.weights, pipeline.data, pipeline.eval, folder, line.folders[-1]]
+        given += [s.data for s in pipeline.stages if isinstance(s, Evaluate)]
+        publish(
+            line.folders[-1], folder, text, record, report=line.report(), page=line.page(), keep=keep_work, given=given
+        )
         if not keep_work:
             line.store.remove()
     return Ran(folder, line.outcomes, found.notes)

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from winnow.errors import InputError
+from winnow.run import plain_yaml
 from winnow.run.pipeline import KINDS, Pipeline, Stage, Ticket
+from winnow.run.plain_yaml import Where, dotted
 from winnow.tickets.methods import METHODS
 
 LENGTHS = {"steps": "epochs", "epochs": "steps"}
-Where = tuple[Any, ...]  # keys and places on the way to a value
-
-
-class _Loader(yaml.SafeLoader):
-    """The scalars of YAML 1.2: ``2:4`` is a text, ``2e-5`` a number."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the parent's own form)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 @dataclass
@@ -49,7 +32,7 @@ class Document:
         at = where
         while at not in self.lines and at:
             at = at[:-1]
-        field_ = ".".join(_named(where))
+        field_ = dotted(where)
         return InputError(
             f"{self.name}, {self.lines.get(at, 'line 1')}: {field_ + ': ' if field_ else ''}{message.rstrip('.')}."
         )
@@ -72,59 +55,17 @@ def read_recipe(path: str | Path, sets: Sequence[str] = ()) -> Pipeline:
 
 def parse(path: Path) -> Document:
     """The mapping in a YAML file, with line numbers."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file: give a recipe file.")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"{path} cannot be read ({reason}): give a recipe file.") from None
-    loader = _Loader(text)
-    lines: dict[Where, str] = {}
-    try:
-        node = loader.get_single_node()
-        for where, line in _walk(node, ()):
-            if line is None:
-                raise InputError(
-                    f"{path}, {lines[where]}: {'.'.join(_named(where))}: is given a second time further down."
-                )
-            lines[where] = f"line {line}"
-        value = loader.construct_document(node) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f", line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}{at}: this is no YAML ({error.problem or error.context}).") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: this is no YAML ({str(error).splitlines()[0]}).") from None
-    finally:
-        loader.dispose()
+    value, lines = plain_yaml.read(text, str(path))
     if not isinstance(value, dict):
         raise Document(str(path), {}, lines).error((), "a recipe is a mapping: begin with model, data and stages")
     return Document(str(path), value, lines)
-
-
-def _walk(node: yaml.Node | None, where: Where) -> Iterator[tuple[Where, int | None]]:
-    """Every value with its line; None for a key that comes twice."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            at = (*where, str(key.value))
-            yield at, None if key.value in seen and key.value != "<<" else key.start_mark.line + 1
-            seen.add(key.value)
-            yield from _walk(value, at)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield (*where, i), value.start_mark.line + 1
-            yield from _walk(value, (*where, i))
-
-
-def _named(where: Where) -> list[str]:
-    """A path for a person: stages 2 ticket.sparsity becomes stages[2].ticket.sparsity, counted from 1."""
-    found: list[str] = []
-    for part in where:
-        if isinstance(part, int) and found:
-            found[-1] += f"[{part + 1}]"
-        else:
-            found.append(str(part))
-    return found
 
 
 def _validated(document: Document) -> Pipeline:
@@ -211,10 +152,7 @@ def put(document: Document, text: str) -> None:
     where = f"--set {text}"
     if not equals or not all(keys):
         raise InputError(f"{where} is not stage.field=value: write, for example, --set ticket.sparsity=0.9.")
-    try:
-        value = yaml.load(written, _Loader)
-    except yaml.YAMLError:
-        raise InputError(f"{where}: the value is no YAML: quote it.") from None
+    value, _ = plain_yaml.read(written, where)
     target, at = _target(document, keys, where)
     for key in keys[:-1]:
         if target.get(key) is None:
@@ -243,7 +181,7 @@ def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, 
     if not found:
         raise InputError(f"{where}: the recipe has no stage {keys[0]}: name one of its stages.")
     kind, number = keys.pop(0), 1
-    if keys[0].isdigit() and len(keys) > 1:
+    if keys[0].isascii() and keys[0].isdigit() and len(keys[0]) < 5 and len(keys) > 1:
         number = int(keys.pop(0))
     elif len(found) > 1:
         raise InputError(

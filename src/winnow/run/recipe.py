@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from winnow.errors import InputError
+from winnow.run import plain_yaml
 
 Values = Literal["keep", "bf16", "int8", "int4"]
 Group = Literal["layer", "row"]
@@ -81,9 +82,10 @@ def load(path: Path) -> Recipe:
     from pydantic import ValidationError
 
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+        value, _ = plain_yaml.read(path.read_text(encoding="utf-8"), str(path))
+        return Recipe.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}.") from None
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a recipe ({str(error).splitlines()[0]}).") from None

@@ -10,6 +10,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.kernels.swap import must_be_dense
+from winnow.links import refuse_links
 from winnow.models import ModelSource, open_model
 from winnow.tickets.batches import is_batches
 from winnow.tickets.given import patterns, real, whole
@@ -102,6 +103,8 @@ def training_from(
     source = (
         model if isinstance(model, ModelSource) else open_model(model, weights, trust_remote_code=trust_remote_code)
     )
+    if source.folder is not None:  # both are written anew, with all that they hold
+        refuse_links([source.folder / "config.json", source.folder / "generation_config.json"], source.folder)
     asked = Asked(eval, TASKS[task], batch, column, label, length, seed, processor, loss, steps, source.arguments)
     as_they_are = loss is not None and is_batches(data)
     found = from_batches(source, data, asked) if as_they_are else from_records(source, data, asked)
@@ -121,7 +124,7 @@ def training_from(
         include=include,
         exclude=exclude,
         seed=seed,
-        notes=found.notes,
+        notes=[*found.notes, *source.left_out()],
         types=found.types,
         kind=kind,
         processor=processor if hasattr(processor, "save_pretrained") else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import nn
 from winnow.errors import FormatError
 from winnow.formats.disk import OutputFolder, copy_file, disk_errors, write_text
 from winnow.models import quiet_transformers
+from winnow.naming import nameless, without_paths
 from winnow.tickets.search import Ticket
 from winnow.tickets.training import Training
 
@@ -26,16 +28,24 @@ TICKET, MASKS, WEIGHTS = "ticket.json", "masks.safetensors", "model.safetensors"
 FORMAT = 1
 
 
-def write_ticket(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, report: TicketReport) -> Path:
+def write_ticket(
+    folder: Path,
+    ticket: Ticket,
+    training: Training,
+    settings: BaseModel,
+    report: TicketReport,
+    given: Sequence[Any] = (),
+) -> Path:
     """Writes one ticket and its report, whole or not at all; an earlier one there is replaced.
 
     Hugging Face models are written by ``save_pretrained`` with their tokenizer or image settings, other models as
-    ``model.safetensors``: the state dict under its own names, zeros in place.
+    ``model.safetensors``: the state dict under its own names, zeros in place. ``given``: paths that a person typed; the
+    files, which are given away, call them by name.
     """
     output = OutputFolder(folder, inputs=training.files)
     try:
-        fill(output.path, ticket, training, settings)
-        _page(output.path, report)
+        fill(output.path, ticket, training, settings, given)
+        _page(output.path, report, given)
         return output.publish()
     except BaseException:
         output.discard()
@@ -48,6 +58,7 @@ def write_tickets(
     training: Training,
     settings: BaseModel,
     report: TicketReport,
+    given: Sequence[Any] = (),
 ) -> Path:
     """Several tickets, each in the subfolder that is its name, an index and the report of all beside them."""
     output = OutputFolder(folder, inputs=training.files)
@@ -55,7 +66,7 @@ def write_tickets(
         for name, ticket in tickets:
             with disk_errors(output.path / name):
                 (output.path / name).mkdir()
-            fill(output.path / name, ticket, training, settings)
+            fill(output.path / name, ticket, training, settings, given)
         index = [
             {"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)}
             for name, t in tickets
@@ -63,21 +74,21 @@ def write_tickets(
         write_text(
             output.path / TICKET, _json({"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index})
         )
-        _page(output.path, report)
+        _page(output.path, report, given)
         return output.publish()
     except BaseException:
         output.discard()
         raise
 
 
-def _page(folder: Path, report: TicketReport) -> None:
+def _page(folder: Path, report: TicketReport, given: Sequence[Any]) -> None:
     """ticket.html and ticket-report.json."""
     from winnow.report.ticket import write  # jinja2, which only those who write reports need
 
-    write(report, folder)
+    write(type(report).model_validate(without_paths(report.model_dump(), given)), folder)
 
 
-def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel) -> None:
+def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, given: Sequence[Any] = ()) -> None:
     with disk_errors(folder):
         _weights(folder, ticket.model)
         for file in training.files:
@@ -86,7 +97,7 @@ def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel) 
         if hasattr(training.processor, "save_pretrained"):
             training.processor.save_pretrained(folder)
         ticket.masks.save(folder / MASKS)
-    write_text(folder / TICKET, _json(describe(ticket, training, settings)))
+    write_text(folder / TICKET, _json(without_paths(describe(ticket, training, settings), given)))
     _same_rights(folder)
     _verify(folder, ticket)
 
@@ -131,6 +142,9 @@ def _weights(folder: Path, model: nn.Module) -> None:
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         with quiet_transformers():
             model.save_pretrained(folder)  # type: ignore[operator]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if (named := nameless(config)) != config:
+            write_text(folder / "config.json", _json(named))
         return
     from safetensors.torch import save_file
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from winnow.compression.prepare import ModelKind, model_kind, processor_of
-from winnow.data import Records, open_data, overlap, split_disjoint
+from winnow.data import Records, disjoint, open_data, split_disjoint
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.measure.classification import ClassificationTask, model_order
@@ -169,10 +169,8 @@ def _split(
     own, held = _evaluation(asked)
     if held is None:
         return records, None, own
-    if shared := overlap(records, held):
-        raise InputError(
-            f"training and evaluation data share {shared:,} records: give eval data that is not in data, or leave eval out to have a part held out."
-        )
+    records, left_out = disjoint(records, held, "training")
+    notes += [left_out] if left_out else []
     return records, _same_names(held, records), None
 
 

@@ -55,6 +55,7 @@ class Found:
     folder: Path | None = None
     _sparsities: list[float] = field(default_factory=list, repr=False)
     _named: str = field(default="", repr=False)  # the model, as the report calls it
+    _given: tuple[Any, ...] = field(default=(), repr=False)  # what was asked for in paths
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f" in {self.folder}"
@@ -93,7 +94,9 @@ class Found:
             InputError: no ticket of this sparsity, or a folder that holds something else.
         """
         ticket = self._at(sparsity)
-        return write_ticket(Path(folder), ticket, self.training, self.settings, self._report([ticket]))
+        return write_ticket(
+            Path(folder), ticket, self.training, self.settings, self._report([ticket]), [*self._given, folder]
+        )
 
     def _report(self, tickets: Sequence[Ticket]) -> TicketReport:
         from winnow.report.ticket import build
@@ -192,13 +195,16 @@ def find_ticket(
             )
         search = Search(name, training, rates, chosen, store, key, executor or Local(), progress)
         tickets = _searched(search)
-        found = Found(tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named)
+        typed = (model, data, eval, weights)  # paths among them stay out of what is written
+        found = Found(
+            tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named, typed
+        )
         if folder is not None and store is not None:
             if len(found.tickets) == 1:
                 found.save(folder)
             else:
                 parts = [(f"sparsity-{s:g}", t) for s, t in zip(rates, found.tickets)]
-                write_tickets(folder, parts, training, chosen, found.report)
+                write_tickets(folder, parts, training, chosen, found.report, [*found._given, folder])
             store.remove()
     return found
 

@@ -25,10 +25,12 @@ def run(
     run by hand and varied.
     """
     from winnow.compression import compress
+    from winnow.compression.job import Job
     from winnow.demo_data import save_digits
     from winnow.formats.disk import OutputFolder
     from winnow.formats.work import check_output
 
+    Job(model=FACTORY, sparsity=sparsity, seed=seed).check()
     check_output(out)
     training = progress("training on digits") if progress else None
     place = Path(out).with_name(Path(out).name + "-data")

@@ -79,11 +79,17 @@ def evaluate(
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
-    from winnow.compression.job import pixel_values
+    from winnow.compression.job import RANGES, check_range, pixel_values
     from winnow.compression.prepare import prepare, written_unit
     from winnow.measure.fits import require_sound
     from winnow.measure.quality import compare
 
+    check_range("length", length, *RANGES["length"])
+    check_range("eval_limit", eval_limit, *RANGES["eval_limit"])
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype!r} is not known: choose auto, float32 or bfloat16.")
+    if harness_tasks and harness_path is None:
+        raise InputError("--harness needs the folder of its task files: give --harness-path.")
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
     loaded = _load(source, dtype)
     require_sound(loaded)
@@ -107,8 +113,7 @@ def evaluate(
     against = compare(dense, found, higher_is_better=work.higher_is_better) if dense is not None else None
     figures = {}
     if harness_tasks:
-        if harness_path is None:
-            raise InputError("--harness needs the folder of its task files: give --harness-path.")
+        assert harness_path is not None
         from winnow.measure.harness import harness
 
         figures = harness(loaded, tokenizer or source.tokenizer(), list(harness_tasks), harness_path)
@@ -117,7 +122,10 @@ def evaluate(
         description=work.describe(), reference=str(dense_source.spec) if dense_source else None, reference_value=dense.value * work.scale if dense else None,
         drop=against.drop if against else None, drop_low=against.low if against else None, drop_high=against.high if against else None,
         relative=bool(against and against.relative), details=dict(found.details), harness=figures,
-        notes=[*prepared.notes, *_doubts(work, found, dense, against, source, dense_source)],
+        notes=[
+            *(note for one in (source, dense_source) if one is not None and (note := one.untrained())),
+            *prepared.notes, *_doubts(work, found, dense, against, source, dense_source),
+        ],
     )  # fmt: skip
 
 

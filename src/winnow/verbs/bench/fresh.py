@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 600  # seconds
 FILE = "inputs.safetensors"
+# Without the current folder in front, where a torch.py would be run in place of torch: it is in the path, last.
+_CHILD = f"import sys; sys.path[:] = filter(None, sys.path); from {__name__} import main; main(sys.argv[1])"
 
 
 def measure_fresh(subject: Subject, name: str, work: Work, threads: int, scratch: Path) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def measure_fresh(subject: Subject, name: str, work: Work, threads: int, scratch
         "threads": threads,
     }
     done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(asked)], capture_output=True, text=True, timeout=PATIENCE, env=_environment()
+        [sys.executable, "-c", _CHILD, json.dumps(asked)], capture_output=True, text=True, timeout=PATIENCE, env=_environment()
     )  # fmt: skip
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -104,5 +106,6 @@ def warm(subject: Subject) -> None:
         subject.source.model_class()
 
 
-if __name__ == "__main__":
-    print(json.dumps(child(json.loads(sys.argv[1]))))
+def main(asked: str) -> None:
+    """Entry point of the other process: JSON in, JSON out."""
+    print(json.dumps(child(json.loads(asked))))

@@ -15,6 +15,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.measure.machine import machine
+from winnow.naming import without_paths
 from winnow.report import bench as pages
 from winnow.report.speed_schema import Bench
 from winnow.verbs.bench.families import FAMILIES, families
@@ -96,7 +97,8 @@ def bench(
         first = found.absent[0]
         raise InputError(f"nothing could be measured: {first.name} {first.reason}.")
     if target is not None:
-        pages.write(found, target)
+        typed = [folder, reference, data, out]
+        pages.write(Bench.model_validate(without_paths(found.model_dump(), typed)), target)
         found.written = str(target)
     return found
 
