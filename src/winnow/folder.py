@@ -145,7 +145,7 @@ def _what_instead(folder: Path, config: bool = True) -> str:
     """One sentence for a folder without the files of a transformers model (``config``: it has a config.json)."""
     names = sorted(p.name for p in folder.iterdir())
     if not names:
-        return f"{folder} is empty: give a folder written by save_pretrained."
+        return f"{folder} is empty: give a folder written by save_pretrained, with config.json and weights."
 
     def having(*ends: str) -> str | None:
         return next((n for n in names if n.lower().endswith(ends)), None)
