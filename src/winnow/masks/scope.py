@@ -98,7 +98,9 @@ def find_scope(
         f"{s.name} was taken for the output layer because it is defined last, and stays dense: data shows which layer "
         "it is; include and exclude overrule it."
         for s in scope.skipped
-        if s.reason == "output head" and s.name.rpartition(".")[0] in rules.guessed
+        if s.reason == "output head"
+        and (path := s.name.rpartition(".")[0]) in rules.guessed
+        and (not rules.blocks or isinstance(rules.modules[path], _ConvNd))  # else it would stay dense in any case
     ]
     return scope
 
