@@ -14,7 +14,7 @@ from winnow.data.bounds import most, regular, size
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
 from winnow.data.objects import Arguments, keywords, npz_keys, object_records
-from winnow.data.records import Records, evenly, tensor_items
+from winnow.data.records import Records, evenly
 from winnow.errors import InputError
 
 _TEXT = (".txt", ".text", ".md")
@@ -56,8 +56,8 @@ def open_data(
             keyword inputs where they bear those names, and positional ones where it takes as many.
 
     Raises:
-        InputError: the data is not there, cannot be read, is empty, holds one short record, NaN, or an infinite number, lacks
-            the column, or unpacks to more than :func:`winnow.data.bounds.most`.
+        InputError: the data is not there, cannot be read, is empty, holds one short record, lacks the column, or unpacks to
+            more than :func:`winnow.data.bounds.most`.
     """
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")
@@ -71,23 +71,7 @@ def open_data(
         raise InputError(
             f"{records.name} holds a single record: give at least two (one text a line, or more documents)."
         )
-    _finite(records)
     return records.limited(limit)
-
-
-def _finite(records: Records) -> None:
-    """Raises InputError for inputs that hold NaN or an infinity; masks and biases may say "never" by minus infinity."""
-    if records.kind != "tensors":
-        return
-    for key, tensor in tensor_items(records.inputs).items():
-        if not tensor.is_floating_point():
-            continue
-        bad = tensor.isnan() if "mask" in key or "bias" in key else ~tensor.isfinite()
-        if bool(bad.any()):
-            row = int(bad.reshape(len(tensor), -1).any(1).nonzero()[0])
-            what = "NaN" if bool(tensor[row].isnan().any()) else "an infinite number"
-            where = f" in {key!r}" if isinstance(records.inputs, dict) else ""
-            raise InputError(f"{records.name}: record {row} holds {what}{where}: mend or remove it.")
 
 
 def _open_spec(

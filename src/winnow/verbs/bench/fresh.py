@@ -109,3 +109,7 @@ def warm(subject: Subject) -> None:
 def main(asked: str) -> None:
     """Entry point of the other process: JSON in, JSON out."""
     print(json.dumps(child(json.loads(asked))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
