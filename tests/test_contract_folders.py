@@ -158,10 +158,10 @@ def test_the_dense_row_of_a_folder_is_what_eval_measures(tmp_path):
 
 def test_a_dense_model_that_changed_is_not_measured(tmp_path):
     """What neither restoring nor a copy brings back - a table that a forward writes to - stops the run."""
-    from winnow.compression.hosts import Loaded, Streamed, identity_of_weights
+    from winnow.compression.hosts import Loaded, Streamed
     from winnow.errors import WinnowError
     from winnow.masks.scope import find_scope
-    from winnow.models import open_model
+    from winnow.models import identity_of_weights, open_model
 
     host = Loaded(open_model(classifier()))
     scope = find_scope(host.model)
@@ -170,17 +170,18 @@ def test_a_dense_model_that_changed_is_not_measured(tmp_path):
     with torch.no_grad():
         for name in scope.prunables:
             host.model.get_parameter(name).zero_()
-    with host.dense() as model:  # whatever a candidate left behind
+    with host.dense(scope) as model:  # whatever a candidate left behind
         assert identity_of_weights(model) == given
     with torch.no_grad():
         host.model.head.weight[0, 0] += 1e-6
-    with pytest.raises(WinnowError, match="not the one that was given"), host.dense():
-        pass
+    with pytest.raises(WinnowError, match="fault of winnow"), host.dense(scope) as model:
+        host.identity.check(model, "the dense model")
     hf("LlamaForCausalLM", "LlamaConfig", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
        num_attention_heads=4)().save_pretrained(tmp_path / "m")  # fmt: skip
     streamed = Streamed(open_model(tmp_path / "m"))
-    streamed.begin(find_scope(streamed.model))
+    scope = find_scope(streamed.model)
+    streamed.begin(scope)
     weights = tmp_path / "m" / "model.safetensors"
     os.utime(weights, (0, 0))
-    with pytest.raises(WinnowError, match="changed while it was in use"), streamed.dense():
+    with pytest.raises(WinnowError, match="changed while it was in use"), streamed.dense(scope):
         pass

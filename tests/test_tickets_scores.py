@@ -157,7 +157,9 @@ def test_grasp_says_what_to_do_without_logits():
         def forward(self, x):
             return {"scores": self.conv(x[:, None]).mean(2)}
 
-    training = Training(Odd(), task().examples, lambda m, b: m(b[0])["scores"].square().mean(), steps=1)
+    training = Training(
+        Odd(), task().examples, lambda m, b: m(b[0])["scores"].square().mean(), steps=1, include=("conv.weight",)
+    )
     with pytest.raises(InputError, match="set temperature to 1"):
         grasp(Run(training))
     assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (2, 3)
@@ -269,7 +271,9 @@ def test_grasp_refuses_probabilities_without_a_head():
         def forward(self, x):
             return F.log_softmax(self.conv(x[:, None]).amax(2), 1)
 
-    training = Training(Convolved(), task().examples, lambda m, b: F.nll_loss(m(b[0]), b[1]), steps=1)
+    training = Training(
+        Convolved(), task().examples, lambda m, b: F.nll_loss(m(b[0]), b[1]), steps=1, include=("conv.weight",)
+    )
     with pytest.raises(InputError, match="let the model return them"):
         grasp(Run(training))
     assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (4, 3)

@@ -79,7 +79,7 @@ def find_scope(
         if asked is not None and fixed:
             scope.notes.append(f"{asked} was asked for and stays dense: it is {fixed}.")
         elif asked is not None:
-            name, reason = next((n for n in names if rules.has_inputs(n)), asked), ""
+            name, reason = next((n for n in (asked, *names) if rules.has_inputs(n)), asked), ""
         if any(_matches(pattern, n) for pattern in exclude for n in (*names, *others)):
             reason = "excluded by name"
         if reason:
