@@ -193,13 +193,16 @@ def dispose(folder: Path, final: Path) -> None:
     """Removes a marked folder beside an output: by a rename, so that no part of it is ever taken for the whole."""
     gone = _gone_of(final)
     _sweep(gone)
-    with contextlib.suppress(OSError):
+    try:
         os.rename(folder, gone)
-    _sweep(gone)
+    except OSError:  # something there cannot be removed
+        _sweep(folder)
+    else:
+        _sweep(gone)
 
 
 def _sweep(gone: Path) -> None:
-    """Removes what a kill left of a marked folder that was being removed; its mark goes last."""
+    """Removes what a kill left of a marked folder that was being removed; its mark goes last, when all else is gone."""
     with contextlib.suppress(OSError):
         if gone.is_symlink() or not gone.is_dir():
             return
@@ -211,7 +214,8 @@ def _sweep(gone: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
-            (gone / MARK).unlink()
+            if os.listdir(gone) == [MARK]:
+                (gone / MARK).unlink()
         gone.rmdir()
 
 
