@@ -356,7 +356,7 @@ def test_full_disk_keeps_the_earlier_file(tmp_path):
     with pytest.raises(WinnowError, match="disk is full") as caught:
         save_packed(unit, {}, {"x": torch.ones(3)})
     assert caught.value.exit_code == 1
-    assert unit.read_bytes() == before and os.listdir(tmp_path) == ["unit"]
+    assert unit.read_bytes() == before and os.listdir(tmp_path) == ["unit.safetensors"]
 
 
 def test_full_disk_leaves_no_folder(tmp_path, monkeypatch):

@@ -339,7 +339,12 @@ def hf_ways(folder: Path) -> dict:
 
     def pretrained() -> list[torch.Tensor]:
         try:
-            return outputs(transformers.LlamaForCausalLM.from_pretrained(folder, local_files_only=True), batch)
+            model, told = transformers.LlamaForCausalLM.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+            if told["missing_keys"]:  # the folder no longer names winnow: transformers itself says what it lacks
+                raise WinnowError("weights are missing")
+            return outputs(model, batch)
         except WinnowError:
             raise
         except Exception as error:  # its own, over files that are its own: a configuration, an index, a missing shard

@@ -162,7 +162,7 @@ def test_a_factory_without_weights_is_one_model(code, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert source.random() and not open_model(f"{code}:seeded").random()
     result = winnow.compress(f"{code}:build", **PICK)
-    assert any("came without weights" in note for note in result._setup.notes)
+    assert any("given without --weights" in note for note in result._setup.notes)
     assert not winnow.compress(f"{code}:seeded", **PICK)._setup.notes[:-1]
 
 

@@ -82,7 +82,7 @@ def refuse_pointer(path: Path) -> None:
 
 def refuse_other_kinds(folder: Path) -> None:
     """Raises InputError for a folder without ``config.json``, naming what it holds instead of a transformers model."""
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise InputError(_what_instead(folder, config=False))
 
 

@@ -35,6 +35,7 @@ class ClassificationTask(Task):
         length: int | None = None,
         limit: int | None = None,
         config: Any = None,
+        trained: bool = False,
     ) -> None:
         """
         Args:
@@ -42,13 +43,14 @@ class ClassificationTask(Task):
             length: tokens a text is cut to; by default the model's context, at most 512.
             limit: at most so many examples, evenly spaced.
             config: the model's configuration: context length, and ``label2id`` for labels that are words.
+            trained: the model is trained on such data, which says what its outputs stand for.
 
         Raises:
             InputError: no labels, or labels that are not classes.
         """
         records = records.limited(limit)
         self.records = records
-        self.truth = model_order(records, config)
+        self.truth = model_order(records, config, trained=trained)
         self.class_names = _names(records, config)
         self._feed = Feed(records, processor, length or context_length(processor, config, "classification"))
         super().__init__(records.name, records.sha256, len(records))
@@ -117,12 +119,12 @@ def class_figures(truth: np.ndarray, predictions: np.ndarray, classes: int) -> d
     return {"support": support.tolist(), "recall": recall, "macro_f1": float(f1.mean())}
 
 
-def model_order(records: Records, config: Any) -> np.ndarray:
+def model_order(records: Records, config: Any, *, trained: bool = False) -> np.ndarray:
     """Class numbers as the model counts them: by its ``label2id`` where the labels are words.
 
     A model that does not name its classes (``LABEL_0`` ...), and folders of images (which are often called by codes), are
     numbered in the sorted order of the words, as training scripts do: that says which is which only where there are as many
-    words as classes.
+    words as classes. With ``trained`` fewer will do: what an output stands for is then taught on this data.
 
     Raises:
         InputError: words that are not the model's classes.
@@ -134,7 +136,8 @@ def model_order(records: Records, config: Any) -> np.ndarray:
     numbers = {name.lower(): number for name, number in known.items()}
     if all(name.lower() in numbers for name in names):
         return np.asarray([numbers[name.lower()] for name in names], dtype=np.int64)[labels]
-    if len(names) == len(known) and (records.kind == "images" or _generic(known)):
+    enough = len(names) == len(known) or (trained and len(names) < len(known))
+    if enough and (records.kind == "images" or _generic(known)):
         return labels
     unknown = next(name for name in names if name.lower() not in numbers)
     own = ", ".join(name for name, _ in sorted(known.items(), key=lambda item: item[1])[:12])

@@ -117,10 +117,10 @@ def lengths(search: Search, trainings: int, rewind: float = 0.0) -> list[int]:
     elif share is None:
         found = [int(budget * total / (1 + (trainings - 1) * (1 - rewind)) + 1e-9)] * trainings
     else:
-        between = trainings - 2
-        others = max(int((spent - round(share * spent)) / (1 + between * (1 - rewind)) + 1e-9), 1)
+        between, wanted = trainings - 2, max(round(share * spent), 1)
+        others = max(int((spent - wanted) / (1 + between * (1 - rewind)) + 1e-9), 1)
         early = round(rewind * others)
-        own = min(round(share * spent), spent - others - between * (others - early))
+        own = min(wanted, spent - others - between * (others - early))
         found = [others] * (trainings - 1) + [early + own if own > 0 else 0]
     if min(found) < 1:
         raise InputError(

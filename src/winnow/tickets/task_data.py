@@ -227,7 +227,7 @@ def _labels(loss: Kind, records: Records, config: Any) -> torch.Tensor | None:
         if len(np.unique(scores)) < 2:
             raise InputError(f"{records.name}: all scores are {scores[0]:g}, which teaches nothing: check label.")
         return torch.tensor(scores, dtype=torch.float32)
-    labels = model_order(records, config)
+    labels = model_order(records, config, trained=True)
     if len(np.unique(labels)) < 2:
         raise InputError(
             f"{records.name}: every record has class {labels[0]}, which teaches nothing: give data of two classes or more."
@@ -244,7 +244,7 @@ def _task(loss: Kind, records: Records, processor: Any, length: int | None, conf
         )
     if loss == "scores":
         return ScoreTask(records, processor, length=length, config=config)
-    return ClassificationTask(records, processor, length=length, config=config)
+    return ClassificationTask(records, processor, length=length, config=config, trained=True)
 
 
 def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | None, config: Any) -> None:
@@ -265,7 +265,7 @@ def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | No
         )
     highest = int(labels.max())
     if held_out is not None and held_out.labels is not None:
-        highest = max(highest, int(model_order(held_out, config).max()))
+        highest = max(highest, int(model_order(held_out, config, trained=True).max()))
     if highest >= logits.shape[1]:
         raise InputError(
             f"the data has label {highest}, the model knows the {logits.shape[1]} classes 0 to {logits.shape[1] - 1}: check label, or give a model with that many outputs."
