@@ -234,3 +234,10 @@ def test_a_hostile_header_is_an_error(tmp_path, header, said):
     save_file({"a": torch.zeros(2, 1, dtype=torch.uint8)}, path, None if header is None else {"winnow_masks": text})
     with pytest.raises(FormatError, match=said):
         MaskSet.load(path)
+
+
+def test_a_mask_that_is_a_view_is_saved(tmp_path):
+    """As masks of transposed weights (GPT-2's) come: what is stored is the mask, not the memory it is a view of."""
+    keep = torch.rand(6, 9) < 0.5
+    MaskSet({"w": keep.T}).save(tmp_path / "masks.safetensors")
+    assert torch.equal(MaskSet.load(tmp_path / "masks.safetensors")["w"].unpack(), keep.T)

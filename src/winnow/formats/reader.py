@@ -81,11 +81,14 @@ class Artifact:
     @property
     def recipe(self) -> dict[str, Any] | None:
         path = self.folder / "recipe.yaml"
-        if not path.is_file():
+        if not path.exists():
             return None
-        import yaml
+        from winnow.run.plain_yaml import CHARACTERS, read
 
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            return read(read_regular(path, 4 * CHARACTERS).decode("utf-8"), str(path))[0]
+        except (InputError, UnicodeDecodeError) as error:
+            raise FormatError(f"{path} is no recipe that winnow wrote ({error}): copy the folder again") from None
 
     def prunable(self, name: str) -> Prunable:
         return prunable_of(name, self._packed[self._known(name, self._packed)][1])
