@@ -640,3 +640,13 @@ def test_the_files_that_people_have(shared_data):
     assert overlap(open_data(shared_data / "wikitext2-valid-test" / "valid.txt.gz"), wiki) == 0
     parts = split_disjoint(wiki, 0, (0.3, 0.7))
     assert overlap(*parts) == 0 and overlap(wiki, parts[1]) >= 0.99 * len(parts[1])
+
+
+@pytest.mark.parametrize("keys", [("input_values",), ("signal", "labels"), ("waveform", "y")])
+def test_the_only_array_that_can_be_the_inputs_is(keys, tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 9)).astype("f4")
+    arrays = {key: np.arange(6) % 2 if i else x for i, key in enumerate(keys)}
+    np.savez(tmp_path / "d.npz", **arrays)
+    for data in (tmp_path / "d.npz", {k: torch.tensor(v) for k, v in arrays.items()}):
+        found = open_data(data)
+        assert np.array_equal(np.asarray(found.inputs[0]), x) and (found.labels is None) == (len(keys) == 1)

@@ -71,6 +71,9 @@ def npz_keys(
     targets = [key.format(s=s) for s in splits for key in _SPLIT_LABELS]
     plain = [] if split else list(_INPUT_KEYS)
     x = column or next((key for key in [*plain, *inputs] if key in keys), None)
+    apart = [key for key in keys if key != label and key not in _LABEL_KEYS]
+    if x is None and split is None and len(apart) == 1:
+        x = apart[0]
     if x is None:
         raise InputError(f"{name}: which array holds the inputs is not clear: give --column one of {', '.join(keys)}.")
     if label is not None:

@@ -186,7 +186,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def _is(path: Path, digest: str) -> bool:
     try:
         return sha256(path) == digest
-    except OSError:
+    except (OSError, FormatError):  # gone, or no file any more
         return False
 
 
