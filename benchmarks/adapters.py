@@ -10,6 +10,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,13 @@ CONTEXT = 128  # characters chargpt sees
 def chargpt() -> torch.nn.Module:
     """The character model, weights loaded."""
     return _module("chargpt-shakespeare").load("gpt", str(DATA / "chargpt-shakespeare"))
+
+
+def char_lstm() -> torch.nn.Module:
+    """The LSTM of char_lstm.py, trained first where it is not cached."""
+    from char_lstm import load
+
+    return load()
 
 
 def shakespeare_train() -> torch.Tensor:
@@ -51,6 +59,24 @@ def resnet_train() -> tuple[torch.Tensor, np.ndarray]:
 
 def resnet_test() -> tuple[torch.Tensor, np.ndarray]:
     images, labels = cifar10_test()
+    return _imagenet_scaled(images), labels
+
+
+def resnet32() -> torch.nn.Module:
+    """ResNet-32 with the published weights, for the original (lossless) images."""
+    return _module("resnet-cifar10").load("resnet32", str(DATA / "resnet-cifar10"))
+
+
+def resnet32_train() -> tuple[torch.Tensor, np.ndarray]:
+    """Lossless training images, float32 [2048, 3, 32, 32], evenly spaced over the 4,000, and labels."""
+    images, labels, _, _ = _lossless()
+    chosen = _even(len(images), CALIBRATION).numpy()
+    return _imagenet_scaled(images[chosen]), labels[chosen]
+
+
+def resnet32_test() -> tuple[torch.Tensor, np.ndarray]:
+    """All 1,000 lossless test images."""
+    _, _, images, labels = _lossless()
     return _imagenet_scaled(images), labels
 
 
@@ -107,12 +133,17 @@ def _module(folder: str) -> ModuleType:
     return module
 
 
-def _shakespeare() -> tuple[torch.Tensor, torch.Tensor]:
+def shakespeare() -> tuple[torch.Tensor, int]:
+    """The whole text, a number a character (chargpt's numbers), int64 [n], and how many characters there are."""
     found: Any = json.loads(Path(DATA / "chargpt-shakespeare" / "chars.json").read_text(encoding="utf-8"))
     number = {char: i for i, char in enumerate(found)}
     with gzip.open(DATA / "tinyshakespeare" / "input.txt.gz", "rt", encoding="utf-8", newline="") as file:
         text = file.read()
-    ids = torch.tensor([number[char] for char in text])
+    return torch.tensor([number[char] for char in text]), len(number)
+
+
+def _shakespeare() -> tuple[torch.Tensor, torch.Tensor]:
+    ids, _ = shakespeare()
     held_out = int(0.9 * len(ids))
     train, test = (
         part[: len(part) // CONTEXT * CONTEXT].view(-1, CONTEXT) for part in (ids[:held_out], ids[held_out:])
@@ -124,6 +155,13 @@ def _images(split: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     images, labels = cifar10(split)
     chosen = _even(len(images), limit or len(images))
     return images[chosen].numpy(), labels[chosen].numpy()
+
+
+def _lossless() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images and labels, test images and labels; images uint8 [n, 3, 32, 32]."""
+    train, train_labels, test, test_labels = runpy.run_path(str(DATA / "cifar10" / "load.py"))["lossless"]()
+    planes = (0, 3, 1, 2)
+    return train.transpose(planes).copy(), train_labels, test.transpose(planes).copy(), test_labels
 
 
 def _imagenet_scaled(images: np.ndarray) -> torch.Tensor:

@@ -42,6 +42,7 @@ class Family:
     data: str
     eval: str
     options: dict[str, Any] = field(default_factory=dict)
+    pattern: dict[str, Any] = field(default_factory=dict)  # options besides, where an n:m pattern is asked for
 
 
 FAMILIES = {
@@ -50,7 +51,9 @@ FAMILIES = {
     "chargpt": Family("decoder, plain torch", "adapters:chargpt", "adapters:shakespeare_train", "adapters:shakespeare_test", dict(task="perplexity")),
     "minilm-stsb": Family("encoder", "minilm-l6", "adapters:stsb_train", "adapters:stsb_test", dict(task="similarity")),
     "minilm-sst2": Family("encoder", "models:minilm-sst2", "sst2/train_b.tsv.gz", "sst2/validation.tsv.gz", dict(column="sentence", label="label", task="classification")),
-    "resnet20": Family("CNN, plain torch", "adapters:resnet20", "adapters:resnet_train", "adapters:resnet_test", dict(task="classification", samples=512)),
+    "resnet20": Family("CNN, plain torch", "adapters:resnet20", "adapters:resnet_train", "adapters:resnet_test", dict(task="classification", samples=512), dict(exclude=("conv1",))),
+    "resnet32": Family("CNN, plain torch", "adapters:resnet32", "adapters:resnet32_train", "adapters:resnet32_test", dict(task="classification", samples=512), dict(exclude=("conv1",))),
+    "char-lstm": Family("recurrent, plain torch", "adapters:char_lstm", "adapters:shakespeare_train", "adapters:shakespeare_test", dict(task="perplexity", include=("rnn.*",))),
     "mobilenet": Family("CNN, plain torch", "adapters:mobilenet", "adapters:mobilenet_train", "adapters:mobilenet_test", dict(task="agreement", samples=64)),
     "vit": Family("ViT", "models:vit", "adapters:cifar10_train", "adapters:cifar10_test", dict(task="classification", samples=256)),
 }  # fmt: skip
@@ -67,11 +70,13 @@ class Cell:
     limit: int | None
     seed: int
     threads: int
+    structure: str = "unstructured"
 
     @property
     def file(self) -> str:
         key = hashlib.sha256(json.dumps(self.__dict__, sort_keys=True).encode()).hexdigest()[:8]
-        return "-".join([self.model, self.method, self.allocation, self.values, key]).replace("+", "_") + ".json"
+        parts = [self.model, self.method, self.allocation, self.values, self.structure.replace(":", "of"), key]
+        return "-".join(parts).replace("+", "_") + ".json"
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -94,6 +99,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             baselines="none",
         )
         options["allocation"] = None if cell.allocation == "own" else cell.allocation
+        if cell.structure != "unstructured":
+            options |= dict(structure=cell.structure, sparsity=None, **family.pattern)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
         report = winnow.compress(_model(family.model), _data(family.data), out=Path(scratch) / "out", **options).report
@@ -145,7 +152,9 @@ def cells(args: argparse.Namespace) -> list[Cell]:
                     continue
                 seen.add(same)
                 for values in args.values:
-                    found.append(Cell(model, method, allocation, values, args.group_size, *common_parts))
+                    for structure in args.structures:
+                        # a pattern names its own rate
+                        found.append(Cell(model, method, allocation, values, args.group_size, *common_parts, structure))
     return found
 
 
@@ -225,6 +234,9 @@ def main() -> None:
         help="own (the method's), uniform, global, erk, lamp, owl, alphapruning",
     )
     parser.add_argument("--values", type=common.listed(str), default=["keep", "int8", "int4"], help="value types")
+    parser.add_argument(
+        "--structures", type=common.listed(str), default=["unstructured"], help="unstructured, 2:4 and other n:m"
+    )
     parser.add_argument("--group-size", type=int, default=128, help="inputs that share an int4 scale")
     parser.add_argument("--sparsities", type=common.listed(float), default=[0.5, 0.7, 0.9])
     parser.add_argument("--limit", type=int, help="at most this many examples (segments) of the test split")

@@ -4,6 +4,7 @@
     python benchmarks/models.py minilm-sst2         # MiniLM-L6 fine-tuned on SST-2
     python benchmarks/models.py vit-source          # the same ViT for the first five classes only, to be moved to the others
     python benchmarks/models.py clip-small          # a small CLIP for pairs of images and captions made from labels
+    python benchmarks/models.py char-lstm           # a character LSTM on Tiny Shakespeare
     python benchmarks/models.py random-llama --params 1b    # random bf16 Llama, for memory benchmarks
     python benchmarks/models.py all                 # vit and minilm-sst2
 
@@ -48,6 +49,8 @@ SOURCE_MINUTES, SOURCE_EPOCHS = 22.0, 14.0  # of half the images: reckoned from 
 SOURCE_CLASSES = range(5)  # what vit-source knows; three animals and two vehicles, as among the other five
 SST2_MINUTES, SST2_PHRASES = 6.5, 30_000
 CLIP_MINUTES, CLIP_EPOCHS = 17.0, 10.0  # of half the images: reckoned, as above
+
+LSTM_MINUTES = 3.0
 
 
 def cifar10(split: str, classes: range = range(10)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,6 +184,13 @@ def clip_small(folder: Path, scale: float) -> dict[str, Any]:
     return clip_small(folder, scale)
 
 
+def char_lstm(folder: Path, scale: float) -> dict[str, Any]:
+    """See char_lstm.py."""
+    from char_lstm import char_lstm
+
+    return char_lstm(folder, scale)
+
+
 def minilm_sst2(folder: Path, scale: float) -> dict[str, Any]:
     """MiniLM-L6 with a classification head, one pass over a random part of SST-2 ``train_a``."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -275,6 +285,7 @@ TRAINED: dict[str, tuple[Callable[[Path, float], dict[str, Any]], float]] = {
     "minilm-sst2": (minilm_sst2, SST2_MINUTES),
     "vit-source": (vit_source, SOURCE_MINUTES),
     "clip-small": (clip_small, CLIP_MINUTES),
+    "char-lstm": (char_lstm, LSTM_MINUTES),
 }
 
 

@@ -155,12 +155,43 @@ def test_bits_and_bytes_budgets_are_kept(model, tmp_path):
     assert 20_000 < written <= 30_000
 
 
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = torch.nn.GRU(12, 16, batch_first=True), torch.nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.rnn(x[:, None])[0][:, -1])
+
+
+def test_the_method_for_those_who_name_none():
+    """By the kind of the layers, the pattern and whether there is data; the reason names what decided."""
+    from winnow.compression.methods import ALPS_WIDTH
+
+    def chosen(model, data, **options):
+        result = winnow.compress(model, data, **{"sparsity": 0.5, "task": "none", "speed": False, **options})
+        (reason,) = [n for n in result.report.notes if n.startswith("method ")]
+        return result.outcomes[0].candidate.recipe.method, reason
+
+    x, y = images()
+    assert chosen(convnet(), (x, y))[0] == "alps-lamp" and "convolutions" in chosen(convnet(), (x, y))[1]
+    assert chosen(convnet(), None)[0] == "lamp" and "--data" in chosen(convnet(), None)[1]
+    assert chosen(convnet(), (x, y), structure="1:2", sparsity=None, exclude=("conv1",))[0] == "alps"
+    assert chosen(convnet(), (x, y), structure="channel")[0] == "magnitude"
+    features = points()[0]
+    assert chosen(classifier(), features)[0] == "alps" and chosen(classifier(), None)[0] == "magnitude"
+    recurrent = chosen(Recurrent(), features, include=("rnn.weight_*",))
+    assert recurrent[0] == "alps-lamp" and "recurrent" in recurrent[1]
+    wide = torch.nn.Sequential(torch.nn.Linear(ALPS_WIDTH + 8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    assert chosen(wide, torch.randn(40, ALPS_WIDTH + 8))[0] == "sparsegpt+lsq"
+
+
 def test_batch_norms_are_recalibrated(tmp_path):
     x, y = images()
     net = trained(convnet(), x, y)
     on = winnow.compress(net, (x, y), sparsity=0.5, baselines="none", eval=images(seed=3))
     off = winnow.compress(net, (x, y), sparsity=0.5, baselines="none", eval=images(seed=3), recalibrate=False)
-    assert on.report.candidates[-1].method == "lamp"
+    assert on.report.candidates[-1].method == "alps-lamp"
     assert torch.equal(off.model.bn2.running_mean, net.bn2.running_mean)
     # On all the data the new mean is nearer to what the pruned second convolution really puts out.
     pruned = on.model

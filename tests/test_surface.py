@@ -70,7 +70,7 @@ def test_format_version():
 
 def test_methods():
     assert set(METHODS) == {
-        "magnitude", "global", "lamp", "random", "wanda", "ria", "owl", "sparsegpt", "sparsegpt+lsq", "swap+lsq", "alps",
+        "magnitude", "global", "lamp", "random", "wanda", "ria", "owl", "sparsegpt", "sparsegpt+lsq", "swap+lsq", "alps", "alps-lamp",
         "fcpts", "distil", "reconstruct", "zeros",
     }  # fmt: skip
 

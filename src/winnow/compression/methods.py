@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 
@@ -19,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt+lsq": dict(score="magnitude", group="layer", allocation="uniform", solver="sparsegpt+lsq"),
     "swap+lsq": dict(score="wanda", group="row", allocation="uniform", solver="swap+lsq"),
     "alps": dict(score="magnitude", group="layer", allocation="uniform", solver="alps"),
+    "alps-lamp": dict(score="magnitude", group="layer", allocation="lamp", solver="alps"),
     "fcpts": dict(score="magnitude", group="layer", allocation="learned", solver="distil"),
     "distil": dict(score="magnitude", group="layer", allocation="lamp", solver="distil"),
     "reconstruct": dict(score="magnitude", group="layer", allocation="l2", solver="reconstruct"),
@@ -29,33 +32,45 @@ METHODS: dict[str, dict[str, Any]] = {
 ALPS_WIDTH = 2048  # inputs; its eigendecomposition and 300 iterations grow with the cube and the square of the width
 
 
-def choose(scope: Scope, *, has_data: bool, structure: str) -> tuple[str, str]:
+def choose(scope: Scope, *, has_data: bool, structure: str, recurrent: int = 0) -> tuple[str, str]:
     """The method for a user who named none, and the reason, in words.
 
-    Convolutional networks lose most where a layer is small, which LAMP spares, and their batch norms can be
-    repaired; block-structured transformers gain more from solving for the weights that stay.
+    Taken from a table of methods and allocations on convolutional, recurrent, encoder and decoder models at 50 to 90 % zeros
+    and 2:4 (docs/benchmarks.md, "Defaults"). ``recurrent``: how many of the prunable weights are of recurrent layers.
     """
-    conv = sum(p.numel for p in scope.prunables.values() if p.kind in CONVOLUTIONS)
     if structure in ("neuron", "head", "channel"):
         return "magnitude", f"whole {structure}s are chosen by their weights"
-    if conv * 2 > scope.numel:
-        return (
-            "magnitude" if _fixed(structure) else "lamp"
-        ), "most prunable weights are convolutions: LAMP spares small layers" + (
-            ", and batch norms are recalibrated" if has_data else ""
-        )
+    conv = sum(p.numel for p in scope.prunables.values() if p.kind in CONVOLUTIONS)
+    uneven = (conv + recurrent) * 2 > scope.numel  # layers of very different sizes: the small ones are spared
     if not has_data:
+        if conv * 2 > scope.numel and not _fixed(structure):
+            return (
+                "lamp",
+                "most prunable weights are convolutions, and LAMP spares the small ones; with calibration data (--data) far less is lost",
+            )
         return "magnitude", "there is no calibration data to learn from (--data)"
     widest = max(p.cols for p in scope.prunables.values())
-    if widest <= ALPS_WIDTH:
+    if widest > ALPS_WIDTH:
         return (
-            "alps",
-            f"no linear layer has more than {ALPS_WIDTH} inputs, where ALPS leaves the least error and still takes minutes",
+            "sparsegpt+lsq",
+            f"a layer has {widest:,} inputs, for which ALPS takes long: SparseGPT chooses the zeros, least squares refits the weights that stay",
+        )
+    if uneven and not _fixed(structure):
+        kind = "convolutions" if conv >= recurrent else "of recurrent layers"
+        return (
+            "alps-lamp",
+            f"most prunable weights are {kind}, where ALPS within LAMP's split lost least in what was measured",
         )
     return (
-        "sparsegpt+lsq",
-        "wide linear layers: SparseGPT chooses the zeros, least squares refits the weights that stay",
+        "alps",
+        f"no layer has more than {ALPS_WIDTH:,} inputs, where ALPS leaves the least error and still takes minutes",
     )
+
+
+def recurrent_weights(scope: Scope, model: nn.Module) -> int:
+    """How many prunable weights belong to recurrent layers and cells."""
+    kinds = (nn.RNNBase, nn.RNNCellBase)
+    return sum(p.numel for p in scope.prunables.values() if isinstance(model.get_submodule(p.module), kinds))
 
 
 def resolve(

@@ -22,7 +22,7 @@ from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_
 from winnow.compression.goal import Search, nothing_holds, safest_first, search, within
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
-from winnow.compression.methods import choose, resolve, settle, trains
+from winnow.compression.methods import choose, recurrent_weights, resolve, settle, trains
 from winnow.compression.opening import outputs_of, tried
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
@@ -104,7 +104,8 @@ def set_up(job: Job) -> Setup:
     check_finite(host, scope)
     method, reason = job.method, "named by you"
     if method == "auto":
-        method, reason = choose(scope, has_data=job.data is not None, structure=job.structure)
+        recurrent = recurrent_weights(scope, host.model)
+        method, reason = choose(scope, has_data=job.data is not None, structure=job.structure, recurrent=recurrent)
     allocation = "table" if job.table is not None and not job.learns else job.allocation
     parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
     settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
