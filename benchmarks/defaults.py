@@ -4,8 +4,7 @@
     python benchmarks/defaults.py --out defaults              # the table of what is finished
 
 A column is a model at a sparsity (or a pattern), a row a method with its allocation. Figures are what the test split loses
-against the dense model, in points, or in per cent of perplexity; the least loss of a column is bold, and what ``--method auto``
-takes there is marked with an asterisk.
+against the dense model, in points, or in per cent of perplexity; the least loss of a column is bold.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, read in chunks. Raises OSError."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        while chunk := file.read(1 << 22):
+        while chunk := file.read(1 << 18):
             digest.update(chunk)
     return digest.hexdigest()
 

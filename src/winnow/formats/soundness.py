@@ -19,7 +19,7 @@ INTEGERS = {"int8": 8, "int4": 4}
 # blocks of 32 x 32 that are all pruned still pass.
 WEIGHTS_PER_BYTE = 8192
 _SMALL = 1 << 20
-_CHUNK = 1 << 18  # numbers looked at together: little memory beside a mapped tensor
+_CHUNK = 1 << 16  # numbers looked at together: little memory beside a mapped tensor
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 

@@ -28,7 +28,7 @@ from winnow.formats.regular import open_regular
 
 __all__ = ["FORMAT_VERSION", "TensorFile", "file_size", "sha256", "write_tensors"]
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18  # bytes read together: little memory beside a mapped tensor
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
