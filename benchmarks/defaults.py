@@ -20,7 +20,7 @@ import common
 
 HERE = Path(__file__).resolve().parent
 # Examples of the test split (segments, for text); what is not named here is evaluated whole.
-LIMITS = {"resnet20": 2000, "vit": 2000, "reference-lm": 40, "chargpt": 200, "char-lstm": 200, "stories260k": 96}
+LIMITS = {"resnet20": 2000, "vit": 1000, "reference-lm": 40, "chargpt": 200, "char-lstm": 200, "stories260k": 96}
 MODELS = (
     "resnet20",
     "resnet32",

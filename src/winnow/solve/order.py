@@ -41,11 +41,9 @@ def by_activation(power: torch.Tensor, size: int | None = None) -> Order:
 def orders(power: torch.Tensor, grid: Grid, *, pruned: bool) -> list[Order | None]:
     """The orders to round in, of which each row takes the one that leaves it the least error; None: as the columns lie.
 
-    Measured on layers with and without outlying inputs, relative to the order in which the columns lie. Nothing pruned
-    (GPTQ): one scale a row, 0.85 times the error (outliers of twentyfold size: 0.35); groups of 128 kept together 0.91 (0.57),
-    torn apart with scales fitted before 0.90 (0.48); groups of 32: 0.94 (0.56) and 0.99 (0.58). Refined weights on a mask
-    gain where there are outliers only (0.92 to 1.05 times). A mask chosen inside the loop keeps the columns as they lie: by
-    activation it leaves up to a third more.
+    Nothing pruned (GPTQ): groups kept together, and torn apart with scales fitted before; which is better depends on the
+    layer. On a mask that is settled an order pays where some inputs are far larger than others, and else not: as the columns lie,
+    or groups together. A mask chosen inside the loop keeps the columns as they lie: it comes out worse by activation.
     """
     together = by_activation(power, grid.group)
     if pruned:
