@@ -9,7 +9,7 @@ from statistics import fmean
 
 from winnow.errors import InputError
 
-from .allocation_schema import AllocationRecord, Comparison
+from winnow.report.allocation_schema import AllocationRecord, Comparison
 
 
 def thin(losses: Sequence[float], points: int = 200) -> list[float]:
@@ -33,7 +33,7 @@ def earlier_record(folder: Path) -> AllocationRecord:
         InputError: there is no report.json, or no allocation in it.
         FormatError: the report is damaged, or of an unknown version.
     """
-    from .html import read
+    from winnow.report.html import read
 
     record = read(folder).allocation
     if record is None or not record.layers:

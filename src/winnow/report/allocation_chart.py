@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import words
-from .allocation_layout import breaks, lines
-from .allocation_schema import AllocationLayer, AllocationRecord
-from .allocation_words import kind, rate, runs, scaled, shortened
-from .axes import Scale
-from .figures import Canvas
-from .labels import fit, text_width
+from winnow.report import words
+from winnow.report.allocation_layout import breaks, lines
+from winnow.report.allocation_schema import AllocationLayer, AllocationRecord
+from winnow.report.allocation_words import kind, rate, runs, scaled, shortened
+from winnow.report.axes import Scale
+from winnow.report.figures import Canvas
+from winnow.report.labels import fit, text_width
 
 LIST_LIMIT = 40  # more layers than this stand in columns
 ROW = 20.0

@@ -6,12 +6,12 @@ import math
 
 from markupsafe import Markup
 
-from . import words
-from .allocation_schema import AllocationRecord
-from .allocation_words import small
-from .axes import Scale
-from .figures import Canvas
-from .labels import text_width
+from winnow.report import words
+from winnow.report.allocation_schema import AllocationRecord
+from winnow.report.allocation_words import small
+from winnow.report.axes import Scale
+from winnow.report.figures import Canvas
+from winnow.report.labels import text_width
 
 
 def draw(record: AllocationRecord, key: str, width: float, height: float, font: float) -> Markup | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from .parts import Clean, Count, Part, Share, Text
+from winnow.report.parts import Clean, Count, Part, Share, Text
 
 
 def _rounded(value: Any) -> Any:

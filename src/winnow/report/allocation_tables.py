@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from . import allocation_chart, allocation_curve, words
-from .allocation_schema import AllocationLayer, AllocationRecord
-from .allocation_words import (
+from winnow.report import allocation_chart, allocation_curve, words
+from winnow.report.allocation_schema import AllocationLayer, AllocationRecord
+from winnow.report.allocation_words import (
     comparison,
     deviation,
     kind,
@@ -22,7 +22,7 @@ from .allocation_words import (
     stability,
     step_parts,
 )
-from .tables import plain_rows, renditions
+from winnow.report.tables import plain_rows, renditions
 
 OPEN = 24  # with so many layers at most the table is unfolded
 PARTS = {"teacher": "rest", "forward": "values", "backward": "masks", "bridge": "scales", "update": "other"}

@@ -9,9 +9,9 @@ from typing import Any
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats.ownership import claim
 
-from . import speed, speed_tables, tables, words
-from .schema import Report
-from .speed_schema import BENCH_FORMAT, Bench, Measure
+from winnow.report import speed, speed_tables, tables, words
+from winnow.report.schema import Report
+from winnow.report.speed_schema import BENCH_FORMAT, Bench, Measure
 
 DATA = "bench.json"
 OWN = ("packed", "accelerated")  # the first word of contenders that run the packed weights
@@ -54,7 +54,7 @@ def page_of(data: Path) -> Path:
 
 def write(bench: Bench, data: Path) -> None:
     """Writes the JSON and its page; in a folder with a report, the report's page is drawn again with it."""
-    from . import html
+    from winnow.report import html
 
     try:
         if data.name == DATA:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import allocation_console, words
-from .schema import Candidate, Report
-from .speed_tables import line
+from winnow.report import allocation_console, words
+from winnow.report.schema import Candidate, Report
+from winnow.report.speed_tables import line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -31,7 +31,7 @@ class _Summary:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from .screen import Text
+        from winnow.report.screen import Text
 
         report = self.report
         yield Text(report.verdict.sentence, style=f"bold {STYLES[report.verdict.tone]}")
@@ -54,7 +54,7 @@ class _Summary:
 def _table(report: Report, width: int) -> Table:
     from rich.table import Table
 
-    from .screen import Text
+    from winnow.report.screen import Text
 
     task, picked = report.task, report.picked
     always: list[tuple[str, Callable[[Candidate], str]]] = [

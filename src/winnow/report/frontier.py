@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import words
-from .axes import Scale, bit_ticks
-from .figures import Canvas
-from .labels import Box, Wanted, place, text_width
-from .schema import Candidate, Report, TaskInfo
+from winnow.report import words
+from winnow.report.axes import Scale, bit_ticks
+from winnow.report.figures import Canvas
+from winnow.report.labels import Box, Wanted, place, text_width
+from winnow.report.schema import Candidate, Report, TaskInfo
 
 KINDS: dict[str, str] = {
     "dense": "dense",

@@ -8,14 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import FormatError, InputError, WinnowError
-from ..formats.ownership import claim
-from .schema import FORMAT, Report
+from winnow.errors import FormatError, InputError, WinnowError
+from winnow.formats.ownership import claim
+from winnow.report.schema import FORMAT, Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-    from .speed_schema import Bench
+    from winnow.report.speed_schema import Bench
 
 PAGE, DATA = "report.html", "report.json"
 
@@ -25,7 +25,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    from .view import ticks
+    from winnow.report.view import ticks
 
     environment = Environment(
         loader=FunctionLoader(_packaged),
@@ -52,7 +52,7 @@ def _packaged(name: str) -> str:
 def render(report: Report, bench: Bench | None = None) -> str:
     """The whole page as one string: styles and pictures inside, nothing loaded from anywhere. ``bench``: what
     ``winnow bench`` found, for its own chapter."""
-    from .view import view
+    from winnow.report.view import view
 
     return template(PAGE).render(**view(report, bench)) + "\n"
 
@@ -64,7 +64,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> Path:
     Each file appears whole or not at all. Raises InputError when the folder cannot be written to, WinnowError when
     the disk is full.
     """
-    from . import bench
+    from winnow.report import bench
 
     target = Path(folder)
     data = report.model_dump_json(indent=2) + "\n"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from . import words
+from winnow.report import words
 
 
 @dataclass(frozen=True)

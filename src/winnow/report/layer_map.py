@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import words
-from .figures import Canvas
-from .labels import fit, text_width
-from .schema import Layer, Report
+from winnow.report import words
+from winnow.report.figures import Canvas
+from winnow.report.labels import fit, text_width
+from winnow.report.schema import Layer, Report
 
 LIST_LIMIT = 40  # more layers than this outside of blocks become a strip
 KIND_LIMIT = 28

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .allocation_schema import AllocationRecord
-from .parts import Count, Image, Part, Share, Text
+from winnow.report.allocation_schema import AllocationRecord
+from winnow.report.parts import Count, Image, Part, Share, Text
 
 FORMAT: Literal[1] = 1
 Kind = Literal["dense", "ticket", "pruned", "quantized", "pruned+quantized"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich import console, text
 
-from ..legible import visible
+from winnow.legible import visible
 
 
 class Text(text.Text):

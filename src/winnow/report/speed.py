@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import words
-from .axes import Scale
-from .figures import Canvas
-from .labels import fit, text_width
-from .speed_schema import Bench, LayerSpeed
+from winnow.report import words
+from winnow.report.axes import Scale
+from winnow.report.figures import Canvas
+from winnow.report.labels import fit, text_width
+from winnow.report.speed_schema import Bench, LayerSpeed
 
 CSS = {"dense": "dense", "quantized": "quantized", "pruned": "pruned", "pruned+quantized": "both"}
 BEYOND = 3.0  # times dense: longer bars are cut there, so that the others can be told apart

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .schema import Count, Part, Share, Text, Times
+from winnow.report.schema import Count, Part, Share, Text, Times
 
 BENCH_FORMAT: Literal[1] = 1
 What = Literal["forward", "prefill", "decode"]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from . import words
-from .figures import swatch
-from .schema import Speed
-from .speed import CSS, distinct, fastest, milli, times
-from .speed_schema import Bench, Contender, LayerSpeed, Measure
+from winnow.report import words
+from winnow.report.figures import swatch
+from winnow.report.schema import Speed
+from winnow.report.speed import CSS, distinct, fastest, milli, times
+from winnow.report.speed_schema import Bench, Contender, LayerSpeed, Measure
 
 
 def cases(bench: Bench) -> list[dict[str, Any]]:

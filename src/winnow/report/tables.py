@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import words
-from .figures import sample
-from .frontier import KINDS
-from .schema import Candidate, Report, Sizes
+from winnow.report import words
+from winnow.report.figures import sample
+from winnow.report.frontier import KINDS
+from winnow.report.schema import Candidate, Report, Sizes
 
 
 def candidates(report: Report) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from winnow.tickets.cost import Price, price, training_flops
 from winnow.tickets.search import Ticket
 from winnow.tickets.training import Training
 
-from . import ticket_audit as audit
-from . import words
-from .schema import ModelInfo, TaskInfo
-from .ticket_console import console_table
-from .ticket_schema import TICKET_FORMAT, Cost, Isp, RoundLine, Row, TicketLine, TicketReport
-from .ticket_verdict import judge, warnings
-from .ticket_words import named
+from winnow.report import ticket_audit as audit
+from winnow.report import words
+from winnow.report.schema import ModelInfo, TaskInfo
+from winnow.report.ticket_console import console_table
+from winnow.report.ticket_schema import TICKET_FORMAT, Cost, Isp, RoundLine, Row, TicketLine, TicketReport
+from winnow.report.ticket_verdict import judge, warnings
+from winnow.report.ticket_words import named
 
 PAGE, DATA = "ticket.html", "ticket-report.json"  # ticket.json is the saved ticket itself
 YARDSTICKS = ("imp", "imp-rewind", "lrr", "lottery-pool", "magnitude")  # what others are compared with, the best first
@@ -245,8 +245,8 @@ def _row(
 
 def render(report: TicketReport) -> str:
     """The whole page as one string: styles and pictures inside, nothing loaded from anywhere."""
-    from .html import template
-    from .ticket_tables import view
+    from winnow.report.html import template
+    from winnow.report.ticket_tables import view
 
     return template(PAGE).render(**view(report)) + "\n"
 
@@ -258,7 +258,7 @@ def write(report: TicketReport, folder: str | os.PathLike[str]) -> Path:
         InputError: the folder cannot be written to.
         WinnowError: the disk is full.
     """
-    from .html import replace
+    from winnow.report.html import replace
 
     target = Path(folder)
     try:

@@ -9,12 +9,12 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from . import words
-from .axes import Scale
-from .figures import Canvas
-from .labels import fit, text_width
-from .ticket_schema import Figure, Row, TicketReport
-from .ticket_words import brief, named, plain, span
+from winnow.report import words
+from winnow.report.axes import Scale
+from winnow.report.figures import Canvas
+from winnow.report.labels import fit, text_width
+from winnow.report.ticket_schema import Figure, Row, TicketReport
+from winnow.report.ticket_words import brief, named, plain, span
 
 COLOURS = 6  # of methods other than the chosen one, the reference and dense; then shapes repeat them
 SHAPES = ("dot", "diamond", "rect")

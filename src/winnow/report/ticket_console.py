@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from . import words
-from .ticket_schema import Row, TicketReport
-from .ticket_words import brief, change, change_span, flops, named, passes, span, steps, unit
+from winnow.report import words
+from winnow.report.ticket_schema import Row, TicketReport
+from winnow.report.ticket_words import brief, change, change_span, flops, named, passes, span, steps, unit
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -26,7 +26,7 @@ class _Summary:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from .screen import Text
+        from winnow.report.screen import Text
 
         report = self.report
         yield Text(report.verdict.sentence, style=f"bold {STYLES[report.verdict.tone]}")
@@ -50,7 +50,7 @@ def _footer(report: TicketReport) -> str:
 def _table(report: TicketReport, width: int) -> Table:
     from rich.table import Table
 
-    from .screen import Text
+    from winnow.report.screen import Text
 
     task = report.task
     # The first stay longest when the terminal is narrow.
@@ -97,7 +97,7 @@ def lines(report: TicketReport, width: int = 120) -> Iterator[str]:
     """The same as plain text, for logs."""
     import io
 
-    from .screen import Console
+    from winnow.report.screen import Console
 
     out = io.StringIO()
     Console(file=out, width=width, force_terminal=False).print(console_table(report))

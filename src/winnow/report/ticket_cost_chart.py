@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from . import words
-from .axes import Scale
-from .figures import Canvas
-from .labels import Box, Wanted, fit, place, text_width
-from .ticket_chart import edges, heading, mark, point, rules, styles, title, vertical
-from .ticket_schema import Row, TicketReport
-from .ticket_words import brief, flops, named, plain, power
+from winnow.report import words
+from winnow.report.axes import Scale
+from winnow.report.figures import Canvas
+from winnow.report.labels import Box, Wanted, fit, place, text_width
+from winnow.report.ticket_chart import edges, heading, mark, point, rules, styles, title, vertical
+from winnow.report.ticket_schema import Row, TicketReport
+from winnow.report.ticket_words import brief, flops, named, plain, power
 
 PANELS = 4  # sparsities drawn: the highest
 

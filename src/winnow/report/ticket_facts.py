@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import words
-from .ticket_schema import Figure, TicketReport
-from .ticket_words import flops, span
+from winnow.report import words
+from winnow.report.ticket_schema import Figure, TicketReport
+from winnow.report.ticket_words import flops, span
 
 
 def facts(report: TicketReport) -> list[tuple[str, str]]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import words
-from .allocation_words import block, shortened
-from .figures import Canvas
-from .labels import fit, text_width
-from .ticket_audit import COLLAPSE
-from .ticket_schema import TensorLine, TicketLine, TicketReport
-from .ticket_words import brief, named
+from winnow.report import words
+from winnow.report.allocation_words import block, shortened
+from winnow.report.figures import Canvas
+from winnow.report.labels import fit, text_width
+from winnow.report.ticket_audit import COLLAPSE
+from winnow.report.ticket_schema import TensorLine, TicketLine, TicketReport
+from winnow.report.ticket_words import brief, named
 
 ROWS = 40  # more tensors than this are summed up by block
 COLUMNS = 48  # rounds at most: evenly spaced ones, the last among them

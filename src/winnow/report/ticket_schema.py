@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .parts import Count, Part, Share, Text
-from .schema import ModelInfo, TaskInfo, Verdict
+from winnow.report.parts import Count, Part, Share, Text
+from winnow.report.schema import ModelInfo, TaskInfo, Verdict
 
 TICKET_FORMAT: Literal[1] = 1
 

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from . import ticket_chart, ticket_cost_chart, ticket_heat, words
-from .figures import Canvas
-from .tables import plain_rows, renditions
-from .ticket_facts import facts
-from .ticket_schema import ClassLine, Row, TicketLine, TicketReport
-from .ticket_words import MEANING, change, change_span, flops, named, passes, signed, span, steps, unit
+from winnow.report import ticket_chart, ticket_cost_chart, ticket_heat, words
+from winnow.report.figures import Canvas
+from winnow.report.tables import plain_rows, renditions
+from winnow.report.ticket_facts import facts
+from winnow.report.ticket_schema import ClassLine, Row, TicketLine, TicketReport
+from winnow.report.ticket_words import MEANING, change, change_span, flops, named, passes, signed, span, steps, unit
 
 TONES = {"good": "Worth it", "mixed": "It depends", "bad": "Not worth it"}
 UNFOLDED = 24  # rows of results shown at once: of more, those of the verdict's sparsity

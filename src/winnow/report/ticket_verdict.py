@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from . import words
-from .schema import TaskInfo, Verdict
-from .ticket_audit import COLLAPSE, collapsed
-from .ticket_schema import Figure, Row, TicketReport
-from .ticket_words import change, change_span, named, passes, unit
+from winnow.report import words
+from winnow.report.schema import TaskInfo, Verdict
+from winnow.report.ticket_audit import COLLAPSE, collapsed
+from winnow.report.ticket_schema import Figure, Row, TicketReport
+from winnow.report.ticket_words import change, change_span, named, passes, unit
 
 SMALL_DROP, LARGE_DROP = 1.0, 5.0  # points, or per cent of perplexity
 FEW_SEEDS = 3

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from . import words
-from .allocation_words import points
-from .schema import TaskInfo
-from .ticket_schema import Figure
+from winnow.report import words
+from winnow.report.allocation_words import points
+from winnow.report.schema import TaskInfo
+from winnow.report.ticket_schema import Figure
 
 NAMES = {
     "dense": "dense",

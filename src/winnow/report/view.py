@@ -9,12 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import allocation_tables, frontier, layer_map, speed_tables, tables, words
-from . import bench as pages
-from .figures import sample
-from .schema import Candidate, ClassQuality, Report, Speed
-from .speed import milli, times
-from .speed_schema import Bench
+from winnow.report import allocation_tables, frontier, layer_map, speed_tables, tables, words
+from winnow.report import bench as pages
+from winnow.report.figures import sample
+from winnow.report.schema import Candidate, ClassQuality, Report, Speed
+from winnow.report.speed import milli, times
+from winnow.report.speed_schema import Bench
 
 TONES = {"good": "Worth it", "mixed": "It depends", "bad": "Not worth it"}
 CLASSES_FIRST, CHANGED_FIRST = 5, 4  # how many the first screen shows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from .schema import Candidate, Report, TaskInfo
+from winnow.report.schema import Candidate, Report, TaskInfo
 
 MINUS = "\u2212"
 
