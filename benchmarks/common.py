@@ -126,7 +126,7 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 def added_peak(work: Callable[[], Any]) -> tuple[int, int]:
     """Bytes resident before ``work``, and how far above that the peak rose during it (Linux)."""
-    from winnow.measure.memory import peak_rss, reset_peak, resident
+    from winnow.machine.memory import peak_rss, reset_peak, resident
 
     gc.collect()
     if not reset_peak():

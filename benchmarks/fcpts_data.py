@@ -192,7 +192,7 @@ def source(name: str) -> torch.nn.Module | str:
 
 def dense(name: str) -> torch.nn.Module:
     """The dense model, a copy, in eval mode."""
-    from winnow.models import open_model
+    from winnow.models.source import open_model
 
     return copy.deepcopy(open_model(source(name)).load())
 

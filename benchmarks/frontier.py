@@ -82,8 +82,8 @@ class Cell:
 def run_cell(cell: Cell) -> dict[str, Any]:
     """One call of winnow.compress; returns the cell with its rows."""
     import winnow
-    from winnow.measure.machine import machine
-    from winnow.measure.memory import peak_rss
+    from winnow.machine.facts import machine
+    from winnow.machine.memory import peak_rss
 
     family = FAMILIES[cell.model]
     plain = cell.method == PLAIN

@@ -100,9 +100,9 @@ def _steps(cell: Cell) -> int:
 
 def _searched(cell: Cell, results: Results) -> Row:
     from winnow.run.store import Store, stage_key
+    from winnow.settings import read_settings
     from winnow.tickets.methods import METHODS as FINDERS
     from winnow.tickets.search import Search
-    from winnow.train.settings import read_settings
 
     entry = FINDERS[METHODS[cell.method].finder]
     settings = read_settings(entry.settings_class, dict(cell.options), cell.method)

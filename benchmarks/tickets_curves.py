@@ -25,7 +25,7 @@ from winnow.report.ticket_chart import apart, by_sparsity, edges, point, rules, 
 from winnow.report.ticket_schema import Figure, TicketLine, TicketReport
 from winnow.report.ticket_schema import Row as Mean
 from winnow.report.ticket_words import plain
-from winnow.report.words import percent, short
+from winnow.words import percent, short
 
 LEFT, RIGHT, GAP = 500.0, 420.0, 24.0  # widths of the panels, and what is between them
 HEIGHT, HEAD, FOOT, MARGIN = 420.0, 30.0, 66.0, 14.0

@@ -79,7 +79,7 @@ class Model:
         import transformers
 
         import winnow
-        from winnow.measure.memory import reset_peak
+        from winnow.machine.memory import reset_peak
 
         getattr(transformers, "AutoModelForCausalLM")  # noqa: B009 - lazy modules, imported off the clock
         sys.path.insert(0, str(HERE))

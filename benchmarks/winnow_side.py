@@ -18,7 +18,7 @@ class Winnow:
 
         from winnow.compression.hosts import Loaded
         from winnow.masks.scope import find_scope
-        from winnow.models import open_model
+        from winnow.models.source import open_model
 
         self.host = Loaded(open_model(model), dtype=getattr(torch, dtype))
         self.scope = find_scope(self.host.model)
@@ -69,7 +69,7 @@ class Winnow:
 def calibration(source: Any, samples: int, length: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
     """Batches of the corpus' validation text in the tokens of the model folder: the same for every contender."""
     from winnow.data import calibration_batches, open_data
-    from winnow.models import open_model
+    from winnow.models.source import open_model
 
     opened = open_model(source)
     return calibration_batches(

@@ -102,7 +102,8 @@ stages:
 
 def place(out: Path, given: Path) -> None:
     """The least that owns an output: two stages, a folder of two files."""
-    from winnow.formats.disk import OutputFolder, write_text
+    from winnow.disk.files import write_text
+    from winnow.formats.output import OutputFolder
     from winnow.run.store import Store
 
     store = Store(out.with_name(out.name + ".work"))

@@ -352,7 +352,9 @@ def test_full_disk_keeps_the_earlier_file(tmp_path):
     unit = tmp_path / "unit.safetensors"
     save_packed(unit, {}, {"x": torch.zeros(3)})
     before = unit.read_bytes()
-    (tmp_path / "unit.safetensors.tmp").symlink_to("/dev/full")  # every write fails with the kernel's own ENOSPC
+    (tmp_path / f"unit.safetensors.{os.getpid()}.tmp").symlink_to(
+        "/dev/full"
+    )  # every write fails with the kernel's own ENOSPC
     with pytest.raises(WinnowError, match="disk is full") as caught:
         save_packed(unit, {}, {"x": torch.ones(3)})
     assert caught.value.exit_code == 1

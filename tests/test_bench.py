@@ -19,7 +19,7 @@ from test_cli import refused
 from test_cli import winnow as command
 from test_report import Page
 from winnow.errors import FormatError, InputError
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.report import bench as pages
 from winnow.report import html, speed
 from winnow.report.schema import Speed, Times
@@ -243,7 +243,7 @@ def test_random_inputs_fit_the_model(llama):
         make_work(source, lengths=[64], tokens=4)
     from transformers import BertConfig, CLIPConfig, ResNetConfig, ViTConfig
 
-    from winnow.models import ModelSource
+    from winnow.models.source import ModelSource
 
     def given(config, kind, length=6):
         return random_batch(ModelSource(spec="m", _config=config), kind, 2, length, 0)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from small import Classifier, classifier
+from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats import ArtifactWriter, export_dense, load, pack, read_artifact
 from winnow.formats.reader import check_listed
-from winnow.formats.regular import open_regular, read_regular
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import Unstructured
-from winnow.models import open_model
+from winnow.models.source import open_model
 
 
 @torch.no_grad()

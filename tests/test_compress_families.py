@@ -5,7 +5,7 @@ import torch
 
 import winnow
 from families import FAMILIES
-from winnow.calibrate.batches import call
+from winnow.forward.batch import call
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 import winnow
 from small import classifier, points
+from winnow import words
 from winnow.compression.verdict import change
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
-from winnow.report import card, schema, tables, view, words
+from winnow.report import card, schema, tables, view
 from winnow.report.html import read
 from winnow.run.pipeline_verb import run_recipe
 from winnow.run.publish import publish

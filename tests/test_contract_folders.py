@@ -9,8 +9,8 @@ import torch
 import winnow
 from families import FAMILIES, TORCH, hf
 from small import classifier, convnet, images, points, save_llama, sentences, trained, write_lines
-from winnow.calibrate.batches import call
 from winnow.errors import InputError
+from winnow.forward.batch import call
 from winnow.masks.ties import tensors_of
 
 pytest.importorskip("transformers")
@@ -161,7 +161,7 @@ def test_a_dense_model_that_changed_is_not_measured(tmp_path):
     from winnow.compression.hosts import Loaded, Streamed
     from winnow.errors import WinnowError
     from winnow.masks.scope import find_scope
-    from winnow.models import identity_of_weights, open_model
+    from winnow.models.source import identity_of_weights, open_model
 
     host = Loaded(open_model(classifier()))
     scope = find_scope(host.model)

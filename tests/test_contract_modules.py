@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import winnow
-from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.windows import update_windows
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.scope import find_scope
 
 ROWS, WIDE, TOKENS = torch.randn(24, 16), torch.randn(24, 6, 16), torch.randint(0, 20, (24, 6))

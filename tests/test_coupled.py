@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from families import FAMILIES
-from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.coupled import (
     Entries,
     Member,

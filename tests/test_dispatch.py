@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import families
-from winnow.calibrate.batches import call
 from winnow.errors import InputError
 from winnow.formats import ArtifactWriter, load, pack
+from winnow.forward.batch import call
 from winnow.kernels import dispatch, native
 from winnow.kernels.cache import TimingCache
 from winnow.kernels.choose import choose

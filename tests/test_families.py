@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import families
-from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.walker import Walker
+from winnow.forward.batch import call as call_model
 from winnow.masks.blocks import find_blocks
 from winnow.masks.scope import find_scope
 

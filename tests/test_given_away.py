@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 import winnow
 from report_samples import language_model as sample
 from small import classifier, points
+from winnow.disk.links import leaves, refuse_links
 from winnow.errors import InputError
-from winnow.legible import json_for_terminal, legible_logs, visible
-from winnow.links import leaves, refuse_links
 from winnow.naming import name_of, nameless, without_paths
 from winnow.report import card
 from winnow.report.markdown import fenced, prose
 from winnow.report.schema import Report
-from winnow.report.screen import Console, Text
+from winnow.terminal.legible import json_for_terminal, legible_logs, visible
+from winnow.terminal.screen import Console, Text
 
 ODD = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066, 0x200B, 0xFEFF, 0x2028, 0xD800, 0xDCFF]))
 NAMES = [
@@ -106,7 +106,7 @@ def with_names(report, name):
 
 
 def test_progress_shows_names_as_text(monkeypatch):
-    from winnow import terminal
+    from winnow.terminal import progress as terminal
 
     with terminal.Bars() as bars:
         for name in NAMES:

@@ -15,7 +15,7 @@ from winnow.compression.hosts import Loaded
 from winnow.errors import WinnowError
 from winnow.masks.scope import find_scope
 from winnow.measure.identity import Identity, digest
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.verbs.evaluate import evaluate
 
 QUICK = dict(speed=False, samples=64)

@@ -15,6 +15,7 @@ from isp_samples import Killer, mlp, noisy, rows, same_tickets, search, sgd, tra
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
+from winnow.settings import read_settings
 from winnow.tickets.candidates import Pool
 from winnow.tickets.curvature import scores
 from winnow.tickets.denoise import adjust, denoise, disagreement, unanimous
@@ -24,7 +25,6 @@ from winnow.tickets.levels import levels
 from winnow.tickets.run import Run
 from winnow.tickets.settings import PAPER, IspSettings
 from winnow.train.schedules import global_magnitude
-from winnow.train.settings import read_settings
 
 AGGREGATES = ["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
 

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from winnow.measure.bandwidth import read_bandwidth
-from winnow.measure.energy import Energy, energy_of, open_meter
+from winnow.machine.bandwidth import read_bandwidth
+from winnow.machine.energy import Energy, energy_of, open_meter
 from winnow.measure.latency import alternate, calls_in_a_row, median_interval, paired_ratio, spread
 
 SECONDS = st.floats(1e-6, 1e3)

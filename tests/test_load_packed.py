@@ -14,9 +14,9 @@ from torch import nn
 import families
 import winnow
 from small import ConvNet, convnet
-from winnow.calibrate.batches import call
 from winnow.errors import FormatError, InputError
 from winnow.formats import ArtifactWriter, load, pack, read_artifact
+from winnow.forward.batch import call
 from winnow.kernels.modules import PackedConv2d, PackedLinear
 from winnow.kernels.swap import packed_layers
 from winnow.masks.scope import find_scope

@@ -18,7 +18,7 @@ from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance, by_frequency, too_good
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.quality import open_task, single_output
-from winnow.models import open_model
+from winnow.models.source import open_model
 
 QUICK = dict(baselines="none", speed=False, samples=64)
 

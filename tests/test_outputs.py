@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 import winnow
 from accidents import figures, give
 from small import classifier, points
+from winnow.disk.ownership import claim, read_mark, stranger, write_mark
+from winnow.disk.work import check_output
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.formats.disk import OutputFolder
-from winnow.formats.ownership import claim, read_mark, stranger, write_mark
-from winnow.formats.work import check_output
+from winnow.formats.output import OutputFolder
 from winnow.run.pipeline_verb import run_recipe
 from winnow.run.store import Store
 

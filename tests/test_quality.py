@@ -13,11 +13,12 @@ from torch import nn
 
 from winnow.data import Records, open_data
 from winnow.errors import FormatError, InputError
+from winnow.forward.model import call, evaluating
+from winnow.machine.facts import machine
+from winnow.machine.memory import available_memory, peak_rss, reset_peak, resident
 from winnow.measure import evaluation as evaluation_module
 from winnow.measure import language as language_module
-from winnow.measure.feed import Feed, call, evaluating
-from winnow.measure.machine import machine
-from winnow.measure.memory import available_memory, peak_rss, reset_peak, resident
+from winnow.measure.feed import Feed
 from winnow.measure.quality import (
     AgreementTask,
     ClassificationTask,

@@ -20,14 +20,14 @@ from winnow.compression.prune import Pruner
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.run.recipe import Recipe
 from winnow.solve import before_units, needs_gram, needs_scores, parse_solver
 from winnow.solve.calls import held_out
 from winnow.solve.draw import Draw
 from winnow.solve.reconstruct import Call, Reconstruction
+from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction
-from winnow.train.settings import ReconstructSettings
 
 
 class Given:
@@ -292,7 +292,7 @@ class Seen:
         after = module.register_forward_hook(
             lambda m, a, o: self.outputs.append((o if torch.is_tensor(o) else o[0]).detach().clone())
         )
-        from winnow.calibrate.batches import call
+        from winnow.forward.batch import call
 
         with torch.no_grad():
             for batch in batches:

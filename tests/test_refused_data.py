@@ -15,11 +15,11 @@ from torch import nn
 
 import winnow
 from small import classifier, points
-from winnow import failures, named
+from winnow import failures, importing
 from winnow.data import Records, bounds, disjoint, open_data, overlap
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.measure.classification import model_order
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.run import plain_yaml
 
 # Bombs ----------------------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ from winnow.run import plain_yaml
 def narrow(monkeypatch):
     """Bounds small enough to be met in a test."""
     monkeypatch.setattr(bounds, "FREE", 1 << 16)
-    monkeypatch.setattr("winnow.measure.memory.available_memory", lambda: 1 << 21)
+    monkeypatch.setattr("winnow.machine.memory.available_memory", lambda: 1 << 21)
 
 
 def test_a_gzip_bomb_is_unpacked_no_further_than_its_bound(tmp_path, narrow, monkeypatch):
@@ -201,14 +201,14 @@ def test_named_functions_fail_in_one_sentence(tmp_path, monkeypatch):
     )
     (tmp_path / "broken_nets.py").write_text("def f(:\n")
     (tmp_path / "raising_nets.py").write_text("raise SystemExit(3)\n")
-    assert named.call("own_nets:right", "a number") == 1
+    assert importing.call("own_nets:right", "a number") == 1
     for spec, says in {
         "own_nets:wants": "wants the arguments a, b", "own_nets:fails": r"ZeroDivisionError: division by zero \(own_nets.py line 5\)",
         "own_nets:leaves": "SystemExit", "own_nets:value": "is a int", "own_nets:none": "cannot be found", "broken_nets:f": r"SyntaxError.*line 1",
         "raising_nets:f": "SystemExit", "no_such_nets:f": "cannot be found", "os:system": "fails with|wants",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=says):
-            named.call(spec, "a number")
+            importing.call(spec, "a number")
 
 
 def test_weights_that_nothing_was_learned_with_are_told(tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 import report_samples
+from winnow import words
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.report import frontier, html, labels, layer_map, words
+from winnow.report import frontier, html, labels, layer_map, phrases
 from winnow.report.axes import Scale, bit_ticks
 from winnow.report.console import summary
 from winnow.report.frontier import Point, front
@@ -355,13 +356,13 @@ def test_the_sign_of_a_change_follows_the_metric() -> None:
     worse = Candidate(name="c", kind="pruned", drop=1.2, drop_low=-0.3, drop_high=2.7)
     accuracy, perplexity = TaskInfo(metric="accuracy", unit="%"), TaskInfo(metric="p", higher_is_better=False)
     spearman = TaskInfo(metric="Spearman")
-    assert words.change(worse, accuracy) == "−1.20 points"
-    assert words.change_span(worse, accuracy) == "−2.70 to +0.30"
-    assert words.change(worse, perplexity) == "+1.20 %"
-    assert words.change_span(worse, perplexity) == "−0.30 to +2.70"
-    assert words.change(worse.model_copy(update={"drop": 0.0123}), spearman) == "−0.012 points"
-    assert words.change(worse.model_copy(update={"drop": -0.5}), accuracy) == "+0.50 points"
-    assert words.change(worse.model_copy(update={"drop": 1e-9}), accuracy) == "0.00 points"
+    assert phrases.change(worse, accuracy) == "−1.20 points"
+    assert phrases.change_span(worse, accuracy) == "−2.70 to +0.30"
+    assert phrases.change(worse, perplexity) == "+1.20 %"
+    assert phrases.change_span(worse, perplexity) == "−0.30 to +2.70"
+    assert phrases.change(worse.model_copy(update={"drop": 0.0123}), spearman) == "−0.012 points"
+    assert phrases.change(worse.model_copy(update={"drop": -0.5}), accuracy) == "+0.50 points"
+    assert phrases.change(worse.model_copy(update={"drop": 1e-9}), accuracy) == "0.00 points"
 
 
 # Figures
@@ -515,7 +516,7 @@ def test_summary_fits_the_terminal(report: Report, width: int) -> None:
     assert all(len(line) <= width for line in text.splitlines())
     assert report.verdict.sentence[:20] in text
     if report.picked is not None:  # names are cut, figures are not
-        for figure in (f"{report.picked.bits_per_weight:.2f}", words.change(report.picked, report.task)):
+        for figure in (f"{report.picked.bits_per_weight:.2f}", phrases.change(report.picked, report.task)):
             assert figure in text
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.scores import NAMES, needs_data, score
 
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, realized
 from winnow.quantize import Grid, round_to_nearest
 from winnow.scores import score

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrizations, prune
 import winnow
 from small import points, trained
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.models import open_model
-from winnow.state_dict import load_state, misfit, read_state
-from winnow.verbs.reference import open_reference
+from winnow.formats.state_dict import load_state, misfit, read_state
+from winnow.models.reference import open_reference
+from winnow.models.source import open_model
 
 PICK = {"sparsity": 0.5, "method": "magnitude", "baselines": "none", "speed": False}
 FACTORY = """

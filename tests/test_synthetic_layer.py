@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from winnow.calibrate.statistics import InputStats
+from winnow.inputs import InputStats
 from winnow.masks.structure import NM
 from winnow.scores import score
 from winnow.solve import Problem, solve

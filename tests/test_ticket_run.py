@@ -16,9 +16,10 @@ from winnow.errors import InputError
 from winnow.masks import ranking
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Local
+from winnow.seeding import seed_of, seeded
 from winnow.tickets.candidates import gather
 from winnow.tickets.look_ahead import Protocol, look_ahead, protocols
-from winnow.tickets.run import Position, Run, seed_of, seeded
+from winnow.tickets.run import Position, Run
 from winnow.train.schedules import global_magnitude
 
 

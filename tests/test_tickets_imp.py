@@ -14,12 +14,13 @@ import winnow.tickets.run
 from baseline_samples import Killed, cross_entropy, find, killed_again_and_again, network, same, task
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
+from winnow.seeding import seed_of
 from winnow.tickets.batches import Whole
 from winnow.tickets.held_out import divided
 from winnow.tickets.imp import Restart, Way, lengths, most_rounds, trajectory
 from winnow.tickets.levels import levels
 from winnow.tickets.lottery_pool import _loss, mixed
-from winnow.tickets.run import Run, seed_of
+from winnow.tickets.run import Run
 from winnow.tickets.search import Search
 from winnow.tickets.settings import ImpSettings, RewindSettings
 from winnow.train.examples import Examples

@@ -11,7 +11,7 @@ from torch import nn
 from small import WORDS
 from ticket_inputs import bert, clip, mlp, rows, save_bert, save_images, sentences, tokenizer, vit
 from winnow.errors import InputError
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.tickets import clip_image_classifier, training_from, with_head
 from winnow.tickets.check import check_training
 

@@ -184,7 +184,7 @@ def test_a_factory_that_ties_what_differs_is_refused(tmp_path):
         with pytest.raises(FormatError, match=r"a.weight and b.weight differ there and are one tensor"):
             winnow.load(out, factory=lambda: Net(two), packed=packed)
     save_file(Net().state_dict(), tmp_path / "w.safetensors")
-    from winnow.state_dict import load_state
+    from winnow.formats.state_dict import load_state
 
     with pytest.raises(InputError, match=r"a.weight and b.weight are one tensor in the model and differ"):
         load_state(Net(two), tmp_path / "w.safetensors")

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import families
-from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.spill import Spill
-from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.walker import Walker
 from winnow.calibrate.windows import update_windows
 from winnow.errors import InputError, WinnowError
+from winnow.forward.batch import call as call_model
+from winnow.inputs import InputStats
 from winnow.masks.scope import find_scope
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from winnow.formats.hf import install_hook
-
-__version__ = "0.1.0"
+from winnow.version import __version__
 
 _HOME = {
     "compress": "winnow.compression",

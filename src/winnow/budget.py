@@ -11,6 +11,7 @@ from typing import Literal
 
 from winnow.errors import InputError
 from winnow.masks.structure import NM, BlockShape, Coupled, Structure, Unstructured, nearest_zeros
+from winnow.words import size
 
 IndexBits = Callable[[float], float]  # density -> index bits per weight
 
@@ -51,7 +52,7 @@ class Budget:
     def __str__(self) -> str:
         if self.kind == "sparsity":
             return f"sparsity {self.value:g}"
-        return f"{self.value:g} bits per weight" if self.kind == "bits_per_weight" else format_bytes(int(self.value))
+        return f"{self.value:g} bits per weight" if self.kind == "bits_per_weight" else size(int(self.value))
 
 
 def parse_sparsity(value: float | str) -> float:
@@ -82,14 +83,6 @@ def parse_size(value: int | float | str) -> int:
     if exact < 1:
         raise InputError(f"size {value!r} is less than one byte: write bytes with a unit, such as 40MB or 1.5GiB")
     return int(exact)
-
-
-def format_bytes(count: int) -> str:
-    """Bytes for people, in 1000s: 23.4 MB."""
-    for factor, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def largest_remainder(weights: Sequence[float], total: int, caps: Sequence[int] | None = None) -> list[int]:
@@ -185,7 +178,7 @@ def zeros_for(
     allowed = budget.value * total if budget.kind == "bits_per_weight" else 8 * (budget.value - dense)
     if allowed < 0:
         raise InputError(
-            f"{budget} cannot be met: the tensors that stay dense alone take {format_bytes(dense)}"
+            f"{budget} cannot be met: the tensors that stay dense alone take {size(dense)}"
             f"{_largest(dense_bytes)}; ask for more, or widen the scope"
         )
     if isinstance(index_bits, NM):
@@ -202,9 +195,9 @@ def zeros_for(
     if used(most * unit) > allowed:
         parts = ["the index of which weights stayed"]
         if overhead_bytes:
-            parts.append(f"{format_bytes(overhead_bytes)} of scales and padding")
+            parts.append(f"{size(overhead_bytes)} of scales and padding")
         if dense and budget.kind == "size":
-            parts.append(f"{format_bytes(dense)} of dense tensors{_largest(dense_bytes)}")
+            parts.append(f"{size(dense)} of dense tensors{_largest(dense_bytes)}")
         raise InputError(
             f"{budget} cannot be met: with next to nothing kept, {' and '.join(parts)} take "
             f"{_told(budget, used(most * unit), total, dense)}; ask for more, or a structure of smaller index"
@@ -219,14 +212,14 @@ def zeros_for(
 def _told(budget: Budget, bits: float, total: int, dense: int) -> str:
     if budget.kind == "bits_per_weight":
         return f"{bits / total:.4g} bits per weight"
-    return f"{format_bytes(math.ceil(bits / 8) + dense)} in all"
+    return f"{size(math.ceil(bits / 8) + dense)} in all"
 
 
 def _largest(dense: int | Mapping[str, int]) -> str:
     if isinstance(dense, int) or not dense:
         return ""
     label = max(dense, key=lambda name: dense[name])
-    return f", of which {label} {format_bytes(dense[label])}"
+    return f", of which {label} {size(dense[label])}"
 
 
 def _parse_bits(value: float | str) -> float:

@@ -12,9 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from winnow.errors import WinnowError
-from winnow.failures import told
-from winnow.legible import json_for_terminal, legible_logs, visible
+from winnow.errors import WinnowError, told
+from winnow.terminal.legible import json_for_terminal, legible_logs, visible
 
 app = typer.Typer(
     help="Make trained neural networks smaller and faster by removing weights, and prove whether it paid.",
@@ -147,9 +146,10 @@ def compress(
 ) -> None:
     """Prune a model to a budget, pack it, measure it, and report."""
     from winnow import compress as run
+    from winnow.compression.plan import plan_table
     from winnow.compression.reporting import command_line
     from winnow.errors import InputError
-    from winnow.terminal import Bars, plan_table
+    from winnow.terminal.progress import Bars
 
     if out is None and not dry_run:
         raise InputError("say where to write: --out DIR (or --dry-run to see the plan).")
@@ -205,7 +205,7 @@ def run(
     from winnow.errors import InputError
     from winnow.run.pipeline_table import planned_table, ran_table
     from winnow.run.pipeline_verb import run_recipe
-    from winnow.terminal import Bars, console
+    from winnow.terminal.progress import Bars, console
 
     if poc is not None:
         if dry_run:
@@ -229,7 +229,7 @@ def _try(recipe: Path, minutes: float, out: Path | None, sets: Sequence[str], as
     from winnow.run.pipeline_table import trial, trial_table
     from winnow.run.pipeline_trial import try_recipe
     from winnow.run.pipeline_verb import finite
-    from winnow.terminal import Bars, console
+    from winnow.terminal.progress import Bars, console
 
     with Bars(quiet=as_json) as bars:
         verdict = try_recipe(recipe, minutes, out, sets=sets, progress=bars.stage)
@@ -260,8 +260,8 @@ def eval(
     as_json: Json = False,
 ) -> None:
     """Measure a model, packed or dense, alone or against another."""
-    from winnow.terminal import Bars, evaluation_table
-    from winnow.verbs.evaluate import evaluate
+    from winnow.terminal.progress import Bars
+    from winnow.verbs.evaluate import evaluate, evaluation_table
 
     with Bars(quiet=as_json) as bars:
         found = evaluate(
@@ -282,8 +282,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """List a model's or a packed folder's layers: shape, prunable or why not, sparsity, bits."""
-    from winnow.terminal import inspection_table
     from winnow.verbs.inspect import inspect as look
+    from winnow.verbs.inspect import inspection_table
 
     found = look(
         model, weights=weights, include=include or (), exclude=exclude or (), trust_remote_code=trust_remote_code
@@ -327,7 +327,7 @@ def bench(
     """Time a packed model against the dense one on this machine: ms, memory, energy, per layer and whole."""
     from winnow.compression.reporting import command_line
     from winnow.report.speed_console import bench_table
-    from winnow.terminal import Bars, console
+    from winnow.terminal.progress import Bars, console
     from winnow.verbs.bench.verb import bench as run
 
     with Bars(quiet=as_json) as bars:
@@ -386,7 +386,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The main job on built-in data: train a small network on scikit-learn's digits, compress it, report."""
-    from winnow.terminal import Bars
+    from winnow.terminal.progress import Bars
     from winnow.verbs.demo import run
 
     with Bars(quiet=as_json) as bars:
@@ -397,7 +397,7 @@ def demo(
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
-        from winnow import __version__
+        from winnow.version import __version__
 
         _print(f"winnow {__version__}")
         raise typer.Exit
@@ -440,7 +440,7 @@ def _fail(sentence: str, code: int) -> None:
 
 def _finished(report: Any, folder: Path, as_json: bool) -> None:
     from winnow.report.console import summary
-    from winnow.terminal import console
+    from winnow.terminal.progress import console
 
     if as_json:
         _print(report.model_dump_json())
@@ -454,7 +454,7 @@ def _finished(report: Any, folder: Path, as_json: bool) -> None:
 def _show(table: Any, found: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from winnow.terminal import console
+    from winnow.terminal.progress import console
 
     if as_json:
         _print(json.dumps(asdict(found), default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from winnow.disk.files import written_whole
 from winnow.errors import InputError, disk_errors
+from winnow.seeding import torch_seed
 
 Images = tuple[np.ndarray, np.ndarray]  # float32 [n, 1, 8, 8] in 0..1, int64 [n] in 0..9
 
@@ -92,8 +93,7 @@ def train_digits(
     """
     records = digits(seed)
     images, labels = (torch.from_numpy(a) for a in records["train"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         model = DigitsViT()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.05)
         steps = EPOCHS * (len(labels) // BATCH)
@@ -144,16 +144,11 @@ def save_digits(
     model, records = trained or train_digits(seed, progress)
     files = DigitsFiles(*(folder / name for name in ("digits_vit.safetensors", *(f"{part}.npz" for part in SIZES))))
     for path in files:
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with disk_errors(path):
-                if path == files.weights:
-                    save_file(model.state_dict(), partial, metadata={"format": "pt"})
-                else:
-                    images, labels = records[path.stem]
-                    with open(partial, "wb") as file:
-                        np.savez_compressed(file, images=images, labels=labels)
-                partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with disk_errors(path), written_whole(path) as part:
+            if path == files.weights:
+                save_file(model.state_dict(), part, metadata={"format": "pt"})
+            else:
+                images, labels = records[path.stem]
+                with open(part, "wb") as file:
+                    np.savez_compressed(file, images=images, labels=labels)
     return files

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from winnow.calibrate.padding import Padding
 from winnow.calibrate.units import Unit
+from winnow.forward.padding import Padding
 from winnow.solve.calls import Call, held_out
 from winnow.solve.reconstruct import output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching

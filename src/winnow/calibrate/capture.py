@@ -12,10 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.conv import _ConvNd
 
 from winnow.calibrate.multiply import WatchMultiplications
-from winnow.calibrate.padding import Padding
-from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.windows import update_windows
 from winnow.errors import InputError
+from winnow.forward.padding import Padding
+from winnow.inputs import InputStats
 from winnow.masks.prunable import CONVOLUTIONS, Prunable
 
 Slot = tuple[str, int]  # prunable, part

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.capture import Capture, hooked, time_first
 from winnow.calibrate.multiply import WatchMultiplications
-from winnow.calibrate.padding import Padding
-from winnow.calibrate.statistics import InputStats
+from winnow.forward.batch import call as call_model
+from winnow.forward.padding import Padding
+from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from winnow.calibrate.padding import Padding
 from winnow.errors import InputError
+from winnow.forward.padding import Padding
 from winnow.masks.prunable import Prunable
 
 aten = torch.ops.aten

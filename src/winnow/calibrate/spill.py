@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from winnow.errors import WinnowError
-from winnow.measure.memory import give_back
+from winnow.machine.memory import give_back
 
 SMALLEST = 1 << 12  # bytes; less is not worth a file
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError, WinnowError
-from winnow.folder import check_whole, model_files
-from winnow.state_dict import misfit
+from winnow.formats.hf_folder import check_whole, model_files
+from winnow.formats.state_dict import misfit
 
 Fetch = Callable[[str], torch.Tensor]
 _ROWS = 1 << 22  # values compared at a time
 
 
 class Shards:
-    """The tensors of a model's safetensors files (see :func:`winnow.folder.model_files`) by name, or of those of a folder.
+    """The tensors of a model's safetensors files (see :func:`winnow.formats.hf_folder.model_files`) by name, or of those of a folder.
     Nothing is read until it is asked for. A name in two files is the later one's, as for transformers.
 
     Raises:

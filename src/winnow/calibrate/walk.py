@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.calls import WaitingCalls
 from winnow.calibrate.capture import Capture, Seen, time_first
 from winnow.calibrate.directly import dense_statistics
-from winnow.calibrate.padding import Padding
-from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.spill import Spill
-from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
 from winnow.calibrate.units import Unit
 from winnow.errors import InputError
+from winnow.forward.batch import call as call_model
+from winnow.forward.padding import Padding
+from winnow.forward.quiet import calibrating
+from winnow.inputs import InputStats
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import CONVOLUTIONS, Prunable
 

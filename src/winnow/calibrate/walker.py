@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from winnow.calibrate.batches import call as call_model
 from winnow.calibrate.directly import noting, read_directly, watched
-from winnow.calibrate.quiet import calibrating
 from winnow.calibrate.units import Unit, find_units, first_example, one_stream, probe, whole
 from winnow.calibrate.walk import Fit, Visit, Walk
 from winnow.errors import InputError
+from winnow.forward.batch import call as call_model
+from winnow.forward.quiet import calibrating
 from winnow.masks.prunable import Prunable, Scope
 
 

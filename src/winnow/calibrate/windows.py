@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from winnow.calibrate.statistics import InputStats, update_stacked
+from winnow.inputs import InputStats, update_stacked
 
 # Elements unfolded at once (64 MB in float32).
 CHUNK = 1 << 24

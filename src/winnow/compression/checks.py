@@ -13,7 +13,7 @@ from winnow.compression.methods import trains
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 from winnow.measure.fits import require_sound
-from winnow.models import ModelSource
+from winnow.models.source import ModelSource
 
 
 def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:

@@ -12,9 +12,9 @@ import torch
 from winnow.allocate import LayerInfo, allocate
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget, largest_remainder, zeros_for
-from winnow.calibrate.statistics import InputStats
 from winnow.compression.hosts import Host
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
 from winnow.quantize import Grid

@@ -16,14 +16,14 @@ from torch import nn
 
 from winnow.calibrate.stream import Shards, StreamedModel, loaded_names, name_map, untie
 from winnow.errors import InputError
-from winnow.masks.arithmetic import halves, widen
+from winnow.forward.arithmetic import halves, widen
+from winnow.machine.memory import give_back
 from winnow.masks.given import working_copy
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.ties import overlapping, share_as, stored_names, tensors_of, tied
 from winnow.measure.identity import Identity
 from winnow.measure.identity import tensors_of as all_tensors
-from winnow.measure.memory import give_back
-from winnow.models import ModelSource
+from winnow.models.source import ModelSource
 
 Weights = Callable[[str], torch.Tensor]
 Host = Any  # Loaded | Streamed: same methods, nothing shared

@@ -10,11 +10,13 @@ import torch
 
 from winnow.compression.hosts import put_matrix
 from winnow.compression.prune import solve_unit
+from winnow.fcpts.settings import FcptsSettings
 from winnow.formats.units import load_packed, save_packed
 from winnow.run.recipe import Recipe
 from winnow.run.store import stage_key
+from winnow.settings import read_settings
 from winnow.train.distil import Distil, Fitted
-from winnow.train.settings import DistilSettings, FcptsSettings, read_settings
+from winnow.train.settings import DistilSettings
 
 if TYPE_CHECKING:
     from winnow.compression.runner import Runner

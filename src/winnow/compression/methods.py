@@ -152,8 +152,11 @@ def settle(
     Raises:
         InputError: a setting the method does not have, a value out of range, settings that exclude each other.
     """
+    from winnow.fcpts.settings import FcptsSettings
+    from winnow.settings import read_settings
     from winnow.solve import before_units
-    from winnow.train.settings import DistilSettings, FcptsSettings, ReconstructSettings, read_settings
+    from winnow.solve.settings import ReconstructSettings
+    from winnow.train.settings import DistilSettings
 
     learned = parts["allocation"] == "learned"
     kind: Any = None

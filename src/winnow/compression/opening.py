@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from winnow.calibrate.batches import call
 from winnow.calibrate.units import first_example
 from winnow.compression.hosts import Host, Loaded
 from winnow.compression.prepare import Prepared, try_model
 from winnow.errors import InputError
+from winnow.forward.batch import call
 from winnow.masks.given import on_meta
 from winnow.masks.outputs import output_weights
 from winnow.masks.scope import declares_outputs
 from winnow.measure.fits import check_length
-from winnow.models import ModelSource
+from winnow.models.source import ModelSource
 
 
 def tried(host: Host, prepared: Prepared) -> Host:

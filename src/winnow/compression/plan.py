@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.calibrate.batches import call, token_count
 from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
 from winnow.compression.hosts import Host, stored_sizes
 from winnow.compression.prepare import example_count
 from winnow.compression.sizes import expected_bytes
 from winnow.formats.shards import Layout
+from winnow.forward.batch import call, token_count
+from winnow.machine.memory import resident as resident_bytes
 from winnow.masks.prunable import Prunable, Scope
-from winnow.measure.memory import resident as resident_bytes
 from winnow.run.recipe import Recipe
 from winnow.solve import before_units
+from winnow.words import count, duration, size
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from winnow.compression.job import Job
     from winnow.compression.prepare import Prepared
-    from winnow.models import ModelSource
+    from winnow.models.source import ModelSource
 
 PATIENCE = 2.0  # seconds that a rehearsed forward may take, by what fewer examples took
 
@@ -160,7 +163,7 @@ def _training(
 
 def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
     """(seconds, bytes its layers put out, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
-    from winnow.calibrate.quiet import calibrating
+    from winnow.forward.quiet import calibrating
 
     held = 0
 
@@ -204,3 +207,36 @@ def matmul_flops() -> float:
         a @ a
         best = min(best, time.perf_counter() - started)
     return 2 * 512**3 / best
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The plan of a dry run."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from winnow.terminal.screen import Text
+
+    ledger = plan.ledger
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column(justify="right")
+    rows.add_row("method", plan.method)
+    rows.add_row("prunable weights", f"{count(plan.prunable)} of {count(plan.total)}")
+    for reason, n in sorted(plan.skipped.items(), key=lambda x: -x[1]):
+        rows.add_row(Text(f"  left alone: {reason}"), count(n))
+    rows.add_row("weights file now", size(plan.dense_file))
+    for text, zeros, expected in plan.rates:
+        rows.add_row(f"  at {text}: {count(zeros)} weights go", f"about {size(expected)}")
+    for note in plan.notes:
+        rows.add_row(Text(f"note: {note}"), "")
+    rows.add_row("time per candidate", f"about {duration(plan.seconds)}")
+    rows.add_row("disk while it runs", f"about {size(plan.disk)} per candidate")
+    memory = Table.grid(padding=(0, 2))
+    memory.add_column()
+    memory.add_column(justify="right")
+    for what, bytes_ in ledger.table():
+        memory.add_row(f"  {what}", size(bytes_))
+    memory.add_row(
+        "peak memory", f"about {size(ledger.need)}" + (f" of {size(ledger.limit)} allowed" if ledger.limit else "")
+    )
+    return Group(Text("Plan (nothing is written)", style="bold"), rows, Text(""), memory)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from winnow.calibrate.batches import call
 from winnow.data import Records, calibration_batches, disjoint, open_data, split_disjoint
 from winnow.data.images import how_fed, with_normalisation
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
+from winnow.forward.batch import call
 from winnow.measure.fits import check_held_out, check_length, try_first
 from winnow.measure.quality import Task, open_task, single_output
-from winnow.models import ModelSource
+from winnow.models.source import ModelSource
 
 ModelKind = Literal["causal-lm", "encoder", "seq2seq", "vision", "clip", "tensors"]
 

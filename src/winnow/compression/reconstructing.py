@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from winnow.calibrate.statistics import InputStats
 from winnow.calibrate.units import Unit
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.structure import Coupled, parse_structure
 from winnow.quantize import Grid, round_to_nearest
+from winnow.settings import read_settings
 from winnow.solve import Solution, before_units
 from winnow.solve.reconstruct import Calls, Fit, Reconstruction
-from winnow.train.settings import ReconstructSettings, read_settings
+from winnow.solve.settings import ReconstructSettings
 
 if TYPE_CHECKING:
     from winnow.masks.prunable import Prunable

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from winnow.budget import parse_size
-from winnow.calibrate.batches import token_count
 from winnow.compression.otherwise import unrounded
 from winnow.compression.prepare import example_count, written_unit
 from winnow.compression.runner import Outcome, Runner
 from winnow.compression.verdict import doubtful, judge
 from winnow.data.records import first_tensor
 from winnow.formats.artifact import read_artifact
+from winnow.forward.batch import token_count
+from winnow.machine.facts import machine
+from winnow.machine.memory import peak_rss
 from winnow.measure.chance import at_chance, too_good
-from winnow.measure.machine import machine
-from winnow.measure.memory import peak_rss
 from winnow.measure.quality import Task, changed_examples, class_changes
 from winnow.naming import name_of, without_paths
 from winnow.report.allocation_schema import AllocationRecord
@@ -45,7 +45,7 @@ from winnow.report.schema import (
     TaskInfo,
     Verdict,
 )
-from winnow.report.words import number
+from winnow.words import number
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
@@ -68,7 +68,7 @@ def build_report(
 
     ``folders``: where candidates will be, by name; ``filled``: where the first of ``chosen`` lies until then.
     """
-    from winnow import __version__
+    from winnow.version import __version__
 
     main, task, job = chosen[0], runner.task, setup.job
     assert main.pruned is not None and main.candidate.recipe is not None

@@ -18,10 +18,10 @@ from winnow.compression.runner import Outcome, Runner
 from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors
 from winnow.formats.artifact import ArtifactWriter, read_artifact
-from winnow.formats.disk import OutputFolder
+from winnow.formats.output import OutputFolder
 from winnow.formats.packed import PackedTensor
+from winnow.machine.memory import give_back
 from winnow.masks.ties import tensors_of
-from winnow.measure.memory import give_back
 from winnow.naming import name_of, nameless, without_paths
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
 
 def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
     """Where a folder comes from and what was measured of it; nothing in it changes from run to run but the figures."""
-    from winnow import __version__
     from winnow.run.pipeline_verb import finite
+    from winnow.version import __version__
 
     e = outcome.evaluation
     return {

@@ -16,7 +16,7 @@ from winnow.compression.hosts import Host
 from winnow.compression.learning import Learned, learn
 from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
 from winnow.compression.sizes import dense_layout, stored_bytes
-from winnow.formats.disk import disk_errors
+from winnow.errors import disk_errors
 from winnow.formats.packed import PackedTensor
 from winnow.formats.shards import Layout
 from winnow.formats.tensorfile import TensorFile

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from winnow.budget import format_bytes, parse_size
+from winnow.budget import parse_size
 from winnow.compression.counts import stored_bits, within_tensor
 from winnow.compression.runner import Runner
 from winnow.errors import InputError
 from winnow.masks.structure import BlockShape, parse_structure
 from winnow.run.recipe import Recipe
+from winnow.words import size
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
@@ -44,7 +45,7 @@ def fit_size(setup: Setup, runner: Runner) -> None:
     if not fitting:
         raise InputError(
             f"--size {setup.job.size} cannot be met: with next to nothing kept the file takes "
-            f"{format_bytes(min(tried.values()))}; ask for more, or for narrower --values."
+            f"{size(min(tried.values()))}; ask for more, or for narrower --values."
         )
     zeros = min(fitting)
     setup.recipes[0] = recipe.model_copy(update=dict(zeros=zeros, sparsity=round(zeros / total, 4)))

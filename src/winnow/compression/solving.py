@@ -9,9 +9,9 @@ import torch
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
-from winnow.calibrate.statistics import InputStats
 from winnow.compression.counts import BITS, layer_seed, within_tensor
 from winnow.formats.packed import PackedTensor, pack
+from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import Unstructured, parse_structure
 from winnow.quantize import Grid, Quantized

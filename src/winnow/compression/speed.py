@@ -11,8 +11,8 @@ from torch import nn
 from winnow.compression.runner import Outcome, Runner
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
+from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
-from winnow.measure.memory import available_memory
 from winnow.report.schema import Speed
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ import torch
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
-from winnow.calibrate.batches import token_count
 from winnow.calibrate.units import find_units, one_stream
 from winnow.compression.candidates import at_values, baselines, primary, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
@@ -32,15 +31,16 @@ from winnow.compression.sizes import dense_bytes as size_of_dense
 from winnow.compression.sizes import dense_layout
 from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
+from winnow.disk.links import refuse_links
+from winnow.disk.work import check_output, work_of
 from winnow.errors import GateError, InputError
-from winnow.formats.work import check_output, work_of
-from winnow.links import refuse_links
+from winnow.forward.batch import token_count
+from winnow.machine.memory import available_memory
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, Unstructured, check, parse_structure
 from winnow.measure.chance import at_chance
-from winnow.measure.memory import available_memory
-from winnow.models import ModelSource, open_model
+from winnow.models.source import ModelSource, open_model
 from winnow.run.recipe import Recipe
 from winnow.run.store import Store
 from winnow.solve import before_units

@@ -12,7 +12,7 @@ from winnow.compression.runner import Outcome
 from winnow.measure.chance import too_good
 from winnow.measure.compare import Comparison
 from winnow.measure.quality import Evaluation, Task
-from winnow.report.words import number, signed, size
+from winnow.words import number, signed, size
 
 if TYPE_CHECKING:
     from winnow.report.schema import Candidate

@@ -15,7 +15,7 @@ CELL = 64  # bytes of a value in memory besides its text
 def most(packed: int | None = None) -> int:
     """Bytes that a file may unpack to: half of the memory that is free now (at least :data:`FREE`), and of one whose size is
     only known when it is unpacked, of ``packed`` bytes, no more than :data:`RATIO` times as many."""
-    from winnow.measure.memory import available_memory
+    from winnow.machine.memory import available_memory
 
     held = available_memory() // 2
     return max(FREE, held if packed is None else min(RATIO * packed, held))
@@ -25,9 +25,3 @@ def regular(path: Path) -> None:
     """Raises InputError for what is there and no file: a folder, a pipe (which would be waited for), a device."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file: give a file, or a folder of images.")
-
-
-def size(count: int) -> str:
-    from winnow.budget import format_bytes
-
-    return format_bytes(count)

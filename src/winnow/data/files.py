@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from winnow.data.bounds import CELL, PIECE, most, regular, size
+from winnow.data.bounds import CELL, PIECE, most, regular
 from winnow.data.records import EOS, Records
 from winnow.data.tables import table_records
-from winnow.errors import InputError
-from winnow.failures import out_of_memory
+from winnow.errors import InputError, out_of_memory
+from winnow.words import size
 
 END_OF_TEXT = "<|endoftext|>"
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")

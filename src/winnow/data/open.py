@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from winnow import named
-from winnow.data.bounds import most, regular, size
+from winnow import importing
+from winnow.data.bounds import most, regular
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
 from winnow.data.objects import Arguments, keywords, npz_keys, object_records
 from winnow.data.records import Records, evenly
 from winnow.errors import InputError
+from winnow.words import size
 
 _TEXT = (".txt", ".text", ".md")
 _FORMS = "a .txt, .jsonl, .csv, .tsv or .parquet file (also .gz), an .npz, a folder of images, a Hugging Face name or package.module:function"
@@ -83,8 +84,8 @@ def _open_spec(
     suffix = suffix_of(path)
     if path.exists():
         return replace(_open_file(path, suffix, column, label, split, forward), name=spec)
-    if named.is_named(spec) and named.exists(spec.rpartition(":")[0]):
-        data = named.call(spec, "the data")
+    if importing.is_named(spec) and importing.exists(spec.rpartition(":")[0]):
+        data = importing.call(spec, "the data")
         return replace(
             object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward), name=spec
         )

@@ -7,6 +7,6 @@
 """
 
 from winnow.fcpts.method import FCPTS, Fitted
-from winnow.train.settings import FcptsSettings
+from winnow.fcpts.settings import FcptsSettings
 
 __all__ = ["FCPTS", "FcptsSettings", "Fitted"]

@@ -9,7 +9,7 @@ import torch
 
 from winnow.fcpts.histogram import Histogram
 from winnow.fcpts.kde import KernelDensity
-from winnow.train.settings import FcptsSettings
+from winnow.fcpts.settings import FcptsSettings
 
 __all__ = ["Bridge", "Histogram", "KernelDensity", "make_bridge", "rates"]
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.fcpts.bridge import make_bridge
+from winnow.fcpts.settings import FcptsSettings
 from winnow.fcpts.start import start_thresholds
 from winnow.fcpts.structures import make_units
 from winnow.fcpts.thresholds import Thresholds
@@ -21,7 +22,6 @@ from winnow.fcpts.units_patterns import Patterns
 from winnow.masks.prunable import Scope
 from winnow.train.distil import Bench, Fitted
 from winnow.train.loop import Progress, Trace
-from winnow.train.settings import FcptsSettings
 
 __all__ = ["FCPTS", "Fitted"]
 
@@ -47,7 +47,7 @@ class FCPTS:
     end the units lowest in magnitude / threshold go, over all layers, until the count is the one asked for.
 
     Args:
-        settings: see :class:`winnow.train.settings.FcptsSettings`.
+        settings: see :class:`winnow.fcpts.settings.FcptsSettings`.
         structure: what goes: single weights, blocks, channels, or n:m patterns of whole layers.
         time: seconds that training takes, in place of ``settings.steps``; with several seeds, of all together.
         table: rates by tensor name or pattern, where ``settings.start`` is "table".

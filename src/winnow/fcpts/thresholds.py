@@ -7,8 +7,8 @@ import math
 import torch
 
 from winnow.fcpts.bridge import Bridge, rates
+from winnow.fcpts.settings import FcptsSettings
 from winnow.fcpts.units import Units
-from winnow.train.settings import FcptsSettings
 
 ROOM = 4.0
 STEEPEST = 1.0  # a spike in the loss must not throw a threshold out of its magnitudes, from where none returns

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from winnow.disk.files import copy_file, write_text
 from winnow.errors import InputError
-from winnow.formats.disk import OutputFolder, copy_file, write_text
+from winnow.formats.output import OutputFolder
 from winnow.formats.packed import PackedTensor
 from winnow.formats.reader import OWN_FILES, Artifact, is_artifact, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from winnow.disk.regular import open_regular
 from winnow.errors import FormatError
-from winnow.formats.regular import open_regular
 
 FORMAT_VERSION = 2  # what is written; 1 had a checksum for every tensor, and descriptions in full
 READABLE = (1, 2)

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from winnow import named
+from winnow import importing
+from winnow.disk.files import copy_file, write_text
+from winnow.disk.links import refuse_links
+from winnow.disk.ownership import MARK
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats.artifact import as_json
-from winnow.formats.disk import OutputFolder, copy_file, write_text
-from winnow.formats.ownership import MARK
+from winnow.formats.output import OutputFolder
 from winnow.formats.reader import Artifact, check_listed, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
-from winnow.links import refuse_links
+from winnow.formats.state_dict import misfit
 from winnow.masks.ties import tensors_of, tied
-from winnow.state_dict import misfit
 
 Factory = Callable[[], torch.nn.Module]
 
@@ -147,9 +148,9 @@ def _build(artifact: Artifact, factory: Factory | str | None) -> torch.nn.Module
         recorded = repr(artifact.factory) if artifact.factory else "'package.module:function'"
         raise InputError(f"{artifact.folder} is a plain torch model: pass factory={recorded} to say what builds it")
     if isinstance(factory, str):
-        if not named.is_named(factory):
+        if not importing.is_named(factory):
             raise InputError(f"the factory {factory!r} cannot be imported: give package.module:function")
-        model: Any = named.call(factory, "a torch.nn.Module")
+        model: Any = importing.call(factory, "a torch.nn.Module")
     else:
         model = factory() if callable(factory) else factory
     if not isinstance(model, torch.nn.Module):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from winnow.disk.regular import read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats.header import check_version, parse_json
 from winnow.formats.packed import PackedTensor
-from winnow.formats.regular import read_regular
 from winnow.formats.shards import INDEX
 from winnow.formats.soundness import FLOATS
 from winnow.formats.tensorfile import TensorFile, sha256

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from winnow.errors import InputError
-from winnow.formats.disk import disk_errors, link_or_copy, write_text
+from winnow.disk.files import link_or_copy, write_text
+from winnow.errors import InputError, disk_errors
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, file_size, write_tensors
 from winnow.formats.units import SUFFIXES, compact, stored_key
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from winnow.errors import InputError
-from winnow.formats import ownership
-from winnow.formats.disk import disk_errors
+from winnow.disk import ownership
+from winnow.disk.files import written_whole
+from winnow.disk.regular import open_regular
+from winnow.errors import InputError, disk_errors
 from winnow.formats.header import DTYPES, FORMAT_VERSION, LARGEST_HEADER, damaged, digest_of, read_header
-from winnow.formats.regular import open_regular
 
 __all__ = ["FORMAT_VERSION", "TensorFile", "file_size", "sha256", "write_tensors"]
 
@@ -41,20 +40,11 @@ def write_tensors(
     Raises WinnowError where the disk is full or read-only; then ``path`` is as it was.
     """
     order, header = _header(path.name, tensors, about, small, real=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
-                for key in order:
-                    for chunk in _bytes_of(tensors[key]):
-                        file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with disk_errors(path), written_whole(path) as part, open(part, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for key in order:
+            for chunk in _bytes_of(tensors[key]):
+                file.write(chunk)
 
 
 def file_size(

@@ -6,10 +6,11 @@ import json
 import math
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+
+from winnow.disk.files import written_whole
 
 VERSION = 1  # of the file's layout
 
@@ -56,14 +57,8 @@ class TimingCache:
         machines[self._machine] = merged
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump({"version": VERSION, "machines": machines}, file, indent=1, sort_keys=True)
-                os.replace(temporary, self._path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            with written_whole(self._path) as part, open(part, "w", encoding="utf-8") as file:
+                json.dump({"version": VERSION, "machines": machines}, file, indent=1, sort_keys=True)
         except OSError as error:
             warnings.warn(
                 f"timings cannot be kept in {self._path} ({error.strerror or error}): "

@@ -22,10 +22,11 @@ from winnow.kernels.contenders import DENSEST, Contender, Layer, assemble, conte
 from winnow.kernels.decision import Decision, Decisions, left_alone, timed
 from winnow.kernels.dense import Substitute
 from winnow.kernels.form import Form
-from winnow.kernels.micro import Case, MicroTimer, Timer, last_level_cache
+from winnow.kernels.micro import Case, MicroTimer, Timer
 from winnow.kernels.modules import PackedLayer
 from winnow.kernels.survey import TRAINING, observe, weighted_layers
 from winnow.kernels.swap import swap
+from winnow.machine.cache import last_level_cache
 from winnow.masks.given import opened, working_copy
 
 SMALLEST = 32_768  # weights; a smaller product takes less time than calling it
@@ -256,8 +257,8 @@ def _opened(cache: bool | Path | str) -> TimingCache:
 
 def _machine() -> str:
     """Everything that makes timings of two runs incomparable, as text."""
-    from winnow import __version__
-    from winnow.measure.machine import machine
+    from winnow.machine.facts import machine
+    from winnow.version import __version__
 
     caps = [
         f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS") if name in os.environ

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from winnow.machine.cache import last_level_cache
 
 Calls = Mapping[str, Callable[[torch.Tensor], object]]
 
@@ -173,23 +172,3 @@ def flush_bytes() -> int:
     import psutil
 
     return max(LEAST_FLUSH, min(2 * last_level_cache(), int(psutil.virtual_memory().available) // 4))
-
-
-def last_level_cache() -> int:
-    """Bytes of the largest cache this machine reports, 32 MB where it reports none."""
-    sizes = [_bytes(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    if sys.platform == "darwin":
-        for name in ("hw.l3cachesize", "hw.perflevel0.l2cachesize", "hw.l2cachesize"):
-            told = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False).stdout.strip()
-            sizes.append(int(told) if told.isdigit() else 0)
-    return max(sizes, default=0) or 32 << 20
-
-
-def _bytes(path: Path) -> int:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return 0
-    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
-    digits = text.rstrip("KMG")
-    return int(digits) * unit if digits.isdigit() else 0

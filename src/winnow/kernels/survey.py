@@ -11,10 +11,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from winnow.errors import InputError
+from winnow.forward.arithmetic import following
 from winnow.kernels.dense import Substitute
 from winnow.kernels.modules import PackedLayer
 from winnow.kernels.swap import why_dense
-from winnow.masks.arithmetic import following
 from winnow.masks.blocks import is_transposed_linear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

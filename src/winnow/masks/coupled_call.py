@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.errors import InputError
-from winnow.masks.arithmetic import following
+from winnow.forward.arithmetic import following
 
 # What a module's own code raises when an argument does not suit it.
 ERRORS: tuple[type[Exception], ...] = (

@@ -14,7 +14,7 @@ from winnow.masks.coupled_unit import Member, Removal, Unit, member_parts, shape
 from winnow.masks.prunable import Scope
 
 if TYPE_CHECKING:
-    from winnow.calibrate.statistics import InputStats
+    from winnow.inputs import InputStats
 
 Stats = Mapping[str, "InputStats | Sequence[InputStats]"]  # one per part where a matrix has several
 

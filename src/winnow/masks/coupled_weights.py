@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from winnow.forward.holding import Places
 from winnow.masks.coupled_call import Call, noise, quiet, tensors_in
 from winnow.masks.coupled_cut import Cols, Rows, Seen
-from winnow.masks.holding import Places
 from winnow.masks.prunable import Prunable
 
 

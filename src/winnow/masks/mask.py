@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from winnow.disk.files import written_whole
 from winnow.errors import FormatError, InputError, disk_errors
 
 VERSION = 1
@@ -190,15 +191,8 @@ class MaskSet(Mapping[str, Mask]):
             "masks": [{"name": n, "shape": list(m.shape), "sha256": _digest(m.bits)} for n, m in self.items()],
         }
         target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with disk_errors(target):
-                save_file(
-                    {n: m.bits.contiguous() for n, m in self.items()}, partial, metadata={_KEY: json.dumps(header)}
-                )
-                os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with disk_errors(target), written_whole(target) as part:
+            save_file({n: m.bits.contiguous() for n, m in self.items()}, part, metadata={_KEY: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MaskSet:

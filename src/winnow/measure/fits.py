@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from winnow.calibrate.units import first_example
 from winnow.data.records import Records, map_tensors, tensor_items
 from winnow.errors import InputError, WinnowError
+from winnow.forward.model import call, evaluating, logits_of
 from winnow.masks.outputs import answer_of
-from winnow.measure.feed import call, evaluating, logits_of
 
 FEW = 256  # records looked at
 # What a config calls the number of positions that a model knows.

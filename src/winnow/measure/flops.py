@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from winnow.calibrate.batches import call
-from winnow.calibrate.quiet import quiet
 from winnow.errors import InputError
+from winnow.forward.batch import call
+from winnow.forward.quiet import quiet
 from winnow.masks.prunable import Scope
 
 TRAINING = 3  # a step over a forward: the backward pass has a product for the inputs and one for the weights

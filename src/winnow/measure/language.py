@@ -15,8 +15,8 @@ from winnow.data.records import Records, evenly
 from winnow.data.text import Batch, lm_segments
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
+from winnow.forward.model import accepted, call, logits_of
 from winnow.measure.evaluation import CAP, Evaluation, Watch
-from winnow.measure.feed import accepted, call, logits_of
 from winnow.measure.intervals import mean_interval
 from winnow.measure.task import Progress, Task
 

@@ -10,11 +10,12 @@ from torch import nn
 
 from winnow.data.records import Records
 from winnow.errors import InputError
+from winnow.forward.model import call, evaluating, has_logits, logits_of
 from winnow.measure.agreement import AgreementTask
 from winnow.measure.classification import ClassificationTask
 from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
 from winnow.measure.evaluation import Evaluation, Reference
-from winnow.measure.feed import Feed, call, evaluating, has_logits, logits_of
+from winnow.measure.feed import Feed
 from winnow.measure.language import LanguageModelTask
 from winnow.measure.regression import RegressionTask
 from winnow.measure.similarity import SimilarityTask

@@ -12,8 +12,9 @@ from torch import nn
 from winnow.data.records import Records
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
+from winnow.forward.model import call, embeddings_of
 from winnow.measure.evaluation import Evaluation, Watch
-from winnow.measure.feed import Feed, call, embeddings_of
+from winnow.measure.feed import Feed
 from winnow.measure.intervals import spearman, spearman_interval
 from winnow.measure.task import Progress, Task
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.forward.model import evaluating
 from winnow.measure.evaluation import Evaluation, Reference, Watch
-from winnow.measure.feed import evaluating
 from winnow.measure.intervals import mean_interval
 
 Progress = Callable[[int, int], None]

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 
 from winnow.errors import InputError
-
 from winnow.report.allocation_schema import AllocationRecord, Comparison
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
 from winnow.report.allocation_layout import breaks, lines
 from winnow.report.allocation_schema import AllocationLayer, AllocationRecord
 from winnow.report.allocation_words import kind, rate, runs, scaled, shortened

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from winnow.report import words
+from winnow import words
 from winnow.report.allocation_schema import AllocationLayer, AllocationRecord
 from winnow.report.allocation_tables import plain_mean
 from winnow.report.allocation_words import (
@@ -34,7 +34,7 @@ Row = tuple[str, list[AllocationLayer]]
 
 def lines(record: AllocationRecord, width: int = 80) -> Iterator[RenderableType]:
     """What a terminal shows of an allocation after the run's own summary: nothing wider than ``width`` columns."""
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     yield Text(headline(record), style="bold")
     rows, unit = arrange(record)
@@ -91,7 +91,7 @@ def _rate(group: list[AllocationLayer]) -> float | None:
 def _table(record: AllocationRecord, rows: list[Row], unit: str, width: int) -> Table:
     from rich.table import Table
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     def began(group: list[AllocationLayer]) -> float | None:
         return mean(group, [x.start_rate for x in group])

@@ -6,7 +6,7 @@ import math
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
 from winnow.report.allocation_schema import AllocationRecord
 from winnow.report.allocation_words import small
 from winnow.report.axes import Scale

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow.report import allocation_chart, allocation_curve, words
+from winnow import words
+from winnow.report import allocation_chart, allocation_curve
 from winnow.report.allocation_schema import AllocationLayer, AllocationRecord
 from winnow.report.allocation_words import (
     comparison,

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from winnow.report import words
+from winnow import words
 from winnow.report.allocation_schema import AllocationLayer, AllocationRecord
 
 NAMES = {"fcpts": "FCPTS", "erk": "ERK", "lamp": "LAMP", "l2": "L2 norm", "table": "a table of rates", "distil": "distillation"}  # fmt: skip

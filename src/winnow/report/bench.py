@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from winnow import words
+from winnow.disk.ownership import claim
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.formats.ownership import claim
-
-from winnow.report import speed, speed_tables, tables, words
+from winnow.report import speed, speed_tables, tables
 from winnow.report.schema import Report
 from winnow.report.speed_schema import BENCH_FORMAT, Bench, Measure
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow.formats.disk import write_text
-from winnow.report import words
+from winnow import words
+from winnow.disk.files import write_text
+from winnow.report import phrases
 from winnow.report.markdown import fenced, prose
 from winnow.report.schema import Candidate, Report, TaskInfo
 from winnow.report.view import notes
@@ -39,13 +40,17 @@ def card(report: Report) -> str:
         ]
         if chosen.quality is not None and report.yardstick is not None:
             task = report.task
-            values = [words.quality(c.quality, task) for c in before if c is not None]
-            rows.append((task.metric, *values, words.quality(chosen.quality, task) + _span(chosen, task)))
-            if words.change(chosen, task):
-                span = words.change_span(chosen, task)
+            values = [phrases.quality(c.quality, task) for c in before if c is not None]
+            rows.append((task.metric, *values, phrases.quality(chosen.quality, task) + _span(chosen, task)))
+            if phrases.change(chosen, task):
+                span = phrases.change_span(chosen, task)
                 blank = [""] * len(before)
                 rows.append(
-                    (f"against {_against(report)}", *blank, words.change(chosen, task) + (f" ({span})" if span else ""))
+                    (
+                        f"against {_against(report)}",
+                        *blank,
+                        phrases.change(chosen, task) + (f" ({span})" if span else ""),
+                    )
                 )
         lines += [f"| {' | '.join(map(prose, row))} |" for row in rows]
         if report.task.evaluation_data:
@@ -82,11 +87,11 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def _against(report: Report) -> str:
-    return "the ticket" if words.against(report) == "ticket" else "dense"
+    return "the ticket" if phrases.against(report) == "ticket" else "dense"
 
 
 def _span(candidate: Candidate, task: TaskInfo) -> str:
-    return f" ({words.span(candidate.low, candidate.high, task)})" if candidate.low is not None else ""
+    return f" ({phrases.span(candidate.low, candidate.high, task)})" if candidate.low is not None else ""
 
 
 def _bits(candidate: object) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from winnow.report import allocation_console, words
+from winnow import words
+from winnow.report import allocation_console, phrases
 from winnow.report.schema import Candidate, Report
 from winnow.report.speed_tables import line
 
@@ -31,7 +32,7 @@ class _Summary:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from winnow.report.screen import Text
+        from winnow.terminal.screen import Text
 
         report = self.report
         yield Text(report.verdict.sentence, style=f"bold {STYLES[report.verdict.tone]}")
@@ -54,18 +55,18 @@ class _Summary:
 def _table(report: Report, width: int) -> Table:
     from rich.table import Table
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     task, picked = report.task, report.picked
     always: list[tuple[str, Callable[[Candidate], str]]] = [
         ("bits/weight", lambda c: f"{c.bits_per_weight:.2f}" if c.bits_per_weight is not None else ""),
         ("file", lambda c: words.size(c.file_bytes)),
-        (words.clip(task.metric, 16), lambda c: words.quality(c.quality, task)),
-        ("change", lambda c: words.change(c, task)),
+        (words.clip(task.metric, 16), lambda c: phrases.quality(c.quality, task)),
+        ("change", lambda c: phrases.change(c, task)),
     ]
     if width >= ROOM:
         always.insert(0, ("zeros", lambda c: words.percent(c.sparsity)))
-        always.append(("95 % interval", lambda c: words.change_span(c, task)))
+        always.append(("95 % interval", lambda c: phrases.change_span(c, task)))
     columns = [(title, show) for title, show in always if any(show(c) for c in report.candidates)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  model", no_wrap=True, overflow="ellipsis")

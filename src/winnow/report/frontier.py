@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.axes import Scale, bit_ticks
 from winnow.report.figures import Canvas
 from winnow.report.labels import Box, Wanted, place, text_width
@@ -193,13 +194,11 @@ class _Plot:
     def mark(self, p: Point) -> None:
         c, (x, y), canvas = p.candidate, self.spots[p.number], self.canvas
         css = "both" if c.kind == "pruned+quantized" else c.kind
-        title = (
-            f"{c.name}: {words.short(p.bits)} bits per weight, {self.task.metric} {words.quality(p.quality, self.task)}"
-        )
+        title = f"{c.name}: {words.short(p.bits)} bits per weight, {self.task.metric} {phrases.quality(p.quality, self.task)}"
         if p in self.lost:
             canvas.arrow(x, y, up=p.quality > self.y.high, css=f"arrow {css}")
         elif c.low is not None and c.high is not None and not math.isnan(c.low + c.high):
-            title += f" (95 % interval {words.span(c.low, c.high, self.task)})"
+            title += f" (95 % interval {phrases.span(c.low, c.high, self.task)})"
             ends = self.y.clamp(c.low), self.y.clamp(c.high)
             canvas.line(x, ends[0], x, ends[1], f"whisker {css}")
             self.whiskers.append([(x, ends[0]), (x, ends[1])])
@@ -250,5 +249,7 @@ def draw(report: Report, key: str, width: float, height: float, font: float) -> 
     plot.labels(lines)
     task = report.task
     better = "higher" if task.higher_is_better else "lower"
-    said = "; ".join(f"{p.candidate.name}: {words.short(p.bits)} bits, {words.quality(p.quality, task)}" for p in found)
+    said = "; ".join(
+        f"{p.candidate.name}: {words.short(p.bits)} bits, {phrases.quality(p.quality, task)}" for p in found
+    )
     return plot.canvas.svg(key, f"{task.metric} against bits per weight", f"{better} is better. {said}.")

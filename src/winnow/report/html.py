@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from winnow.disk.ownership import claim
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.formats.ownership import claim
 from winnow.report.schema import FORMAT, Report
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from winnow.report import words
+from winnow import words
 
 
 @dataclass(frozen=True)

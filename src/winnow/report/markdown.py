@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from winnow.legible import visible
+from winnow.terminal.legible import visible
 
 _MARKS = re.compile(r"([\\`*_\[\]~|#!<>])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}

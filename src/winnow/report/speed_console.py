@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from winnow.report import speed_tables, words
+from winnow import words
+from winnow.report import speed_tables
 from winnow.report.bench import headline
 from winnow.report.speed import milli, times
 from winnow.report.speed_schema import Bench, Contender, LayerSpeed, Measure
@@ -26,7 +27,7 @@ def bench_table(bench: Bench) -> RenderableType:
 
 
 def _parts(bench: Bench) -> Iterator[RenderableType]:
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     said, tone = headline(bench)
     yield Text(said, style=f"bold {STYLES[tone]}")
@@ -73,7 +74,7 @@ def _parts(bench: Bench) -> Iterator[RenderableType]:
 
 
 def _layers(bench: Bench) -> Iterator[RenderableType]:
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     distinct = speed_tables.distinct(bench.layers)
     if not distinct:
@@ -110,7 +111,7 @@ def _table(
 ) -> Table:
     from rich.table import Table
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     kept = [(title, show) for title, show in columns if any(show(item) for item in items)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow.report import words
+from winnow import words
 from winnow.report.figures import swatch
 from winnow.report.schema import Speed
 from winnow.report.speed import CSS, distinct, fastest, milli, times

@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.figures import sample
 from winnow.report.frontier import KINDS
 from winnow.report.schema import Candidate, Report, Sizes
@@ -19,7 +20,7 @@ def candidates(report: Report) -> dict[str, Any]:
     given = " as ticket" if report.ticket is not None else ""
 
     def moved(c: Candidate) -> str:
-        return words.change(c, task)
+        return phrases.change(c, task)
 
     # title, value, the interval below it, and what a narrow page sets there instead
     columns: list[
@@ -37,11 +38,11 @@ def candidates(report: Report) -> dict[str, Any]:
         (
             "",
             words.capital(task.metric),
-            lambda c: words.quality(c.quality, task),
-            lambda c: words.span(c.low, c.high, task),
+            lambda c: phrases.quality(c.quality, task),
+            lambda c: phrases.span(c.low, c.high, task),
             moved,
         ),
-        ("extra", "Change", moved, lambda c: words.change_span(c, task), _nothing),
+        ("extra", "Change", moved, lambda c: phrases.change_span(c, task), _nothing),
         ("extra", f"Same answer{given}", lambda c: words.percent(c.agreement, fixed=True), _nothing, _nothing),
         ("roomy", f"KL{given.replace(' as', ' from')}, nats", _divergence, _nothing, _nothing),
         ("roomy", "Time", lambda c: words.duration(c.seconds), _nothing, _nothing),

@@ -8,20 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from winnow import words
+from winnow.disk.ownership import claim
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.formats.ownership import claim
 from winnow.measure.evaluation import Evaluation, Reference
-from winnow.tickets.cost import Price, price, training_flops
-from winnow.tickets.search import Ticket
-from winnow.tickets.training import Training
-
 from winnow.report import ticket_audit as audit
-from winnow.report import words
 from winnow.report.schema import ModelInfo, TaskInfo
 from winnow.report.ticket_console import console_table
 from winnow.report.ticket_schema import TICKET_FORMAT, Cost, Isp, RoundLine, Row, TicketLine, TicketReport
 from winnow.report.ticket_verdict import judge, warnings
 from winnow.report.ticket_words import named
+from winnow.tickets.cost import Price, price, training_flops
+from winnow.tickets.search import Ticket
+from winnow.tickets.training import Training
 
 PAGE, DATA = "ticket.html", "ticket-report.json"  # ticket.json is the saved ticket itself
 YARDSTICKS = ("imp", "imp-rewind", "lrr", "lottery-pool", "magnitude")  # what others are compared with, the best first

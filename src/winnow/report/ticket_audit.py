@@ -12,7 +12,6 @@ from winnow.masks.mask import MaskSet
 from winnow.measure.classification import class_figures
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
-
 from winnow.report.ticket_schema import Changes, ClassLine, Figure, OverlapLine, TensorLine
 
 COLLAPSE = 0.01  # a tensor with less than this share of its weights left passes next to nothing on

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.axes import Scale
 from winnow.report.figures import Canvas
 from winnow.report.labels import fit, text_width
@@ -115,7 +116,7 @@ def heading(report: TicketReport) -> str:
 def title(row: Row, report: TicketReport, more: str = "") -> str:
     said = f"{named(row.method)} at {words.percent(row.sparsity)}"
     if row.figure is not None:
-        value, ends = words.quality(row.figure.value, report.task), span(row.figure, report.task)
+        value, ends = phrases.quality(row.figure.value, report.task), span(row.figure, report.task)
         said += f": {value}" + (f" ({ends})" if ends else "")
         said += f", mean of {row.seeds} seeds" if row.seeds > 1 else ""
     return said + more

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.ticket_schema import Row, TicketReport
 from winnow.report.ticket_words import brief, change, change_span, flops, named, passes, span, steps, unit
 
@@ -26,7 +27,7 @@ class _Summary:
         self.report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from winnow.report.screen import Text
+        from winnow.terminal.screen import Text
 
         report = self.report
         yield Text(report.verdict.sentence, style=f"bold {STYLES[report.verdict.tone]}")
@@ -43,19 +44,21 @@ def _footer(report: TicketReport) -> str:
     said = f"T is {words.count(report.steps)} steps"
     if report.dense is not None:
         ends = span(report.dense, report.task)
-        said = f"Dense {words.quality(report.dense.value, report.task)}" + (f" ({ends})" if ends else "") + f"; {said}"
+        said = (
+            f"Dense {phrases.quality(report.dense.value, report.task)}" + (f" ({ends})" if ends else "") + f"; {said}"
+        )
     return said + "; intervals are 95 %, paired for differences"
 
 
 def _table(report: TicketReport, width: int) -> Table:
     from rich.table import Table
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     task = report.task
     # The first stay longest when the terminal is narrow.
     columns: list[tuple[int, str, Callable[[Row], str]]] = [
-        (0, words.clip(task.metric, 16), lambda r: words.quality(r.figure.value, task) if r.figure else ""),
+        (0, words.clip(task.metric, 16), lambda r: phrases.quality(r.figure.value, task) if r.figure else ""),
         (6, "95 % interval", lambda r: span(r.figure, task)),
         (1, f"vs dense, {unit(task)}", lambda r: change(r.drop, task)),
         (3, "95 % interval", lambda r: change_span(r.drop, task)),
@@ -97,7 +100,7 @@ def lines(report: TicketReport, width: int = 120) -> Iterator[str]:
     """The same as plain text, for logs."""
     import io
 
-    from winnow.report.screen import Console
+    from winnow.terminal.screen import Console
 
     out = io.StringIO()
     Console(file=out, width=width, force_terminal=False).print(console_table(report))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
 from winnow.report.axes import Scale
 from winnow.report.figures import Canvas
 from winnow.report.labels import Box, Wanted, fit, place, text_width

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.ticket_schema import Figure, TicketReport
 from winnow.report.ticket_words import flops, span
 
@@ -33,4 +34,4 @@ def _figure(figure: Figure | None, report: TicketReport) -> str:
     if figure is None:
         return ""
     ends = span(figure, report.task)
-    return words.quality(figure.value, report.task) + (f" ({ends})" if ends else "")
+    return phrases.quality(figure.value, report.task) + (f" ({ends})" if ends else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from winnow.report import words
+from winnow import words
 from winnow.report.allocation_words import block, shortened
 from winnow.report.figures import Canvas
 from winnow.report.labels import fit, text_width

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from winnow.report import ticket_chart, ticket_cost_chart, ticket_heat, words
+from winnow import words
+from winnow.report import phrases, ticket_chart, ticket_cost_chart, ticket_heat
 from winnow.report.figures import Canvas
 from winnow.report.tables import plain_rows, renditions
 from winnow.report.ticket_facts import facts
@@ -98,7 +99,7 @@ def tiles(report: TicketReport) -> list[dict[str, Any]]:
         details = [f"{change(r.drop, task)} {unit(task)} against dense" if r.drop is not None else ""]
         details.append(f"95 % interval {change_span(r.drop, task)}" if change_span(r.drop, task) else "")
         label = f"{words.capital(task.metric)} of {named(report.chosen)}"
-        found.append((label, words.quality(r.figure.value, task), details))
+        found.append((label, phrases.quality(r.figure.value, task), details))
     weights = f"{words.count(r.zeros)} of {words.count(report.model.prunable)} prunable weights"
     left = f"{words.percent(r.forward_share)} of a forward's FLOPs left, if zeros cost nothing"
     found.append(("Zeros", words.percent(r.sparsity, 2), [weights, left]))
@@ -133,7 +134,7 @@ def results(report: TicketReport) -> dict[str, Any]:
     """Method by sparsity, with what each took."""
     task = report.task
     columns: Columns[Row] = [
-        ("", words.capital(task.metric), lambda r: words.quality(r.figure.value, task) if r.figure else "", lambda r: span(r.figure, task)),
+        ("", words.capital(task.metric), lambda r: phrases.quality(r.figure.value, task) if r.figure else "", lambda r: span(r.figure, task)),
         ("", f"Against dense, {unit(task)}", lambda r: change(r.drop, task), lambda r: change_span(r.drop, task)),
         ("extra", f"Against {named(report.reference)}" if report.reference else "", lambda r: change(r.against, task), lambda r: change_span(r.against, task)),
         ("", "Steps", lambda r: passes(r.passes), lambda r: steps(r.steps)),
@@ -190,7 +191,7 @@ def _rounds(line: TicketLine, report: TicketReport) -> dict[str, Any]:
         ("", "Steps in all", lambda r: words.count(r.steps) if r.steps else "", _below),
         ("", "Candidates differ", lambda r: words.percent(r.disagreement, 2, fixed=True) if r.disagreement is not None else "", _below),
         ("extra", "Pruned by all", lambda r: words.percent(r.unanimous) if r.unanimous is not None else "", _below),
-        ("extra", words.capital(report.task.metric), lambda r: words.quality(r.quality, report.task), _below),
+        ("extra", words.capital(report.task.metric), lambda r: phrases.quality(r.quality, report.task), _below),
     ]  # fmt: skip
     titles, cells = grid(line.rounds, columns)
     rows = [{"name": str(r.number), "cells": own} for r, own in zip(line.rounds, cells, strict=True)]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.schema import TaskInfo, Verdict
 from winnow.report.ticket_audit import COLLAPSE, collapsed
 from winnow.report.ticket_schema import Figure, Row, TicketReport
@@ -30,14 +31,14 @@ def judge(rows: Sequence[Row], chosen: str, steps: int, reference: str | None, t
     if row.figure is None:
         said = f"{head}, found and trained {took}; its quality was not measured"
         return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
-    said = f"{head}: {task.metric} {words.quality(row.figure.value, task)}"
+    said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
     if row.drop is not None:
         span = change_span(row.drop, task)
         said += f", {change(row.drop, task)} {unit(task)} against dense" + (f" ({span})" if span else "")
     said += f", {took}"
     theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
     if theirs is not None and theirs.figure is not None and reference is not None:
-        value = words.quality(theirs.figure.value, task)
+        value = phrases.quality(theirs.figure.value, task)
         said += f"; {named(reference)} reaches {value} in {passes(theirs.passes)}"
         full = "" if reference == "imp" else full
     return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone=_tone(row.drop)), row.sparsity

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from winnow.report import words
+from winnow import words
+from winnow.report import phrases
 from winnow.report.allocation_words import points
 from winnow.report.schema import TaskInfo
 from winnow.report.ticket_schema import Figure
@@ -87,7 +88,7 @@ def steps(value: float) -> str:
 
 def plain(value: float, task: TaskInfo) -> str:
     """A figure without its unit."""
-    return words.quality(value, task.model_copy(update={"unit": ""})) if task.unit != "%" else f"{value:.2f}"
+    return phrases.quality(value, task.model_copy(update={"unit": ""})) if task.unit != "%" else f"{value:.2f}"
 
 
 def span(figure: Figure | None, task: TaskInfo) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from winnow.report import allocation_tables, frontier, layer_map, speed_tables, tables, words
+from winnow import words
+from winnow.report import allocation_tables, frontier, layer_map, phrases, speed_tables, tables
 from winnow.report import bench as pages
 from winnow.report.figures import sample
 from winnow.report.schema import Candidate, ClassQuality, Report, Speed
@@ -33,7 +34,7 @@ def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
         "tiles": _tiles(report),
         "asked": _asked(report),
         "worse": _worse(report),
-        "against": words.capital(words.against(report)),
+        "against": words.capital(phrases.against(report)),
         "given": "Before packing" if report.ticket is not None else "Dense",
         "classes": classes,
         "classes_first": [c for c in classes if c["lost"]][:CLASSES_FIRST],
@@ -98,10 +99,10 @@ def _tiles(report: Report) -> list[dict[str, str]]:
             }
         )
     if picked is not None and picked.quality is not None:
-        value, moved = words.quality(picked.quality, task), words.change(picked, task)
+        value, moved = phrases.quality(picked.quality, task), phrases.change(picked, task)
         was = dense.quality if dense is not None and dense is not picked else None
-        path = f"{words.quality(was, task)} → {value}" if was is not None else value if moved else ""
-        interval = words.change_span(picked, task) if moved else words.span(picked.low, picked.high, task)
+        path = f"{phrases.quality(was, task)} → {value}" if was is not None else value if moved else ""
+        interval = phrases.change_span(picked, task) if moved else phrases.span(picked.low, picked.high, task)
         more = f"95 % interval {interval}" if interval else ""
         if report.ticket is not None and moved:
             more += f"{'; ' if more else ''}against {'the ticket' if report.dense is None else 'dense'}"
@@ -171,16 +172,16 @@ def _worse(report: Report) -> list[tuple[str, str]]:
         return []
     rows = []
     if picked.quality is not None:
-        own = words.span(picked.low, picked.high, task)
-        rows.append((task.metric, words.quality(picked.quality, task) + (f" (95 % interval {own})" if own else "")))
+        own = phrases.span(picked.low, picked.high, task)
+        rows.append((task.metric, phrases.quality(picked.quality, task) + (f" (95 % interval {own})" if own else "")))
         for name, other in (("dense", dense), ("ticket before packing", report.ticket)):
             if other is not None and other.quality is not None:
-                own = words.span(other.low, other.high, task)
-                value = words.quality(other.quality, task) + (f" ({own})" if own else "")
+                own = phrases.span(other.low, other.high, task)
+                value = phrases.quality(other.quality, task) + (f" ({own})" if own else "")
                 rows.append((f"{task.metric}, {name}", value))
         if dense is None and report.ticket is not None:
             rows.append((f"{task.metric}, dense", "not measured"))
-    given = words.from_what(report)
+    given = phrases.from_what(report)
     if picked.agreement is not None:
         rows.append((f"Same answer as {given}", words.percent(picked.agreement)))
     if picked.kl is not None:
@@ -203,9 +204,9 @@ def _classes(report: Report) -> list[dict[str, Any]]:
             {
                 "name": c.name,
                 "n": words.count(c.n),
-                "dense": words.quality(c.dense, task),
-                "pruned": words.quality(c.pruned, task),
-                "change": words.change(change, task) if change else "",
+                "dense": phrases.quality(c.dense, task),
+                "pruned": phrases.quality(c.pruned, task),
+                "change": phrases.change(change, task) if change else "",
                 "lost": known and lost(c) > 0,
             }
         )
@@ -241,5 +242,5 @@ def _rival(report: Report) -> str:
     of = " of the ticket" if report.ticket is not None else ""
     return (
         f"At {here} or fewer, the best plain quantization{of} measured is {best.name}: {task.metric} "
-        f"{words.quality(best.quality, task)}, against {words.quality(picked.quality, task)} for the chosen model."
+        f"{phrases.quality(best.quality, task)}, against {phrases.quality(picked.quality, task)} for the chosen model."
     )

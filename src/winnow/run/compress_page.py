@@ -10,9 +10,9 @@ from winnow.compression.reporting import EXAMPLES, image_of
 from winnow.measure.compare import changed_examples, class_changes, compare
 from winnow.report.html import DATA, read
 from winnow.report.schema import Candidate, ChangedExample, ClassQuality, Report
-from winnow.report.words import percent, size
 from winnow.run.compress_verdict import Dense, judge_recipe
 from winnow.run.pipeline import Compress, Ticket, Train
+from winnow.words import percent, size
 
 if TYPE_CHECKING:
     from winnow.measure.evaluation import Evaluation

@@ -10,7 +10,7 @@ from winnow.compression.verdict import Judgement, Options, change, tone_of, unme
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
-from winnow.report.words import quality
+from winnow.report.phrases import quality
 from winnow.run.pipeline import Compress, Ticket
 
 if TYPE_CHECKING:

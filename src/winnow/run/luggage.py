@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from ray import cloudpickle
 
-import winnow
 from winnow.errors import InputError, WinnowError
+from winnow.version import __version__
 
 Sources = dict[str, tuple[str, str, bool]]  # module name -> (source, file name, whether it is a package)
 
@@ -47,7 +47,7 @@ def luggage(threads: int) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What must agree for results to agree."""
-    return {"winnow": winnow.__version__, "torch": torch.__version__}
+    return {"winnow": __version__, "torch": torch.__version__}
 
 
 def instructions() -> str:

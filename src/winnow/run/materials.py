@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from winnow.compression.prepare import model_kind
 from winnow.data import Records, disjoint, open_data, split_disjoint
 from winnow.errors import InputError
-from winnow.models import ModelSource, open_model
+from winnow.models.source import ModelSource, open_model
 from winnow.run.located import Where, blamed
 from winnow.run.pipeline import Evaluate, Fitting, Pipeline
+from winnow.seeding import torch_seed
 
 HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little
 
@@ -55,14 +52,6 @@ class Materials:
         return self.own[data_key(stage)] if stage.data is not None else self.held_out  # type: ignore[return-value]
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """For what draws random numbers without a seed of its own, such as a factory that initializes its weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def open_materials(pipeline: Pipeline) -> Materials:
     """Opens the model and all data of a recipe. Trains nothing, writes nothing.
 
@@ -71,7 +60,7 @@ def open_materials(pipeline: Pipeline) -> Materials:
     """
     with blamed(("model",), **_given(pipeline, "weights")):
         source = open_model(pipeline.model, pipeline.weights)
-    with seeded(pipeline.seed):
+    with torch_seed(pipeline.seed):
         given = Standing(pipeline.model, pipeline.weights, source.sha256(), "the model given")
     kind = model_kind(source)
     data = _opened(pipeline, pipeline.data, ("data",))

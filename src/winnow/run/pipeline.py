@@ -163,7 +163,9 @@ class Compress(Stage):
     @field_validator("settings")
     @classmethod
     def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
-        from winnow.train.settings import DistilSettings, FcptsSettings, ReconstructSettings
+        from winnow.fcpts.settings import FcptsSettings
+        from winnow.solve.settings import ReconstructSettings
+        from winnow.train.settings import DistilSettings
 
         require_settings(value, DistilSettings, FcptsSettings, ReconstructSettings)
         return value

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from winnow.data import Records
-from winnow.formats.work import work_of
+from winnow.disk.work import work_of
 from winnow.run.materials import Materials
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
 from winnow.run.stages import keys

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from winnow.report.ticket import PAGE
-from winnow.report.words import count, duration, number, size
 from winnow.run.stages import figure
+from winnow.words import count, duration, number, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,7 @@ def planned_table(stages: Sequence[Planned]) -> RenderableType:
     """The stages of a dry run."""
     from rich.console import Group
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     table = _table(("", "stage", "", "steps", ""))
     for s in stages:
@@ -34,7 +34,7 @@ def ran_table(ran: Ran) -> RenderableType:
     """The stages of a finished run, and where their result is."""
     from rich.console import Group
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
     for s in ran.stages:
@@ -54,7 +54,7 @@ def trial_table(verdict: Verdict) -> RenderableType:
     """What a trial found: the verdict, its reasons, and a row for each training."""
     from rich.console import Group
 
-    from winnow.report.screen import Text
+    from winnow.terminal.screen import Text
 
     table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
     for t in trial(verdict)["tickets"]:

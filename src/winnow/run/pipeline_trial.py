@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from winnow.disk.work import work_of
 from winnow.errors import InputError
-from winnow.formats.work import work_of
 from winnow.run.located import located
 from winnow.run.materials import Materials, Standing, open_materials
 from winnow.run.pipeline import Evaluate, Pipeline, Ticket, Train

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from winnow.disk.work import check_output, work_of
 from winnow.errors import GateError, InputError, disk_errors
-from winnow.formats.work import check_output, work_of
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, executor_named
 from winnow.run.located import located
@@ -292,8 +292,8 @@ def _record(found: Materials, outcomes: list[Outcome], sets: Sequence[str]) -> d
     """run.json: every stage with its key, seconds and figures, and what they were made of."""
     import torch
 
-    from winnow import __version__
     from winnow.run.store import code_version
+    from winnow.version import __version__
 
     hashes = {"data": found.data, "eval": found.held_out}
     return {

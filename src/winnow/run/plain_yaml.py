@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from winnow.errors import InputError
-from winnow.legible import visible
+from winnow.terminal.legible import visible
 
 CHARACTERS = 128_000  # of a recipe: the largest in use have a few thousand, tables of rates ten times as many
 VALUES = 20_000  # that a recipe comes to, aliases written out

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from winnow.disk.files import copy_file, link_or_copy, write_text
+from winnow.disk.links import refuse_links
 from winnow.errors import disk_errors
 from winnow.formats.artifact import as_json
-from winnow.formats.disk import OutputFolder, copy_file, link_or_copy, write_text
-from winnow.links import refuse_links
+from winnow.formats.output import OutputFolder
 from winnow.naming import name_of, without_paths
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.run.executor import Executor
-from winnow.run.materials import Materials, Standing, seeded
+from winnow.run.materials import Materials, Standing
 from winnow.run.pipeline import Compress, Evaluate, Fitting, Ticket
 from winnow.run.store import Store, stage_key
+from winnow.seeding import torch_seed
 
 if TYPE_CHECKING:
     from winnow.tickets.training import Training
@@ -73,7 +74,7 @@ def fit(
         search: dict[str, Any] = dict(sparsity=stage.sparsity, method=stage.method, settings=stage.settings)
     else:
         search = dict(sparsity=0.0, method="dense")
-    with seeded(found.pipeline.seed):
+    with torch_seed(found.pipeline.seed):
         result = find_ticket(
             start.spec, found.data, out=folder, executor=executor, progress=progress, **search, **_fitting(stage, start, found)
         )  # fmt: skip
@@ -93,7 +94,7 @@ def training(stage: Ticket, start: Standing, found: Materials) -> Training:
     """The training that a ticket stage repeats, as :func:`fit` has it made."""
     from winnow.tickets.from_data import training_from
 
-    with seeded(found.pipeline.seed):
+    with torch_seed(found.pipeline.seed):
         return training_from(start.spec, found.data, **_fitting(stage, start, found))
 
 
@@ -121,7 +122,7 @@ def pack(
 
     pipeline = found.pipeline
     ticket = next((s for s in pipeline.stages if isinstance(s, Ticket)), None)
-    with seeded(pipeline.seed):
+    with torch_seed(pipeline.seed):
         result: Any = compress(
             start.spec, found.data, weights=start.weights, eval=found.held_out, task=pipeline.task, length=pipeline.length,
             seed=pipeline.seed, out=folder, progress=progress, command=command, **stage.options(ticket),
@@ -199,7 +200,7 @@ def paired(
 
 def loaded(model: Standing, seed: int) -> torch.nn.Module:
     """The model in float32."""
-    with seeded(seed):
+    with torch_seed(seed):
         return model.source().load().to(torch.float32)
 
 

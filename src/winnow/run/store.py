@@ -8,17 +8,16 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.errors import FormatError, InputError, WinnowError
-from winnow.formats.disk import disk_errors
-from winnow.formats.ownership import sha256
-from winnow.formats.work import Work
+from winnow.disk.files import write_atomic
+from winnow.disk.ownership import sha256
+from winnow.disk.work import Work
+from winnow.errors import FormatError, InputError, disk_errors
 
 if TYPE_CHECKING:
     from winnow.measure.evaluation import Evaluation
@@ -50,7 +49,7 @@ class Store:
     Every write goes to a temporary name first and is renamed when it is on disk, so what has a name is whole; every result
     has its checksum, so what was damaged since is thrown away and done again. A folder named ``.work`` is winnow's by its
     mark and locked against other processes until it is removed, released or the process ends
-    (:class:`winnow.formats.work.Work`); others (temporary ones) are nobody else's.
+    (:class:`winnow.disk.work.Work`); others (temporary ones) are nobody else's.
 
     Raises:
         InputError: the folder cannot be written or holds something else, or another process is writing there.
@@ -164,23 +163,6 @@ def unsealed(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return value, value.pop(_FILES, {})
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either whole or not there, with one sentence when the disk says no."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise WinnowError(
-            f"{path} could not be written ({error.strerror}): free some space or choose another --out."
-        ) from None
 
 
 def _is(path: Path, digest: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.scores.magnitude import magnitude
 from winnow.scores.random import random
 from winnow.scores.ria import ria

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from winnow.calibrate.statistics import InputStats
+from winnow.inputs import InputStats
 
 
 def wanda(weight: torch.Tensor, stats: InputStats) -> torch.Tensor:

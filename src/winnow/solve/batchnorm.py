@@ -23,7 +23,7 @@ def recalibrate(model: nn.Module, batches: Sequence[Any]) -> dict[str, torch.Ten
     Returns:
         the new buffers by state-dict name (running_mean, running_var [channels], num_batches_tracked []).
     """
-    from winnow.calibrate.batches import call
+    from winnow.forward.batch import call
 
     norms = {name: m for name, m in model.named_modules() if _tracks(m)}
     if not norms or not batches:

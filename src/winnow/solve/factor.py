@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 
 _MAX_DAMP = 10.0
 

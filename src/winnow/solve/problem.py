@@ -7,8 +7,8 @@ from typing import get_args
 
 import torch
 
-from winnow.calibrate.statistics import InputStats
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.structure import Group, Structure, Unstructured
 from winnow.quantize import Grid, Quantized
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from winnow.errors import InputError
-from winnow.masks.holding import Places
+from winnow.forward.holding import Places
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
 from winnow.solve.calls import HOLD, Call, Calls, Some, counted, examples, held_out, power
@@ -22,7 +22,7 @@ from winnow.solve.draw import Draw, Part, shared_rows
 from winnow.solve.statistics import Moments, correction, is_conv, watching
 
 if TYPE_CHECKING:
-    from winnow.train.settings import ReconstructSettings
+    from winnow.solve.settings import ReconstructSettings
 
 State = dict[str, torch.Tensor]
 

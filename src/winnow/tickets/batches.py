@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,8 +15,8 @@ from winnow.data.records import Records, map_tensors
 from winnow.data.text import lm_segments
 from winnow.data.tokens import context_length, encode, pad
 from winnow.errors import InputError
+from winnow.seeding import seeded
 from winnow.tickets.held_out import Part
-from winnow.tickets.run import seed_of
 from winnow.train.examples import Examples
 
 
@@ -41,7 +39,7 @@ class Fetched(Examples):
 
     def take(self, index: torch.Tensor) -> Any:
         numbers = index.tolist()
-        with reproducible(self.seed, "fetch", numbers):
+        with seeded(self.seed, "fetch", numbers):
             return self.fetch(numbers)
 
     def subset(self, numbers: torch.Tensor) -> Examples:
@@ -63,22 +61,6 @@ class Whole(Examples):
         leaves = tree_leaves(dict(found) if isinstance(found, Mapping) else found)
         tensors = [t for t in leaves if torch.is_tensor(t) and t.ndim]
         return len(tensors[0]) if tensors else 1
-
-
-@contextmanager
-def reproducible(*parts: Any) -> Iterator[None]:
-    """Random numbers of torch, numpy and Python that depend on ``parts`` alone; the caller's stay as they were."""
-    python, array = random.getstate(), np.random.get_state()
-    seed = seed_of(*parts)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % (1 << 32))
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
 
 
 class _Images:
@@ -182,7 +164,7 @@ def from_loader(loader: Any, steps: int | None, seed: int) -> tuple[Examples, st
             endless = True
     if endless and steps is None:
         raise InputError("the data does not say how long it is: give steps.")
-    with reproducible(seed, "loader"):
+    with seeded(seed, "loader"):
         batches = list(islice(iter(loader), steps if endless else None))
     return Whole(
         batches

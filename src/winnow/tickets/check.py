@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from winnow.errors import InputError
+from winnow.forward.model import evaluating
 from winnow.masks.given import require_initialised
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import require_dense
 from winnow.measure.evaluation import Evaluation
-from winnow.measure.feed import evaluating
 from winnow.measure.fits import fitting, require_sound
 from winnow.measure.task import Task
+from winnow.seeding import seeded
 from winnow.tickets.only_tensors import require_tensors
-from winnow.tickets.run import seeded
 from winnow.tickets.training import Training
 
 

@@ -11,12 +11,12 @@ import torch
 
 from winnow.errors import InputError
 from winnow.measure.flops import TRAINING, Flops, forward_flops
+from winnow.seeding import seed_of
 from winnow.tickets.held_out import divided
 from winnow.tickets.imp import lengths
 from winnow.tickets.isp_plan import plan_isp
 from winnow.tickets.levels import levels
 from winnow.tickets.lottery_pool import mixing_steps
-from winnow.tickets.run import seed_of
 from winnow.tickets.saliency import grasp_steps
 from winnow.tickets.scored_examples import every_class
 from winnow.tickets.search import Ticket

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from winnow.disk.links import refuse_links
 from winnow.errors import InputError
 from winnow.kernels.swap import must_be_dense
-from winnow.links import refuse_links
-from winnow.models import ModelSource, open_model
+from winnow.models.source import ModelSource, open_model
 from winnow.tickets.batches import is_batches
 from winnow.tickets.given import patterns, real, whole
 from winnow.tickets.loss import TaskLoss

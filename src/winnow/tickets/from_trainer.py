@@ -13,7 +13,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.given import opened
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.tickets.batches import Fetched, from_loader
 from winnow.tickets.collated import collated_task
 from winnow.tickets.starting_model import in_float, kind_of

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.models import ModelSource, open_model, quiet_transformers
+from winnow.models.source import ModelSource, open_model, quiet_transformers
+from winnow.seeding import torch_seed
 
 TASKS = {"text": "AutoModelForSequenceClassification", "images": "AutoModelForImageClassification"}
 
@@ -56,8 +57,7 @@ def with_head(
         raise InputError(
             f"transformers has no classification head for {found.config.model_type}: put one on it yourself and give the module."
         )
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.manual_seed(seed)
+    with torch_seed(seed), quiet_transformers():
         model = _opened(auto, found, settings) if found.folder is not None else _rebuilt(auto, found, settings)
     model.config.problem_type = "regression" if scores else "single_label_classification"
     return model.float().eval()

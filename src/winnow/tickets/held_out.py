@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from winnow.errors import InputError
-from winnow.tickets.run import seed_of
+from winnow.seeding import seed_of
 from winnow.train.examples import Examples
 
 

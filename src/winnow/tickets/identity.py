@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from winnow.measure.task import Task
-from winnow.models import open_model
+from winnow.models.source import open_model
 from winnow.tickets.describe import describe
 from winnow.tickets.parts import Indescribable
 from winnow.tickets.training import Training

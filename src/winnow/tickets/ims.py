@@ -17,9 +17,10 @@ from winnow.masks.given import working_copy
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
+from winnow.seeding import seed_of
 from winnow.tickets.look_ahead import Protocol, departed, protocols
 from winnow.tickets.recalibration import recalibrate_mixture, training_batches
-from winnow.tickets.run import Cost, Position, Progress, Run, seed_of
+from winnow.tickets.run import Cost, Position, Progress, Run
 from winnow.tickets.settings import ImsSettings
 from winnow.tickets.train_mode import tracking_norms
 from winnow.tickets.training import Training

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from winnow.masks.mask import MaskSet
+from winnow.seeding import seed_of
 from winnow.tickets.candidates import Pool, forget, gather
 from winnow.tickets.curvature import scores
 from winnow.tickets.denoise import EXACT, adjust, denoise, disagreement, unanimous
 from winnow.tickets.isp_plan import IspPlan, plan_isp
 from winnow.tickets.look_ahead import protocols, put
-from winnow.tickets.run import Run, seed_of
+from winnow.tickets.run import Run
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.schedules import global_magnitude
 

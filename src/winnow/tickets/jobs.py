@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from winnow.disk.files import write_atomic
 from winnow.run.executor import Local
-from winnow.run.store import Store, write_atomic
+from winnow.run.store import Store
 from winnow.tickets.methods import METHODS
 from winnow.tickets.search import Search, Ticket
 from winnow.tickets.training import Training

@@ -11,8 +11,9 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
+from winnow.seeding import seed_of
 from winnow.tickets.curvature import scores
-from winnow.tickets.run import Cost, Diverged, Run, seed_of, trainable
+from winnow.tickets.run import Cost, Diverged, Run, trainable
 from winnow.tickets.train_mode import train_mode
 from winnow.train.schedules import MAX_RATE, global_magnitude
 

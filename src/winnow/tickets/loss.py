@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from winnow.errors import InputError
-from winnow.measure.feed import call, logits_of
+from winnow.forward.model import call, logits_of
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from winnow.seeding import seed_of
 from winnow.tickets import saliency
-from winnow.tickets.run import Run, seed_of
+from winnow.tickets.run import Run
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.tickets.synflow import synflow_masks
 from winnow.train.schedules import global_magnitude, prune_globally

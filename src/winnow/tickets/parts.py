@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from winnow.seeding import seeded
 from winnow.tickets import trainer_parts
-from winnow.tickets.batches import reproducible
 from winnow.tickets.code import class_parts, code_parts, function_parts, is_library, stamp
 
 ITEMS = 32  # read of a data set
@@ -243,7 +243,7 @@ def _data(value: Any) -> tuple[Any, ...]:
     try:
         count = len(value)
         chosen = range(0, count, max(1, -(-count // ITEMS)))
-        with reproducible(0, "description"):
+        with seeded(0, "description"):
             items = tuple(value[i] for i in chosen)
     except Exception as error:  # a stream, or one that cannot be read now
         raise Indescribable(_kind(value)) from error

@@ -9,6 +9,7 @@ from typing import Any
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.measure.intervals import proportion_interval
+from winnow.settings import read_settings
 from winnow.tickets.cost import imp_rounds, planned_steps
 from winnow.tickets.methods import METHODS
 from winnow.tickets.poc_plan import plan, step_seconds, subset
@@ -16,7 +17,6 @@ from winnow.tickets.poc_verdict import MAX_DROP, Full, Verdict, judge
 from winnow.tickets.run import Progress
 from winnow.tickets.search import Search, Ticket
 from winnow.tickets.training import Training
-from winnow.train.settings import read_settings
 
 
 def poc(
@@ -139,6 +139,6 @@ def _lengths(training: Training, steps: int, examples: int, full: Full) -> list[
 
 
 def _duration(seconds: float) -> str:
-    from winnow.report.words import duration
+    from winnow.words import duration
 
     return duration(seconds)

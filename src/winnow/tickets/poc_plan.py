@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from winnow.errors import InputError
+from winnow.seeding import seed_of
 from winnow.tickets.cost import imp_rounds, planned_steps
 from winnow.tickets.held_out import Part
 from winnow.tickets.imp import most_rounds
 from winnow.tickets.levels import levels
-from winnow.tickets.run import Run, seed_of
+from winnow.tickets.run import Run
 from winnow.tickets.settings import ImpSettings
 from winnow.tickets.training import Training
 from winnow.train.examples import Examples

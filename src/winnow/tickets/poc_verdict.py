@@ -12,10 +12,10 @@ import numpy as np
 from winnow.errors import InputError
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
-from winnow.report.words import signed
 from winnow.tickets.remarks import over_usual, usual_answer
 from winnow.tickets.search import Ticket
 from winnow.tickets.training import Training
+from winnow.words import signed
 
 Decision = Literal["go", "no-go", "undecided"]
 MAX_DROP = 2.0  # points, or per cent of perplexity

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow.seeding import seed_of
 from winnow.solve.batchnorm import recalibrate
-from winnow.tickets.run import seed_of
 from winnow.tickets.train_mode import tracking_norms
 from winnow.tickets.training import Loss, Training
 

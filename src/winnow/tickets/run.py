@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.given import working_copy
 from winnow.masks.mask import Mask, MaskSet
+from winnow.seeding import seed_of, seeded
 from winnow.tickets import checkpoint
 from winnow.tickets.only_tensors import require_tensors
 from winnow.tickets.train_mode import train_mode
@@ -28,35 +26,6 @@ from winnow.train.schedules import Fixed
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints, or that many times as long as the last one took to write
 Progress = Callable[[int, int, str], None]
-
-
-@contextmanager
-def seeded(*parts: Any) -> Iterator[None]:
-    """Random numbers that depend on ``parts`` alone, and the caller's own generator untouched.
-
-    Every step of every run has a seed of its own, so that a run goes on from any step without stored generator states,
-    and nothing that happens between two steps (candidates, evaluations) can shift it. Python's and numpy's generators
-    are set too: augmentations and collators draw from all three.
-    """
-    seed = seed_of(*parts)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed & 0xFFFFFFFF)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def seed_of(*parts: Any) -> int:
-    """A number that depends on the parts alone, the same in every process."""
-    return zlib.crc32(repr(parts).encode()) + (zlib.adler32(repr(parts).encode()) << 31)
 
 
 @dataclass

@@ -12,7 +12,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.errors import InputError
-from winnow.tickets.run import Run, seeded
+from winnow.seeding import seeded
+from winnow.tickets.run import Run
 from winnow.tickets.scored_examples import every_class, mini_batches, steps_of
 from winnow.tickets.train_mode import batch_statistics
 from winnow.train.examples import Examples

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.errors import FormatError
-from winnow.formats.disk import OutputFolder, copy_file, disk_errors, write_text
-from winnow.models import quiet_transformers
+from winnow.disk.files import copy_file, write_text
+from winnow.errors import FormatError, disk_errors
+from winnow.formats.output import OutputFolder
+from winnow.models.source import quiet_transformers
 from winnow.naming import nameless, without_paths
 from winnow.tickets.search import Ticket
 from winnow.tickets.training import Training
@@ -113,7 +114,7 @@ def _same_rights(folder: Path) -> None:
 
 def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[str, Any]:
     """``ticket.json``: the method, what it cost, how it went, and what would make it again."""
-    import winnow
+    from winnow.version import __version__
 
     return {
         "winnow_ticket": FORMAT,
@@ -133,7 +134,7 @@ def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[st
         },
         "seed": training.seed,
         "model": type(ticket.model).__name__,
-        "versions": {"winnow": winnow.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"winnow": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "notes": [*training.notes, *ticket.notes],
     }  # fmt: skip
 

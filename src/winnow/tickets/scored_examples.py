@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from winnow.seeding import seed_of
 from winnow.tickets.held_out import Part
-from winnow.tickets.run import seed_of
 from winnow.train.examples import Examples
 
 PER_CLASS = 10  # examples of every class at least

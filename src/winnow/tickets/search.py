@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.masks.arithmetic import narrow, rounded
+from winnow.forward.arithmetic import narrow, rounded
 from winnow.masks.mask import MaskSet
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local

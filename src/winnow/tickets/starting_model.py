@@ -12,9 +12,9 @@ from torch import nn
 from winnow.compression.prepare import model_kind
 from winnow.data import Records
 from winnow.errors import InputError
-from winnow.masks.arithmetic import HALVES, halves, widen
+from winnow.forward.arithmetic import HALVES, halves, widen
 from winnow.masks.given import working_copy
-from winnow.models import ModelSource
+from winnow.models.source import ModelSource
 from winnow.tickets.clip import clip_image_classifier
 from winnow.tickets.heads import with_head
 

@@ -148,7 +148,7 @@ class Training:
         return vars(self)["_scope"]
 
     def _first_loss(self) -> torch.Tensor:
-        from winnow.tickets.run import seeded
+        from winnow.seeding import seeded
 
         index = self.examples.order(torch.Generator().manual_seed(self.seed))[0]
         with seeded(self.seed, "check"):

@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from torch import nn
 
 from winnow.budget import parse_sparsity
+from winnow.disk.work import check_output, work_of
 from winnow.errors import FormatError, InputError
-from winnow.formats.work import check_output, work_of
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
+from winnow.settings import read_settings
 from winnow.tickets.check import check_training
 from winnow.tickets.identity import training_identity
 from winnow.tickets.jobs import tickets_of
@@ -28,7 +29,6 @@ from winnow.tickets.run import Progress
 from winnow.tickets.saving import write_ticket, write_tickets
 from winnow.tickets.search import Search, Ticket
 from winnow.tickets.training import Loss, OptimizerFactory, Schedule, Training
-from winnow.train.settings import read_settings
 
 if TYPE_CHECKING:
     from winnow.report.ticket_schema import TicketReport

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.calibrate.padding import Padding
 from winnow.errors import InputError
+from winnow.forward.padding import Padding
 from winnow.masks.blocks import find_blocks
 from winnow.train.losses import relative_error
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.calibrate.quiet import quiet
 from winnow.errors import InputError
+from winnow.forward.quiet import quiet
 from winnow.masks.given import working_copy
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope

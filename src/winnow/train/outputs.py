@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch.utils._pytree import tree_leaves
 
-from winnow.calibrate.padding import DROP_MASKS, KEEP_MASKS
 from winnow.errors import InputError
+from winnow.forward.padding import DROP_MASKS, KEEP_MASKS
 
 Kind = Literal["logits", "features"]
 

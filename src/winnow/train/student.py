@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.calibrate.batches import call
-from winnow.calibrate.quiet import quiet
 from winnow.errors import InputError
-from winnow.masks.holding import Places
+from winnow.forward.batch import call
+from winnow.forward.holding import Places
+from winnow.forward.quiet import quiet
 from winnow.masks.prunable import Scope
 from winnow.train.examples import map_tensors
 

@@ -27,8 +27,8 @@ def run(
     from winnow.compression import compress
     from winnow.compression.job import Job
     from winnow.demo_data import save_digits
-    from winnow.formats.disk import OutputFolder
-    from winnow.formats.work import check_output
+    from winnow.disk.work import check_output
+    from winnow.formats.output import OutputFolder
 
     Job(model=FACTORY, sparsity=sparsity, seed=seed).check()
     check_output(out)

@@ -13,13 +13,16 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.formats.artifact import read_artifact
-from winnow.masks.arithmetic import halves, widen
+from winnow.forward.arithmetic import halves, widen
 from winnow.masks.given import working_copy
 from winnow.measure.quality import Comparison, Evaluation, Task
-from winnow.models import ModelSource, open_model
-from winnow.verbs.reference import open_reference
+from winnow.models.reference import open_reference
+from winnow.models.source import ModelSource, open_model
+from winnow.words import number
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from winnow.compression.prepare import Prepared
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
@@ -175,3 +178,35 @@ def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str
             try_model(prepared, plain, source.config)
             return plain
         raise
+
+
+def evaluation_table(found: Measured) -> RenderableType:
+    """The figure with its interval, what it was measured on, and the change against a reference."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from winnow.terminal.screen import Text
+
+    unit = f" {found.unit}" if found.unit else ""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column()
+    rows.add_column()
+    rows.add_row(
+        Text(found.metric), f"{number(found.value)}{unit}  (95 %: {number(found.low)} to {number(found.high)})"
+    )
+    rows.add_row("measured on", Text(found.description))
+    if found.reference is not None:
+        worse = "per cent" if found.relative else "points"
+        rows.add_row("against", Text(f"{found.reference}: {number(found.reference_value)}{unit}"))
+        rows.add_row(
+            "lost", f"{number(found.drop)} {worse}  (95 %: {number(found.drop_low)} to {number(found.drop_high)})"
+        )
+    for name, value in found.details.items():
+        if isinstance(value, (int, float)):
+            rows.add_row(Text(name.replace("_", " ")), number(value))
+    for task, figures in found.harness.items():
+        shown = ", ".join(f"{k} {number(v)}" for k, v in figures.items() if isinstance(v, (int, float)))
+        rows.add_row(Text(task), Text(shown))
+    for note in found.notes:
+        rows.add_row("note", Text(note))
+    return Group(Text(found.model, style="bold"), rows)

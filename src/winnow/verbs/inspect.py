@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from winnow.masks.prunable import Prunable
+from winnow.words import bulk, count, number, size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def inspect(
     """
     from winnow.formats.artifact import is_artifact
     from winnow.masks.scope import find_scope
-    from winnow.models import open_model
+    from winnow.models.source import open_model
 
     folder = None if isinstance(model, nn.Module) else Path(str(model)).expanduser()
     if folder is not None and folder.is_dir() and is_artifact(folder):
@@ -117,3 +122,26 @@ def _total(spec: str, architecture: str, size: int, layers: list[LayerInfo]) -> 
 
 def _kind(p: Prunable) -> str:
     return p.kind if p.parts == 1 else f"{p.kind} x {p.parts}"
+
+
+def inspection_table(found: Inspection) -> RenderableType:
+    """One line per parameter, prunable ones first in the model's order."""
+    from rich.console import Group
+    from rich.table import Table
+
+    from winnow.terminal.screen import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("parameter", overflow="fold")
+    for heading in ("shape", "weights", "zeros", "bits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for x in found.layers:
+        zeros = "" if x.zeros is None else f"{100 * x.zeros / max(x.numel, 1):.1f} %"
+        shape = " x ".join(map(str, x.shape))
+        reason = x.reason if x.prunable else f"not pruned: {x.reason}"
+        cells = (x.name, shape, count(x.numel), zeros, number(x.bits_per_weight), reason)
+        table.add_row(*map(Text, cells), style=None if x.prunable else "dim")
+    sparsity = "" if found.sparsity is None else f", {100 * found.sparsity:.4g} % of them zero"
+    head = f"{found.spec} ({found.architecture}): {bulk(found.parameters)} parameters, {count(found.prunable)} prunable{sparsity}, {size(found.file_bytes)}"
+    return Group(Text(head, style="bold"), table, *(Text(note) for note in found.notes))

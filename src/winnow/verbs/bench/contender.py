@@ -12,7 +12,7 @@ from torch import nn
 
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
-from winnow.measure.feed import accepted, logits_of
+from winnow.forward.model import accepted, logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.report import speed_schema
 from winnow.verbs.bench.workload import Work

@@ -15,8 +15,8 @@ from torch import nn
 
 from winnow.data.records import map_tensors
 from winnow.errors import InputError
+from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
-from winnow.measure.memory import available_memory
 from winnow.report import speed_schema
 from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
 from winnow.verbs.bench.subject import Subject

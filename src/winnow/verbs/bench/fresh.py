@@ -66,9 +66,9 @@ def child(asked: dict[str, Any]) -> dict[str, Any]:
     """What the other process does: import, note the memory, load, call once."""
     from safetensors.torch import load_file
 
-    from winnow.measure.feed import call
-    from winnow.measure.memory import peak_rss, reset_peak, resident
-    from winnow.models import open_model
+    from winnow.forward.model import call
+    from winnow.machine.memory import peak_rss, reset_peak, resident
+    from winnow.models.source import open_model
     from winnow.verbs.bench.subject import Subject, open_subject
 
     torch.set_num_threads(asked["threads"])

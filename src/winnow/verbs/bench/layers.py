@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from winnow.errors import InputError
 from winnow.formats.reader import Artifact
+from winnow.forward.model import call
 from winnow.kernels import native
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.micro import Calls, Case, Timer, flush_bytes
+from winnow.machine.bandwidth import Bandwidth
 from winnow.masks.prunable import Prunable
-from winnow.measure.bandwidth import Bandwidth
-from winnow.measure.feed import call
 from winnow.measure.latency import Begin, alternate
 from winnow.report.speed_schema import LayerSpeed
 from winnow.verbs.bench.workload import Work

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from winnow.errors import WinnowError
-from winnow.measure.bandwidth import Bandwidth
+from winnow.machine.bandwidth import Bandwidth
 from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_in_a_row, paired_ratio, spread
 from winnow.report.schema import Times
 from winnow.report.speed_schema import Case, Measure

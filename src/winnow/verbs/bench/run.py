@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from winnow.errors import InputError, WinnowError
-from winnow.measure import energy
-from winnow.measure.bandwidth import read_bandwidth
+from winnow.machine import energy
+from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
 from winnow.report import speed_schema
 from winnow.report.speed_schema import Absent, Bench

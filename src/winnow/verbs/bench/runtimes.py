@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from winnow.data.text import Batch
-from winnow.measure.feed import logits_of
+from winnow.forward.model import logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.report import speed_schema
 from winnow.verbs.bench.contender import Contender, Unavailable, bind

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.measure.machine import machine
+from winnow.machine.facts import machine
 from winnow.naming import without_paths
 from winnow.report import bench as pages
 from winnow.report.speed_schema import Bench
@@ -117,8 +117,8 @@ def _machine(threads: int) -> dict[str, Any]:
     """What a figure depends on besides the model."""
     from importlib import metadata
 
-    from winnow import __version__
     from winnow.kernels import native
+    from winnow.version import __version__
 
     facts = {**machine(), "threads": threads, "winnow": __version__}
     facts["instruction set"] = native.isa() if native.available() else "no native kernels"

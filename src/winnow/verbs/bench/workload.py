@@ -12,7 +12,7 @@ from winnow.compression.prepare import model_kind, processor_of
 from winnow.data import calibration_batches, open_data
 from winnow.data.text import Batch, ModelKind
 from winnow.errors import InputError
-from winnow.models import ModelSource
+from winnow.models.source import ModelSource
 from winnow.report.speed_schema import Case
 
 LENGTHS: dict[str, tuple[int, ...]] = {"causal-lm": (128,), "encoder": (32, 128), "seq2seq": (32, 128), "clip": (77,)}

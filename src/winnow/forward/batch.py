@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.masks.arithmetic import following
+from winnow.forward.arithmetic import following
 
 
 def call(model: nn.Module, batch: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich import console, text
 
-from winnow.legible import visible
+from winnow.terminal.legible import visible
 
 
 class Text(text.Text):

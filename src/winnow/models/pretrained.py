@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.folder import read_json
-from winnow.state_dict import misfit
+from winnow.formats.hf_folder import read_json
+from winnow.formats.state_dict import misfit
 
 
 @contextmanager

@@ -8,21 +8,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from winnow.disk.files import sync
+from winnow.disk.ownership import read_mark, write_mark
+from winnow.disk.work import Work, aside_of, check_output, dispose, final_of, work_of
 from winnow.errors import disk_errors
-from winnow.formats.ownership import read_mark, write_mark
-from winnow.formats.work import Work, aside_of, check_output, dispose, final_of, work_of
 
 
 class OutputFolder:
     """A folder that is filled in ``OUT.work`` and appears under its name, complete, at :meth:`publish`.
 
-    What is there is replaced only where all of it is winnow's and of the same ``kind`` (:mod:`winnow.formats.ownership`).
+    What is there is replaced only where all of it is winnow's and of the same ``kind`` (:mod:`winnow.disk.ownership`).
     A partial folder left by a killed run is emptied. When an earlier folder is replaced it is set aside as
     ``.<name>.winnow-old`` for the moment between two renames; a crash in that moment is undone by the next run.
 
     Args:
         kind: "model" (packed, tickets, recipes), "export" or "data".
-        inputs: paths that the output is made of; see :func:`winnow.formats.work.check_output`.
+        inputs: paths that the output is made of; see :func:`winnow.disk.work.check_output`.
 
     Raises:
         InputError: something else is there, or another process is writing there.
@@ -57,8 +58,8 @@ class OutputFolder:
             write_mark(self.path, self._kind, known)
             for folder, _, names in os.walk(self.path, topdown=False):
                 for name in names:
-                    _sync(Path(folder, name))
-                _sync(Path(folder))
+                    sync(Path(folder, name))
+                sync(Path(folder))
             if self.final.exists():
                 check_output(self.final, self._kind, names_only=True)
                 self._set_aside()
@@ -68,7 +69,7 @@ class OutputFolder:
                 if self._aside.exists() and not self.final.exists():
                     os.rename(self._aside, self.final)
                 raise
-            _sync(self.final.parent)
+            sync(self.final.parent)
             if self._aside.exists():
                 dispose(self._aside, self.final)
         self._work.release()
@@ -106,32 +107,3 @@ def _verified(folder: Path) -> dict[str, str]:
             inside = "" if place == folder else f"{place.name}/"
             known |= {inside + name: digest for name, digest in artifact.manifest.get("files", {}).items()}
     return known
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or renames in a folder, last; only POSIX lets a folder be opened."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    with disk_errors(path):
-        path.write_text(text, encoding="utf-8")
-
-
-def copy_file(source: Path, target: Path) -> None:
-    with disk_errors(target):
-        shutil.copyfile(source, target)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for an immutable file, or a copy where the file system cannot do that."""
-    with disk_errors(target):
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)

@@ -73,7 +73,7 @@ def check_whole(files: Iterable[Path]) -> None:
 
 def refuse_pointer(path: Path) -> None:
     """Raises FormatError for the text that git-lfs leaves where a file was not fetched."""
-    from winnow.formats.regular import open_regular
+    from winnow.disk.regular import open_regular
 
     with open_regular(path) as f:
         if f.read(len(LFS)) == LFS:
@@ -103,7 +103,7 @@ def refuse_quantized(spec: str, method: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no such file. Raises InputError where it is garbled."""
-    from winnow.formats.regular import read_regular
+    from winnow.disk.regular import read_regular
 
     if not path.exists():
         return {}

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from winnow.disk.lock import NAME as LOCK
+from winnow.disk.lock import Lock, lock
+from winnow.disk.ownership import MARK, WORK, read_mark, stranger, write_mark
 from winnow.errors import InputError, disk_errors
-from winnow.formats.ownership import MARK, WORK, read_mark, stranger, write_mark
-from winnow.run.lock import NAME as LOCK
-from winnow.run.lock import Lock, lock
 
-_BEGUN = frozenset((LOCK, f"{MARK}.tmp", ".writable"))  # there before the mark is
+_BEGUN = re.compile(rf"{re.escape(LOCK)}|{re.escape(MARK)}\.\d+\.tmp|\.writable")  # there before the mark is
 _STAGE = re.compile(r"[\w.+-]+-[0-9a-f]{16}([.-].*)?")  # a key of winnow.run.store.stage_key, and what goes by it
-_STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp", ".part")
+_STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp")
 
 
 def final_of(out: Path | str) -> Path:
@@ -100,13 +100,15 @@ def _foreign(root: Path) -> str | None:
     names = sorted(os.listdir(root))
     if MARK not in names:
         # A kill can come before the mark does: an empty folder, or one with winnow's own small files, is nobody's.
-        other = next((n for n in names if n not in _BEGUN or (root / n).is_symlink() or not (root / n).is_file()), None)
+        other = next(
+            (n for n in names if not _BEGUN.fullmatch(n) or (root / n).is_symlink() or not (root / n).is_file()), None
+        )
         return None if other is None else f"it holds {other}"
     own = f"{root.name.removesuffix('.work')}.partial"
     for name in names:
         if (root / name).is_symlink():
             return f"it holds {name}"
-        if name in _BEGUN or name in (MARK, own, "activations"):
+        if _BEGUN.fullmatch(name) or name in (MARK, own, "activations"):
             continue
         if not _STAGE.fullmatch(name):
             return f"it holds {name}"
@@ -129,7 +131,9 @@ def _foreign_in(folder: Path) -> Path | None:
             found = stranger(folder, mark[0], names_only=True)
             return None if found is None else folder / found[0]
     for entry in sorted(folder.iterdir()):
-        if entry.is_symlink() or not (entry.is_dir() or entry.name.endswith(_STORED) or entry.name in (*_BEGUN, MARK)):
+        if entry.is_symlink() or not (
+            entry.is_dir() or entry.name.endswith(_STORED) or entry.name == MARK or _BEGUN.fullmatch(entry.name)
+        ):
             return entry
         if entry.is_dir() and not entry.name.endswith((".partial", ".winnow-gone")):
             found_in = _foreign_in(entry)
@@ -181,8 +185,9 @@ def _tidy(root: Path, made: list[Path]) -> None:
             if Path(folder) != root:
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
-        if set(os.listdir(root)) <= {MARK, *_BEGUN}:
-            for name in (MARK, *sorted(_BEGUN - {LOCK}), LOCK):  # nobody begins there while it is locked
+        names = os.listdir(root)
+        if all(name == MARK or _BEGUN.fullmatch(name) for name in names):
+            for name in sorted(names, key=lambda n: n == LOCK):  # nobody begins there while it is locked
                 (root / name).unlink(missing_ok=True)
             root.rmdir()
             for folder in map(str, made):

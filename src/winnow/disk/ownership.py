@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from winnow.formats.regular import open_regular
+from winnow.disk.files import written_whole
+from winnow.disk.regular import open_regular
 
 MARK = ".winnow.json"
 VERSION = 1
@@ -29,7 +30,7 @@ PAGES = frozenset(
     ("report.json", "report.html", "ticket.json", "ticket.html", "ticket-report.json", "run.json", "bench.json", "bench.html")
 )  # fmt: skip
 _DESKTOP = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # of file managers, never the user's own
-_HALF = re.compile(rf"\.({'|'.join(re.escape(n) for n in sorted(PAGES))})\.\d+\.part|{re.escape(MARK)}\.tmp")
+_HALF = re.compile(rf"({'|'.join(re.escape(n) for n in (*sorted(PAGES), MARK))})\.\d+\.tmp")
 _CARD = b"---\ntags:\n- winnow\n"  # how README.md of every artifact begins
 
 
@@ -173,12 +174,8 @@ def _regular(path: Path) -> bool:
 
 def _write(folder: Path, kind: str, files: Mapping[str, str | None]) -> None:
     told = {"winnow": VERSION, "kind": kind, "files": dict(sorted(files.items()))}
-    temporary = folder / f"{MARK}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps({**told, "sha256": _seal(told)}, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MARK)
+    with written_whole(folder / MARK) as part:
+        part.write_text(json.dumps({**told, "sha256": _seal(told)}, indent=1) + "\n", encoding="utf-8")
 
 
 def _seal(told: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.folder import read_json
-from winnow.models import ModelSource, open_model
+from winnow.formats.hf_folder import read_json
+from winnow.models.source import ModelSource, open_model
 
 
 def open_reference(

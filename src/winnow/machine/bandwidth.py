@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.kernels.micro import last_level_cache
-from winnow.measure.memory import available_memory
+from winnow.machine.cache import last_level_cache
+from winnow.machine.memory import available_memory
 
 LEAST = 256 << 20  # bytes read in one pass
 ROUNDS = 7

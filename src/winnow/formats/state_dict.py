@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import FormatError, InputError
-from winnow.folder import refuse_pointer
+from winnow.formats.hf_folder import refuse_pointer
 from winnow.masks.ties import tensors_of, tied
 
 Shapes = Mapping[str, Sequence[int]]

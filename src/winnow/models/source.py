@@ -12,15 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow import named
+from winnow import importing
 from winnow.data.tokens import name_padding
+from winnow.disk.links import leaves
 from winnow.errors import InputError
-from winnow.folder import check_folder, model_files, quantization, read_json, refuse_other_kinds, refuse_quantized
-from winnow.links import leaves
+from winnow.formats.hf_folder import (
+    check_folder,
+    model_files,
+    quantization,
+    read_json,
+    refuse_other_kinds,
+    refuse_quantized,
+)
+from winnow.formats.state_dict import load_state
 from winnow.masks.given import opened, require_initialised, working_copy
 from winnow.masks.ties import share_as, tensors_of
-from winnow.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
-from winnow.state_dict import load_state
+from winnow.models.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
+from winnow.seeding import torch_seed
 
 __all__ = ["ModelSource", "build", "identity_of_weights", "load_state", "open_model", "quiet_transformers"]
 
@@ -269,7 +277,7 @@ def open_model(
     path = Path(text).expanduser()
     if path.is_dir():
         return _open_folder(path, trust_remote_code, text, weights)
-    if ":" in text and not path.exists() and named.is_named(text):
+    if ":" in text and not path.exists() and importing.is_named(text):
         file = Path(weights).expanduser() if weights else None
         build(text, call=False)
         if file is not None and file.is_dir():
@@ -333,15 +341,14 @@ def _from_hub(name: str) -> Path:
 
 
 def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
-    """Calls (or only finds) ``package.module:function``, see :mod:`winnow.named`.
+    """Calls (or only finds) ``package.module:function``, see :mod:`winnow.importing`.
 
     What it draws at random is drawn under ``seed`` of torch's generator: the same weights at every call.
     """
     if not call:
-        return named.find(factory or "", MODULE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = named.call(factory or "", MODULE)
+        return importing.find(factory or "", MODULE)
+    with torch_seed(seed):
+        model = importing.call(factory or "", MODULE)
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
     return opened(model)

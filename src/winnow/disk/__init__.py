@@ -1,0 +1,1 @@
+"""Writing to disk: whole files, who owns a folder, and which links leave it."""

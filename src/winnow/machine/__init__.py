@@ -1,0 +1,1 @@
+"""This machine: its processor, memory, caches, bandwidth and power meters."""

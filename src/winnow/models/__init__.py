@@ -1,0 +1,1 @@
+"""Opening models: a folder, a Hugging Face name, a factory with weights, or a module in memory."""
