@@ -36,7 +36,7 @@ class Winnow:
         from winnow.compression.counts import per_tensor
         from winnow.compression.methods import resolve
         from winnow.compression.prune import Pruner
-        from winnow.run.recipe import Recipe
+        from winnow.compression.recipe import Recipe
 
         recipe = Recipe(
             method=method,

@@ -147,7 +147,7 @@ def find_ticket(out: Path, given: Path) -> None:
 
 
 def run(out: Path, given: Path) -> None:
-    from winnow.run.pipeline_verb import run_recipe
+    from winnow.pipeline.verb import run_recipe
 
     run_recipe(given / "recipe.yaml", out)
 
@@ -234,8 +234,8 @@ def _serve() -> None:
 
     import winnow.cli
     import winnow.compression.verb
+    import winnow.pipeline.verb
     import winnow.report.html
-    import winnow.run.pipeline_verb
     import winnow.tickets.verb  # noqa: F401
 
     torch.set_num_threads(1)

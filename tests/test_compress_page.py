@@ -15,10 +15,10 @@ from winnow import words
 from winnow.compression.verdict import change
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
+from winnow.pipeline.publish import publish
+from winnow.pipeline.verb import run_recipe
 from winnow.report import card, schema, tables, view
 from winnow.report.html import read
-from winnow.run.pipeline_verb import run_recipe
-from winnow.run.publish import publish
 
 HEAD = "name: clouds\nmodel: small:classifier\nweights: weights.safetensors\ndata: train.npz\neval: test.npz\nstages:\n"
 TRAIN = "  - train: {steps: 12, lr: 5e-3}\n"
@@ -127,7 +127,7 @@ def test_compress_after_training_is_compared_with_it(folder, tmp_path, monkeypat
 
 def test_a_ticket_that_nothing_was_measured_of():
     """The file alone is reported, and the model it was packed from is still no dense one."""
-    from winnow.run.compress_page import _name_ticket
+    from winnow.pipeline.compress_page import _name_ticket
 
     report = schema.Report(
         title="m: 50 % zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
@@ -157,8 +157,8 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_plain_quantization_is_said_in_a_recipes_words(folder, tmp_path, monkeypatch, method, values):
-    from winnow.run.compress_verdict import _take
-    from winnow.run.pipeline import Compress
+    from winnow.pipeline.compress_verdict import _take
+    from winnow.pipeline.schema import Compress
 
     name = f"{values}-g32-{method}" if values == "int4" else f"{values}-{method}"
     step = _take(schema.Candidate(name=name, kind="quantized", values=values, method=method), Compress())

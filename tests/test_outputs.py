@@ -21,7 +21,7 @@ from winnow.disk.ownership import claim, read_mark, stranger, write_mark
 from winnow.disk.work import check_output
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats.output import OutputFolder
-from winnow.run.pipeline_verb import run_recipe
+from winnow.pipeline.verb import run_recipe
 from winnow.run.store import Store
 
 QUICK = dict(method="magnitude", baselines="none", speed=False)

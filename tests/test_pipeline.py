@@ -18,11 +18,11 @@ from small import classifier, points
 from test_cli import refused
 from test_cli import winnow as command
 from winnow.errors import GateError, InputError
-from winnow.run import pipeline_verb
-from winnow.run.pipeline_plan import work_of
-from winnow.run.pipeline_trial import try_recipe
-from winnow.run.pipeline_verb import run_recipe
-from winnow.run.reading import dump, read_recipe
+from winnow.pipeline import verb as pipeline_verb
+from winnow.pipeline.dry_run import work_of
+from winnow.pipeline.reading import dump, read_recipe
+from winnow.pipeline.trial import try_recipe
+from winnow.pipeline.verb import run_recipe
 from winnow.tickets import verb
 
 TESTS = Path(__file__).parent
@@ -535,8 +535,8 @@ def test_the_tickets_page_compares_with_the_dense_training(here, tmp_path):
 def test_the_tickets_page_is_the_report_of_both_searches(here, tmp_path, monkeypatch):
     from rich.console import Console
 
+    from winnow.pipeline.table import ran_table
     from winnow.report import ticket as page
-    from winnow.run.pipeline_table import ran_table
 
     found, work = [], verb.find_ticket
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import winnow
-from winnow.run.pipeline_verb import run_recipe
-from winnow.run.reading import read_recipe
+from winnow.pipeline.reading import read_recipe
+from winnow.pipeline.verb import run_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

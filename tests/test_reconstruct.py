@@ -17,11 +17,11 @@ from small import classifier, convnet, images, points, save_llama, sentences, tr
 from winnow.calibrate.walker import Walker
 from winnow.compression.hosts import Loaded, Streamed
 from winnow.compression.prune import Pruner
+from winnow.compression.recipe import Recipe
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
 from winnow.models.source import open_model
-from winnow.run.recipe import Recipe
 from winnow.solve import before_units, needs_gram, needs_scores, parse_solver
 from winnow.solve.calls import held_out
 from winnow.solve.draw import Draw

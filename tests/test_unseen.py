@@ -282,8 +282,8 @@ def test_unseen_tensors_are_not_emptied_where_layers_compete():
 def test_a_run_that_goes_on_names_them_too(tmp_path):
     from winnow.compression.hosts import Loaded
     from winnow.compression.prune import Pruner
+    from winnow.compression.recipe import Recipe
     from winnow.models.source import open_model
-    from winnow.run.recipe import Recipe
 
     torch.manual_seed(0)
     host = Loaded(open_model(Mixed().eval()))

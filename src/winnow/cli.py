@@ -203,8 +203,8 @@ def run(
     """Run a recipe of several stages: train, find a ticket, compress, measure. Goes on where it was stopped."""
     from winnow.compression.reporting import command_line
     from winnow.errors import InputError
-    from winnow.run.pipeline_table import planned_table, ran_table
-    from winnow.run.pipeline_verb import run_recipe
+    from winnow.pipeline.table import planned_table, ran_table
+    from winnow.pipeline.verb import run_recipe
     from winnow.terminal.progress import Bars, console
 
     if poc is not None:
@@ -226,9 +226,9 @@ def run(
 
 def _try(recipe: Path, minutes: float, out: Path | None, sets: Sequence[str], as_json: bool) -> NoReturn:
     """The trial of a recipe; its answer is the exit code too."""
-    from winnow.run.pipeline_table import trial, trial_table
-    from winnow.run.pipeline_trial import try_recipe
-    from winnow.run.pipeline_verb import finite
+    from winnow.pipeline.table import trial, trial_table
+    from winnow.pipeline.trial import try_recipe
+    from winnow.pipeline.verb import finite
     from winnow.terminal.progress import Bars, console
 
     with Bars(quiet=as_json) as bars:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from winnow.compression.recipe import Recipe, Values
 from winnow.errors import InputError
-from winnow.run.recipe import Recipe, Values
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
 ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given

@@ -13,12 +13,12 @@ from winnow.allocate import LayerInfo, allocate
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget, largest_remainder, zeros_for
 from winnow.compression.hosts import Host
+from winnow.compression.recipe import Recipe
 from winnow.errors import InputError
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
 from winnow.quantize import Grid
-from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
 
 VALUE_BITS = {"bf16": 16, "int8": 8, "int4": 4}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from winnow.compression.candidates import Candidate
+from winnow.compression.recipe import Recipe
 from winnow.compression.runner import Outcome
 from winnow.errors import GateError
-from winnow.run.recipe import Recipe
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 VALUES = ("keep", "int8", "int4")

@@ -10,9 +10,9 @@ import torch
 
 from winnow.compression.hosts import put_matrix
 from winnow.compression.prune import solve_unit
+from winnow.compression.recipe import Recipe
 from winnow.fcpts.settings import FcptsSettings
 from winnow.formats.units import load_packed, save_packed
-from winnow.run.recipe import Recipe
 from winnow.run.store import stage_key
 from winnow.settings import read_settings
 from winnow.train.distil import Distil, Fitted

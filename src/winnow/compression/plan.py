@@ -13,12 +13,12 @@ from torch import nn
 from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
 from winnow.compression.hosts import Host, stored_sizes
 from winnow.compression.prepare import example_count
+from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import expected_bytes
 from winnow.formats.shards import Layout
 from winnow.forward.batch import call, token_count
 from winnow.machine.memory import resident as resident_bytes
 from winnow.masks.prunable import Prunable, Scope
-from winnow.run.recipe import Recipe
 from winnow.solve import before_units
 from winnow.words import count, duration, size
 

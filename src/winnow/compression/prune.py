@@ -15,6 +15,7 @@ import torch
 
 from winnow.compression.hosts import Host, put_matrix, put_tensors
 from winnow.compression.otherwise import by_magnitude, by_watching, in_own_type, in_place_of
+from winnow.compression.recipe import Recipe
 from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
 from winnow.disk.files import write_atomic
 from winnow.errors import FormatError, InputError
@@ -23,7 +24,6 @@ from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import read_packed, save_packed, split_keys
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
-from winnow.run.recipe import Recipe
 from winnow.run.store import sealed, unsealed
 from winnow.solve import Solution, before_units
 

@@ -20,8 +20,8 @@ from winnow.solve.reconstruct import Calls, Fit, Reconstruction
 from winnow.solve.settings import ReconstructSettings
 
 if TYPE_CHECKING:
+    from winnow.compression.recipe import Recipe
     from winnow.masks.prunable import Prunable
-    from winnow.run.recipe import Recipe
 
 
 def settings_of(recipe: Recipe) -> ReconstructSettings:

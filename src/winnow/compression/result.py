@@ -210,7 +210,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
 
 def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
     """Where a folder comes from and what was measured of it; nothing in it changes from run to run but the figures."""
-    from winnow.run.pipeline_verb import finite
+    from winnow.pipeline.verb import finite
     from winnow.version import __version__
 
     e = outcome.evaluation

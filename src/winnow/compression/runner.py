@@ -15,6 +15,7 @@ from winnow.compression.counts import allocation_needs_data, dense_statistics, p
 from winnow.compression.hosts import Host
 from winnow.compression.learning import Learned, learn
 from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
+from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import dense_layout, stored_bytes
 from winnow.errors import disk_errors
 from winnow.formats.packed import PackedTensor
@@ -24,7 +25,6 @@ from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
 from winnow.measure.quality import Comparison, Evaluation, Task, compare
-from winnow.run.recipe import Recipe
 from winnow.run.store import Store, stage_key
 
 Progress = Callable[[int, int, str], None]

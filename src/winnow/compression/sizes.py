@@ -9,13 +9,13 @@ import torch
 
 from winnow.compression.counts import per_tensor, unheld, within_tensor
 from winnow.compression.hosts import Host, dense_tensors, written_names
+from winnow.compression.recipe import Recipe
 from winnow.formats.packed import outline
 from winnow.formats.shards import SHARD_BYTES, Layout, weights_bytes
 from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import describe, split_keys, stored_key, stored_parts
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import Structure, parse_structure
-from winnow.run.recipe import Recipe
 
 STREAMED_SHARD = 64 << 20  # bytes: what waits for its shard waits in memory
 _QUICK = 20_000_000  # weights whose allocation is worked out for the plan; of more, every tensor is taken to lose alike

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from winnow.budget import parse_size
 from winnow.compression.counts import stored_bits, within_tensor
+from winnow.compression.recipe import Recipe
 from winnow.compression.runner import Runner
 from winnow.errors import InputError
 from winnow.masks.structure import BlockShape, parse_structure
-from winnow.run.recipe import Recipe
 from winnow.words import size
 
 if TYPE_CHECKING:

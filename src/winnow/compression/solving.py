@@ -10,12 +10,12 @@ import torch
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
 from winnow.compression.counts import BITS, layer_seed, within_tensor
+from winnow.compression.recipe import Recipe
 from winnow.formats.packed import PackedTensor, pack
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import Unstructured, parse_structure
 from winnow.quantize import Grid, Quantized
-from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
 from winnow.solve import Problem, Solution, needs_gram, needs_scores, solve_group
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from winnow.compression.counts import layer_seed
+from winnow.compression.recipe import Recipe
 from winnow.errors import InputError
-from winnow.run.recipe import Recipe
 from winnow.scores import needs_data, score
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from winnow.compression.methods import choose, recurrent_weights, resolve, settl
 from winnow.compression.opening import outputs_of, tried
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.prepare import Prepared, prepare
+from winnow.compression.recipe import Recipe
 from winnow.compression.result import Result, finish
 from winnow.compression.runner import Outcome, Progress, Runner
 from winnow.compression.sizes import dense_bytes as size_of_dense
@@ -41,7 +42,6 @@ from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, Unstructured, check, parse_structure
 from winnow.measure.chance import at_chance
 from winnow.models.source import ModelSource, open_model
-from winnow.run.recipe import Recipe
 from winnow.run.store import Store
 from winnow.solve import before_units
 

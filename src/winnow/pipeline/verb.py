@@ -14,22 +14,14 @@ from typing import TYPE_CHECKING, Any
 from winnow.disk.work import check_output, work_of
 from winnow.errors import GateError, InputError, disk_errors
 from winnow.measure.evaluation import Evaluation
+from winnow.pipeline.dry_run import Planned, planned, what
+from winnow.pipeline.located import located
+from winnow.pipeline.materials import Materials, Standing, open_materials
+from winnow.pipeline.publish import publish
+from winnow.pipeline.reading import dump, read_recipe
+from winnow.pipeline.schema import Compress, Evaluate, Fitting, Pipeline, Stage, Ticket, Train
+from winnow.pipeline.stages import Progress, fit, keys, measure, pack, paired, standing
 from winnow.run.executor import Executor, executor_named
-from winnow.run.located import located
-from winnow.run.materials import Materials, Standing, open_materials
-from winnow.run.pipeline import Compress, Evaluate, Fitting, Pipeline, Stage, Ticket, Train
-from winnow.run.pipeline_plan import Planned, planned, what
-from winnow.run.publish import publish
-from winnow.run.reading import dump, read_recipe
-from winnow.run.stages import (
-    Progress,
-    fit,
-    keys,
-    measure,
-    pack,
-    paired,
-    standing,
-)
 from winnow.run.store import Store
 
 if TYPE_CHECKING:
@@ -77,7 +69,7 @@ def run_recipe(
     changed, does only what is missing, and ends bit-for-bit equal to an uninterrupted one.
 
     Args:
-        recipe: a YAML file; see :class:`winnow.run.pipeline.Pipeline`.
+        recipe: a YAML file; see :class:`winnow.pipeline.schema.Pipeline`.
         out: folder to write; may be left out of a dry run.
         sets: values in place of the recipe's, as "ticket.sparsity=0.9".
         executor: "local", "ray" or an executor, in place of the recipe's; no result depends on it.
@@ -177,7 +169,7 @@ class _Line:
 
     def page(self) -> TicketReport | None:
         """The report of the ticket stage, if there is one."""
-        from winnow.run.ticket_page import ticket_page
+        from winnow.pipeline.ticket_page import ticket_page
 
         stages, found = self.found.pipeline.stages, self.found
         number = next((i for i, s in enumerate(stages) if isinstance(s, Ticket)), None)
@@ -195,8 +187,8 @@ class _Line:
 
     def report(self) -> Report | None:
         """The report of the compress stage, if there is one, compared with what the recipe measured of a dense model."""
-        from winnow.run.compress_page import compress_page
-        from winnow.run.compress_verdict import Dense
+        from winnow.pipeline.compress_page import compress_page
+        from winnow.pipeline.compress_verdict import Dense
 
         stages = self.found.pipeline.stages
         number = next((i for i, s in enumerate(stages) if isinstance(s, Compress)), None)

@@ -10,8 +10,8 @@ from winnow.compression.verdict import Judgement, Options, change, tone_of, unme
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
+from winnow.pipeline.schema import Compress, Ticket
 from winnow.report.phrases import quality
-from winnow.run.pipeline import Compress, Ticket
 
 if TYPE_CHECKING:
     from winnow.report.schema import Candidate, Report

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.disk.work import work_of
 from winnow.errors import InputError
-from winnow.run.located import located
-from winnow.run.materials import Materials, Standing, open_materials
-from winnow.run.pipeline import Evaluate, Pipeline, Ticket, Train
-from winnow.run.reading import read_recipe
-from winnow.run.stages import Progress, keys, standing, training
+from winnow.pipeline.located import located
+from winnow.pipeline.materials import Materials, Standing, open_materials
+from winnow.pipeline.reading import read_recipe
+from winnow.pipeline.schema import Evaluate, Pipeline, Ticket, Train
+from winnow.pipeline.stages import Progress, keys, standing, training
 from winnow.run.store import unsealed
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def try_recipe(
         out: folder that the run would write.
 
     Raises:
-        InputError: no minutes, no ticket stage, too few minutes for any trial, or what :func:`winnow.run.pipeline_verb.run_recipe` would refuse.
+        InputError: no minutes, no ticket stage, too few minutes for any trial, or what :func:`winnow.pipeline.verb.run_recipe` would refuse.
     """
     if not 0 < minutes < math.inf:
         raise InputError(f"a trial of {minutes:g} minutes is none: give more than 0, such as --poc 3.")

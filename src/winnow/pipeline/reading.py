@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from winnow.errors import InputError
+from winnow.pipeline.schema import KINDS, Pipeline, Stage, Ticket
 from winnow.run import plain_yaml
-from winnow.run.pipeline import KINDS, Pipeline, Stage, Ticket
 from winnow.run.plain_yaml import Where, dotted
 from winnow.tickets.methods import METHODS
 

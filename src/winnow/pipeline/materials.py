@@ -10,8 +10,8 @@ from winnow.compression.prepare import model_kind
 from winnow.data import Records, disjoint, open_data, split_disjoint
 from winnow.errors import InputError
 from winnow.models.source import ModelSource, open_model
-from winnow.run.located import Where, blamed
-from winnow.run.pipeline import Evaluate, Fitting, Pipeline
+from winnow.pipeline.located import Where, blamed
+from winnow.pipeline.schema import Evaluate, Fitting, Pipeline
 from winnow.seeding import torch_seed
 
 HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import InputError
-from winnow.run import reading
-from winnow.run.part import in_fields
+from winnow.pipeline import reading
+from winnow.pipeline.part import in_fields
 
 Where = tuple[Any, ...]  # keys and places on the way to a field
 ABSENT = "does not exist"

@@ -14,9 +14,9 @@ from winnow.data import Records
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
+from winnow.pipeline.materials import Materials, Standing
+from winnow.pipeline.schema import Compress, Evaluate, Fitting, Ticket
 from winnow.run.executor import Executor
-from winnow.run.materials import Materials, Standing
-from winnow.run.pipeline import Compress, Evaluate, Fitting, Ticket
 from winnow.run.store import Store, stage_key
 from winnow.seeding import torch_seed
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from winnow.pipeline.stages import figure
 from winnow.report.ticket import PAGE
-from winnow.run.stages import figure
 from winnow.words import count, duration, number, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from winnow.run.pipeline_plan import Planned
-    from winnow.run.pipeline_verb import Ran
+    from winnow.pipeline.dry_run import Planned
+    from winnow.pipeline.verb import Ran
     from winnow.tickets.poc_verdict import Verdict
 
 

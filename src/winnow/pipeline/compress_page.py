@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.compression.reporting import EXAMPLES, image_of
 from winnow.measure.compare import changed_examples, class_changes, compare
+from winnow.pipeline.compress_verdict import Dense, judge_recipe
+from winnow.pipeline.schema import Compress, Ticket, Train
 from winnow.report.html import DATA, read
 from winnow.report.schema import Candidate, ChangedExample, ClassQuality, Report
-from winnow.run.compress_verdict import Dense, judge_recipe
-from winnow.run.pipeline import Compress, Ticket, Train
 from winnow.words import percent, size
 
 if TYPE_CHECKING:
     from winnow.measure.evaluation import Evaluation
-    from winnow.run.materials import Materials
+    from winnow.pipeline.materials import Materials
 
 RECORD = "run.json"
 

@@ -11,9 +11,9 @@ import torch
 
 from winnow.data import Records
 from winnow.disk.work import work_of
-from winnow.run.materials import Materials
-from winnow.run.pipeline import Compress, Evaluate, Fitting, Stage, Ticket
-from winnow.run.stages import keys
+from winnow.pipeline.materials import Materials
+from winnow.pipeline.schema import Compress, Evaluate, Fitting, Stage, Ticket
+from winnow.pipeline.stages import keys
 
 
 @dataclass(frozen=True)

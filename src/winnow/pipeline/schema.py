@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
-from winnow.run.part import Part, in_fields, require_no_truth, require_settings
+from winnow.pipeline.part import Part, in_fields, require_no_truth, require_settings
 
 Precision = Literal["float32", "bfloat16"]
 Texts = tuple[str, ...]
