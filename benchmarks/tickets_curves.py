@@ -17,14 +17,14 @@ from tickets_methods import METHODS
 from tickets_studies import trainings
 from tickets_subjects import SUBJECTS
 from tickets_tables import Group, groups, tickets
-from winnow.report.axes import Scale
-from winnow.report.figures import Canvas
-from winnow.report.labels import text_width
-from winnow.report.schema import TaskInfo
-from winnow.report.ticket_chart import apart, by_sparsity, edges, point, rules, styles, vertical
-from winnow.report.ticket_schema import Figure, TicketLine, TicketReport
-from winnow.report.ticket_schema import Row as Mean
-from winnow.report.ticket_words import plain
+from winnow.records.compression import TaskInfo
+from winnow.records.ticket import Figure, TicketLine, TicketReport
+from winnow.records.ticket import Row as Mean
+from winnow.report.draw.axes import Scale
+from winnow.report.draw.figures import Canvas
+from winnow.report.draw.labels import text_width
+from winnow.report.ticket.chart import apart, by_sparsity, edges, point, rules, styles, vertical
+from winnow.report.ticket.words import plain
 from winnow.words import percent, short
 
 LEFT, RIGHT, GAP = 500.0, 420.0, 24.0  # widths of the panels, and what is between them

@@ -235,7 +235,7 @@ def _serve() -> None:
     import winnow.cli
     import winnow.compression.verb
     import winnow.pipeline.verb
-    import winnow.report.html
+    import winnow.report.compression.page
     import winnow.tickets.verb  # noqa: F401
 
     torch.set_num_threads(1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from winnow.report.allocation import compare, thin
-from winnow.report.allocation_schema import AllocationLayer, AllocationRecord, Stability, StepTime
+from winnow.compression.earlier import compare
+from winnow.records.allocation import AllocationLayer, AllocationRecord, Stability, StepTime
+from winnow.train.distil import thin
 
 
 def layer(

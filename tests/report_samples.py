@@ -7,7 +7,7 @@ import math
 import struct
 import zlib
 
-from winnow.report.schema import (
+from winnow.records.compression import (
     Candidate,
     ChangedExample,
     ClassQuality,

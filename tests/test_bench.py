@@ -20,12 +20,15 @@ from test_cli import winnow as command
 from test_report import Page
 from winnow.errors import FormatError, InputError
 from winnow.models.source import open_model
-from winnow.report import bench as pages
-from winnow.report import html, speed
-from winnow.report.schema import Speed, Times
-from winnow.report.speed_console import bench_table
-from winnow.report.speed_schema import Absent, Bandwidth, Bench, Case, Contender, LayerSpeed, Measure
-from winnow.report.speed_tables import line, off, outcome
+from winnow.records.compression import Speed, Times
+from winnow.records.speed import Absent, Bandwidth, Bench, Case, Contender, LayerSpeed, Measure
+from winnow.report import template
+from winnow.report.compression import page as html
+from winnow.report.speed import chart as speed
+from winnow.report.speed import page as pages
+from winnow.report.speed import view
+from winnow.report.speed.console import bench_table
+from winnow.report.speed.tables import line, off, outcome
 from winnow.verbs.bench.contender import difference
 from winnow.verbs.bench.race import race
 from winnow.verbs.bench.verb import bench
@@ -208,7 +211,7 @@ def test_a_dense_folder_has_no_packed_contender(llama, tmp_path, monkeypatch):
 
 def test_a_wrong_answer_is_seen(plain):
     """A contender that computes something else shows it in its difference, however fast it is."""
-    from winnow.report import speed_schema
+    from winnow.records import speed as speed_schema
     from winnow.verbs.bench.contender import TorchContender
 
     model = classifier().eval()
@@ -354,7 +357,7 @@ def made_up(ratio: float = 1.5, low: float | None = 1.4, high: float | None = 1.
 
 
 def test_the_page_loads_nothing_and_hostile_names_stay_text():
-    page = html.template("bench.html").render(**pages.page(made_up(), "bench.json"))
+    page = template.template("bench.html").render(**view.view(made_up(), "bench.json"))
     parsed = Page(page)
     assert "://" not in page and "<script" not in page and "<b>model" not in page and "<b>model</b>" in parsed.text
     for words in (
@@ -400,7 +403,7 @@ def test_the_bars_stay_in_the_picture():
     ],
 )
 def test_the_headline_says_what_the_interval_allows(ratio, low, high, tone, words):
-    said, found = pages.headline(made_up(ratio, low, high))
+    said, found = view.headline(made_up(ratio, low, high))
     assert found == tone and words in said and said.startswith("Decoding after 32: ")
 
 
@@ -409,7 +412,7 @@ def test_the_headline_names_a_faster_rival():
     for m in found.measures:
         if m.contender == "torch int8":
             m.times = m.times.model_copy(update={"median": 2.0})
-    said, tone = pages.headline(found)
+    said, tone = view.headline(found)
     assert tone == "mixed" and "torch int8 is faster, 2 ms" in said
 
 

@@ -17,8 +17,9 @@ from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.publish import publish
 from winnow.pipeline.verb import run_recipe
-from winnow.report import card, schema, tables, view
-from winnow.report.html import read
+from winnow.records import compression as schema
+from winnow.report.compression import card, tables, view
+from winnow.report.compression.page import read
 
 HEAD = "name: clouds\nmodel: small:classifier\nweights: weights.safetensors\ndata: train.npz\neval: test.npz\nstages:\n"
 TRAIN = "  - train: {steps: 12, lr: 5e-3}\n"

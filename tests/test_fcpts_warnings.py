@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from winnow.fcpts.warnings import warnings_for
-from winnow.report.allocation_schema import AllocationLayer, AllocationRecord, Stability
+from winnow.records.allocation import AllocationLayer, AllocationRecord, Stability
 
 
 def record(**changes):

@@ -144,7 +144,7 @@ def test_several_sparsities_and_their_folders(tmp_path):
 
 
 def test_the_report_is_written_with_the_tickets(tmp_path):
-    from winnow.report import ticket as page
+    from winnow.report.ticket import page
 
     out = tmp_path / "out"
     found = find_ticket(mlp(), rows(60), sparsity=[0.5, 0.8], method="magnitude", steps=2, out=out)
@@ -160,7 +160,7 @@ def test_the_report_is_written_with_the_tickets(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_ticket(tmp_path, monkeypatch):
-    from winnow.report import ticket as page
+    from winnow.report.ticket import page
 
     found = find_ticket(mlp(), rows(40), sparsity=0.5, method="random", steps=1, out=tmp_path / "t")
     before = sorted((f.name, f.read_bytes()) for f in (tmp_path / "t").iterdir())

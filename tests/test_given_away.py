@@ -18,9 +18,9 @@ from small import classifier, points
 from winnow.disk.links import leaves, refuse_links
 from winnow.errors import InputError
 from winnow.naming import name_of, nameless, without_paths
-from winnow.report import card
-from winnow.report.markdown import fenced, prose
-from winnow.report.schema import Report
+from winnow.records.compression import Report
+from winnow.report.compression import card
+from winnow.report.draw.markdown import fenced, prose
 from winnow.terminal.legible import json_for_terminal, legible_logs, visible
 from winnow.terminal.screen import Console, Text
 
@@ -88,7 +88,7 @@ def test_names_are_printed_as_they_are(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_of_a_report_reaches_the_terminal_unescaped(name):
-    from winnow.report.console import summary
+    from winnow.report.compression.console import summary
 
     report = with_names(sample(), name)
     said = printed(summary(report))

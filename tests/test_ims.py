@@ -9,8 +9,8 @@ from torch import nn
 
 from elsewhere import Elsewhere
 from isp_samples import Killed, Killer, mlp, rows, training
+from winnow.disk import files
 from winnow.errors import FormatError
-from winnow.formats import tensorfile
 from winnow.measure.evaluation import Evaluation
 from winnow.run.store import Store
 from winnow.tickets import run as run_module
@@ -132,7 +132,7 @@ def same(a, b):
 
 def test_killed_anywhere_it_ends_equal(monkeypatch, tmp_path):
     monkeypatch.setattr(run_module, "SAVE_EVERY", -1.0)
-    monkeypatch.setattr(tensorfile.os, "fsync", lambda handle: None)
+    monkeypatch.setattr(files.os, "fsync", lambda handle: None)
     killer = Killer(monkeypatch)
     given = training(steps=6)
     whole = instant_model_soup(given, ImsSettings(**FEW), validate=held_out)

@@ -144,7 +144,7 @@ def test_what_is_winnows_alone_is_replaced(packed, marked):
 
 
 def test_pages_written_later_belong_to_the_output(packed):
-    from winnow.report.html import read, write
+    from winnow.report.compression.page import read, write
 
     (packed / "report.html").unlink()
     write(read(packed), packed)

@@ -23,7 +23,8 @@ from winnow.pipeline.dry_run import work_of
 from winnow.pipeline.reading import dump, read_recipe
 from winnow.pipeline.trial import try_recipe
 from winnow.pipeline.verb import run_recipe
-from winnow.tickets import verb
+from winnow.records import parts
+from winnow.tickets import reporting, verb
 
 TESTS = Path(__file__).parent
 RECIPE = """\
@@ -470,7 +471,7 @@ def test_one_run_at_a_time(here, tmp_path, monkeypatch):
 
 
 def test_a_record_is_json_whatever_the_figures():
-    found = pipeline_verb.finite({"high": float("inf"), "drop": {"low": float("nan"), "n": 3}, "list": [1.5, (2.0,)]})
+    found = parts.finite({"high": float("inf"), "drop": {"low": float("nan"), "n": 3}, "list": [1.5, (2.0,)]})
     assert found == {"high": None, "drop": {"low": None, "n": 3}, "list": [1.5, [2.0]]}
 
 
@@ -507,7 +508,7 @@ def test_published_weights_are_whole_while_the_work_goes(here, tmp_path, monkeyp
 
 
 def test_the_tickets_page_compares_with_the_dense_training(here, tmp_path):
-    from winnow.report import ticket as page
+    from winnow.report.ticket import page
 
     out = tmp_path / "out"
     ran = run_recipe("recipe.yaml", out, keep_work=True, command="winnow run recipe.yaml")
@@ -536,7 +537,7 @@ def test_the_tickets_page_is_the_report_of_both_searches(here, tmp_path, monkeyp
     from rich.console import Console
 
     from winnow.pipeline.table import ran_table
-    from winnow.report import ticket as page
+    from winnow.report.ticket import page
 
     found, work = [], verb.find_ticket
 
@@ -547,7 +548,7 @@ def test_the_tickets_page_is_the_report_of_both_searches(here, tmp_path, monkeyp
     monkeypatch.setattr(verb, "find_ticket", search)
     ran = run_recipe("recipe.yaml", tmp_path / "out")
     dense, ticket = found
-    whole = page.build(ticket.tickets, dense.ticket.evaluation, ticket.training, title="Ticket of three-clouds", model="three-clouds",
+    whole = reporting.build(ticket.tickets, dense.ticket.evaluation, ticket.training, title="Ticket of three-clouds", model="three-clouds",
         data=page.read(ran.folder).task.evaluation_data, settings=ticket.settings.model_dump(mode="json"))  # fmt: skip
     assert page.read(ran.folder) == whole
     console = Console(width=2000, record=True, file=io.StringIO())

@@ -345,7 +345,7 @@ def test_labels_of_noise_are_not_worth_it() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_report_of_the_trial() -> None:
-    from winnow.report.ticket import build
+    from winnow.tickets.reporting import build
 
     found = poc(training(steps=100), 0.5, minutes=0.1, methods=("magnitude", "dense"))
     report = build(found.tickets, None, found.training)

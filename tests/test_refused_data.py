@@ -15,9 +15,9 @@ from torch import nn
 
 import winnow
 from small import classifier, points
-from winnow import failures, importing
+from winnow import importing
 from winnow.data import Records, bounds, disjoint, open_data, overlap
-from winnow.errors import FormatError, InputError, WinnowError
+from winnow.errors import FormatError, InputError, WinnowError, sentence_of
 from winnow.measure.classification import model_order
 from winnow.models.source import open_model
 from winnow.run import plain_yaml
@@ -236,7 +236,7 @@ def test_memory_and_disk_are_told_in_one_sentence():
         (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), "(300 characters)", 2), (OSError(errno.EIO, "I/O error", "x"), "check the disk", 1),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), "check the path", 2),
     ]:  # fmt: skip
-        sentence, found = failures.told(error)
+        sentence, found = sentence_of(error)
         assert says in sentence and found == code and len(sentence) < 200
     for error in (
         RuntimeError("shapes"),
@@ -245,7 +245,7 @@ def test_memory_and_disk_are_told_in_one_sentence():
         FormatError("No space left on device"),
         KeyError("x"),
     ):
-        assert failures.told(error) is None
+        assert sentence_of(error) is None
 
 
 def test_a_refusal_that_replaced_an_error_is_no_failure_of_the_machine():
@@ -255,7 +255,7 @@ def test_a_refusal_that_replaced_an_error_is_no_failure_of_the_machine():
         except MemoryError:
             raise InputError("too many samples") from None
     except InputError as error:
-        assert failures.told(error) is None
+        assert sentence_of(error) is None
 
 
 def test_damaged_archives_are_refused(tmp_path):

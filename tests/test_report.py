@@ -20,11 +20,13 @@ from rich.console import Console
 import report_samples
 from winnow import words
 from winnow.errors import FormatError, InputError, WinnowError
-from winnow.report import frontier, html, labels, layer_map, phrases
-from winnow.report.axes import Scale, bit_ticks
-from winnow.report.console import summary
-from winnow.report.frontier import Point, front
-from winnow.report.schema import Candidate, ChangedExample, Layer, ModelInfo, Report, TaskInfo, Verdict
+from winnow.records.compression import Candidate, ChangedExample, Layer, ModelInfo, Report, TaskInfo, Verdict
+from winnow.report.compression import frontier, layer_map, phrases
+from winnow.report.compression import page as html
+from winnow.report.compression.console import summary
+from winnow.report.compression.frontier import Point, front
+from winnow.report.draw import labels
+from winnow.report.draw.axes import Scale, bit_ticks
 
 SAMPLES = {
     "language model": report_samples.language_model,

@@ -19,14 +19,19 @@ from rich.console import Console
 
 import allocation_samples as samples
 import report_samples
+from winnow.compression.earlier import compare, earlier_record
 from winnow.errors import FormatError, InputError
-from winnow.report import allocation_chart, allocation_curve, allocation_layout, allocation_tables, html
-from winnow.report import allocation_words as said
-from winnow.report.allocation import compare, earlier_record, thin
-from winnow.report.allocation_console import arrange, headline, lines
-from winnow.report.allocation_schema import AllocationLayer, AllocationRecord, Stability, StepTime
-from winnow.report.console import summary
-from winnow.report.schema import Report
+from winnow.records.allocation import AllocationLayer, AllocationRecord, Stability, StepTime
+from winnow.records.compression import Report
+from winnow.report.allocation import chart as allocation_chart
+from winnow.report.allocation import curve as allocation_curve
+from winnow.report.allocation import layout as allocation_layout
+from winnow.report.allocation import tables as allocation_tables
+from winnow.report.allocation import words as said
+from winnow.report.allocation.console import arrange, headline, lines
+from winnow.report.compression import page as html
+from winnow.report.compression.console import summary
+from winnow.train.distil import thin
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
 SAMPLES = {"resnet": samples.resnet, "encoder": samples.encoder, "decoder": samples.decoder}

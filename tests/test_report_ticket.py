@@ -22,11 +22,14 @@ from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
 from winnow.measure.evaluation import Evaluation, Reference
 from winnow.measure.intervals import paired_proportions
-from winnow.report import ticket as page
-from winnow.report import ticket_audit as audit
-from winnow.report import ticket_chart, ticket_cost_chart, ticket_heat
-from winnow.report import ticket_words as said
-from winnow.report.ticket_schema import Figure, TicketReport
+from winnow.records import ticket
+from winnow.records.ticket import Figure, TicketReport
+from winnow.report.ticket import chart as ticket_chart
+from winnow.report.ticket import console, page
+from winnow.report.ticket import cost_chart as ticket_cost_chart
+from winnow.report.ticket import heat as ticket_heat
+from winnow.report.ticket import words as said
+from winnow.tickets import audit, reporting
 from winnow.tickets.run import Cost
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
@@ -61,18 +64,18 @@ class Words(HTMLParser):
 def several() -> TicketReport:
     """Four methods, two sparsities, three seeds."""
     tickets, dense, owner = samples.search(("isp", "magnitude", "imp", "random"), (0.5, 0.8), 3)
-    return page.build(tickets, dense, owner, title="Several", model="vit", data="pets")
+    return reporting.build(tickets, dense, owner, title="Several", model="vit", data="pets")
 
 
 @pytest.fixture(scope="module")
 def single() -> TicketReport:
     tickets, dense, owner = samples.search(("isp",), (0.9,), 1, 16)
-    return page.build(tickets, Reference(dense[0], np.zeros(0, np.int64), torch.zeros(0, 0)), owner)
+    return reporting.build(tickets, Reference(dense[0], np.zeros(0, np.int64), torch.zeros(0, 0)), owner)
 
 
 def printed(report: TicketReport, width: int = 160) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False).print(page.console_table(report))
+    Console(file=out, width=width, force_terminal=False).print(console.console_table(report))
     return out.getvalue()
 
 
@@ -190,7 +193,7 @@ def test_collapse_is_below_one_per_cent() -> None:
     less = keep.clone()
     less.view(-1)[9] = False
     lines = audit.tensors(MaskSet({"enough": keep, "empty": less}), {"enough": 5.0})
-    assert [t.name for t in audit.collapsed(lines)] == ["empty"]
+    assert [t.name for t in ticket.collapsed(lines)] == ["empty"]
     assert (lines[0].kept, lines[0].numel, lines[0].flops) == (10, 1000, 5.0)
 
 
@@ -220,8 +223,8 @@ def test_row_is_the_mean_of_its_seeds(several: TicketReport) -> None:
 
 def test_one_dense_figure_a_seed_is_paired_with_it() -> None:
     tickets, dense, owner = samples.search(("magnitude",), (0.5,), 3)
-    own = page.build(tickets, dense, owner)
-    one = page.build(tickets, dense[1], owner)
+    own = reporting.build(tickets, dense, owner)
+    one = reporting.build(tickets, dense[1], owner)
     for i, line in enumerate(own.tickets):
         assert line.drop is not None and line.figure is not None
         assert line.drop.value == pytest.approx(100 * dense[i].value - line.figure.value)
@@ -231,7 +234,7 @@ def test_one_dense_figure_a_seed_is_paired_with_it() -> None:
 
 def test_seeds_given_pair_methods() -> None:
     tickets, dense, owner = samples.search(("magnitude", "imp"), (0.5,), 2)
-    report = page.build(tickets, dense, owner, seeds=[4, 7, 7, 9])
+    report = reporting.build(tickets, dense, owner, seeds=[4, 7, 7, 9])
     row = report.row("magnitude", 0.5)
     a, b = tickets[1].evaluation, tickets[2].evaluation  # the two of seed 7
     assert row is not None and row.against is not None and row.against.seeds == 1 and a is not None and b is not None
@@ -241,7 +244,7 @@ def test_seeds_given_pair_methods() -> None:
 def test_dense_tickets_serve_when_nothing_is_given() -> None:
     tickets, dense, owner = samples.search(("magnitude",), (0.5,), 1)
     own = samples.ticket("dense", 0.0, 0, owner, dense[0])
-    report = page.build([own, *tickets], None, owner)
+    report = reporting.build([own, *tickets], None, owner)
     assert report.chosen == "magnitude" and report.dense is not None
     assert report.dense.value == pytest.approx(100 * dense[0].value)
     assert report.row("dense", 0.0).drop is None  # not compared with itself
@@ -252,7 +255,7 @@ def test_dense_tickets_serve_when_nothing_is_given() -> None:
 def test_nothing_measured_is_told() -> None:
     tickets, _, owner = samples.search(("magnitude",), (0.5,), 1)
     tickets[0].evaluation = None
-    report = page.build(tickets, None, owner)
+    report = reporting.build(tickets, None, owner)
     assert "quality was not measured" in report.verdict.sentence and report.verdict.tone == "mixed"
     text = Words(page.render(report)).text
     assert "Differences are paired" not in text and "1 T" in printed(report)
@@ -271,25 +274,25 @@ def test_what_cannot_be_built(changes: dict, match: str) -> None:
     tickets, dense, owner = samples.search(("magnitude", "imp"), (0.5,), 1)
     given_dense = changes.pop("dense", dense)
     with pytest.raises(InputError, match=match):
-        page.build(tickets, given_dense, owner, **changes)
+        reporting.build(tickets, given_dense, owner, **changes)
 
 
 def test_tickets_of_another_model_or_data() -> None:
     tickets, dense, owner = samples.search(("magnitude", "imp"), (0.5,), 1)
     with pytest.raises(InputError, match="another model"):
-        page.build(tickets, dense, samples.training(blocks=7))
+        reporting.build(tickets, dense, samples.training(blocks=7))
     tickets[0].evaluation = slow_answers(np.zeros(5, int), np.zeros(5, int))
     with pytest.raises(InputError, match="different data"):
-        page.build(tickets, dense, owner)
+        reporting.build(tickets, dense, owner)
 
 
 # The verdict, and what to keep in mind
 
 
 def verdict(value: float, high: float | None = None) -> tuple[str, str]:
-    from winnow.report.schema import TaskInfo
-    from winnow.report.ticket_schema import Row
-    from winnow.report.ticket_verdict import judge
+    from winnow.records.compression import TaskInfo
+    from winnow.records.ticket import Row
+    from winnow.report.ticket.verdict import judge
 
     row = Row(
         method="isp", sparsity=0.8, zeros=8, seeds=1, figure=Figure(value=90.0), steps=700, passes=1.4, imp_steps=4000,
@@ -326,7 +329,7 @@ def test_collapse_and_late_masks_are_warned_about(single: TicketReport) -> None:
     assert any("less than 1 % of the weights" in w and "of 512" in w for w in single.warnings)
     tickets, dense, owner = samples.search(("isp",), (0.5,), 1)
     tickets[0].history[-1].step = 400
-    report = page.build(tickets, dense, owner)
+    report = reporting.build(tickets, dense, owner)
     assert any("66.7 % of T had gone before the last mask" in w for w in report.warnings)
     rule = report.tickets[0].cost.isp
     assert rule is not None and not rule.kept and (rule.rounds, rule.look_ahead) == (5, 125)
@@ -335,7 +338,7 @@ def test_collapse_and_late_masks_are_warned_about(single: TicketReport) -> None:
 def test_few_seeds_are_warned_about(several: TicketReport) -> None:
     assert not any("seed" in w for w in several.warnings)
     tickets, dense, owner = samples.search(("isp", "imp"), (0.5,), 1)
-    assert any("one seed" in w for w in page.build(tickets, dense, owner).warnings)
+    assert any("one seed" in w for w in reporting.build(tickets, dense, owner).warnings)
 
 
 # The file
@@ -416,7 +419,7 @@ def test_names_are_escaped(several: TicketReport) -> None:
 
 def test_long_tables_are_folded() -> None:
     tickets, dense, owner = samples.search(tuple(samples.LOSSES), (0.5, 0.8), 1)
-    report = page.build(tickets, dense, owner)
+    report = reporting.build(tickets, dense, owner)
     words = Words(page.render(report))
     assert len(report.rows) == 30
     assert words.text.count("At other sparsities") == 2
@@ -449,7 +452,7 @@ def test_points_stand_where_their_figures_are(several: TicketReport, width: floa
 
 def test_values_beyond_the_scale_have_arrows() -> None:
     tickets, dense, owner = samples.search(("isp", "magnitude", "imp", "random"), (0.5, 0.9), 1)
-    report = page.build(tickets, dense, owner)
+    report = reporting.build(tickets, dense, owner)
     svg = str(ticket_cost_chart.by_steps(report, "k", 900, 12.0))
     assert 'class="arrow' in svg and "random (2" in svg
 
@@ -471,7 +474,7 @@ def test_one_sparsity_has_no_line_over_sparsities(single: TicketReport) -> None:
 def test_every_method_is_told_apart() -> None:
     tickets, dense, owner = samples.search(tuple(samples.LOSSES), (0.5,), 1)
     own = samples.ticket("dense", 0.0, 0, owner, dense[0])
-    looks = ticket_chart.styles(page.build([own, *tickets], dense, owner))
+    looks = ticket_chart.styles(reporting.build([own, *tickets], dense, owner))
     assert len({(s.css, s.shape) for s in looks.values()}) == len(looks) == 16
 
 
@@ -566,7 +569,7 @@ def test_perplexity_falls() -> None:
 
     for t, nll in zip(tickets, (3.1, 3.05)):
         t.evaluation = language(nll)
-    report = page.build(tickets, language(3.0), owner, chosen="magnitude")
+    report = reporting.build(tickets, language(3.0), owner, chosen="magnitude")
     assert report.task.metric == "perplexity" and not report.task.higher_is_better
     assert report.picked.drop is not None and report.picked.drop.value == pytest.approx(100 * math.expm1(0.1))
     text = Words(page.render(report)).text
@@ -580,7 +583,7 @@ def test_perplexity_falls() -> None:
 def test_costs_without_any_step() -> None:
     tickets, dense, owner = samples.search(("magnitude", "imp"), (0.5,), 1)
     tickets[0].cost = Cost()
-    report = page.build(tickets, dense, owner)
+    report = reporting.build(tickets, dense, owner)
     Words(page.render(report))
     assert ticket_cost_chart.by_steps(report, "k", 900, 12.0) is None
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from isp_samples import Killed, Killer, cross_entropy, mlp, noisy, same_tickets, search, sgd, training
+from winnow.disk import files
 from winnow.errors import FormatError, WinnowError
-from winnow.formats import tensorfile
 from winnow.run.store import Store
 from winnow.tickets import isp as module
 from winnow.tickets import run as run_module
@@ -36,7 +36,7 @@ from winnow.tickets.settings import (
 @pytest.fixture(autouse=True)
 def checkpoint_every_step(monkeypatch):
     monkeypatch.setattr(run_module, "SAVE_EVERY", -1.0)
-    monkeypatch.setattr(tensorfile.os, "fsync", lambda handle: None)  # slow, and no test here pulls the plug
+    monkeypatch.setattr(files.os, "fsync", lambda handle: None)  # slow, and no test here pulls the plug
 
 
 @pytest.fixture
@@ -243,11 +243,11 @@ def test_a_full_disk_leaves_the_checkpoint(monkeypatch, tmp_path):
             if left < 0:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(tensorfile.os, "fsync", full)
+        monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(WinnowError, match="disk is full"):
             list(isp(search(given, seed_steps=2, store=store)))
         assert not list(store.root.rglob("*.tmp"))
-        monkeypatch.setattr(tensorfile.os, "fsync", lambda handle: None)
+        monkeypatch.setattr(files.os, "fsync", lambda handle: None)
         same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
 
 

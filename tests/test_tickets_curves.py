@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from winnow.report.labels import Box, text_width
+from winnow.report.draw.labels import Box, text_width
 
 pytest.importorskip("fcntl")  # the results file of the benchmarks is locked the POSIX way
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import winnow
 from winnow.calibrate.walker import Walker
 from winnow.masks.scope import find_scope
-from winnow.report import tables
+from winnow.report.compression import tables
 
 
 def step(layer, into, across, h, c):

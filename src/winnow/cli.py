@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from winnow.errors import WinnowError, told
+from winnow.errors import WinnowError
 from winnow.terminal.legible import json_for_terminal, legible_logs, visible
 
 app = typer.Typer(
@@ -228,7 +228,7 @@ def _try(recipe: Path, minutes: float, out: Path | None, sets: Sequence[str], as
     """The trial of a recipe; its answer is the exit code too."""
     from winnow.pipeline.table import trial, trial_table
     from winnow.pipeline.trial import try_recipe
-    from winnow.pipeline.verb import finite
+    from winnow.records.parts import finite
     from winnow.terminal.progress import Bars, console
 
     with Bars(quiet=as_json) as bars:
@@ -326,7 +326,7 @@ def bench(
 ) -> None:
     """Time a packed model against the dense one on this machine: ms, memory, energy, per layer and whole."""
     from winnow.compression.reporting import command_line
-    from winnow.report.speed_console import bench_table
+    from winnow.report.speed.console import bench_table
     from winnow.terminal.progress import Bars, console
     from winnow.verbs.bench.verb import bench as run
 
@@ -354,7 +354,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.html again from report.json, and print its summary."""
-    from winnow.report.html import read, write
+    from winnow.report.compression.page import read, write
 
     found = read(folder)
     write(found, folder)
@@ -419,7 +419,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        found = told(error)
+        found = sentence_of(error)
         if found is not None:
             _fail(*found)
         if isinstance(error, WinnowError):
@@ -439,7 +439,7 @@ def _fail(sentence: str, code: int) -> None:
 
 
 def _finished(report: Any, folder: Path, as_json: bool) -> None:
-    from winnow.report.console import summary
+    from winnow.report.compression.console import summary
     from winnow.terminal.progress import console
 
     if as_json:

@@ -73,7 +73,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot
 _NO_SPACE = ("no space left on device", "disk quota exceeded")
 
 
-def told(error: BaseException) -> tuple[str, int] | None:
+def sentence_of(error: BaseException) -> tuple[str, int] | None:
     """(sentence, exit code) of a failure of memory, disk or path, or of a refusal that it caused; None for everything else."""
     if isinstance(error, WinnowError) and not isinstance(error, InputError):
         return None

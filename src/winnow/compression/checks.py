@@ -47,7 +47,7 @@ def own_zeros(host: Host, scope: Scope, spec: str) -> int:
 
 def check_earlier(job: Job, parts: dict[str, str]) -> None:
     """The run compared with is read before any work."""
-    from winnow.report.allocation import earlier_record
+    from winnow.compression.earlier import earlier_record
 
     if not trains(parts):
         raise InputError(

@@ -28,8 +28,8 @@ from winnow.machine.memory import peak_rss
 from winnow.measure.chance import at_chance, too_good
 from winnow.measure.quality import Task, changed_examples, class_changes
 from winnow.naming import name_of, without_paths
-from winnow.report.allocation_schema import AllocationRecord
-from winnow.report.schema import (
+from winnow.records.allocation import AllocationRecord
+from winnow.records.compression import (
     Candidate,
     ChangedExample,
     ClassQuality,
@@ -163,8 +163,8 @@ def build_report(
 
 def _allocation(setup: Setup, runner: Runner, main: Outcome) -> AllocationRecord | None:
     """The record of the chosen candidate's training, beside the earlier run it is compared with, and what to doubt."""
+    from winnow.compression.earlier import compare, earlier_record
     from winnow.fcpts.warnings import warnings_for
-    from winnow.report.allocation import compare, earlier_record
 
     if main.record is None:
         return None

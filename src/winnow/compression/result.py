@@ -27,7 +27,7 @@ from winnow.naming import name_of, nameless, without_paths
 if TYPE_CHECKING:
     from winnow.compression.job import Job
     from winnow.compression.verb import Setup
-    from winnow.report.schema import Report
+    from winnow.records.compression import Report
 
 
 @dataclass
@@ -159,8 +159,8 @@ def inputs_of(setup: Setup) -> list[Any]:
 
 def _write_report(report: Report, folder: Path, *, whole: bool) -> None:
     """``whole``: the folder is one candidate's, and gets a model card."""
-    from winnow.report import card
-    from winnow.report.html import write
+    from winnow.report.compression import card
+    from winnow.report.compression.page import write
 
     write(report, folder)
     if whole:
@@ -210,7 +210,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
 
 def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
     """Where a folder comes from and what was measured of it; nothing in it changes from run to run but the figures."""
-    from winnow.pipeline.verb import finite
+    from winnow.records.parts import finite
     from winnow.version import __version__
 
     e = outcome.evaluation

@@ -13,7 +13,7 @@ from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
-from winnow.report.schema import Speed
+from winnow.records.compression import Speed
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
@@ -59,7 +59,7 @@ def _problem(setup: Setup) -> str | None:
 def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: Work, started: float) -> Speed:
     from winnow.kernels.dispatch import accelerate
     from winnow.kernels.micro import MicroTimer
-    from winnow.report import speed_schema
+    from winnow.records import speed as speed_schema
     from winnow.verbs.bench.contender import TorchContender
     from winnow.verbs.bench.race import race
 
@@ -150,7 +150,7 @@ def _kernels(fast: nn.Module) -> dict[str, int]:
 def _work(setup: Setup) -> tuple[str, Work | None]:
     """One input of the calibration data, else a random one; of a decoder, a prompt and what follows it."""
     from winnow.errors import InputError
-    from winnow.report.speed_schema import Case
+    from winnow.records.speed import Case
     from winnow.verbs.bench.workload import Work, random_batch
 
     kind = setup.prepared.kind

@@ -333,4 +333,4 @@ def _import_ahead() -> None:
     import scipy.stats  # noqa: F401
 
     import winnow.compression.reporting
-    import winnow.report.html  # noqa: F401
+    import winnow.report.compression.page  # noqa: F401

@@ -15,7 +15,7 @@ from winnow.measure.quality import Evaluation, Task
 from winnow.words import number, signed, size
 
 if TYPE_CHECKING:
-    from winnow.report.schema import Candidate
+    from winnow.records.compression import Candidate
 
 SMALL_DROP = 1.0  # points, or per cent of perplexity: what most users accept without asking
 LARGE_DROP = 5.0

@@ -138,7 +138,7 @@ class FCPTS:
         )  # fmt: skip
         if len(rates) > 1:
             from winnow.fcpts.stability import stability
-            from winnow.report.allocation_schema import Stability
+            from winnow.records.allocation import Stability
 
             spread, correlation = stability([dict(zip(units.groups, r)) for r in rates])
             record.stability = Stability(seeds=len(rates), spread=spread, correlation=correlation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from winnow.report.allocation_schema import AllocationRecord
+    from winnow.records.allocation import AllocationRecord
 
 SMALL = 10_000  # prunable weights
 FEW, FEW_PER_CLASS = 256, 10  # calibration examples

@@ -10,8 +10,8 @@ from winnow.compression.reporting import EXAMPLES, image_of
 from winnow.measure.compare import changed_examples, class_changes, compare
 from winnow.pipeline.compress_verdict import Dense, judge_recipe
 from winnow.pipeline.schema import Compress, Ticket, Train
-from winnow.report.html import DATA, read
-from winnow.report.schema import Candidate, ChangedExample, ClassQuality, Report
+from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
+from winnow.report.compression.page import DATA, read
 from winnow.words import percent, size
 
 if TYPE_CHECKING:

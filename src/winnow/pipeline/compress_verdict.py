@@ -11,10 +11,10 @@ from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.pipeline.schema import Compress, Ticket
-from winnow.report.phrases import quality
+from winnow.report.compression.phrases import quality
 
 if TYPE_CHECKING:
-    from winnow.report.schema import Candidate, Report
+    from winnow.records.compression import Candidate, Report
 
 ORDER = ("good", "mixed", "bad")
 

@@ -15,8 +15,8 @@ from winnow.formats.output import OutputFolder
 from winnow.naming import name_of, without_paths
 
 if TYPE_CHECKING:
-    from winnow.report.schema import Report
-    from winnow.report.ticket_schema import TicketReport
+    from winnow.records.compression import Report
+    from winnow.records.ticket import TicketReport
 
 RECORD, AS_GIVEN = "run.json", "run.yaml"
 TICKET = "ticket.json"
@@ -44,9 +44,9 @@ def publish(
     ``made`` stays whole until ``out`` is there, so that a kill in between costs nothing. With ``keep`` it stays for
     good and weights are copied; otherwise they get a second name.
     """
-    from winnow.report import card
-    from winnow.report.html import write as write_report
-    from winnow.report.ticket import DATA, PAGE, write
+    from winnow.report.compression import card
+    from winnow.report.compression.page import write as write_report
+    from winnow.report.ticket.page import DATA, PAGE, write
 
     output = OutputFolder(out)
     anew = {"manifest.json", PAGE, DATA, *(OF_REPORT if report is not None else ())}

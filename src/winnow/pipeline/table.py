@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from winnow.pipeline.stages import figure
-from winnow.report.ticket import PAGE
+from winnow.report.ticket.page import PAGE
 from winnow.words import count, duration, number, size
 
 if TYPE_CHECKING:

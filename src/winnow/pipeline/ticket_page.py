@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from winnow.measure.evaluation import Evaluation
-from winnow.report import ticket_audit as audit
-from winnow.report.ticket import METRICS, read
-from winnow.report.ticket_schema import TicketReport
-from winnow.report.ticket_verdict import judge, warnings
+from winnow.records.ticket import TicketReport
+from winnow.report.ticket.page import read
+from winnow.report.ticket.verdict import judge, warnings
+from winnow.tickets import audit
+from winnow.tickets.reporting import METRICS
 
 
 def ticket_page(

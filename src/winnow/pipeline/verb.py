@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,12 +20,13 @@ from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, read_recipe
 from winnow.pipeline.schema import Compress, Evaluate, Fitting, Pipeline, Stage, Ticket, Train
 from winnow.pipeline.stages import Progress, fit, keys, measure, pack, paired, standing
+from winnow.records.parts import finite
 from winnow.run.executor import Executor, executor_named
 from winnow.run.store import Store
 
 if TYPE_CHECKING:
-    from winnow.report.schema import Report
-    from winnow.report.ticket_schema import TicketReport
+    from winnow.records.compression import Report
+    from winnow.records.ticket import TicketReport
 
 
 @dataclass
@@ -269,15 +269,6 @@ def _executor(named: str | Executor, pipeline: Pipeline, stack: contextlib.ExitS
     if isinstance(named, str) and hasattr(jobs, "close"):
         stack.callback(jobs.close)
     return jobs
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _record(found: Materials, outcomes: list[Outcome], sets: Sequence[str]) -> dict[str, Any]:

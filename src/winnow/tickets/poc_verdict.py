@@ -55,7 +55,7 @@ class Verdict:
         drop: what the ticket lost against the dense model, positive is worse.
         gain: what the ticket is better by than one-shot magnitude pruning; None where that was not run.
         steps, examples, seconds: of the trial: T', the examples it trained on, and the time it took.
-        tickets, training: of the trial; :func:`winnow.report.ticket.build` makes a report of them.
+        tickets, training: of the trial; :func:`winnow.tickets.reporting.build` makes a report of them.
     """
 
     decision: Decision

@@ -23,7 +23,7 @@ from winnow.tickets.training import Training
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from winnow.report.ticket_schema import TicketReport
+    from winnow.records.ticket import TicketReport
 
 TICKET, MASKS, WEIGHTS = "ticket.json", "masks.safetensors", "model.safetensors"
 FORMAT = 1
@@ -84,7 +84,7 @@ def write_tickets(
 
 def _page(folder: Path, report: TicketReport, given: Sequence[Any]) -> None:
     """ticket.html and ticket-report.json."""
-    from winnow.report.ticket import write  # jinja2, which only those who write reports need
+    from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
 
     write(type(report).model_validate(without_paths(report.model_dump(), given)), folder)
 

@@ -31,7 +31,7 @@ from winnow.tickets.search import Search, Ticket
 from winnow.tickets.training import Loss, OptimizerFactory, Schedule, Training
 
 if TYPE_CHECKING:
-    from winnow.report.ticket_schema import TicketReport
+    from winnow.records.ticket import TicketReport
 
 log = logging.getLogger(__name__)
 DEFAULT = "isp-matched"  # what method="ticket" stands for
@@ -77,7 +77,7 @@ class Found:
 
     @property
     def report(self) -> TicketReport:
-        """All tickets with their figures, costs and masks; :func:`winnow.report.ticket.write` makes the page of it."""
+        """All tickets with their figures, costs and masks; :func:`winnow.report.ticket.page.write` makes the page of it."""
         return self._report(self.tickets)
 
     def save(self, folder: str | Path, sparsity: float | str | None = None) -> Path:
@@ -99,7 +99,7 @@ class Found:
         )
 
     def _report(self, tickets: Sequence[Ticket]) -> TicketReport:
-        from winnow.report.ticket import build
+        from winnow.tickets.reporting import build
 
         return build(tickets, None, self.training, model=self._named, settings=self.settings.model_dump(mode="json"))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,7 @@ from winnow.train.settings import DistilSettings
 from winnow.train.student import Student
 
 if TYPE_CHECKING:
-    from winnow.report.allocation_schema import AllocationRecord
+    from winnow.records.allocation import AllocationRecord
 
 
 @dataclass
@@ -167,8 +169,7 @@ class Bench:
         raw_rate: float | None = None,
     ) -> AllocationRecord:
         """The record of a run; ``layers`` are the fields of its groups."""
-        from winnow.report.allocation import thin
-        from winnow.report.allocation_schema import AllocationLayer, AllocationRecord, StepTime
+        from winnow.records.allocation import AllocationLayer, AllocationRecord, StepTime
 
         zeros, numel = sum(int((~k).sum()) for k in keeps.values()), self.scope.numel
         total = numel + sum(s.numel for s in self.scope.skipped)
@@ -202,3 +203,17 @@ class Bench:
             raise InputError(
                 "the dense model's outputs hold NaN or infinite values: look for them in the data and the weights."
             )
+
+
+def thin(losses: Sequence[float], points: int = 200) -> list[float]:
+    """At most ``points`` values: the means of that many equal stretches, in order.
+
+    A mean, not every n-th value: the loss of single batches scatters. Stretches differ in length by one at most.
+    """
+    if points < 1:
+        raise ValueError(f"points is {points}: at least 1 is needed")
+    n = len(losses)
+    if n <= points:
+        return [float(v) for v in losses]
+    cuts = [i * n // points for i in range(points + 1)]
+    return [fmean(losses[a:b]) for a, b in pairwise(cuts)]

@@ -14,7 +14,7 @@ from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.forward.model import accepted, logits_of
 from winnow.measure.latency import Begin, Step
-from winnow.report import speed_schema
+from winnow.records import speed as speed_schema
 from winnow.verbs.bench.workload import Work
 
 COMPARED = 4  # tokens whose logits are compared in decoding

@@ -17,7 +17,7 @@ from winnow.data.records import map_tensors
 from winnow.errors import InputError
 from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
-from winnow.report import speed_schema
+from winnow.records import speed as speed_schema
 from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
 from winnow.verbs.bench.subject import Subject
 from winnow.verbs.bench.workload import Work

@@ -20,7 +20,7 @@ from winnow.kernels.micro import Calls, Case, Timer, flush_bytes
 from winnow.machine.bandwidth import Bandwidth
 from winnow.masks.prunable import Prunable
 from winnow.measure.latency import Begin, alternate
-from winnow.report.speed_schema import LayerSpeed
+from winnow.records.speed import LayerSpeed
 from winnow.verbs.bench.workload import Work
 
 LINEAR = ("linear", "conv1d", "attention_in")

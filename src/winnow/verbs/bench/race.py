@@ -11,8 +11,8 @@ import torch
 from winnow.errors import WinnowError
 from winnow.machine.bandwidth import Bandwidth
 from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_in_a_row, paired_ratio, spread
-from winnow.report.schema import Times
-from winnow.report.speed_schema import Case, Measure
+from winnow.records.compression import Times
+from winnow.records.speed import Case, Measure
 from winnow.verbs.bench.contender import Contender, Unavailable, difference
 from winnow.verbs.bench.workload import Work
 

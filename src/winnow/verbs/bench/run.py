@@ -15,8 +15,8 @@ from winnow.errors import InputError, WinnowError
 from winnow.machine import energy
 from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
-from winnow.report import speed_schema
-from winnow.report.speed_schema import Absent, Bench
+from winnow.records import speed as speed_schema
+from winnow.records.speed import Absent, Bench
 from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
 from winnow.verbs.bench.families import Makers, makers
 from winnow.verbs.bench.fresh import measure_fresh

@@ -19,7 +19,7 @@ from torch import nn
 from winnow.data.text import Batch
 from winnow.forward.model import logits_of
 from winnow.measure.latency import Begin, Step
-from winnow.report import speed_schema
+from winnow.records import speed as speed_schema
 from winnow.verbs.bench.contender import Contender, Unavailable, bind
 from winnow.verbs.bench.workload import Work
 

@@ -16,8 +16,9 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.machine.facts import machine
 from winnow.naming import without_paths
-from winnow.report import bench as pages
-from winnow.report.speed_schema import Bench
+from winnow.records.speed import Bench
+from winnow.report.compression.page import write_bench
+from winnow.report.speed import page as pages
 from winnow.verbs.bench.families import FAMILIES, families
 from winnow.verbs.bench.run import Run, Stage
 from winnow.verbs.bench.subject import open_subject
@@ -98,7 +99,7 @@ def bench(
         raise InputError(f"nothing could be measured: {first.name} {first.reason}.")
     if target is not None:
         typed = [folder, reference, data, out]
-        pages.write(Bench.model_validate(without_paths(found.model_dump(), typed)), target)
+        write_bench(Bench.model_validate(without_paths(found.model_dump(), typed)), target)
         found.written = str(target)
     return found
 

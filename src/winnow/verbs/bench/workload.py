@@ -13,7 +13,7 @@ from winnow.data import calibration_batches, open_data
 from winnow.data.text import Batch, ModelKind
 from winnow.errors import InputError
 from winnow.models.source import ModelSource
-from winnow.report.speed_schema import Case
+from winnow.records.speed import Case
 
 LENGTHS: dict[str, tuple[int, ...]] = {"causal-lm": (128,), "encoder": (32, 128), "seq2seq": (32, 128), "clip": (77,)}
 BATCHES: dict[str, tuple[int, ...]] = {"causal-lm": (1,)}

@@ -1,0 +1,265 @@
+"""What a report holds: the pydantic models behind report.json.
+
+Imported lazily only. A field that is not known is None (or an empty list); pages leave its place out.
+
+Units, everywhere: ``sparsity``, ``agreement`` and every ``*_share`` are fractions between 0 and 1; sizes are bytes;
+times are seconds. ``quality``, ``low`` and ``high`` are the metric's own value in ``task.unit`` (accuracy 91.2 with the
+unit "%", perplexity 12.3 with the unit ""), so are the two columns of ``classes``. ``drop`` is what was lost against
+the yardstick (:attr:`Report.yardstick`), positive when worse: in points (the metric's own unit) where higher is better,
+else in per cent of its value. ``agreement`` and ``kl`` are against the model that was packed: the ticket where there is
+one, else the dense model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from winnow.records.allocation import AllocationRecord
+from winnow.records.parts import Count, Image, Part, Record, Share, Text
+
+FORMAT: Literal[1] = 1
+Kind = Literal["dense", "ticket", "pruned", "quantized", "pruned+quantized"]
+
+
+class Verdict(Part):
+    """The answer in one sentence, and whether it is good news."""
+
+    sentence: Text
+    tone: Literal["good", "mixed", "bad"] = "good"
+
+
+class ModelInfo(Part):
+    """The dense model the run started from."""
+
+    name: Text
+    architecture: Text | None = None
+    kind: Text | None = None  # what it does: "causal-lm", "image classifier" ...
+    parameters: Count | None = None
+    prunable: Count | None = None  # weights in scope
+    prunable_share: Share | None = None
+    hash: Text | None = None
+
+
+class TaskInfo(Part):
+    """What quality means here, and on which data it was measured."""
+
+    name: Text | None = None
+    metric: Text = "quality"
+    higher_is_better: bool = True
+    unit: Text = ""
+    evaluation_data: Text | None = None
+    calibration_data: Text | None = None
+    n: Count | None = None  # examples or predicted tokens behind the figure
+    segment_length: Count | None = None  # tokens per segment of a perplexity
+    disjoint: bool | None = None  # evaluation shares no example with calibration
+    calibration_tokens: Count | None = None
+
+
+class Candidate(Part):
+    """One model on the frontier: the dense one, the ticket that was packed, a pruned one, or a plainly quantized one."""
+
+    name: Text
+    kind: Kind
+    sparsity: Share | None = None  # of the prunable weights
+    values: Text | None = None  # "keep", "bf16", "int8", "int4" ...
+    method: Text | None = None
+    bits_per_weight: float | None = None  # of the prunable weights, masks and scales counted
+    file_bytes: Count | None = None  # of the whole file
+    quality: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    agreement: Share | None = None  # same top-1 answer as the model that was packed
+    kl: float | None = None  # nats
+    seconds: float | None = None
+    folder: Text | None = None
+    chosen: bool = False
+    note: Text | None = None
+
+    @property
+    def unpacked(self) -> bool:
+        """Whether others are compared with it: a model as it was before packing."""
+        return self.kind in ("dense", "ticket")
+
+
+class Layer(Part):
+    """One pruned matrix of the chosen candidate."""
+
+    name: Text
+    block: Text | None = None
+    kind: Text | None = None
+    rows: Count | None = None
+    cols: Count | None = None
+    zeros: Count | None = None
+    sparsity: Share | None = None
+    error: float | None = None  # ||WX - W'X||^2 / ||WX||^2
+    method: Text | None = None  # what was done in place of the candidate's method, e.g. "magnitude"; None: that method
+    bits_per_weight: float | None = None
+    seconds: float | None = None
+
+
+class Requested(Part):
+    """What was asked for, and what was reached."""
+
+    budget: Text | None = None  # "sparsity 0.5", "3 bits per weight", "40 MB", "at most 1 point worse"
+    zeros_requested: Count | None = None
+    zeros_reached: Count | None = None
+    structure: Text | None = None
+    difference: int | None = None  # reached - requested
+
+
+class SkippedTensor(Part):
+    """A parameter that stayed dense, and why."""
+
+    name: Text
+    numel: Count
+    reason: Text
+
+
+class Sizes(Part):
+    """Where the bytes of the file went."""
+
+    dense_file: Count | None = None
+    file: Count | None = None
+    packed_values: Count | None = None
+    masks: Count | None = None
+    scales: Count | None = None
+    dense_tensors: Count | None = None
+    other: Count | None = None
+
+
+class Memory(Part):
+    """The most memory the run held at once, and the limit it was given."""
+
+    peak_bytes: Count | None = None
+    limit_bytes: Count | None = None
+
+
+class Stage(Part):
+    """Time of one stage of the run."""
+
+    stage: Text
+    seconds: float
+
+
+class Cost(Part):
+    """What compressing itself cost."""
+
+    seconds_total: float | None = None
+    calibration_tokens: Count | None = None
+    energy: Text | None = None  # a note: measured how, or why not
+
+
+class ClassQuality(Part):
+    """Recall of one class before and after."""
+
+    name: Text
+    n: Count | None = None
+    dense: float | None = None
+    pruned: float | None = None
+
+
+class ChangedExample(Part):
+    """An input whose answer changed."""
+
+    input: Text
+    truth: Text | None = None
+    dense: Text | None = None
+    pruned: Text | None = None
+    image: Image | None = None
+
+
+class Times(Part):
+    """Milliseconds of a call: quantiles over all timed calls."""
+
+    median: float
+    p95: float
+    q1: float
+    q3: float
+    n: Count
+
+
+class Speed(Part):
+    """The quick measurement that ends a compression: dense against the packed model, at batch 1 (``winnow bench`` is the whole one).
+
+    ``ratio``: how many times faster than dense, with its 95 % interval.
+    """
+
+    what: Text  # "one image", "a text of 128 tokens", "one token after 128"
+    dense: Times | None = None
+    fast: Times | None = None
+    runs_on: Text | None = None  # "packed", "accelerated"
+    kernels: dict[str, int] = Field(default_factory=dict)  # kernel -> layers that run on it
+    arithmetic: Text | None = None  # type of inputs and outputs, and of the dense weights
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    difference: float | None = None  # of their outputs: largest one, over the largest output
+    threads: Count | None = None
+    seconds: float | None = None  # that the measurement took
+    missing: Text | None = None  # why nothing was measured
+
+
+class Report(Record):
+    """Everything a run has to say. Serialized as report.json, drawn as report.html."""
+
+    what = "report"
+    again = "write it again with winnow compress"
+
+    format: Literal[1] = FORMAT
+    title: Text
+    created: Text | None = None  # ISO 8601
+    verdict: Verdict
+    next_step: Text | None = None
+    undo: Text | None = None  # how to go back
+    command: Text | None = None  # the exact command that repeats the run
+    model: ModelInfo
+    task: TaskInfo = Field(default_factory=TaskInfo)
+    chosen: Text | None = None  # name of a candidate
+    candidates: list[Candidate] = Field(default_factory=list)
+    layers: list[Layer] = Field(default_factory=list)
+    allocation: AllocationRecord | None = None  # where rates were learned, or weights fitted under fixed ones
+    requested: Requested = Field(default_factory=Requested)
+    skipped: list[SkippedTensor] = Field(default_factory=list)
+    speed: Speed | None = None
+    sizes: Sizes = Field(default_factory=Sizes)
+    memory: Memory = Field(default_factory=Memory)
+    timing: list[Stage] = Field(default_factory=list)
+    cost: Cost = Field(default_factory=Cost)
+    classes: list[ClassQuality] = Field(default_factory=list)
+    changed: list[ChangedExample] = Field(default_factory=list)
+    notes: list[Text] = Field(default_factory=list)  # warnings
+    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    seeds: dict[str, Any] = Field(default_factory=dict)
+    hashes: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def dense(self) -> Candidate | None:
+        """The dense candidate, where it was measured."""
+        return next((c for c in self.candidates if c.kind == "dense"), None)
+
+    @property
+    def ticket(self) -> Candidate | None:
+        """The sparse model that was packed, where compression began with one: a ticket is not dense."""
+        return next((c for c in self.candidates if c.kind == "ticket"), None)
+
+    @property
+    def yardstick(self) -> Candidate | None:
+        """What every ``drop`` is against: the dense model, or the ticket where no dense one was measured."""
+        return self.dense or self.ticket
+
+    @property
+    def picked(self) -> Candidate | None:
+        """The candidate that was chosen: by its flag, else by the report's ``chosen`` name."""
+        flagged = next((c for c in self.candidates if c.chosen), None)
+        return flagged or next((c for c in self.candidates if c.name == self.chosen), None)
+
+    @property
+    def ranked(self) -> list[Candidate]:
+        """Candidates from most bits per weight to fewest, the unmeasured last: the order of every table and figure."""
+        return sorted(self.candidates, key=lambda c: -c.bits_per_weight if c.bits_per_weight is not None else 1.0)

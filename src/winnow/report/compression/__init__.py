@@ -1,0 +1,1 @@
+"""report.html: what a compression did, and what it cost."""

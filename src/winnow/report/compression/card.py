@@ -1,0 +1,99 @@
+"""The model card: README.md of a compressed folder, what a hub page shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from winnow import words
+from winnow.disk.files import write_text
+from winnow.records.compression import Candidate, Report, TaskInfo
+from winnow.report.compression import phrases
+from winnow.report.compression.view import notes
+from winnow.report.draw.markdown import fenced, prose
+
+
+def card(report: Report) -> str:
+    """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load."""
+    chosen = report.picked
+    lines = [
+        "---",
+        "tags:",
+        "- winnow",
+        "- sparsity",
+        "---",
+        "",
+        f"# {prose(report.title)}",
+        "",
+        prose(report.verdict.sentence),
+        "",
+    ]
+    if chosen is not None:
+        before: list[Candidate | None] = [c for c in (report.dense, report.ticket) if c is not None] or [None]
+        heads = ["dense" if c is None or c.kind == "dense" else "the ticket, before packing" for c in before]
+        lines += [f"| | {' | '.join([*heads, 'this model'])} |", "|---" * (len(heads) + 2) + "|"]
+        given = [words.percent(c.sparsity) if c is not None and c.kind == "ticket" else "" for c in before]
+        was = words.size(report.sizes.dense_file)
+        rows = [
+            ("zeros among prunable weights", *given, words.percent(chosen.sparsity)),
+            ("bits per prunable weight", *(_bits(c) for c in before), _bits(chosen)),
+            ("weights file", *(was for _ in before), words.size(report.sizes.file)),
+        ]
+        if chosen.quality is not None and report.yardstick is not None:
+            task = report.task
+            values = [phrases.quality(c.quality, task) for c in before if c is not None]
+            rows.append((task.metric, *values, phrases.quality(chosen.quality, task) + _span(chosen, task)))
+            if phrases.change(chosen, task):
+                span = phrases.change_span(chosen, task)
+                blank = [""] * len(before)
+                rows.append(
+                    (
+                        f"against {_against(report)}",
+                        *blank,
+                        phrases.change(chosen, task) + (f" ({span})" if span else ""),
+                    )
+                )
+        lines += [f"| {' | '.join(map(prose, row))} |" for row in rows]
+        if report.task.evaluation_data:
+            lines += [
+                "",
+                f"Measured on {prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples), which calibration did not see.",
+            ]
+    noted = notes(report)
+    if noted:
+        lines += ["", "## Keep in mind", "", *(f"- {prose(note)}" for note in noted)]
+    code = ["import winnow  # makes from_pretrained read packed weights", ""]
+    if report.model.kind == "plain torch":
+        code += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
+    else:
+        code += [
+            f"from transformers import {report.model.architecture}",
+            "",
+            f'model = {report.model.architecture}.from_pretrained("this folder")',
+        ]
+    lines += ["", "## Load", "", *fenced("\n".join(code), "python"), ""]
+    if report.undo:
+        lines += ["## Go back", "", prose(report.undo), ""]
+    if report.command:
+        lines += ["## Repeat", "", *fenced(report.command), ""]
+    return "\n".join(lines)
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Writes ``README.md`` unless the folder brought one of its own."""
+    path = folder / "README.md"
+    if not path.exists():
+        write_text(path, card(report))
+    return path
+
+
+def _against(report: Report) -> str:
+    return "the ticket" if phrases.against(report) == "ticket" else "dense"
+
+
+def _span(candidate: Candidate, task: TaskInfo) -> str:
+    return f" ({phrases.span(candidate.low, candidate.high, task)})" if candidate.low is not None else ""
+
+
+def _bits(candidate: object) -> str:
+    bits = getattr(candidate, "bits_per_weight", None)
+    return "" if bits is None else f"{bits:.2f}"

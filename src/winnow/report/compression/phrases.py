@@ -1,0 +1,61 @@
+"""Numbers as people read them: sizes, times, shares, and the change of a metric."""
+
+from __future__ import annotations
+
+import math
+
+from winnow.records.compression import Candidate, Report, TaskInfo
+from winnow.words import number, signed
+
+
+def quality(value: float | None, task: TaskInfo) -> str:
+    """A metric's value with its unit: "91.25 %", "43.20"."""
+    if value is None:
+        return ""
+    text = f"{value:.2f}" if task.unit == "%" and math.isfinite(value) else number(value)
+    return f"{text} {task.unit}".strip()
+
+
+def span(low: float | None, high: float | None, task: TaskInfo) -> str:
+    """An interval of the metric: "90.10 to 92.40 %"."""
+    if low is None or high is None:
+        return ""
+    bare = task.model_copy(update={"unit": ""})
+    if task.unit == "%":
+        return f"{low:.2f} to {high:.2f} %"
+    return f"{quality(low, bare)} to {quality(high, bare)} {task.unit}".strip()
+
+
+def _digits(magnitude: float, task: TaskInfo) -> int:
+    if magnitude < 1 and task.higher_is_better and task.unit != "%":
+        return 3
+    return 2 if magnitude < 10 else 1 if magnitude < 1000 else 0
+
+
+def change(candidate: Candidate, task: TaskInfo) -> str:
+    """What happened to the metric: a drop of 1.2 points is "−1.20 points", of 6 % of perplexity "+6.00 %"."""
+    if candidate.drop is None or candidate.kind == "dense":
+        return ""
+    toward = -1 if task.higher_is_better else 1
+    unit = "points" if task.higher_is_better else "%"
+    return f"{signed(toward * candidate.drop, _digits(abs(candidate.drop), task))} {unit}"
+
+
+def change_span(candidate: Candidate, task: TaskInfo) -> str:
+    """The interval of :func:`change`, the lower figure first, without its unit."""
+    if candidate.drop_low is None or candidate.drop_high is None or candidate.kind == "dense":
+        return ""
+    toward = -1 if task.higher_is_better else 1
+    low, high = sorted((toward * candidate.drop_low, toward * candidate.drop_high))
+    digits = _digits(max(abs(low), abs(high)), task)
+    return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def from_what(report: Report) -> str:
+    """What was packed, for the words around it: "dense", or "the ticket"."""
+    return "dense" if report.ticket is None else "the ticket"
+
+
+def against(report: Report) -> str:
+    """The yardstick in one word, for the head of a column."""
+    return "ticket" if report.dense is None and report.ticket is not None else "dense"

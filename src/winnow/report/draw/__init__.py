@@ -1,0 +1,1 @@
+"""Drawing: a canvas for figures, axes, labels, and Markdown."""

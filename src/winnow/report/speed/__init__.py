@@ -1,0 +1,1 @@
+"""bench.html, and the speed chapter of a report."""

@@ -1,0 +1,1 @@
+"""ticket.html: what a search for lottery tickets found."""

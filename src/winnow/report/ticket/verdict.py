@@ -1,0 +1,111 @@
+"""The answer of a search in one sentence, and what to keep in mind when reading it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from winnow import words
+from winnow.records.compression import TaskInfo, Verdict
+from winnow.records.ticket import COLLAPSE, Figure, Row, TicketReport, collapsed
+from winnow.report.compression import phrases
+from winnow.report.ticket.words import change, change_span, named, passes, unit
+
+SMALL_DROP, LARGE_DROP = 1.0, 5.0  # points, or per cent of perplexity
+FEW_SEEDS = 3
+NAMES, METHODS = 3, 4  # tensors and methods that a warning names
+
+
+def judge(rows: Sequence[Row], chosen: str, steps: int, reference: str | None, task: TaskInfo) -> tuple[Verdict, float]:
+    """The verdict on a method, and the sparsity it is about: the highest that costs at most one point, else the lowest."""
+    own = [r for r in rows if r.method == chosen]
+    if not own:
+        return Verdict(sentence=f"{named(chosen)} found no ticket.", tone="bad"), 0.0
+    fine = [r for r in own if r.drop is not None and r.drop.value <= SMALL_DROP]
+    row = fine[-1] if fine else own[0]
+    took = f"in {passes(row.passes)} ({words.count(round(row.steps))} steps)"
+    full = f"full IMP takes {passes(row.imp_steps / steps)}" if row.zeros else ""
+    head = f"{words.capital(named(chosen))} at {words.percent(row.sparsity)} zeros"
+    if row.figure is None:
+        said = f"{head}, found and trained {took}; its quality was not measured"
+        return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
+    said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
+    if row.drop is not None:
+        span = change_span(row.drop, task)
+        said += f", {change(row.drop, task)} {unit(task)} against dense" + (f" ({span})" if span else "")
+    said += f", {took}"
+    theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
+    if theirs is not None and theirs.figure is not None and reference is not None:
+        value = phrases.quality(theirs.figure.value, task)
+        said += f"; {named(reference)} reaches {value} in {passes(theirs.passes)}"
+        full = "" if reference == "imp" else full
+    return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone=_tone(row.drop)), row.sparsity
+
+
+def _whole(sentence: str) -> str:
+    """No line ends between a figure and its unit."""
+    return sentence.replace(" %", "\u00a0%").replace(" T", "\u00a0T")
+
+
+def _tone(drop: Figure | None) -> Literal["good", "mixed", "bad"]:
+    if drop is None:
+        return "mixed"
+    if not math.isfinite(drop.value) or drop.value > LARGE_DROP:
+        return "bad"
+    sure = drop.value <= 0 or (drop.high is not None and drop.high <= SMALL_DROP)
+    return "good" if sure else "mixed"
+
+
+def warnings(report: TicketReport) -> list[str]:
+    """Layers nearly emptied, rules not kept, figures that are not numbers, and too few seeds."""
+    found = _collapse(report)
+    for row in report.rows:
+        lines = report.lines(row.method, row.sparsity)
+        where = _where(row)
+        rule = next((line.cost.isp for line in lines if line.cost.isp is not None and not line.cost.isp.kept), None)
+        if rule is not None:
+            found.append(
+                f"{where}: {words.percent(rule.share)} of T had gone before the last mask (at most 25 % is the rule): little learning rate was left for the fine-tuning."
+            )
+        if any(line.figure is not None and not math.isfinite(line.figure.value) for line in lines):
+            found.append(f"{where}: the model put out values that are not numbers.")
+    fewest = min((r.seeds for r in report.rows), default=0)
+    if len(report.methods) > 1 and 0 < fewest < FEW_SEEDS:
+        found.append(
+            f"Some figures come from {'one seed' if fewest == 1 else f'{fewest} seeds'}: differences between methods of the size of the intervals may turn round with another."
+        )
+    return found
+
+
+def _where(row: Row) -> str:
+    return f"{words.capital(named(row.method))} at {words.percent(row.sparsity)}"
+
+
+def _collapse(report: TicketReport) -> list[str]:
+    """The tensors that the verdict's ticket nearly emptied by name, those of other results as a count."""
+    empty = {}
+    for row in report.rows:
+        lines = report.lines(row.method, row.sparsity)
+        gone = {t.name: t for line in lines for t in collapsed(line.tensors)}
+        if gone:
+            empty[row.method, row.sparsity] = gone
+    mine = empty.pop((report.chosen, report.sparsity), {})
+    less = f"less than {words.percent(COLLAPSE)} of the weights"
+    found = []
+    if mine:
+        names = ", ".join(
+            f"`{n}` ({words.count(t.kept)} of {words.count(t.numel)})" for n, t in list(mine.items())[:NAMES]
+        )
+        more = f" and {len(mine) - NAMES} more" if len(mine) > NAMES else ""
+        count = "one tensor keeps" if len(mine) == 1 else f"{len(mine)} tensors keep"
+        found.append(
+            f"{_where(report.picked)}: {count} {less}: {names}{more}; a layer this empty passes next to nothing on."
+        )
+    if empty:
+        most = {method: [s for m, s in empty if m == method] for method, _ in empty}
+        shown = list(most.items())[:METHODS]
+        told = "; ".join(f"{named(m)} at {', '.join(words.percent(s) for s in at)}" for m, at in shown)
+        told += f"; and {len(most) - METHODS} more methods" if len(most) > METHODS else ""
+        found.append(f"{'Other tickets' if mine else 'Some tickets'} have tensors with {less} left: {told}.")
+    return found

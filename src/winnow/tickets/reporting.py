@@ -1,0 +1,239 @@
+"""The report of a search for tickets, built from the tickets themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from winnow import words
+from winnow.errors import InputError
+from winnow.measure.evaluation import Evaluation, Reference
+from winnow.records.compression import ModelInfo, TaskInfo
+from winnow.records.ticket import Cost, Isp, RoundLine, Row, TicketLine, TicketReport
+from winnow.report.ticket.verdict import judge, warnings
+from winnow.report.ticket.words import named
+from winnow.tickets import audit
+from winnow.tickets.cost import Price, price, training_flops
+from winnow.tickets.search import Ticket
+from winnow.tickets.training import Training
+
+YARDSTICKS = ("imp", "imp-rewind", "lrr", "lottery-pool", "magnitude")  # what others are compared with, the best first
+
+
+METRICS = {
+    "accuracy": ("accuracy", "%", True, 100.0),
+    "agreement": ("agreement with the dense model", "%", True, 100.0),
+    "spearman": ("Spearman correlation", "", True, 100.0),
+    "perplexity": ("perplexity", "", False, 1.0),
+}
+
+
+Dense = Evaluation | Reference
+
+
+def build(
+    tickets: Sequence[Ticket],
+    dense: Dense | Sequence[Dense] | None,
+    training: Training,
+    *,
+    seeds: Sequence[int] | None = None,
+    chosen: str | None = None,
+    reference: str | None = None,
+    title: str = "",
+    model: str = "",
+    data: str | None = None,
+    command: str | None = None,
+    created: str | None = None,
+    notes: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    machine: Mapping[str, Any] | None = None,
+) -> TicketReport:
+    """Everything a search has to say, from its tickets.
+
+    Args:
+        tickets: of one training (one model, scope and T), any methods and sparsities; several of one method and
+            sparsity are its seeds.
+        dense: what the densely trained model did on the same examples; one for each seed where there are several. None
+            takes the tickets of method "dense", if there are any.
+        seeds: of each ticket; by default the tickets of a method and sparsity are numbered as they come. Differences
+            between methods are paired by seed.
+        chosen: the method that the verdict is about; by default the first one.
+        reference: the method others are compared with, masks and figures; by default IMP or the nearest to it there is.
+        title, model, data, command, created, settings, machine: told as they are; the model's class where no name is given.
+
+    Raises:
+        InputError: no ticket, tickets of different models, evaluations of different examples, or an unknown method.
+    """
+    model = model or type(training.model).__name__
+    flops, batch = training_flops(training)
+    prices = price(tickets, training, counted=(flops, batch))
+    scope = training.scope()
+    for ticket in tickets:
+        if set(ticket.masks) != set(scope.prunables):
+            raise InputError(
+                f"the ticket of {ticket.method} has masks of another model: build one report per training."
+            )
+    numbers = _seeds(tickets, seeds)
+    methods = list(dict.fromkeys(t.method for t in tickets))
+    chosen = _known(chosen, methods, next((m for m in methods if m != "dense"), methods[0]))
+    rest = [m for m in methods if m != chosen]
+    reference = _known(reference, methods, next((m for m in YARDSTICKS if m in rest), None))
+    denses = _denses(dense, tickets, numbers)
+    task = _task([t.evaluation for t in tickets], data)
+    lines = []
+    for ticket, seed, cost in zip(tickets, numbers, prices, strict=True):
+        other = None if ticket.method == reference else _partner(tickets, numbers, reference, ticket.zeros, seed)
+        line = _line(ticket, seed, cost, task, _dense_of(denses, seed))
+        line.tensors = audit.tensors(ticket.masks, flops.tensors)
+        if other is not None:
+            line.overlap = audit.overlap(ticket.masks, other.masks, other.method)
+        lines.append(line)
+    rows = [
+        _row(method, zeros, tickets, numbers, lines, task, reference)
+        for zeros in sorted({t.zeros for t in tickets})
+        for method in methods
+        if any((t.method, t.zeros) == (method, zeros) for t in tickets)
+    ]
+    verdict, sparsity = judge(rows, chosen, training.steps, reference, task)
+    figures = [audit.figure(e, _scale(e)) for e in denses.values()]
+    report = TicketReport(
+        title=title or f"Tickets of {model}", created=created, command=command, verdict=verdict,
+        model=ModelInfo(
+            name=model, architecture=type(training.model).__name__, prunable=scope.numel,
+            parameters=sum(p.numel() for p in training.model.parameters()),
+        ),
+        task=task, chosen=chosen, sparsity=sparsity, reference=reference, steps=training.steps, batch=batch,
+        forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, _ends(task)),
+        tickets=lines, rows=rows, settings=dict(settings or {}), machine=dict(machine or {}),
+    )  # fmt: skip
+    report.warnings = warnings(report)
+    own = [f"{named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
+    report.notes = list(dict.fromkeys([*notes, *training.notes, *own]))
+    return report
+
+
+def _seeds(tickets: Sequence[Ticket], given: Sequence[int] | None) -> list[int]:
+    if given is not None:
+        if len(given) != len(tickets):
+            raise InputError(f"{len(given)} seeds for {len(tickets)} tickets: give one for each ticket.")
+        return list(given)
+    seen: dict[tuple[str, int], int] = {}
+    found = []
+    for t in tickets:
+        found.append(seen.get((t.method, t.zeros), 0))
+        seen[t.method, t.zeros] = found[-1] + 1
+    return found
+
+
+def _known(name: str | None, methods: Sequence[str], default: Any) -> Any:
+    if name is not None and name not in methods:
+        raise InputError(f"no ticket is of method {name!r}: name one of {', '.join(methods)}.")
+    return name if name is not None else default
+
+
+def _denses(
+    given: Dense | Sequence[Dense] | None, tickets: Sequence[Ticket], numbers: Sequence[int]
+) -> dict[int, Evaluation]:
+    """Evaluations of the dense model by seed; one alone serves all."""
+    if given is None:
+        own = [(n, t.evaluation) for n, t in zip(numbers, tickets) if t.method == "dense" and t.evaluation is not None]
+        return dict(own)
+    several = list(given) if isinstance(given, Sequence) else [given]
+    plain = [d.evaluation if isinstance(d, Reference) else d for d in several]
+    order = list(dict.fromkeys(sorted(numbers)))
+    if len(plain) > len(order):
+        raise InputError(f"{len(plain)} dense evaluations for {len(order)} seeds: give one, or one for each seed.")
+    return dict(zip(order, plain))
+
+
+def _dense_of(denses: Mapping[int, Evaluation], seed: int) -> Evaluation | None:
+    return denses.get(seed, next(iter(denses.values()), None))
+
+
+def _partner(
+    tickets: Sequence[Ticket], numbers: Sequence[int], method: str | None, zeros: int, seed: int
+) -> Ticket | None:
+    """The ticket of a method with as many zeros, of this seed if there is one, else its first."""
+    found = {n: t for n, t in zip(numbers, tickets) if (t.method, t.zeros) == (method, zeros)}
+    return found.get(seed, next(iter(found.values()), None))
+
+
+def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInfo:
+    known = [e for e in evaluations if e is not None]
+    if len({(e.metric, e.n) for e in known}) > 1:
+        raise InputError("the tickets were evaluated on different data: evaluate all on one task.")
+    if not known:
+        return TaskInfo(evaluation_data=data)
+    metric, unit, higher, _ = METRICS.get(known[0].metric, (known[0].metric, "", True, 1.0))
+    return TaskInfo(metric=metric, unit=unit, higher_is_better=higher, evaluation_data=data, n=known[0].n)
+
+
+def _scale(evaluation: Evaluation) -> float:
+    """From the stored figure to the way it is told."""
+    return METRICS[evaluation.metric][3] if evaluation.metric in METRICS else 1.0
+
+
+def _ends(task: TaskInfo) -> tuple[float, float]:
+    return (0.0, 100.0) if task.unit == "%" else (float("-inf"), float("inf"))
+
+
+def _line(ticket: Ticket, seed: int, cost: Price, task: TaskInfo, dense: Evaluation | None) -> TicketLine:
+    evaluation = ticket.evaluation
+    scale = 1.0 if evaluation is None else _scale(evaluation)
+    line = TicketLine(
+        method=ticket.method, seed=seed, sparsity=ticket.sparsity, zeros=ticket.zeros, notes=list(ticket.notes),
+        cost=Cost(
+            steps=cost.steps, main=cost.main, look_ahead=cost.look_ahead, extra=cost.extra, passes=cost.passes,
+            imp_rounds=cost.imp_rounds, imp_steps=cost.imp_steps, dense_flops=cost.dense_flops,
+            sparse_flops=cost.sparse_flops, seconds=cost.seconds,
+            forward_share=min(cost.ticket_forward / cost.forward, 1.0) if cost.forward else 1.0,
+            isp=None if cost.rule is None else Isp(**asdict(cost.rule), kept=cost.rule.kept),
+        ),
+        rounds=[
+            RoundLine(
+                number=r.number, step=r.step, steps=r.steps, zeros=r.zeros, sparsity=r.zeros / ticket.masks.numel,
+                disagreement=r.disagreement, unanimous=r.unanimous, densities=r.densities,
+                quality=None if r.accuracy is None else scale * r.accuracy,
+            )
+            for r in ticket.history
+        ],
+    )  # fmt: skip
+    if evaluation is not None:
+        line.figure = audit.figure(evaluation, scale)
+        if dense is not None and dense is not evaluation:
+            line.drop = audit.drop(dense, evaluation, task.higher_is_better)
+            line.changes = audit.changes(dense, evaluation)
+            line.classes = audit.classes(dense, evaluation)
+    return line
+
+
+def _row(
+    method: str,
+    zeros: int,
+    tickets: Sequence[Ticket],
+    numbers: Sequence[int],
+    lines: Sequence[TicketLine],
+    task: TaskInfo,
+    reference: str | None,
+) -> Row:
+    own = [line for line in lines if (line.method, line.zeros) == (method, zeros)]
+    gaps = []
+    if reference not in (None, method):
+        theirs = {n: t for n, t in zip(numbers, tickets) if (t.method, t.zeros) == (reference, zeros)}
+        for n, t in zip(numbers, tickets):
+            other = theirs.get(n)
+            if (t.method, t.zeros) == (method, zeros) and other is not None and t.evaluation and other.evaluation:
+                gaps.append(audit.drop(other.evaluation, t.evaluation, task.higher_is_better))
+    costs = [line.cost for line in own]
+
+    def mean(name: str) -> float:
+        return sum(getattr(c, name) for c in costs) / len(costs)
+
+    return Row(
+        method=method, sparsity=own[0].sparsity, zeros=zeros, seeds=len(own),
+        figure=audit.pooled([line.figure for line in own if line.figure is not None], _ends(task)),
+        drop=audit.pooled([line.drop for line in own if line.drop is not None]),
+        against=audit.pooled(gaps), imp_steps=costs[0].imp_steps,
+        **{name: mean(name) for name in ("steps", "passes", "dense_flops", "sparse_flops", "forward_share", "seconds")},
+    )  # fmt: skip
