@@ -29,10 +29,10 @@ from winnow.report.speed import page as pages
 from winnow.report.speed import view
 from winnow.report.speed.console import bench_table
 from winnow.report.speed.tables import line, off, outcome
-from winnow.verbs.bench.contender import difference
-from winnow.verbs.bench.race import race
-from winnow.verbs.bench.verb import bench
-from winnow.verbs.bench.workload import Work, make_work, random_batch
+from winnow.speed.contender import difference
+from winnow.speed.race import race
+from winnow.speed.verb import bench
+from winnow.speed.workload import Work, make_work, random_batch
 
 QUICK = dict(rounds=2, batch=1, threads=1)
 
@@ -141,7 +141,7 @@ def test_a_decoder_by_prompt_and_token(llama):
 
 
 def test_ctrl_c_keeps_whole_rounds(plain, tmp_path, monkeypatch):
-    from winnow.verbs.bench import race as module
+    from winnow.speed import race as module
 
     def interrupted(*args, **options):
         for number, one in enumerate(alternate(*args, **options)):
@@ -169,7 +169,7 @@ def test_ctrl_c_keeps_whole_rounds(plain, tmp_path, monkeypatch):
 
 
 def test_what_fails_is_left_out_with_its_reason(plain, tmp_path, monkeypatch):
-    from winnow.verbs.bench import families
+    from winnow.speed import families
 
     def broken(*_):
         raise RuntimeError("no compiler\nat all")
@@ -199,7 +199,7 @@ def test_torch_int8_is_marked_as_changing_values(plain, tmp_path):
 
 @pytest.mark.hf
 def test_a_dense_folder_has_no_packed_contender(llama, tmp_path, monkeypatch):
-    from winnow.verbs.bench import run
+    from winnow.speed import run
 
     monkeypatch.setattr(run, "measure_fresh", lambda *_: {})
     out = tmp_path / "b.json"
@@ -212,7 +212,7 @@ def test_a_dense_folder_has_no_packed_contender(llama, tmp_path, monkeypatch):
 def test_a_wrong_answer_is_seen(plain):
     """A contender that computes something else shows it in its difference, however fast it is."""
     from winnow.records import speed as speed_schema
-    from winnow.verbs.bench.contender import TorchContender
+    from winnow.speed.contender import TorchContender
 
     model = classifier().eval()
     wrong = classifier().eval()
@@ -549,7 +549,7 @@ def test_fresh_process_reads_no_more_than_it_needs(plain):
     save_file({"0": x}, plain / "in.safetensors")
     asked = dict(folder=str(plain / "out"), factory="small:classifier", weights=None, inputs=str(plain / "in.safetensors"), positional=True, way="packed", dtype="float32", threads=1)  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "winnow.verbs.bench.fresh", json.dumps(asked)], capture_output=True, text=True, env=env
+        [sys.executable, "-m", "winnow.speed.fresh", json.dumps(asked)], capture_output=True, text=True, env=env
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -240,7 +240,7 @@ def test_convolutions(tmp_path):
 def test_building_leaves_other_threads_alone():
     from concurrent.futures import ThreadPoolExecutor
 
-    from winnow.kernels.load import parameters_on_meta
+    from winnow.kernels.load_packed import parameters_on_meta
 
     with ThreadPoolExecutor(1) as pool, parameters_on_meta():
         assert nn.Linear(2, 2).weight.is_meta

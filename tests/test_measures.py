@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 import winnow
 from small import classifier, images, points, save_llama, sentences, trained
-from winnow.compression.prepare import prepare
 from winnow.data import open_data
 from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance, by_frequency, too_good
 from winnow.measure.compare import Comparison, compare
+from winnow.measure.prepare import prepare
 from winnow.measure.quality import open_task, single_output
 from winnow.models.source import open_model
 

@@ -237,7 +237,7 @@ import sys
 from pathlib import Path
 import winnow
 from winnow.errors import InputError
-import winnow.formats.loading
+import winnow.kernels.load
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(8):

@@ -13,13 +13,13 @@ from winnow.version import __version__
 _HOME = {
     "compress": "winnow.compression",
     "find_ticket": "winnow.tickets.verb",
-    "bench": "winnow.verbs.bench.verb",
+    "bench": "winnow.speed.verb",
     "evaluate": "winnow.verbs.evaluate",
     "inspect": "winnow.verbs.inspect",
-    "load": "winnow.formats",
+    "load": "winnow.kernels.load",
     "accelerate": "winnow.kernels.dispatch",
     "shrink": "winnow.shrinking",
-    "export_dense": "winnow.formats",
+    "export_dense": "winnow.exports.dense",
     "find_scope": "winnow.masks.scope",
     "Budget": "winnow.budget",
     "Mask": "winnow.masks.mask",
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from winnow.masks.mask import MaskSet as MaskSet
     from winnow.masks.scope import find_scope as find_scope
     from winnow.shrinking import shrink as shrink
+    from winnow.speed.verb import bench as bench
     from winnow.tickets.verb import find_ticket as find_ticket
-    from winnow.verbs.bench.verb import bench as bench
     from winnow.verbs.evaluate import evaluate as evaluate
     from winnow.verbs.inspect import inspect as inspect
 

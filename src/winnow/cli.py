@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from winnow.errors import WinnowError
+from winnow.errors import WinnowError, sentence_of
 from winnow.terminal.legible import json_for_terminal, legible_logs, visible
 
 app = typer.Typer(
@@ -327,8 +327,8 @@ def bench(
     """Time a packed model against the dense one on this machine: ms, memory, energy, per layer and whole."""
     from winnow.compression.reporting import command_line
     from winnow.report.speed.console import bench_table
+    from winnow.speed.verb import bench as run
     from winnow.terminal.progress import Bars, console
-    from winnow.verbs.bench.verb import bench as run
 
     with Bars(quiet=as_json) as bars:
         found = run(

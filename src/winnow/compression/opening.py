@@ -10,13 +10,13 @@ from torch import nn
 
 from winnow.calibrate.units import first_example
 from winnow.compression.hosts import Host, Loaded
-from winnow.compression.prepare import Prepared, try_model
 from winnow.errors import InputError
 from winnow.forward.batch import call
 from winnow.masks.given import on_meta
 from winnow.masks.outputs import output_weights
 from winnow.masks.scope import declares_outputs
 from winnow.measure.fits import check_length
+from winnow.measure.prepare import Prepared, try_model
 from winnow.models.source import ModelSource
 
 
@@ -26,7 +26,7 @@ def tried(host: Host, prepared: Prepared) -> Host:
     A streamed model is only looked at: a forward would read all of it.
 
     Raises:
-        InputError: the model does not take the data; see :func:`winnow.compression.prepare.try_model`.
+        InputError: the model does not take the data; see :func:`winnow.measure.prepare.try_model`.
     """
     config = host.source.config
     if host.streamed:

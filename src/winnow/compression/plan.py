@@ -12,11 +12,10 @@ from torch import nn
 
 from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
 from winnow.compression.hosts import Host, stored_sizes
-from winnow.compression.prepare import example_count
 from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import expected_bytes
 from winnow.formats.shards import Layout
-from winnow.forward.batch import call, token_count
+from winnow.forward.batch import call, example_count, token_count
 from winnow.machine.memory import resident as resident_bytes
 from winnow.masks.prunable import Prunable, Scope
 from winnow.solve import before_units
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from winnow.compression.job import Job
-    from winnow.compression.prepare import Prepared
+    from winnow.measure.prepare import Prepared
     from winnow.models.source import ModelSource
 
 PATIENCE = 2.0  # seconds that a rehearsed forward may take, by what fewer examples took

@@ -17,16 +17,16 @@ import torch
 
 from winnow.budget import parse_size
 from winnow.compression.otherwise import unrounded
-from winnow.compression.prepare import example_count, written_unit
 from winnow.compression.runner import Outcome, Runner
 from winnow.compression.verdict import doubtful, judge
 from winnow.data.records import first_tensor
 from winnow.formats.artifact import read_artifact
-from winnow.forward.batch import token_count
+from winnow.forward.batch import example_count, token_count
 from winnow.machine.facts import machine
 from winnow.machine.memory import peak_rss
 from winnow.measure.chance import at_chance, too_good
 from winnow.measure.quality import Task, changed_examples, class_changes
+from winnow.measure.task import written_unit
 from winnow.naming import name_of, without_paths
 from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import (

@@ -17,7 +17,7 @@ from winnow.records.compression import Speed
 
 if TYPE_CHECKING:
     from winnow.compression.verb import Setup
-    from winnow.verbs.bench.workload import Work
+    from winnow.speed.workload import Work
 
 PATIENCE = 20.0  # seconds that it may take at most
 SPENT = 6.0  # seconds of rounds
@@ -60,8 +60,8 @@ def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: W
     from winnow.kernels.dispatch import accelerate
     from winnow.kernels.micro import MicroTimer
     from winnow.records import speed as speed_schema
-    from winnow.verbs.bench.contender import TorchContender
-    from winnow.verbs.bench.race import race
+    from winnow.speed.contender import TorchContender
+    from winnow.speed.race import race
 
     assert outcome.pruned is not None
     with setup.host.with_weights(runner.weights(outcome.pruned), setup.scope, outcome.pruned.extra) as model:
@@ -151,7 +151,7 @@ def _work(setup: Setup) -> tuple[str, Work | None]:
     """One input of the calibration data, else a random one; of a decoder, a prompt and what follows it."""
     from winnow.errors import InputError
     from winnow.records.speed import Case
-    from winnow.verbs.bench.workload import Work, random_batch
+    from winnow.speed.workload import Work, random_batch
 
     kind = setup.prepared.kind
     given = _first(setup.prepared.batches[0]) if setup.prepared.batches else None

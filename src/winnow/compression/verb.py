@@ -24,7 +24,6 @@ from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
 from winnow.compression.methods import choose, recurrent_weights, resolve, settle, trains
 from winnow.compression.opening import outputs_of, tried
 from winnow.compression.plan import Plan, make_plan
-from winnow.compression.prepare import Prepared, prepare
 from winnow.compression.recipe import Recipe
 from winnow.compression.result import Result, finish
 from winnow.compression.runner import Outcome, Progress, Runner
@@ -41,6 +40,7 @@ from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, Unstructured, check, parse_structure
 from winnow.measure.chance import at_chance
+from winnow.measure.prepare import Prepared, prepare
 from winnow.models.source import ModelSource, open_model
 from winnow.run.store import Store
 from winnow.solve import before_units

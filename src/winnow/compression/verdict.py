@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from winnow.compression.prepare import written_unit
 from winnow.compression.runner import Outcome
 from winnow.measure.chance import too_good
 from winnow.measure.compare import Comparison
 from winnow.measure.quality import Evaluation, Task
+from winnow.measure.task import written_unit
 from winnow.words import number, signed, size
 
 if TYPE_CHECKING:

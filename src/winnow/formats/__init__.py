@@ -6,24 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from winnow.exports.dense import export_dense
     from winnow.formats.artifact import ArtifactWriter
-    from winnow.formats.loading import export_dense, load
     from winnow.formats.packed import PackedTensor, pack
     from winnow.formats.reader import Artifact, is_artifact, read_artifact
     from winnow.formats.units import load_packed, save_packed
+    from winnow.kernels.load import load
 
 # Looked up on first use: the import hook for transformers lives in this package and must cost nothing.
 _HOMES = {
-    "Artifact": "reader",
-    "ArtifactWriter": "artifact",
-    "is_artifact": "reader",
-    "read_artifact": "reader",
-    "export_dense": "loading",
-    "load": "loading",
-    "PackedTensor": "packed",
-    "pack": "packed",
-    "load_packed": "units",
-    "save_packed": "units",
+    "Artifact": "winnow.formats.reader",
+    "ArtifactWriter": "winnow.formats.artifact",
+    "is_artifact": "winnow.formats.reader",
+    "read_artifact": "winnow.formats.reader",
+    "export_dense": "winnow.exports.dense",
+    "load": "winnow.kernels.load",
+    "PackedTensor": "winnow.formats.packed",
+    "pack": "winnow.formats.packed",
+    "load_packed": "winnow.formats.units",
+    "save_packed": "winnow.formats.units",
 }
 
 __all__ = [
@@ -43,4 +44,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

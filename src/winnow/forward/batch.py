@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,3 +39,14 @@ def token_count(batches: list[Any]) -> int:
             integer = not first.is_floating_point() and first.ndim == 2
             total += first.numel() if integer else first.shape[0]
     return total
+
+
+def example_count(batches: Sequence[Any]) -> int:
+    """Examples in calibration batches: rows of their first tensor."""
+    count = 0
+    for batch in batches:
+        tensors = (
+            batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+        )
+        count += next((len(t) for t in tensors if torch.is_tensor(t) and t.ndim), 0)
+    return count

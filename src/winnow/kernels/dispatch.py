@@ -81,7 +81,7 @@ def accelerate(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads={threads!r} is not a number of threads: give 1 or more")
     if isinstance(model, (str, Path)):
-        from winnow.formats.loading import load
+        from winnow.kernels.load import load
 
         model = load(model, factory, packed=True)
     elif factory is not None:

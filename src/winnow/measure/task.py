@@ -101,3 +101,8 @@ def matches(predictions: np.ndarray, others: np.ndarray) -> np.ndarray:
 def bounded(interval: tuple[float, float]) -> tuple[float, float]:
     """An interval of a share, cut to [0, 1]."""
     return max(0.0, interval[0]), min(1.0, interval[1])
+
+
+def written_unit(task: Task) -> str:
+    """What stands behind a figure of this task: "%" for shares, nothing for perplexities and correlations."""
+    return "%" if task.metric in ("accuracy", "agreement") else ""

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from winnow.compression.prepare import model_kind
 from winnow.data import Records, disjoint, open_data, split_disjoint
 from winnow.errors import InputError
+from winnow.models.kind import model_kind
 from winnow.models.source import ModelSource, open_model
 from winnow.pipeline.located import Where, blamed
 from winnow.pipeline.schema import Evaluate, Fitting, Pipeline
@@ -36,7 +36,7 @@ class Materials:
 
     pipeline: Pipeline
     given: Standing
-    kind: str  # of the model: see winnow.compression.prepare
+    kind: str  # of the model: see winnow.measure.prepare
     data: Records | None
     held_out: Records | None
     own: dict[str, Records]  # by key: data that an eval stage names for itself

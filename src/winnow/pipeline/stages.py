@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from winnow.compression.prepare import prepare, written_unit
 from winnow.data import Records
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
-from winnow.measure.task import Task
+from winnow.measure.prepare import prepare
+from winnow.measure.task import Task, written_unit
 from winnow.pipeline.materials import Materials, Standing
 from winnow.pipeline.schema import Compress, Evaluate, Fitting, Ticket
 from winnow.run.executor import Executor

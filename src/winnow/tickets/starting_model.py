@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from winnow.compression.prepare import model_kind
 from winnow.data import Records
 from winnow.errors import InputError
 from winnow.forward.arithmetic import HALVES, halves, widen
 from winnow.masks.given import working_copy
+from winnow.models.kind import model_kind
 from winnow.models.source import ModelSource
 from winnow.tickets.clip import clip_image_classifier
 from winnow.tickets.heads import with_head

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from winnow.compression.prepare import ModelKind, model_kind, processor_of
 from winnow.data import Records, disjoint, open_data, split_disjoint
+from winnow.data.text import ModelKind
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import accepted, call, evaluating, logits_of
@@ -20,6 +20,7 @@ from winnow.measure.evaluation import Evaluation
 from winnow.measure.fits import check_held_out, fitting
 from winnow.measure.quality import open_task
 from winnow.measure.task import Task
+from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
 from winnow.tickets.batches import from_loader, labelled, own_tokens, running_text
 from winnow.tickets.loss import parted

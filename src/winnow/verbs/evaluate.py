@@ -23,7 +23,7 @@ from winnow.words import number
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from winnow.compression.prepare import Prepared
+    from winnow.measure.prepare import Prepared
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 
@@ -83,9 +83,10 @@ def evaluate(
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
     from winnow.compression.job import RANGES, check_range, pixel_values
-    from winnow.compression.prepare import prepare, written_unit
     from winnow.measure.fits import require_sound
+    from winnow.measure.prepare import prepare
     from winnow.measure.quality import compare
+    from winnow.measure.task import written_unit
 
     check_range("length", length, *RANGES["length"])
     check_range("eval_limit", eval_limit, *RANGES["eval_limit"])
@@ -166,7 +167,7 @@ def _load(source: ModelSource, dtype: str) -> nn.Module:
 
 def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str) -> nn.Module:
     """The model, once it has taken the first batch; in its stored types where it runs in no others."""
-    from winnow.compression.prepare import try_model
+    from winnow.measure.prepare import try_model
 
     try:
         try_model(prepared, model, source.config)

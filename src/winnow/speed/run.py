@@ -17,12 +17,13 @@ from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
-from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
-from winnow.verbs.bench.families import Makers, makers
-from winnow.verbs.bench.fresh import measure_fresh
-from winnow.verbs.bench.race import Finish, race, reason
-from winnow.verbs.bench.subject import Subject
-from winnow.verbs.bench.workload import Work
+from winnow.speed.contender import Contender, TorchContender, Unavailable
+from winnow.speed.families import makers
+from winnow.speed.fresh import measure_fresh
+from winnow.speed.makers import Makers
+from winnow.speed.race import Finish, race, reason
+from winnow.speed.subject import Subject
+from winnow.speed.workload import Work
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 FRESH = ("dense", "packed")  # what another process can load from the folder
@@ -128,7 +129,7 @@ class Run:
             meter.close()
 
     def _rows(self) -> dict[str, int]:
-        from winnow.verbs.bench.layers import rows_seen
+        from winnow.speed.layers import rows_seen
 
         if self.subject.artifact is None:
             self.found.notes.append("layers are timed for folders that winnow compress wrote: this one is not.")
@@ -138,7 +139,7 @@ class Run:
         return rows_seen(dense.model, self.subject.artifact, _decoding_or_first(self.work))
 
     def _layers(self, rows: dict[str, int]) -> None:
-        from winnow.verbs.bench.layers import layer_speeds
+        from winnow.speed.layers import layer_speeds
 
         if not rows or self.subject.artifact is None:
             return

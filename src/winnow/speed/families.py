@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,50 +13,17 @@ from torch import nn
 
 from winnow.data.records import map_tensors
 from winnow.errors import InputError
-from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
 from winnow.records import speed as speed_schema
-from winnow.verbs.bench.contender import Contender, TorchContender, Unavailable
-from winnow.verbs.bench.subject import Subject
-from winnow.verbs.bench.workload import Work
+from winnow.speed.contender import Contender, TorchContender, Unavailable
+from winnow.speed.makers import HALF, Maker, Makers, enough, said
+from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
     from winnow.kernels.modules import PackedLayer
 
 FAMILIES = ("dense", "bf16", "compile", "int8", "onnx", "openvino", "packed", "accelerated")
-HALF = torch.bfloat16
 BF16_CHANGES = "rounds weights and activations to bfloat16"
-
-
-@dataclass
-class Makers:
-    """What the families need to build their contenders: the subject, where files may go, and one dense model to copy."""
-
-    subject: Subject
-    scratch: Path
-    threads: int
-    bf16: bool
-    names: Sequence[str]
-    dense: nn.Module  # float32, what dense contenders are copies of
-    work: Sequence[Work]
-    progress: Callable[[int, int, str], None] | None = None  # of the dispatcher's own measuring
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Rows of x that linear layers will mostly see."""
-        seen = {w.case.batch * (w.case.length or 1) if w.tokens is None else w.case.batch for w in self.work}
-        return tuple(sorted(seen))
-
-    @property
-    def dtypes(self) -> list[torch.dtype]:
-        return [torch.float32, HALF] if self.bf16 else [torch.float32]
-
-    def about(self, name: str, dtype: torch.dtype, changes: str | None, **more: object) -> speed_schema.Contender:
-        """The description of a dense contender."""
-        return speed_schema.Contender(name=name, kind="dense", weights=said(dtype), changes=changes, **more)  # type: ignore[arg-type]
-
-
-Maker = Callable[[], Contender]
 
 
 def families(names: Sequence[str]) -> list[str]:
@@ -86,7 +51,7 @@ def makers(given: Makers) -> Iterator[tuple[str, Maker]]:
     if "int8" in asked:
         yield "torch int8", lambda: _torch_int8(given, 5 * size)
     if "onnx" in asked or "openvino" in asked:
-        from winnow.verbs.bench.runtimes import onnx_makers
+        from winnow.speed.runtimes import onnx_makers
 
         yield from onnx_makers(given, asked, 12 * size)
     if "packed" in asked:
@@ -95,17 +60,6 @@ def makers(given: Makers) -> Iterator[tuple[str, Maker]]:
     if "accelerated" in asked:
         for dtype in given.dtypes:
             yield f"accelerated {said(dtype)}", lambda dtype=dtype: _accelerated(given, dtype, 8 * size)  # type: ignore[misc]
-
-
-def said(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def enough(need: int) -> None:
-    """Raises Unavailable where so many bytes are not free."""
-    free = available_memory()
-    if need > 0.8 * free:
-        raise Unavailable(f"needs about {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def read_bytes(model: nn.Module) -> int:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
 from winnow.data import Records, calibration_batches, disjoint, open_data, split_disjoint
 from winnow.data.images import how_fed, with_normalisation
+from winnow.data.text import ModelKind
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.batch import call
 from winnow.measure.fits import check_held_out, check_length, try_first
 from winnow.measure.quality import Task, open_task, single_output
+from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
-
-ModelKind = Literal["causal-lm", "encoder", "seq2seq", "vision", "clip", "tensors"]
 
 
 @dataclass
@@ -37,23 +36,6 @@ class Prepared:
     batch_size: int = 8  # examples in a calibration batch
     hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-def model_kind(source: ModelSource) -> ModelKind:
-    """What the model's forward takes, from its configuration (plain torch modules take tensors)."""
-    config = source.config
-    if config is None:
-        return "tensors"
-    name = source.architecture
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
-    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
-        return "clip"
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal-lm"
-    if "ImageClassification" in name or (hasattr(config, "image_size") and not hasattr(config, "vocab_size")):
-        return "vision"
-    return "encoder"
 
 
 def prepare(
@@ -206,40 +188,3 @@ def try_model(prepared: Prepared, model: nn.Module, config: Any = None) -> None:
             ) from error
     if prepared.evaluation is not None and prepared.task is not None:
         check_held_out(model, prepared.evaluation)
-
-
-def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
-    if kind != "clip" and (kind == "vision" or (records is not None and records.kind == "images")):
-        return source.image_processing() or _named_by(source.module)
-    tokenizer = source.tokenizer()
-    if kind == "clip":
-        return tokenizer, source.image_processing()
-    if tokenizer is None and records is not None and records.kind in ("text", "pairs"):
-        raise InputError(
-            f"{source.spec} brings no tokenizer for the text in {records.name}: put its tokenizer files into the folder, or pass tokenizer=."
-        )
-    return tokenizer
-
-
-def _named_by(model: nn.Module | None) -> dict[str, Any] | None:
-    """Mean and deviation of pixels that a model of timm carries with it, as settings of an image processor; else None."""
-    given = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if not isinstance(given, Mapping) or not given.get("mean") or not given.get("std"):
-        return None
-    return {"do_resize": False, "image_mean": list(given["mean"]), "image_std": list(given["std"])}
-
-
-def written_unit(task: Task) -> str:
-    """What stands behind a figure of this task: "%" for shares, nothing for perplexities and correlations."""
-    return "%" if task.metric in ("accuracy", "agreement") else ""
-
-
-def example_count(batches: Sequence[Any]) -> int:
-    """Examples in calibration batches: rows of their first tensor."""
-    count = 0
-    for batch in batches:
-        tensors = (
-            batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-        )
-        count += next((len(t) for t in tensors if torch.is_tensor(t) and t.ndim), 0)
-    return count

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from winnow.verbs.bench.subject import Subject
-    from winnow.verbs.bench.workload import Work
+    from winnow.speed.subject import Subject
+    from winnow.speed.workload import Work
 
 PATIENCE = 600  # seconds
 FILE = "inputs.safetensors"
@@ -69,7 +69,7 @@ def child(asked: dict[str, Any]) -> dict[str, Any]:
     from winnow.forward.model import call
     from winnow.machine.memory import peak_rss, reset_peak, resident
     from winnow.models.source import open_model
-    from winnow.verbs.bench.subject import Subject, open_subject
+    from winnow.speed.subject import Subject, open_subject
 
     torch.set_num_threads(asked["threads"])
     dtype = getattr(torch, asked["dtype"])
@@ -99,7 +99,7 @@ def warm(subject: Subject) -> None:
     from winnow.kernels import native
 
     native.available()
-    import winnow.formats.loading
+    import winnow.kernels.load
     import winnow.kernels.matrix  # noqa: F401
 
     if subject.source.folder is not None and subject.source.factory is None:

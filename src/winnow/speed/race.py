@@ -13,8 +13,8 @@ from winnow.machine.bandwidth import Bandwidth
 from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_in_a_row, paired_ratio, spread
 from winnow.records.compression import Times
 from winnow.records.speed import Case, Measure
-from winnow.verbs.bench.contender import Contender, Unavailable, difference
-from winnow.verbs.bench.workload import Work
+from winnow.speed.contender import Contender, Unavailable, difference
+from winnow.speed.workload import Work
 
 Progress = Callable[[int, int, str], None]
 Clock = Callable[[], float]

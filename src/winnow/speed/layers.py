@@ -21,7 +21,7 @@ from winnow.machine.bandwidth import Bandwidth
 from winnow.masks.prunable import Prunable
 from winnow.measure.latency import Begin, alternate
 from winnow.records.speed import LayerSpeed
-from winnow.verbs.bench.workload import Work
+from winnow.speed.workload import Work
 
 LINEAR = ("linear", "conv1d", "attention_in")
 Progress = Callable[[int, int, str], None]

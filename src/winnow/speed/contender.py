@@ -15,7 +15,7 @@ from winnow.data.text import Batch
 from winnow.forward.model import accepted, logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
-from winnow.verbs.bench.workload import Work
+from winnow.speed.workload import Work
 
 COMPARED = 4  # tokens whose logits are compared in decoding
 

@@ -20,11 +20,11 @@ from winnow.data.text import Batch
 from winnow.forward.model import logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
-from winnow.verbs.bench.contender import Contender, Unavailable, bind
-from winnow.verbs.bench.workload import Work
+from winnow.speed.contender import Contender, Unavailable, bind
+from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
-    from winnow.verbs.bench.families import Maker, Makers
+    from winnow.speed.makers import Maker, Makers
 
 NEEDED = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 ROUNDED = "rounds weights and activations to int8"
@@ -32,7 +32,7 @@ ROUNDED = "rounds weights and activations to int8"
 
 def onnx_makers(given: Makers, asked: Sequence[str], need: int) -> Iterator[tuple[str, Maker]]:
     """(name, maker) of the contenders of ONNX Runtime and OpenVINO."""
-    from winnow.verbs.bench.families import enough
+    from winnow.speed.makers import enough
 
     exports = Exports(given.dense, given.scratch)
 

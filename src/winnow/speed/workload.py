@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from winnow.compression.prepare import model_kind, processor_of
 from winnow.data import calibration_batches, open_data
 from winnow.data.text import Batch, ModelKind
 from winnow.errors import InputError
+from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
 from winnow.records.speed import Case
 

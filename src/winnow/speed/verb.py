@@ -19,10 +19,10 @@ from winnow.naming import without_paths
 from winnow.records.speed import Bench
 from winnow.report.compression.page import write_bench
 from winnow.report.speed import page as pages
-from winnow.verbs.bench.families import FAMILIES, families
-from winnow.verbs.bench.run import Run, Stage
-from winnow.verbs.bench.subject import open_subject
-from winnow.verbs.bench.workload import TOKENS, make_work
+from winnow.speed.families import FAMILIES, families
+from winnow.speed.run import Run, Stage
+from winnow.speed.subject import open_subject
+from winnow.speed.workload import TOKENS, make_work
 
 ROUNDS = 15
 

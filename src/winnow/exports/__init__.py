@@ -1,0 +1,1 @@
+"""A packed model in another form, for those who have no winnow."""

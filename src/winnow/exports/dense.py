@@ -1,0 +1,43 @@
+"""Back to ordinary dense files that need no winnow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from winnow.disk.files import copy_file, write_text
+from winnow.disk.links import refuse_links
+from winnow.disk.ownership import MARK
+from winnow.formats.artifact import as_json
+from winnow.formats.output import OutputFolder
+from winnow.formats.reader import check_listed, read_artifact
+from winnow.formats.shards import SHARD_BYTES, ShardWriter
+
+
+def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Write the model of an artifact to ``out`` as ordinary dense safetensors that need no winnow.
+
+    One tensor after the other, so that a model larger than memory can be exported. For transformers the result is a
+    normal model folder, tokenizer and other files included; its tensors have the names of the model's state dict.
+    An earlier export in ``out`` is replaced. Raises InputError where ``out`` holds anything else, or is in ``folder``, or a
+    file beside the weights is a link that leaves the folder.
+    """
+    artifact = read_artifact(folder)
+    if artifact.is_transformers:
+        refuse_links(artifact.other_files, artifact.folder)
+    check_listed(artifact.folder, [path.name for path in artifact.other_files], artifact.manifest)
+    output = OutputFolder(out, "export", [folder])
+    try:
+        shards = ShardWriter(output.path, shard_bytes, described=False)
+        for name, tensor in artifact.state_dict():
+            shards.add({name: tensor}, {})
+        shards.close()
+        if artifact.is_transformers:
+            config = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
+            write_text(output.path / "config.json", as_json(config))
+            for path in artifact.other_files:
+                if path.name != MARK:
+                    copy_file(path, output.path / path.name)
+        return output.publish()
+    except BaseException:
+        output.discard()
+        raise
