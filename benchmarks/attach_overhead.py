@@ -85,8 +85,8 @@ def stepper(model: Any, loss: Callable[[Any], Any], optimizer: str = "adamw") ->
 def measure(name: str, batch: int, sparsity: float, runs: int, optimizer: str) -> dict[str, Any]:
     import torch
 
+    from winnow.masks.global_ranking import global_magnitude
     from winnow.train import Fixed, attach
-    from winnow.train.schedules import global_magnitude
 
     torch.manual_seed(0)
     model, loss = MODELS[name](batch)

@@ -81,8 +81,8 @@ def run_cell(cell: Cell, results: Results) -> Row:
 
 
 def training(cell: Cell) -> Any:
-    """The subject's training as :class:`winnow.tickets.training.Training`; it evaluates on the selection data."""
-    from winnow.tickets.training import Training
+    """The subject's training as :class:`winnow.train.task.training.Training`; it evaluates on the selection data."""
+    from winnow.train.task.training import Training
 
     subject, settings = subjects.SUBJECTS[cell.model], cell.settings
     return Training(
@@ -101,7 +101,7 @@ def _steps(cell: Cell) -> int:
 def _searched(cell: Cell, results: Results) -> Row:
     from winnow.run.store import Store, stage_key
     from winnow.settings import read_settings
-    from winnow.tickets.methods import METHODS as FINDERS
+    from winnow.tickets.methods.registry import METHODS as FINDERS
     from winnow.tickets.search import Search
 
     entry = FINDERS[METHODS[cell.method].finder]

@@ -136,7 +136,7 @@ def _hidden(name: str, parameter: torch.nn.Parameter) -> bool:
 
 
 def _zero_shot(model: torch.nn.Module, tokenizer: Any) -> dict[str, Any]:
-    from winnow.tickets.clip import clip_image_classifier
+    from winnow.train.task.clip import clip_image_classifier
 
     classifier = clip_image_classifier(model, tokenizer, models.CIFAR_CLASSES, TEMPLATES)
     images_u8, labels = models.cifar10("test")

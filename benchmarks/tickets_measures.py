@@ -42,8 +42,8 @@ def overhead_row(cell: Any, training: Any) -> Row:
     processor's (one thread), so other work on the machine moves it little. ``cell.options``: steps, warm (of them,
     untimed).
     """
-    from winnow.tickets.run import Run
-    from winnow.train.schedules import global_magnitude
+    from winnow.masks.global_ranking import global_magnitude
+    from winnow.train.task.run import Run
 
     plain, attached = Run(training), Run(training)
     plain.attached.detach()
@@ -78,7 +78,7 @@ def _quartiles(values: list[float]) -> list[float]:
 def _memory(run: Any) -> Row:
     """Bytes a look-ahead of two steps adds over what a step takes, beside the aim: one more copy of the weights and of
     the optimizer's state, and a byte a weight. Small models drown in what an allocator does."""
-    from winnow.tickets.look_ahead import Protocol, look_ahead
+    from winnow.tickets.methods.isp.look_ahead import Protocol, look_ahead
 
     weights = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
     moments = sum(

@@ -38,7 +38,7 @@ def isp_options(steps: int, sparsities: tuple[float, ...] = ()) -> dict[str, Any
 
 def passes(steps: int, sparsity: float) -> float:
     """The steps that ISP takes to a sparsity, look-ahead included, as a multiple of T."""
-    from winnow.tickets.levels import levels
+    from winnow.tickets.methods.levels import levels
 
     return 1 + len(levels([sparsity], RATE)) * CANDIDATES * look_ahead(steps) / steps
 
@@ -54,7 +54,7 @@ class Method:
     """One row of the table.
 
     Attributes:
-        finder: its name in winnow.tickets.methods.METHODS.
+        finder: its name in winnow.tickets.methods.registry.METHODS.
         options: (T, sparsities of the cell) -> settings that differ from winnow's.
         whole: one trajectory serves all sparsities, so they are one cell.
         rated: pruned at the rate that ``--phase rates`` chose for it.

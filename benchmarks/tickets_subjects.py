@@ -68,7 +68,7 @@ class Subject:
 
 
 def _minilm(seed: int) -> torch.nn.Module:
-    from winnow.tickets.heads import with_head
+    from winnow.train.task.heads import with_head
 
     model = with_head(data("minilm-l6"), 2, seed)
     model.set_attn_implementation("eager")  # faster backward on a processor
@@ -176,7 +176,7 @@ def _resnet(seed: int) -> torch.nn.Module:
 
 
 def _vit(seed: int) -> torch.nn.Module:
-    from winnow.tickets.heads import with_head
+    from winnow.train.task.heads import with_head
 
     model = with_head(models.get("vit-source"), len(TARGET_CLASSES), seed)
     model.set_attn_implementation("eager")
@@ -193,7 +193,7 @@ def _vit(seed: int) -> torch.nn.Module:
 def _clip(seed: int) -> torch.nn.Module:
     from transformers import AutoTokenizer, CLIPModel
 
-    from winnow.tickets.clip import clip_image_classifier
+    from winnow.train.task.clip import clip_image_classifier
 
     folder = models.get("clip-small")
     whole = CLIPModel.from_pretrained(folder, attn_implementation="eager")

@@ -6,7 +6,7 @@ import math
 
 from winnow.compression.earlier import compare
 from winnow.records.allocation import AllocationLayer, AllocationRecord, Stability, StepTime
-from winnow.train.distil import thin
+from winnow.train.distil.fit import thin
 
 
 def layer(

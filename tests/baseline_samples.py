@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from winnow.run.store import Store
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search, Ticket
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
+from winnow.train.task.training import Training
 
 BASELINES = [
     "random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradual", "earlybird", "imp", "imp-rewind", "lrr",

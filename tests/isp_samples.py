@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from winnow.tickets import run as run_module
 from winnow.tickets.search import Search
 from winnow.tickets.settings import IspSettings
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
+from winnow.train.task import run as run_module
+from winnow.train.task.training import Training
 
 
 def rows(n: int = 160, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

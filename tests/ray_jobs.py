@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from small import points
 from winnow.errors import InputError
 from winnow.run.store import Store
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search, Ticket
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
+from winnow.train.task.training import Training
 
 
 class Net(nn.Module):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from winnow.allocate import ALLOCATIONS, LayerInfo, allocate
 from winnow.allocate.alphapruning import eigenvalues, hill_exponent
-from winnow.allocate.exact import limits, whole_units
+from winnow.allocate.exact import whole_units
 from winnow.allocate.lamp import lamp_scores
 from winnow.errors import InputError
+from winnow.masks.ranking import limits
 from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, select_global
 
 SHAPES = [(8, 12), (5, 7), (16, 4), (1, 1), (20, 20), (3, 30)]

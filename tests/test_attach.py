@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from small import classifier, convnet, images, points
 from winnow.errors import FormatError, InputError
+from winnow.masks.global_ranking import global_magnitude, prune_globally
 from winnow.masks.mask import MaskSet
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.train import Attached, Fixed, Gradual, attach, read_state, write_state
 from winnow.train.masking import masked
-from winnow.train.schedules import global_magnitude, prune_globally
 
 X, Y = points()
 TARGET = torch.as_tensor(Y)

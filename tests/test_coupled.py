@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from families import FAMILIES
-from winnow.errors import InputError
-from winnow.inputs import InputStats
-from winnow.masks.coupled import (
+from winnow.coupled.call import forward, record_blocks, tensors_in
+from winnow.coupled.cut import CutProbe
+from winnow.coupled.find import (
     Entries,
     Member,
     Unit,
@@ -29,9 +29,9 @@ from winnow.masks.coupled import (
     unit_sizes,
     zero_biases,
 )
-from winnow.masks.coupled_call import forward, record_blocks, tensors_in
-from winnow.masks.coupled_cut import CutProbe
-from winnow.masks.coupled_graph import Component, find_components, separate
+from winnow.coupled.graph import Component, find_components, separate
+from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from winnow.errors import InputError
-from winnow.tickets.batches import Fetched, Whole
-from winnow.tickets.held_out import divided
-from winnow.tickets.poc_plan import subset
+from winnow.tickets.trial.size import subset
 from winnow.train.examples import Examples
+from winnow.train.task.batches import Fetched, Whole
+from winnow.train.task.held_out import divided
 
 
 def rows(n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,8 +16,8 @@ from winnow.compression.verb import set_up
 from winnow.errors import InputError
 from winnow.fcpts.method import FCPTS
 from winnow.fcpts.settings import FcptsSettings
-from winnow.train.distil import Distil
-from winnow.train.settings import DistilSettings
+from winnow.train.distil.fit import Distil
+from winnow.train.distil.settings import DistilSettings
 
 NUMEL = 8 * 9 + 16 * 8 * 9  # of the convolutional network
 QUICK = dict(baselines="none", speed=False)

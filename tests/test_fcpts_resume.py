@@ -14,7 +14,7 @@ import torch
 
 import winnow
 from small import convnet, images, trained
-from winnow.train import loop
+from winnow.train.distil import loop
 
 STEPS = 17
 

@@ -19,6 +19,7 @@ import winnow
 from families import FAMILIES
 from small import classifier, convnet, images
 from test_coupled import Mobile, PlainCNN, ResNet, stir
+from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.errors import InputError
 from winnow.fcpts.near import near
 from winnow.fcpts.step import root, step
@@ -27,7 +28,6 @@ from winnow.fcpts.units import Elements
 from winnow.fcpts.units_blocks import Blocks
 from winnow.fcpts.units_channels import Channels
 from winnow.fcpts.units_patterns import Patterns
-from winnow.masks.coupled import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, BlockShape, realized

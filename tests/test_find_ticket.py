@@ -21,7 +21,7 @@ from ticket_inputs import bert, clip, mlp, rows, save_bert, save_images, sentenc
 from winnow.errors import InputError, WinnowError
 from winnow.masks.mask import MaskSet
 from winnow.tickets import METHODS, find_ticket, training_from
-from winnow.tickets.methods import Entry
+from winnow.tickets.methods.registry import Entry
 from winnow.tickets.verb import DEFAULT, sparsities
 
 
@@ -73,7 +73,7 @@ def test_the_ticket_is_the_training_by_hand():
     flat = torch.cat([model.get_parameter(n).detach().abs().flatten() for n in names])
     line = flat.sort().values[round(0.5 * len(flat))]
     keeps = {n: model.get_parameter(n).detach().abs() >= line for n in names}
-    from winnow.tickets.run import Run
+    from winnow.train.task.run import Run
 
     draw = Run(training)
     model.train()

@@ -13,10 +13,10 @@ from winnow.disk import files
 from winnow.errors import FormatError
 from winnow.measure.evaluation import Evaluation
 from winnow.run.store import Store
-from winnow.tickets import run as run_module
-from winnow.tickets.ims import _jobs, candidate, instant_model_soup
-from winnow.tickets.run import Run
+from winnow.tickets.methods.ims import _jobs, candidate, instant_model_soup
 from winnow.tickets.settings import ImsSettings
+from winnow.train.task import run as run_module
+from winnow.train.task.run import Run
 
 FEW = {"sparsities": (0.2, 0.5), "look_ahead": 3, "grid": (0.0, 0.25, 0.5, 1.0)}
 

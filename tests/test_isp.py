@@ -13,18 +13,18 @@ from torch import nn
 from elsewhere import Elsewhere, Stopped
 from isp_samples import Killer, mlp, noisy, rows, same_tickets, search, sgd, training
 from winnow.errors import InputError
+from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
 from winnow.settings import read_settings
-from winnow.tickets.candidates import Pool
-from winnow.tickets.curvature import scores
-from winnow.tickets.denoise import adjust, denoise, disagreement, unanimous
-from winnow.tickets.isp import isp, isp_matched, isp_plain
-from winnow.tickets.isp_plan import plan_isp, seed_steps
-from winnow.tickets.levels import levels
-from winnow.tickets.run import Run
+from winnow.tickets.methods.isp.candidates import Pool
+from winnow.tickets.methods.isp.curvature import scores
+from winnow.tickets.methods.isp.denoise import adjust, denoise, disagreement, unanimous
+from winnow.tickets.methods.isp.isp import isp, isp_matched, isp_plain
+from winnow.tickets.methods.isp.plan import plan_isp, seed_steps
+from winnow.tickets.methods.levels import levels
 from winnow.tickets.settings import PAPER, IspSettings
-from winnow.train.schedules import global_magnitude
+from winnow.train.task.run import Run
 
 AGGREGATES = ["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
 

@@ -563,8 +563,8 @@ def test_a_training_alone_has_no_tickets_page(here, tmp_path):
 
 
 def test_a_trial_is_of_the_training_that_the_run_would_do(here, tmp_path, monkeypatch):
-    from winnow.tickets import poc as tried
-    from winnow.tickets.identity import training_identity
+    from winnow.tickets.trial import verb as tried
+    from winnow.train.task.identity import training_identity
 
     seen, work = [], verb.find_ticket
 
@@ -591,7 +591,7 @@ def test_a_trial_is_of_the_training_that_the_run_would_do(here, tmp_path, monkey
 def test_a_trial_starts_from_a_finished_train_stage(here, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from winnow.tickets import poc as tried
+    from winnow.tickets.trial import verb as tried
 
     starts = []
 
@@ -611,7 +611,7 @@ def test_a_trial_starts_from_a_finished_train_stage(here, tmp_path, monkeypatch)
 
 
 def test_a_trial_judges_by_the_gate_after_the_ticket(here, tmp_path, monkeypatch):
-    from winnow.tickets import poc as tried
+    from winnow.tickets.trial import verb as tried
 
     limits = []
     monkeypatch.setattr(tried, "poc", lambda *_, **options: limits.append(options.get("max_drop", "its own")))

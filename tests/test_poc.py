@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.intervals import paired_proportions, proportion_interval
-from winnow.tickets import poc as verb
-from winnow.tickets.batches import Fetched, from_loader
 from winnow.tickets.cost import planned_steps
-from winnow.tickets.held_out import divided
-from winnow.tickets.methods import METHODS
-from winnow.tickets.poc import poc
-from winnow.tickets.poc_plan import LEAST, RESERVE, plan, shrunk, subset
-from winnow.tickets.poc_verdict import judge
-from winnow.tickets.training import Training
+from winnow.tickets.methods.registry import METHODS
+from winnow.tickets.trial import verb
+from winnow.tickets.trial.size import LEAST, RESERVE, plan, shrunk, subset
+from winnow.tickets.trial.verb import poc
+from winnow.tickets.trial.verdict import judge
 from winnow.train.examples import Examples
+from winnow.train.task.batches import Fetched, from_loader
+from winnow.train.task.held_out import divided
+from winnow.train.task.training import Training
 
 
 def task(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +158,7 @@ def test_mixing_is_planned_on_the_examples_of_the_trial() -> None:
 @given(st.integers(4, 2000), st.floats(0.1, 0.97))
 @settings(max_examples=60, deadline=None)
 def test_shrunk_isp_has_room_for_its_rounds(steps: int, sparsity: float) -> None:
-    from winnow.tickets.isp_plan import plan_isp
+    from winnow.tickets.methods.isp.plan import plan_isp
 
     given = METHODS["isp"].settings_class(rate=0.1, look_ahead=50)
     found = shrunk("isp", given, sparsity, steps, steps / 2000)

@@ -31,7 +31,7 @@ from winnow.report.allocation import words as said
 from winnow.report.allocation.console import arrange, headline, lines
 from winnow.report.compression import page as html
 from winnow.report.compression.console import summary
-from winnow.train.distil import thin
+from winnow.train.distil.fit import thin
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
 SAMPLES = {"resnet": samples.resnet, "encoder": samples.encoder, "decoder": samples.decoder}

@@ -30,7 +30,7 @@ from winnow.report.ticket import cost_chart as ticket_cost_chart
 from winnow.report.ticket import heat as ticket_heat
 from winnow.report.ticket import words as said
 from winnow.tickets import audit, reporting
-from winnow.tickets.run import Cost
+from winnow.train.task.run import Cost
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
 

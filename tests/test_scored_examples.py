@@ -11,16 +11,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from baseline_samples import cross_entropy, find, network, task
-from winnow.tickets import scored_examples
-from winnow.tickets.batches import Fetched, Whole
 from winnow.tickets.cost import planned_steps
-from winnow.tickets.held_out import divided
-from winnow.tickets.methods import METHODS
-from winnow.tickets.run import Run
-from winnow.tickets.saliency import grasp, snip
-from winnow.tickets.scored_examples import PER_CLASS, class_numbers, every_class, mini_batches
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.settings import ScoreSettings, SnipSettings
 from winnow.train.examples import Examples
+from winnow.train.saliency import scored_examples
+from winnow.train.saliency.saliency import grasp, snip
+from winnow.train.saliency.scored_examples import PER_CLASS, class_numbers, every_class, mini_batches
+from winnow.train.task.batches import Fetched, Whole
+from winnow.train.task.held_out import divided
+from winnow.train.task.run import Run
 
 
 def labelled(labels: torch.Tensor, size: int) -> Examples:

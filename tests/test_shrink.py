@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import winnow
 from families import FAMILIES
 from test_coupled import Mobile, ResNet, stir, zeroed
+from winnow.coupled.call import forward, quiet, tensors_in
+from winnow.coupled.find import Unit
 from winnow.errors import InputError
-from winnow.masks.coupled import Unit
-from winnow.masks.coupled_call import forward, quiet, tensors_in
 from winnow.masks.prunable import Scope
 from winnow.shrinking import Removed, apply, kept_lines, plan, shrink, shrink_matrix, zero_lines
 from winnow.shrinking.attention import NarrowAttention

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.tickets.cost import imp_rounds, planned_steps, price, training_flops
-from winnow.tickets.methods import METHODS
-from winnow.tickets.run import Cost
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Round, Search, Ticket
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
+from winnow.train.task.run import Cost
+from winnow.train.task.training import Training
 
 
 def training(steps: int = 100, size: int = 4) -> Training:

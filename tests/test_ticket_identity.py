@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import winnow
 from baseline_samples import Killed
-from winnow.tickets import run as runs
-from winnow.tickets.describe import LIMIT, describe
-from winnow.tickets.from_trainer import TrainerLoss
-from winnow.tickets.identity import examples_hash, function_name, training_identity
-from winnow.tickets.parts import ITEMS, Indescribable
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
+from winnow.train.task import run as runs
+from winnow.train.task.describe import LIMIT, describe
+from winnow.train.task.from_trainer import TrainerLoss
+from winnow.train.task.identity import examples_hash, function_name, training_identity
+from winnow.train.task.parts import ITEMS, Indescribable
+from winnow.train.task.training import Training
 
 
 def network() -> nn.Module:
@@ -318,7 +318,7 @@ def test_a_loss_that_holds_the_model_and_the_data_does_not_look_into_them(monkey
     held = Called(0.1)
     held.model, held.examples, held.weight = theirs.model, theirs.examples, theirs.model[0].weight
     known = {id(theirs.model): "model", id(theirs.examples): "examples", id(theirs.model[0].weight): "weight"}
-    monkeypatch.setattr("winnow.tickets.parts._tensor", None)
+    monkeypatch.setattr("winnow.train.task.parts._tensor", None)
     base = function_name(held, known)
     with torch.no_grad():
         theirs.model[0].weight.add_(1)

@@ -10,7 +10,7 @@ from baseline_samples import QUICK, find, same, task
 from elsewhere import Elsewhere, Stopped
 from winnow.run.store import Store
 from winnow.tickets.jobs import tickets_of
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
 
 RATES = [0.3, 0.5, 0.8]

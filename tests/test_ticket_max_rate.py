@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from baseline_samples import QUICK, find, network, task
 from winnow.errors import InputError
+from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
-from winnow.tickets.candidates import Pool
-from winnow.tickets.denoise import denoise
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.isp.candidates import Pool
+from winnow.tickets.methods.isp.denoise import denoise
+from winnow.tickets.methods.registry import METHODS
 from winnow.train.attach import attach
-from winnow.train.schedules import Gradual, global_magnitude
+from winnow.train.methods.gradual import Gradual
 
 ISP = {n: {"rate": 0.5, "candidates": 3, "look_ahead": 1, "budget": 0.5} for n in ("isp", "isp-plain", "isp-matched")}
 SETTINGS = {**{n: {} for n in METHODS if n != "dense"}, **QUICK, **ISP}

@@ -14,11 +14,9 @@ from isp_samples import Killed, Killer, cross_entropy, mlp, noisy, same_tickets,
 from winnow.disk import files
 from winnow.errors import FormatError, WinnowError
 from winnow.run.store import Store
-from winnow.tickets import isp as module
-from winnow.tickets import run as run_module
-from winnow.tickets.isp import isp
-from winnow.tickets.methods import METHODS
-from winnow.tickets.run import Diverged, Run
+from winnow.tickets.methods.isp import isp as module
+from winnow.tickets.methods.isp.isp import isp
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
 from winnow.tickets.settings import (
     EarlyBirdSettings,
@@ -31,6 +29,8 @@ from winnow.tickets.settings import (
     Settings,
     SnipSettings,
 )
+from winnow.train.task import run as run_module
+from winnow.train.task.run import Diverged, Run
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ from baseline_samples import task
 from isp_samples import cross_entropy, mlp, noisy, rows, sgd, training
 from winnow.errors import InputError
 from winnow.masks import ranking
+from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Local
 from winnow.seeding import seed_of, seeded
-from winnow.tickets.candidates import gather
-from winnow.tickets.look_ahead import Protocol, look_ahead, protocols
-from winnow.tickets.run import Position, Run
-from winnow.train.schedules import global_magnitude
+from winnow.tickets.methods.isp.candidates import gather
+from winnow.tickets.methods.isp.look_ahead import Protocol, look_ahead, protocols
+from winnow.train.task.run import Position, Run
 
 
 def pruned(run: Run, share: float = 0.5) -> Run:

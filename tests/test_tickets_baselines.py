@@ -7,18 +7,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import winnow.tickets.earlybird
-import winnow.tickets.run
+import winnow.tickets.methods.earlybird
+import winnow.train.task.run
 from baseline_samples import BASELINES, find, killed_again_and_again, network, same, task
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
-from winnow.tickets.earlybird import distance, largest_distance
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.earlybird import distance, largest_distance
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
 from winnow.tickets.settings import EarlyBirdSettings
 from winnow.train.attach import attach
-from winnow.train.schedules import Gradual
+from winnow.train.methods.gradual import Gradual
 
 NUMEL = 10 * 12 + 12 * 12
 ONCE = ["random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradual", "earlybird"]
@@ -43,7 +43,7 @@ def test_counts_are_exact(method, shares):
 @pytest.mark.parametrize("method", ONCE)
 @pytest.mark.parametrize(("every", "after"), [(-1.0, 2), (1e9, 9)])  # saved at every step, or at ends only
 def test_killed_and_resumed_equals_uninterrupted(method, every, after, tmp_path, monkeypatch):
-    monkeypatch.setattr(winnow.tickets.run, "SAVE_EVERY", every)
+    monkeypatch.setattr(winnow.train.task.run, "SAVE_EVERY", every)
     training, targets = task(steps=8), [0.4, 0.8]
     resumed = killed_again_and_again(method, training, targets, Store(tmp_path / "work"), after)
     same(resumed, find(method, training, targets))
@@ -167,7 +167,7 @@ def scripted(monkeypatch, script: list[float]) -> None:
         parts = flat.split([120, 144])
         return {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts)}
 
-    monkeypatch.setattr(winnow.tickets.earlybird, "global_magnitude", masks)
+    monkeypatch.setattr(winnow.tickets.methods.earlybird, "global_magnitude", masks)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_rivals_in_its_steps_take_what_isp_takes(curves: ModuleType, steps: int,
     from tickets_cells import Cell, _steps
     from tickets_methods import METHODS
     from winnow.tickets.cost import planned_steps
-    from winnow.tickets.methods import METHODS as FINDERS
+    from winnow.tickets.methods.registry import METHODS as FINDERS
 
     owner: Any = SimpleNamespace(steps=steps)
 

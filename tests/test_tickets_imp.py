@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import winnow.tickets.run
+import winnow.train.task.run
 from baseline_samples import Killed, cross_entropy, find, killed_again_and_again, network, same, task
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
 from winnow.seeding import seed_of
-from winnow.tickets.batches import Whole
-from winnow.tickets.held_out import divided
-from winnow.tickets.imp import Restart, Way, lengths, most_rounds, trajectory
-from winnow.tickets.levels import levels
-from winnow.tickets.lottery_pool import _loss, mixed
-from winnow.tickets.run import Run
+from winnow.tickets.methods.imp import Restart, Way, lengths, most_rounds, trajectory
+from winnow.tickets.methods.levels import levels
+from winnow.tickets.methods.lottery_pool import _loss, mixed
 from winnow.tickets.search import Search
 from winnow.tickets.settings import ImpSettings, RewindSettings
 from winnow.train.examples import Examples
+from winnow.train.task.batches import Whole
+from winnow.train.task.held_out import divided
+from winnow.train.task.run import Run
 
 KINDS = ["imp", "imp-rewind", "lrr"]
 NUMEL = 10 * 12 + 12 * 12
@@ -185,7 +185,7 @@ def test_most_rounds_leave_a_step_to_each_training():
 @pytest.mark.parametrize("kind", [*KINDS, "lottery-pool"])
 @pytest.mark.parametrize(("every", "after"), [(-1.0, 4), (1e9, 8)])  # saved at every step, or at ends only
 def test_killed_and_resumed_equals_uninterrupted(kind, every, after, tmp_path, monkeypatch):
-    monkeypatch.setattr(winnow.tickets.run, "SAVE_EVERY", every)
+    monkeypatch.setattr(winnow.train.task.run, "SAVE_EVERY", every)
     training, targets = task(steps=6), [0.5, 0.85]
     resumed = killed_again_and_again(kind, training, targets, Store(tmp_path / "work"), after)
     same(resumed, find(kind, training, targets))
@@ -224,7 +224,7 @@ def test_weights_that_somebody_deleted_are_missed(tmp_path):
 def test_a_stopped_search_keeps_its_finished_tickets(tmp_path):
     store, training = Store(tmp_path / "work"), task(steps=3)
     entry = Search("imp", training, [0.5, 0.85], ImpSettings(rate=0.5), store)
-    from winnow.tickets.imp import imp
+    from winnow.tickets.methods.imp import imp
 
     (first,) = itertools.islice(imp(entry), 1)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from ticket_inputs import bert, clip, mlp, rows, save_bert, save_images, sentenc
 from winnow.errors import InputError
 from winnow.models.source import open_model
 from winnow.tickets import clip_image_classifier, training_from, with_head
-from winnow.tickets.check import check_training
+from winnow.train.task.check import check_training
 
 hf = pytest.mark.hf
 
@@ -276,7 +276,7 @@ def test_only_the_matrices_of_the_image_blocks_are_pruned_and_the_head_is_frozen
     assert all(n.startswith("vision_model.") for n in scope.prunables)
     trained = {n for n, p in classifier.named_parameters() if p.requires_grad}
     assert "visual_projection.weight" in trained and not any("head" in n or "text" in n for n in trained)
-    from winnow.tickets.run import Run
+    from winnow.train.task.run import Run
 
     run = Run(training)
     run.advance_to(2)

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from baseline_samples import cross_entropy, find, network, task
 from winnow.errors import InputError
-from winnow.tickets.loss import TaskLoss
-from winnow.tickets.run import Run
-from winnow.tickets.saliency import grasp, snip
-from winnow.tickets.synflow import Flow, synflow_masks
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
+from winnow.train.saliency.saliency import grasp, snip
+from winnow.train.saliency.synflow import Flow, synflow_masks
+from winnow.train.task.loss import TaskLoss
+from winnow.train.task.run import Run
+from winnow.train.task.training import Training
 
 
 def mlp(sizes=(10, 7, 6, 4), act=nn.Tanh, dtype=torch.float64) -> nn.Sequential:
@@ -178,7 +178,7 @@ class Reading(Attending):
 
 def image_classifier() -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    from winnow.tickets.clip import clip_image_classifier
+    from winnow.train.task.clip import clip_image_classifier
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = sizes | {"vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49, "bos_token_id": 48}
@@ -384,7 +384,7 @@ def sequences_float() -> Examples:
 
 def test_synflow_masks_and_modes_of_attention_agree():
     """The packed attention of torch, the fused function and a softmax written out give one score for the values."""
-    from winnow.tickets.linearized import Linearized, _attention
+    from winnow.train.saliency.linearized import Linearized, _attention
 
     q, k, v = (torch.rand(2, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     causal = torch.full((4, 4), -math.inf, dtype=torch.float64).triu(1)

@@ -16,13 +16,13 @@ from ticket_inputs import bert, mlp, rows, save_bert, sentences, tokenizer, writ
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
 from winnow.tickets import training_from, training_from_trainer
-from winnow.tickets.batches import Fetched
-from winnow.tickets.check import check_training
-from winnow.tickets.identity import function_name, training_identity
-from winnow.tickets.loss import TaskLoss
-from winnow.tickets.run import Run
-from winnow.tickets.training import Training, adamw, cosine, linear, warmup
 from winnow.train.examples import Examples
+from winnow.train.task.batches import Fetched
+from winnow.train.task.check import check_training
+from winnow.train.task.identity import function_name, training_identity
+from winnow.train.task.loss import TaskLoss
+from winnow.train.task.run import Run
+from winnow.train.task.training import Training, adamw, cosine, linear, warmup
 
 
 def first(training: Training):

@@ -12,9 +12,9 @@ from small import convnet, images
 from winnow.fcpts import FCPTS, FcptsSettings
 from winnow.fcpts.warnings import warnings_for
 from winnow.masks.scope import find_scope
-from winnow.train.distil import Distil
-from winnow.train.loop import largest_norm
-from winnow.train.settings import DistilSettings
+from winnow.train.distil.fit import Distil
+from winnow.train.distil.loop import largest_norm
+from winnow.train.distil.settings import DistilSettings
 
 
 def network() -> nn.Module:

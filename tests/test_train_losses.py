@@ -13,13 +13,13 @@ from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
 from winnow.masks.scope import find_scope
-from winnow.train.blockwise import Blockwise
+from winnow.train.distil.blockwise import Blockwise
+from winnow.train.distil.losses import distance
+from winnow.train.distil.outputs import Read, read_output
+from winnow.train.distil.reference import Reference
+from winnow.train.distil.settings import DistilSettings
+from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
-from winnow.train.losses import distance
-from winnow.train.outputs import Read, read_output
-from winnow.train.reference import Reference
-from winnow.train.settings import DistilSettings
-from winnow.train.student import Student
 
 BY_NAME = {f.name: f for f in FAMILIES}
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from families import FAMILIES, TORCH
 from winnow.errors import InputError
+from winnow.train.distil.outputs import read_output
 from winnow.train.examples import Examples
-from winnow.train.outputs import read_output
 
 BY_NAME = {f.name: f for f in FAMILIES}
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])

@@ -10,13 +10,13 @@ from families import FAMILIES, TORCH
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.masks.scope import find_scope
+from winnow.train.distil.fixed_masks import FixedMasks
+from winnow.train.distil.loop import Loop
+from winnow.train.distil.outputs import read_output
+from winnow.train.distil.reference import Reference
+from winnow.train.distil.settings import DistilSettings
+from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
-from winnow.train.fixed import FixedMasks
-from winnow.train.loop import Loop
-from winnow.train.outputs import read_output
-from winnow.train.reference import Reference
-from winnow.train.settings import DistilSettings
-from winnow.train.student import Student
 
 
 def call(model, batch):

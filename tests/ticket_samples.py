@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from winnow.masks.global_ranking import prune_globally
 from winnow.masks.mask import MaskSet
 from winnow.measure.classification import class_figures
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.intervals import proportion_interval
-from winnow.tickets.levels import levels
-from winnow.tickets.run import Cost
+from winnow.tickets.methods.levels import levels
 from winnow.tickets.search import Round, Ticket, densities
-from winnow.tickets.training import Training
 from winnow.train.examples import Examples
-from winnow.train.schedules import prune_globally
+from winnow.train.task.run import Cost
+from winnow.train.task.training import Training
 
 CLASSES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STEPS, TEST = 600, 2000

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
-from winnow.allocate.exact import limits, whole_units
+from winnow.allocate.exact import whole_units
 from winnow.allocate.layer import LayerInfo
 from winnow.errors import InputError
+from winnow.masks.ranking import limits
 from winnow.masks.structure import NM, BlockShape, Structure, Unstructured, check, nearest_zeros
 
 __all__ = ["ALLOCATIONS", "NAMES", "LayerInfo", "allocate"]

@@ -7,22 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from winnow.budget import largest_remainder
-from winnow.errors import InputError
-
-
-def limits(numels: Sequence[int], zeros: int, max_rate: float) -> list[int]:
-    """How many zeros each layer may take: ``floor(max_rate * numel)``, or its even share where the total is higher.
-
-    Raises InputError when ``zeros`` is more than there is.
-    """
-    total = sum(numels)
-    if not 0 <= zeros <= total:
-        raise InputError(f"{zeros} zeros do not fit {total} prunable weights: ask for fewer, or widen the scope")
-    if not 0 < max_rate <= 1:
-        raise InputError(
-            f"max_rate {max_rate} is outside 0 to 1: give the share a layer may lose at most, such as 0.99"
-        )
-    return [max(int(max_rate * n), -(-zeros * n // total)) for n in numels] if total else [0] * len(numels)
 
 
 def meet(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from winnow.allocate.exact import limits
 from winnow.allocate.layer import LayerInfo
 from winnow.budget import largest_remainder
 from winnow.errors import InputError
+from winnow.masks.ranking import limits
 
 
 def table(

@@ -47,7 +47,7 @@ def compress(
             group, allocation, table, structure, solver, values, group_size, baselines, keep, include, exclude,
             samples, length, batch_size, eval_limit, seed, damp, recalibrate, ram, device, dtype, weights,
             tokenizer, trust_remote_code, speed; and for methods that train (fcpts, distil, ``allocation="learned"``):
-            settings (a dict, see :mod:`winnow.train.settings`), time (seconds, in place of a number of steps),
+            settings (a dict, see :mod:`winnow.train.distil.settings`), time (seconds, in place of a number of steps),
             compare_with (an earlier run's folder), floor (a value of the metric that quality should not fall below);
             mean and std of pixels between 0 and 1 (numbers, one or one a channel), for images given as bytes.
 

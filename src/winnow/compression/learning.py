@@ -15,8 +15,8 @@ from winnow.fcpts.settings import FcptsSettings
 from winnow.formats.units import load_packed, save_packed
 from winnow.run.store import stage_key
 from winnow.settings import read_settings
-from winnow.train.distil import Distil, Fitted
-from winnow.train.settings import DistilSettings
+from winnow.train.distil.fit import Distil, Fitted
+from winnow.train.distil.settings import DistilSettings
 
 if TYPE_CHECKING:
     from winnow.compression.runner import Runner
@@ -29,7 +29,7 @@ MEASURING = ("evaluation", "selection")
 
 @dataclass
 class Learned:
-    """What training came to; tensors as in :class:`winnow.train.distil.Fitted`."""
+    """What training came to; tensors as in :class:`winnow.train.distil.fit.Fitted`."""
 
     keeps: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]

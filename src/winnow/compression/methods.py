@@ -156,7 +156,7 @@ def settle(
     from winnow.settings import read_settings
     from winnow.solve import before_units
     from winnow.solve.settings import ReconstructSettings
-    from winnow.train.settings import DistilSettings
+    from winnow.train.distil.settings import DistilSettings
 
     learned = parts["allocation"] == "learned"
     kind: Any = None

@@ -60,7 +60,7 @@ def outputs_of(source: ModelSource, model: nn.Module, prepared: Prepared) -> lis
 
 
 def _of_class(model: nn.Module) -> list[str] | None:
-    from winnow.masks.coupled_call import forward
+    from winnow.coupled.call import forward
     from winnow.shrinking.example import make_example
 
     with suppress(Exception):  # a forward that looks at values, say

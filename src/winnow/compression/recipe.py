@@ -38,7 +38,7 @@ class Recipe(BaseModel):
     sequential: Literal["layer", "block"] = "block"  # whose pruned predecessors feed a layer's statistics
     recalibrate: bool = True  # batch-norm statistics, where there are any
     table: dict[str, float] | None = None  # rate by name or pattern: of allocation="table", or where "learned" starts
-    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see train/settings.py
+    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see train/distil/settings.py
     time: float | None = Field(None, gt=0)  # seconds that training takes, in place of a number of steps
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

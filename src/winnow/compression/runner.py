@@ -24,6 +24,7 @@ from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
+from winnow.measure.evaluation import keep, kept
 from winnow.measure.quality import Comparison, Evaluation, Task, compare
 from winnow.run.store import Store, stage_key
 
@@ -305,10 +306,10 @@ class Runner:
     def _evaluated(self, key: str, measure: Callable[[], Evaluation]) -> Evaluation:
         assert self.task is not None
         name = stage_key("measure", of=key, task=self.task.describe(), **self.identity)
-        stored = self.store.evaluation(name)
+        stored = kept(self.store, name)
         if stored is None:
             stored = measure()
-            self.store.keep_evaluation(name, stored)
+            keep(self.store, name, stored)
         return stored
 
 

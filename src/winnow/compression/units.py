@@ -27,15 +27,7 @@ def coupled_masks(
     Raises:
         InputError: there is no batch to probe with, the model is streamed, or it has no such units.
     """
-    from winnow.masks.coupled import (
-        compensate,
-        find_units,
-        matrices,
-        score_units,
-        select_units,
-        unit_masks,
-        zero_biases,
-    )
+    from winnow.coupled.find import compensate, find_units, matrices, score_units, select_units, unit_masks, zero_biases
 
     host, scope = runner.host, runner.scope
     if not runner.batches:

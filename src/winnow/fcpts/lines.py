@@ -8,9 +8,9 @@ from functools import cached_property
 
 import torch
 
+from winnow.coupled.find import Member
+from winnow.coupled.unit import member_parts
 from winnow.errors import InputError
-from winnow.masks.coupled import Member
-from winnow.masks.coupled_unit import member_parts
 from winnow.masks.prunable import Prunable
 
 

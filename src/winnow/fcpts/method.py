@@ -20,8 +20,8 @@ from winnow.fcpts.units import Units
 from winnow.fcpts.units_channels import Channels
 from winnow.fcpts.units_patterns import Patterns
 from winnow.masks.prunable import Scope
-from winnow.train.distil import Bench, Fitted
-from winnow.train.loop import Progress, Trace
+from winnow.train.distil.fit import Bench, Fitted
+from winnow.train.distil.loop import Progress, Trace
 
 __all__ = ["FCPTS", "Fitted"]
 

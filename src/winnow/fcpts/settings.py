@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from winnow.train.settings import DistilSettings
+from winnow.train.distil.settings import DistilSettings
 
 
 class FcptsSettings(DistilSettings):

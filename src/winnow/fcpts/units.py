@@ -7,10 +7,9 @@ from typing import Protocol
 
 import torch
 
-from winnow.allocate.exact import limits
 from winnow.fcpts.gate import gate
 from winnow.masks.prunable import Scope
-from winnow.masks.ranking import global_counts, lowest
+from winnow.masks.ranking import global_counts, limits, lowest
 
 Matrices = Mapping[str, torch.Tensor]  # tensor name -> [rows, cols]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from winnow.allocate.exact import limits
 from winnow.fcpts.step import step, wide
 from winnow.fcpts.units import Matrices
 from winnow.masks.prunable import Scope
-from winnow.masks.ranking import comparable, global_counts, lowest
+from winnow.masks.ranking import comparable, global_counts, limits, lowest
 from winnow.masks.structure import BlockShape, check, nearest_zeros
 
 MAX_RATE = 0.99  # of a tensor's blocks

@@ -9,16 +9,16 @@ from itertools import takewhile
 import torch
 from torch import nn
 
+from winnow.coupled.find import Member, Unit, select_units, unit_masks, unit_sizes, zero_biases
 from winnow.errors import InputError
 from winnow.fcpts.lines import Lines
 from winnow.fcpts.step import root, step, wide
 from winnow.fcpts.units import Matrices
-from winnow.masks.coupled import Member, Unit, select_units, unit_masks, unit_sizes, zero_biases
 from winnow.masks.prunable import Scope
 
 
 class Channels:
-    """Coupled units (:func:`winnow.masks.coupled.find_units`); one threshold for the units of one ``Unit.group``.
+    """Coupled units (:func:`winnow.coupled.find.find_units`); one threshold for the units of one ``Unit.group``.
 
     A unit's magnitude is the root mean square of its producers' rows: the norm of all of them together over the square root
     of their length. At or under the threshold its columns in the consumers are zero (:meth:`mask`) and, in the end, its rows in
@@ -81,7 +81,7 @@ class Channels:
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """Keep masks of every tensor of the scope, ``zeros`` gone to within one unit.
 
-        Units go in ascending order of magnitude / threshold, as in :func:`winnow.masks.coupled.select_units`: one that
+        Units go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.find.select_units`: one that
         no longer fits is passed over, and one unit of every group stays.
         Raises InputError when units cannot give so many weights, or a magnitude is NaN.
         """

@@ -6,12 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from winnow.exports.dense import export_dense
     from winnow.formats.artifact import ArtifactWriter
     from winnow.formats.packed import PackedTensor, pack
     from winnow.formats.reader import Artifact, is_artifact, read_artifact
     from winnow.formats.units import load_packed, save_packed
-    from winnow.kernels.load import load
 
 # Looked up on first use: the import hook for transformers lives in this package and must cost nothing.
 _HOMES = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from winnow.disk.files import write_atomic
 from winnow.errors import FormatError
+from winnow.run.store import Store, drop
+
+log = logging.getLogger(__name__)
 
 CAP = 64 << 20  # bytes: of log-probabilities kept of the dense model, and of logits in one batch
 
@@ -150,3 +156,27 @@ def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     p = torch.log_softmax(dense.float(), dim=-1)
     terms = torch.where(p.exp() > 0, p.exp() * (p - other), torch.zeros_like(p))
     return terms.sum(-1)
+
+
+def kept(store: Store, key: str) -> Evaluation | None:
+    """A stored evaluation; None where there is none, or where it was damaged (and is removed)."""
+    path = kept_file(store, key)
+    try:
+        return Evaluation.load(path)
+    except FileNotFoundError:
+        return None
+    except FormatError as error:
+        log.warning("a stored evaluation is damaged and is made again: %s", error)
+        drop(path)
+        return None
+
+
+def keep(store: Store, key: str, evaluation: Evaluation) -> None:
+    """Stores an evaluation, whole or not at all."""
+    data = io.BytesIO()
+    evaluation.save(data)
+    write_atomic(kept_file(store, key), data.getvalue())
+
+
+def kept_file(store: Store, key: str) -> Path:
+    return store.root / f"{key}.npz"

@@ -42,11 +42,11 @@ def planned(found: Materials, out: Path | None) -> list[Planned]:
 
 def _steps(stage: Fitting, found: Materials) -> int | None:
     """Optimizer steps of a stage, as far as they can be told before the start; running text is counted in no records."""
-    from winnow.tickets.batches import Fetched
     from winnow.tickets.cost import planned_steps
-    from winnow.tickets.from_data import EPOCHS
-    from winnow.tickets.methods import METHODS
+    from winnow.tickets.methods.registry import METHODS
     from winnow.tickets.verb import DEFAULT, default_settings
+    from winnow.train.task.batches import Fetched
+    from winnow.train.task.from_data import EPOCHS
 
     records = 0 if found.data is None or found.kind in ("causal-lm", "seq2seq") else len(found.data)
     total = stage.steps

@@ -14,7 +14,7 @@ from winnow.errors import InputError
 from winnow.pipeline.schema import KINDS, Pipeline, Stage, Ticket
 from winnow.run import plain_yaml
 from winnow.run.plain_yaml import Where, dotted
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.registry import METHODS
 
 LENGTHS = {"steps": "epochs", "epochs": "steps"}
 

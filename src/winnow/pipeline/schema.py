@@ -74,7 +74,7 @@ class Ticket(Fitting):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        from winnow.tickets.methods import METHODS
+        from winnow.tickets.methods.registry import METHODS
 
         if value == "dense":
             raise ValueError("dense is the train stage: write train in place of ticket")
@@ -88,7 +88,7 @@ class Ticket(Fitting):
     @field_validator("settings")
     @classmethod
     def _numbers(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        from winnow.tickets.methods import METHODS
+        from winnow.tickets.methods.registry import METHODS
         from winnow.tickets.verb import DEFAULT
 
         method = info.data.get("method", "ticket")
@@ -165,7 +165,7 @@ class Compress(Stage):
     def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
         from winnow.fcpts.settings import FcptsSettings
         from winnow.solve.settings import ReconstructSettings
-        from winnow.train.settings import DistilSettings
+        from winnow.train.distil.settings import DistilSettings
 
         require_settings(value, DistilSettings, FcptsSettings, ReconstructSettings)
         return value

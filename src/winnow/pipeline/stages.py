@@ -11,7 +11,7 @@ import torch
 
 from winnow.data import Records
 from winnow.measure.compare import Comparison, compare
-from winnow.measure.evaluation import Evaluation
+from winnow.measure.evaluation import Evaluation, keep, kept
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
 from winnow.pipeline.materials import Materials, Standing
@@ -21,7 +21,7 @@ from winnow.run.store import Store, stage_key
 from winnow.seeding import torch_seed
 
 if TYPE_CHECKING:
-    from winnow.tickets.training import Training
+    from winnow.train.task.training import Training
 
 Progress = Callable[[str], Callable[[int, int, str], None]]
 
@@ -80,7 +80,7 @@ def fit(
         )  # fmt: skip
     ticket = result.ticket
     if ticket.evaluation is not None:
-        store.keep_evaluation(key, ticket.evaluation)
+        keep(store, key, ticket.evaluation)
     figures = {
         "method": ticket.method, "zeros": ticket.zeros, "sparsity": ticket.sparsity, "steps": ticket.cost.steps,
         "cost": vars(ticket.cost), "notes": [*result.training.notes, *ticket.notes],
@@ -92,7 +92,7 @@ def fit(
 
 def training(stage: Ticket, start: Standing, found: Materials) -> Training:
     """The training that a ticket stage repeats, as :func:`fit` has it made."""
-    from winnow.tickets.from_data import training_from
+    from winnow.train.task.from_data import training_from
 
     with torch_seed(found.pipeline.seed):
         return training_from(start.spec, found.data, **_fitting(stage, start, found))
@@ -176,14 +176,14 @@ def paired(
     anchor = None
 
     def evaluation(of: Standing, key: str) -> Evaluation:
-        stored = store.evaluation(key)
+        stored = kept(store, key)
         if stored is not None:
             return stored
         bar = progress(of.made_by) if progress else None
         evaluated = task.evaluate(
             loaded(of, pipeline.seed), anchor, progress=(lambda done, total: bar(done, total, "")) if bar else None
         )
-        store.keep_evaluation(key, evaluated)
+        keep(store, key, evaluated)
         return evaluated
 
     other: Evaluation | None = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from winnow.pipeline.dry_run import Planned
     from winnow.pipeline.verb import Ran
-    from winnow.tickets.poc_verdict import Verdict
+    from winnow.tickets.trial.verdict import Verdict
 
 
 def planned_table(stages: Sequence[Planned]) -> RenderableType:

@@ -17,7 +17,7 @@ from winnow.pipeline.stages import Progress, keys, standing, training
 from winnow.run.store import unsealed
 
 if TYPE_CHECKING:
-    from winnow.tickets.poc_verdict import Verdict
+    from winnow.tickets.trial.verdict import Verdict
 
 
 def try_recipe(
@@ -30,7 +30,7 @@ def try_recipe(
 ) -> Verdict:
     """A trial in minutes of a recipe's ticket stage: whether the whole run is worth it. Writes nothing.
 
-    The training is the stage's own, shrunk; see :func:`winnow.tickets.poc.poc`. The ticket may lose what the first
+    The training is the stage's own, shrunk; see :func:`winnow.tickets.trial.verb.poc`. The ticket may lose what the first
     ``max_drop`` of an eval stage after it allows, without one the 2 points that trials allow. A ticket that starts from the train
     stage's model starts from it here where ``OUT.work`` has that model, else from the recipe's, and the reasons say so.
 
@@ -47,8 +47,8 @@ def try_recipe(
     number = next((i for i, s in enumerate(pipeline.stages) if isinstance(s, Ticket)), None)
     if number is None:
         raise InputError(f"{recipe} has no ticket stage to try: run it without --poc, or add a ticket.")
-    from winnow.tickets.poc import poc
-    from winnow.tickets.poc_plan import TooShort
+    from winnow.tickets.trial.size import TooShort
+    from winnow.tickets.trial.verb import poc
 
     stage = pipeline.stages[number]
     with located(recipe, sets):

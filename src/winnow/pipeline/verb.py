@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.disk.work import check_output, work_of
 from winnow.errors import GateError, InputError, disk_errors
-from winnow.measure.evaluation import Evaluation
+from winnow.measure.evaluation import Evaluation, kept, kept_file
 from winnow.pipeline.dry_run import Planned, planned, what
 from winnow.pipeline.located import located
 from winnow.pipeline.materials import Materials, Standing, open_materials
@@ -214,11 +214,11 @@ class _Line:
 
     def _measured(self, number: int) -> Path:
         """Where the evaluation that ended a train or ticket stage is kept."""
-        return self.store.evaluation_file(self.keys[number])
+        return kept_file(self.store, self.keys[number])
 
     def _measure(self, number: int, stage: Evaluate) -> None:
         key, against = self.keys[number], self._dense()
-        stored = self.store.evaluation(key) is not None
+        stored = kept(self.store, key) is not None
         started = time.perf_counter()
         figures = measure(stage, self.at, self.found, self.store, against, self._bars(number, stage))
         before = self.store.read(key) if stored else None

@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import io
 import json
 import logging
 import shutil
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from winnow.disk.files import write_atomic
 from winnow.disk.ownership import sha256
 from winnow.disk.work import Work
 from winnow.errors import FormatError, InputError, disk_errors
-
-if TYPE_CHECKING:
-    from winnow.measure.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 _CHECKSUM, _FILES = "winnow_checksum", "winnow_files"
@@ -86,15 +82,15 @@ class Store:
         path = self.root / f"{key}.json"
         found = unsealed(path)
         if found is None:
-            _drop(path)
+            drop(path)
             return None
         result, files = found
         harmed = [name for name, digest in files.items() if not _is(self.root / name, digest)]
         for name in harmed:
-            _drop(self.root / name)
+            drop(self.root / name)
         if harmed:
             log.warning("%s in %s is damaged and is made again", harmed[0], self.root)
-            _drop(path)
+            drop(path)
         return None if harmed else result
 
     def write(self, key: str, result: dict[str, Any], files: Iterable[Path] = ()) -> None:
@@ -104,35 +100,10 @@ class Store:
             digests = {name: sha256(self.root / name) for name in names}
         write_atomic(self.root / f"{key}.json", sealed(result, digests))
 
-    def evaluation(self, key: str) -> Evaluation | None:
-        """A stored evaluation; None where there is none, or where it was damaged (and is removed)."""
-        from winnow.measure.evaluation import Evaluation
-
-        path = self.evaluation_file(key)
-        try:
-            return Evaluation.load(path)
-        except FileNotFoundError:
-            return None
-        except FormatError as error:
-            log.warning("a stored evaluation is damaged and is made again: %s", error)
-            _drop(path)
-            return None
-
-    def keep_evaluation(self, key: str, evaluation: Evaluation) -> Path:
-        """Stores an evaluation, whole or not at all."""
-        data = io.BytesIO()
-        evaluation.save(data)
-        path = self.evaluation_file(key)
-        write_atomic(path, data.getvalue())
-        return path
-
-    def evaluation_file(self, key: str) -> Path:
-        return self.root / f"{key}.npz"
-
     def forget(self, prefix: str) -> None:
         """Removes everything whose key begins with ``prefix``."""
         for path in self.root.glob(f"{glob.escape(prefix)}*"):
-            _drop(path)
+            drop(path)
 
     def remove(self) -> None:
         """The folder with all that is in it; what is there and is not winnow's stays, and so does the folder then."""
@@ -172,7 +143,7 @@ def _is(path: Path, digest: str) -> bool:
         return False
 
 
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

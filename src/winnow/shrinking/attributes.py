@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.masks.coupled_call import ERRORS
-from winnow.masks.coupled_site import site_of
+from winnow.coupled.call import ERRORS
+from winnow.coupled.site import site_of
 from winnow.masks.prunable import Prunable
 from winnow.shrinking.dead import Group
 from winnow.shrinking.recipe import apply

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow.coupled.call import ERRORS, forward, quiet, small, tensors_in
 from winnow.errors import InputError
-from winnow.masks.coupled_call import ERRORS, forward, quiet, small, tensors_in
 from winnow.masks.given import working_copy
 from winnow.shrinking.recipe import apply
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from winnow.coupled.call import record_blocks
+from winnow.coupled.cut import Cols, CutProbe, Rows
+from winnow.coupled.find import Member, Refused, Unit, module_coupling
+from winnow.coupled.module import cut_units
+from winnow.coupled.site import norm_features, site_of
 from winnow.errors import InputError
-from winnow.masks.coupled import Member, Refused, Unit, module_coupling
-from winnow.masks.coupled_call import record_blocks
-from winnow.masks.coupled_cut import Cols, CutProbe, Rows
-from winnow.masks.coupled_find import cut_units
-from winnow.masks.coupled_site import norm_features, site_of
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.shrinking.still import Still, still_inputs

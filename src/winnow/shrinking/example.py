@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.rnn import RNNBase
 
+from winnow.coupled.call import ERRORS, forward, quiet
 from winnow.errors import InputError
 from winnow.masks.blocks import is_transposed_linear
-from winnow.masks.coupled_call import ERRORS, forward, quiet
 
 LENGTH = 12  # tokens
 SIZES = (64, 32, 28, 224, 16, 8, 128)  # pixels on a side: large enough for a border, then the commonest

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.masks.coupled_call import ERRORS, forward, noise, quiet
-from winnow.masks.coupled_site import Site, site_of, spread
+from winnow.coupled.call import ERRORS, forward, noise, quiet
+from winnow.coupled.site import Site, site_of, spread
 from winnow.masks.prunable import Prunable
 
 # Seed and size of the noise: weak, and strong enough to wake what clamps and thresholds hide, with the other sign so

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from winnow.coupled.find import Refused
 from winnow.errors import InputError
 from winnow.kernels.swap import must_be_dense
-from winnow.masks.coupled import Refused
 from winnow.masks.given import opened, require_initialised
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import name_of

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "find_ticket": "verb",
-    "Found": "verb",
-    "Ticket": "search",
-    "Training": "training",
-    "METHODS": "methods",
-    "training_from": "from_data",
-    "training_from_trainer": "from_trainer",
-    "clip_image_classifier": "clip",
-    "with_head": "heads",
-    "instant_model_soup": "ims",
-    "ModelSoup": "ims",
+    "find_ticket": "winnow.tickets.verb",
+    "Found": "winnow.tickets.verb",
+    "Ticket": "winnow.tickets.search",
+    "Training": "winnow.train.task.training",
+    "METHODS": "winnow.tickets.methods.registry",
+    "training_from": "winnow.train.task.from_data",
+    "training_from_trainer": "winnow.train.task.from_trainer",
+    "clip_image_classifier": "winnow.train.task.clip",
+    "with_head": "winnow.train.task.heads",
+    "instant_model_soup": "winnow.tickets.methods.ims",
+    "ModelSoup": "winnow.tickets.methods.ims",
 }
 __all__ = [
     "METHODS",
@@ -32,17 +32,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from winnow.tickets.clip import clip_image_classifier as clip_image_classifier
-    from winnow.tickets.from_data import training_from as training_from
-    from winnow.tickets.from_trainer import training_from_trainer as training_from_trainer
-    from winnow.tickets.heads import with_head as with_head
-    from winnow.tickets.ims import ModelSoup as ModelSoup
-    from winnow.tickets.ims import instant_model_soup as instant_model_soup
-    from winnow.tickets.methods import METHODS as METHODS
+    from winnow.tickets.methods.ims import ModelSoup as ModelSoup
+    from winnow.tickets.methods.ims import instant_model_soup as instant_model_soup
+    from winnow.tickets.methods.registry import METHODS as METHODS
     from winnow.tickets.search import Ticket as Ticket
-    from winnow.tickets.training import Training as Training
     from winnow.tickets.verb import Found as Found
     from winnow.tickets.verb import find_ticket as find_ticket
+    from winnow.train.task.clip import clip_image_classifier as clip_image_classifier
+    from winnow.train.task.from_data import training_from as training_from
+    from winnow.train.task.from_trainer import training_from_trainer as training_from_trainer
+    from winnow.train.task.heads import with_head as with_head
+    from winnow.train.task.training import Training as Training
 
 
 def __getattr__(name: str) -> Any:
@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'winnow.tickets' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"winnow.tickets.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -12,16 +12,16 @@ import torch
 from winnow.errors import InputError
 from winnow.measure.flops import TRAINING, Flops, forward_flops
 from winnow.seeding import seed_of
-from winnow.tickets.held_out import divided
-from winnow.tickets.imp import lengths
-from winnow.tickets.isp_plan import plan_isp
-from winnow.tickets.levels import levels
-from winnow.tickets.lottery_pool import mixing_steps
-from winnow.tickets.saliency import grasp_steps
-from winnow.tickets.scored_examples import every_class
+from winnow.tickets.methods.imp import lengths
+from winnow.tickets.methods.isp.plan import plan_isp
+from winnow.tickets.methods.levels import levels
+from winnow.tickets.methods.lottery_pool import mixing_steps
 from winnow.tickets.search import Ticket
 from winnow.tickets.settings import ImpSettings, PoolSettings
-from winnow.tickets.training import Training
+from winnow.train.saliency.saliency import grasp_steps
+from winnow.train.saliency.scored_examples import every_class
+from winnow.train.task.held_out import divided
+from winnow.train.task.training import Training
 
 SAMPLES = 4  # mini-batches that FLOPs are counted on where their lengths differ
 BUDGET = 0.25  # of the training: later masks leave too small a learning rate for what follows (ISP's rule)

@@ -12,9 +12,9 @@ from typing import Any
 from winnow.disk.files import write_atomic
 from winnow.run.executor import Local
 from winnow.run.store import Store
-from winnow.tickets.methods import METHODS
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search, Ticket
-from winnow.tickets.training import Training
+from winnow.train.task.training import Training
 
 Files = dict[str, bytes]  # path below the store's root -> content
 log = logging.getLogger(__name__)

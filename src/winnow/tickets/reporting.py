@@ -16,7 +16,7 @@ from winnow.report.ticket.words import named
 from winnow.tickets import audit
 from winnow.tickets.cost import Price, price, training_flops
 from winnow.tickets.search import Ticket
-from winnow.tickets.training import Training
+from winnow.train.task.training import Training
 
 YARDSTICKS = ("imp", "imp-rewind", "lrr", "lottery-pool", "magnitude")  # what others are compared with, the best first
 

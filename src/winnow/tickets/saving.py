@@ -18,7 +18,7 @@ from winnow.formats.output import OutputFolder
 from winnow.models.source import quiet_transformers
 from winnow.naming import nameless, without_paths
 from winnow.tickets.search import Ticket
-from winnow.tickets.training import Training
+from winnow.train.task.training import Training
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

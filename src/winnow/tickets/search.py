@@ -16,8 +16,8 @@ from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
 from winnow.tickets.remarks import remarks
-from winnow.tickets.run import Cost, Progress, Run
-from winnow.tickets.training import Training
+from winnow.train.task.run import Cost, Progress, Run
+from winnow.train.task.training import Training
 
 _SHARES = ("accuracy", "agreement")  # metrics that are told in per cent
 

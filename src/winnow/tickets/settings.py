@@ -101,7 +101,7 @@ class IspSettings(PruningSettings):
     """Instant Soup Pruning (Jaiswal et al. 2023, table 1).
 
     ``preset`` takes the paper's figures for CLIP (rate 0.15, 50 look-ahead steps, 5 candidates) or BERT (0.1, 30, 4) and
-    makes them fit a short training (:func:`winnow.tickets.isp_plan.plan_isp`); what is given beside it is taken as it is.
+    makes them fit a short training (:func:`winnow.tickets.methods.isp.plan.plan_isp`); what is given beside it is taken as it is.
     The paper's learning rates, decay and epochs belong to the training: see :data:`PAPER`.
     """
 
@@ -128,7 +128,7 @@ class IspSettings(PruningSettings):
         return self
 
 
-# The trainings of the paper's table 1, for winnow.tickets.training.Training and the number of epochs.
+# The trainings of the paper's table 1, for winnow.train.task.training.Training and the number of epochs.
 PAPER = {
     "clip": {"lr": 1e-5, "weight_decay": 0.1, "epochs": 22},
     "bert": {"lr": 2e-5, "weight_decay": 0.0, "epochs": 10},

@@ -21,14 +21,14 @@ from winnow.masks.mask import MaskSet
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
 from winnow.settings import read_settings
-from winnow.tickets.check import check_training
-from winnow.tickets.identity import training_identity
 from winnow.tickets.jobs import tickets_of
-from winnow.tickets.methods import METHODS
-from winnow.tickets.run import Progress
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.saving import write_ticket, write_tickets
 from winnow.tickets.search import Search, Ticket
-from winnow.tickets.training import Loss, OptimizerFactory, Schedule, Training
+from winnow.train.task.check import check_training
+from winnow.train.task.identity import training_identity
+from winnow.train.task.run import Progress
+from winnow.train.task.training import Loss, OptimizerFactory, Schedule, Training
 
 if TYPE_CHECKING:
     from winnow.records.ticket import TicketReport
@@ -239,7 +239,7 @@ def sparsities(given: float | str | Sequence[float | str], *, dense: bool = Fals
 def _training(model: Any, given: dict[str, Any]) -> Training:
     ready = isinstance(model, Training)
     if not ready and not (hasattr(model, "compute_loss") and hasattr(model, "get_train_dataloader")):
-        from winnow.tickets.from_data import training_from
+        from winnow.train.task.from_data import training_from
 
         return training_from(model, **given)
     plain = (str, int, float, tuple, list)
@@ -251,7 +251,7 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
         raise InputError(f"a {kind} says all about its data and training: leave out {changed[0]}, or change it there.")
     if ready:
         return model
-    from winnow.tickets.from_trainer import training_from_trainer
+    from winnow.train.task.from_trainer import training_from_trainer
 
     return training_from_trainer(model)
 

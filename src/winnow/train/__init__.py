@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod
-from winnow.train.schedules import Fixed, Gradual
+from winnow.train.methods.fixed import Fixed
+from winnow.train.methods.gradual import Gradual
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:

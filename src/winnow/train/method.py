@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class SparseMethod(Protocol):
-    """What decides about the masks while somebody else's loop trains: see :mod:`winnow.train.schedules`.
+    """What decides about the masks while somebody else's loop trains: see :mod:`winnow.train.methods.gradual`.
 
     A method that has ``gradient(attached, name, gradient)`` too is handed the dense gradient of every prunable weight, as
     a matrix [rows, cols], each time one is accumulated and before it is masked (what RigL grows by): the gradient of

@@ -1,0 +1,1 @@
+"""Coupled units: weights that go together, found by running the model."""

@@ -1,0 +1,1 @@
+"""Methods that find lottery tickets, one a file, and their registry."""

@@ -1,0 +1,268 @@
+"""Iterative magnitude pruning: train, prune, start again; with weight rewinding, and with learning-rate rewinding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from winnow.errors import FormatError, InputError
+from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.masks.global_ranking import global_magnitude
+from winnow.masks.mask import MaskSet
+from winnow.tickets.methods.levels import levels
+from winnow.tickets.search import Round, Search, Ticket, densities
+from winnow.train.task.run import Cost, Position, Run
+
+if TYPE_CHECKING:
+    from winnow.tickets.settings import ImpSettings
+
+State = dict[str, torch.Tensor]
+
+
+def imp(search: Search) -> Iterator[Ticket]:
+    """Every round trains T steps from theta_0 under its mask and prunes by the trained magnitudes (Frankle and Carbin 2019).
+
+    One trajectory serves all sparsities: the training under a target's mask is that target's ticket, and the one that the
+    next mask comes from. K rounds of pruning are K + 1 trainings, the first of them dense. All draw the same data in the
+    same order. With ``budget`` B the K + 1 trainings to a target share B T steps, each with its whole learning-rate decay:
+    the last one, the ticket's own, takes a share ``last`` of them and the others, which only find its mask, the rest in
+    equal parts. Every target has a trajectory of its own then, so that each ticket costs what was said. (How so few steps
+    are shared is this library's own; no paper has it. Equal parts leave the ticket with less the smaller the rate is.)
+
+    One ranking over all tensors, as later work on deep networks has it; the first paper prunes each layer by itself, and
+    its output layer at half the rate, where here the output head stays dense.
+    """
+    yield from _tickets(search, Restart())
+
+
+def imp_rewind(search: Search) -> Iterator[Ticket]:
+    """IMP that returns to the weights after ``rewind`` T steps of the first, dense training (Frankle et al. 2020).
+
+    Learning rate and data go on from that step too, so that later trainings take (1 - rewind) T steps; the optimizer's
+    moments begin anew. With a ``budget`` the step is the same share of the first training's steps.
+    """
+    yield from _tickets(search, Restart(rewind=search.settings.rewind))
+
+
+def lrr(search: Search) -> Iterator[Ticket]:
+    """Learning-rate rewinding: weights go on from where they are, the schedule begins anew each round (Renda et al. 2020).
+
+    The optimizer's moments begin anew, and each round draws the data in an order of its own.
+    """
+    yield from _tickets(search, Restart(onwards=True))
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Where the trainings after the first begin: at step ``rewind`` T of it, or (``onwards``) where the last one ended."""
+
+    rewind: float = 0.0
+    onwards: bool = False
+
+
+@dataclass
+class Trained:
+    """One finished training of a trajectory, ``number`` 0 being the dense one; ``cost`` and ``history`` up to its end."""
+
+    number: int
+    zeros: int
+    run: Run
+    cost: Cost
+    history: list[Round]
+
+
+@dataclass
+class Way:
+    """The counts of zeros of a trajectory's trainings, from 0 up, and which of them are asked for."""
+
+    zeros: list[int]
+    targets: list[int]
+
+    @classmethod
+    def to(cls, search: Search, sparsities: Sequence[float], rate: float) -> Way:
+        found = levels(sparsities, rate)
+        return cls([0, *(search.zeros_at(s) for s in found)], [1 + found.index(s) for s in sparsities])
+
+
+def _tickets(search: Search, restart: Restart) -> Iterator[Ticket]:
+    settings, sparsities = search.settings, list(search.sparsities)
+    groups = [sparsities] if settings.budget is None else [[s] for s in sparsities]
+    for number, group in enumerate(groups):
+        way = Way.to(search, group, settings.rate)
+        steps = lengths(search, len(way.zeros), restart.rewind)
+        name = "round" if settings.budget is None else f"target-{number}-round"
+        for trained in trajectory(search, way.zeros, way.targets, steps=steps, restart=restart, name=name):
+            yield search.ticket(trained.run, trained.zeros, cost=trained.cost, history=trained.history)
+
+
+def lengths(search: Search, trainings: int, rewind: float = 0.0) -> list[int]:
+    """Steps of the schedule of each of so many trainings: T, or what a budget leaves, rounded down.
+
+    Trainings after the first begin at step ``rewind`` times the first one's length of theirs.
+
+    Raises:
+        InputError: a budget of less than a step each.
+    """
+    budget, share, total = search.settings.budget, search.settings.last, search.training.steps
+    if budget is None:
+        return [total] * trainings
+    spent = int(budget * total + 1e-9)
+    if trainings == 1:
+        found = [spent]
+    elif share is None:
+        found = [int(budget * total / (1 + (trainings - 1) * (1 - rewind)) + 1e-9)] * trainings
+    else:
+        between, wanted = trainings - 2, max(round(share * spent), 1)
+        others = max(int((spent - wanted) / (1 + between * (1 - rewind)) + 1e-9), 1)
+        early = round(rewind * others)
+        own = min(wanted, spent - others - between * (others - early))
+        found = [others] * (trainings - 1) + [early + own if own > 0 else 0]
+    if min(found) < 1:
+        raise InputError(
+            f"{budget:g} times {total} steps are too few for {trainings} trainings: give a larger budget or a larger rate."
+        )
+    return found
+
+
+def most_rounds(settings: ImpSettings, steps: int) -> int:
+    """The most rounds of pruning, one at least, that leave every training of a budget a step, T being ``steps``."""
+    assert settings.budget is not None
+    spent = int(settings.budget * steps + 1e-9)
+    if settings.last is not None:
+        return max(1, spent - 1)
+    return max(1, math.floor((spent - 1) / (1 - getattr(settings, "rewind", 0.0)) + 1e-9))
+
+
+def trajectory(
+    search: Search, zeros: Sequence[int], wanted: Collection[int], *, steps: Sequence[int], restart: Restart, name: str
+) -> Iterator[Trained]:
+    """Trains once for each count of ``zeros`` (rising, the first 0) and yields those trainings whose number is wanted.
+
+    ``steps`` are the lengths of their schedules (:func:`lengths`).
+
+    With a store, each finished training leaves its cost and the mask that the next one takes. Its weights are removed as
+    soon as nothing asks for them again: neither a ticket nor, with ``onwards``, the next training.
+    """
+    shelf = Shelf(search, name)
+    done = shelf.done(len(zeros))
+    first = round(restart.rewind * steps[0])
+    keeps: dict[str, torch.Tensor] | None = None
+    state: State | None = None  # where the next training begins; None is theta_0
+    book = Book()
+    for number, count in enumerate(zeros):
+        finished = number < done
+        carries = restart.onwards and number == done - 1 and number + 1 < len(zeros)
+        if finished and number not in wanted and not carries:
+            book, keeps = shelf.read(number)
+            continue
+        if not finished and number and first and state is None:
+            state = read_state(shelf.early)
+        run = search.run(
+            f"{name}-{number}", f"training {number + 1} of {len(zeros)}, {count / search.scope.numel:.0%} zeros",
+            start=Position(None if finished else state, keeps), steps=steps[number], first_step=first if number else 0,
+            stream=("round", number) if restart.onwards and number else "main",
+        )  # fmt: skip
+        if finished:
+            if run.step != steps[number]:
+                raise FormatError(
+                    f"the weights of {name}-{number} are gone from {run.file}: delete the store and run again."
+                )
+            book, keeps = shelf.read(number)
+        else:
+            if number == 0 and first and run.step <= first:
+                run.advance_to(first)
+                state = shelf.keep_early(run)
+            run.advance_to(steps[number])
+            run.finish()
+            book.cost.add(run.cost)
+            if number + 1 < len(zeros):
+                keeps = global_magnitude(
+                    run.attached.matrices(), run.keeps, zeros[number + 1], search.settings.max_rate
+                )
+                book.rounds.append(
+                    Round(number + 1, steps[number], zeros[number + 1], book.cost.steps, densities=densities(keeps))
+                )
+            shelf.write(number, book, keeps)
+            shelf.forget(n for n in range(number + (not restart.onwards)) if n not in wanted)
+        if restart.onwards:
+            state = run.position().state  # type: ignore[assignment]
+        if number in wanted:
+            yield Trained(number, count, run, replace(book.cost), book.rounds[:number])
+        del run  # its optimizer's state goes before the next one's comes
+    shelf.forget_early()
+
+
+@dataclass
+class Book:
+    """What has been spent and pruned when a training of a trajectory has ended, its pruning included."""
+
+    cost: Cost = field(default_factory=Cost)
+    rounds: list[Round] = field(default_factory=list)
+
+
+class Shelf:
+    """What a trajectory keeps in the search's store: a record and a mask for each finished training, the early weights."""
+
+    def __init__(self, search: Search, name: str) -> None:
+        self.store, self.prefix = search.store, f"{search.key}-{name}"
+
+    @property
+    def early(self) -> Path:
+        assert self.store is not None
+        return self.store.folder(f"{self.prefix}-0") / "early.safetensors"
+
+    def done(self, trainings: int) -> int:
+        """How many trainings, from the first, have ended."""
+        if self.store is None:
+            return 0
+        ended = (n for n in range(trainings) if self.store.read(f"{self.prefix}-{n}-ended") is None)
+        return next(ended, trainings)
+
+    def write(self, number: int, book: Book, keeps: dict[str, torch.Tensor] | None) -> None:
+        """``keeps`` are the masks of the next training; the record comes last, so that what it speaks of is there."""
+        if self.store is None:
+            return
+        if keeps is not None:
+            MaskSet(keeps).save(self._masks(number))
+        record = {"cost": vars(book.cost), "rounds": [asdict(r) for r in book.rounds]}
+        files = [] if keeps is None else [self._masks(number)]
+        self.store.write(f"{self.prefix}-{number}-ended", record, files=files)
+
+    def read(self, number: int) -> tuple[Book, dict[str, torch.Tensor]]:
+        assert self.store is not None
+        record = self.store.read(f"{self.prefix}-{number}-ended")
+        assert record is not None
+        masks = MaskSet.load(self._masks(number))
+        book = Book(Cost(**record["cost"]), [Round(**r) for r in record["rounds"]])
+        return book, {n: m.unpack() for n, m in masks.items()}
+
+    def keep_early(self, run: Run) -> State:
+        state = dict(run.position().state or {})
+        if self.store is not None:
+            tensors = {f"model.{n}": t.cpu() for n, t in state.items()}
+            write_tensors(self.early, tensors, {"format_version": FORMAT_VERSION})
+        return state
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Removes the weights of these trainings."""
+        for number in numbers if self.store is not None else ():
+            (self.store.folder(f"{self.prefix}-{number}") / "run.safetensors").unlink(missing_ok=True)  # type: ignore[union-attr]
+
+    def forget_early(self) -> None:
+        if self.store is not None:
+            self.early.unlink(missing_ok=True)
+
+    def _masks(self, number: int) -> Path:
+        assert self.store is not None
+        return self.store.folder(f"{self.prefix}-{number}") / "next.safetensors"
+
+
+def read_state(path: Path) -> State:
+    """The weights in a checkpoint, by state-dict name."""
+    file = TensorFile(path)
+    return {key[len("model.") :]: file.read(key) for key in file.keys if key.startswith("model.")}

@@ -1,0 +1,193 @@
+"""The candidates of one round: computed one after another or elsewhere, kept as they are finished."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow.errors import FormatError
+from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.masks.global_ranking import MAX_RATE
+from winnow.masks.mask import Mask, MaskSet
+from winnow.run.executor import Executor
+from winnow.tickets.methods.isp.look_ahead import Candidate, Protocol, look_ahead
+from winnow.train.task.run import Cost, Position, Run
+from winnow.train.task.training import Training
+
+
+@dataclass
+class Pool:
+    """What the candidates of a round leave: a packed mask each, and where asked for a sum of what they came to.
+
+    ``total`` sums their scores, as |theta_j|, one float matrix [rows, cols] a tensor, ``weights`` all that they trained;
+    neither grows with their number.
+    """
+
+    masks: list[MaskSet] = field(default_factory=list)
+    total: dict[str, torch.Tensor] | None = None
+    weights: dict[str, torch.Tensor] | None = None
+
+    def add(self, candidate: Candidate) -> None:
+        self.masks.append(candidate.masks)
+        self.total = _added(self.total, candidate.scores)
+        self.weights = _added(self.weights, candidate.weights)
+
+    def mean(self) -> dict[str, torch.Tensor]:
+        """The mean of all that the candidates trained, by state-dict name."""
+        assert self.weights is not None
+        return {n: t / len(self.masks) for n, t in self.weights.items()}
+
+
+def _added(
+    total: dict[str, torch.Tensor] | None, more: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor] | None:
+    if total is None or more is None:
+        return more
+    for name, tensor in more.items():
+        total[name] += tensor
+    return total
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A run's position as a value: what a candidate needs in order to be computed in another process."""
+
+    training: Training
+    position: Position
+    step: int
+    total: int
+    stream: Any
+    steps: int
+    zeros: int
+    sums: bool
+    weights: bool
+    max_rate: float
+    curvature: float
+
+
+def candidate_job(shared: Fork, item: Protocol) -> Candidate:
+    """One candidate, in a run made anew at the position: bit for bit what :func:`look_ahead` finds in place."""
+    run = Run(shared.training, start=shared.position, steps=shared.total, stream=shared.stream, first_step=shared.step)
+    return look_ahead(
+        run, item, shared.steps, shared.zeros, sums=shared.sums, weights=shared.weights,
+        max_rate=shared.max_rate, curvature=shared.curvature,
+    )  # fmt: skip
+
+
+def gather(
+    run: Run,
+    protocols: Sequence[Protocol],
+    steps: int,
+    zeros: int,
+    *,
+    folder: Path | None,
+    executor: Executor,
+    sums: bool = False,
+    weights: bool = False,
+    max_rate: float = MAX_RATE,
+    curvature: float = 0.0,
+    label: str = "",
+) -> Pool:
+    """The candidates of a round, in order, charged to the run; its weights stay where they are.
+
+    A local executor computes them in place, one after another. Another executor gets those that are missing all at once;
+    what is asked for beside masks comes back together. Each is written to ``folder`` when it is finished, so that a
+    round that was killed goes on with what is missing.
+
+    Args:
+        protocols: numbered 0, 1, ...
+        steps, zeros: of one look-ahead, and of its mask.
+        folder: None keeps nothing.
+        sums, weights: whether the sums of :class:`Pool` are wanted: of scores, of all that is trained.
+        max_rate: share of its weights that a tensor may lose at most.
+        curvature: what masks and scores are made of; see :func:`winnow.tickets.methods.isp.curvature.scores`.
+    """
+    kept = _Kept(folder, run, sums, weights)
+    elsewhere: dict[int, Candidate] = {}
+
+    def tell(number: int, text: str) -> None:
+        if run.progress:
+            run.progress(run.step, run.total, f"{label}candidate {number + 1} of {len(protocols)}{text}")
+
+    if not executor.local:
+        missing = [p for p in protocols if not kept.has(p.number)]
+        training = run.training.replaced(evaluate=None)
+        fork = Fork(
+            training, run.position(), run.step, run.total, run.stream, steps, zeros, sums, weights, max_rate, curvature
+        )
+
+        def done(index: int, candidate: Candidate) -> None:
+            kept.write(missing[index].number, candidate)
+            tell(missing[index].number, " is there")
+
+        if missing:
+            elsewhere = dict(zip([p.number for p in missing], executor.map(candidate_job, fork, missing, done)))
+    pool = Pool()
+    for protocol in protocols:
+        candidate = elsewhere.pop(protocol.number, None) or kept.read(protocol.number)
+        if candidate is not None:
+            run.cost.add(candidate.cost)
+        else:
+            tell(protocol.number, "")
+            candidate = look_ahead(
+                run, protocol, steps, zeros, sums=sums, weights=weights, max_rate=max_rate, curvature=curvature
+            )
+            kept.write(protocol.number, candidate)
+        pool.add(candidate)
+    return pool
+
+
+def forget(folder: Path | None) -> None:
+    """Removes the candidates of a round that is over."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Kept:
+    """Finished candidates on disk, a checked file each."""
+
+    def __init__(self, folder: Path | None, run: Run, sums: bool, weights: bool) -> None:
+        self.folder, self.run, self.sums, self.weights = folder, run, sums, weights
+
+    def has(self, number: int) -> bool:
+        return self.read(number) is not None
+
+    def read(self, number: int) -> Candidate | None:
+        """None where it is not there or damaged: then it is computed again."""
+        if self.folder is None:
+            return None
+        keeps = self.run.keeps
+        try:
+            file = TensorFile(self._path(number))
+            masks = {n: Mask(file.read(f"keep.{n}"), (k.shape[0], k.shape[1])) for n, k in keeps.items()}
+            device = next(iter(keeps.values())).device
+            scores = _of(file, "score.", device) if self.sums else None
+            weights = _of(file, "weight.", device) if self.weights else None
+            return Candidate(MaskSet(masks), scores, Cost(**file.about["cost"]), weights)
+        except (FormatError, KeyError, TypeError):
+            return None
+
+    def write(self, number: int, candidate: Candidate) -> None:
+        if self.folder is None:
+            return
+        tensors = {f"keep.{n}": m.bits for n, m in candidate.masks.items()}
+        tensors |= {f"score.{n}": m for n, m in (candidate.scores or {}).items()}
+        tensors |= {f"weight.{n}": t for n, t in (candidate.weights or {}).items()}
+        write_tensors(self._path(number), tensors, {"format_version": FORMAT_VERSION, "cost": vars(candidate.cost)})
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"candidate-{number}.safetensors"
+
+
+def _of(file: TensorFile, prefix: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors under a prefix; KeyError where there is none, as the file was then written for another question."""
+    found = {n[len(prefix) :]: file.read(n).to(device) for n in file.keys if n.startswith(prefix)}
+    if not found:
+        raise KeyError(prefix)
+    return found

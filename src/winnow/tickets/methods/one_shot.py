@@ -1,0 +1,69 @@
+"""Masks chosen once, before any training: random, by magnitude, and by saliency scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from winnow.masks.global_ranking import global_magnitude, prune_globally
+from winnow.seeding import seed_of
+from winnow.tickets.search import Round, Search, Ticket, densities
+from winnow.train.saliency import saliency
+from winnow.train.saliency.synflow import synflow_masks
+from winnow.train.task.run import Run
+
+Masks = dict[str, torch.Tensor]
+
+
+def one_shot(search: Search) -> Iterator[Ticket]:
+    """One global ranking of |theta_0|, then T steps of training."""
+    most = search.settings.max_rate
+    yield from _trained(search, lambda run, zeros: global_magnitude(run.attached.matrices(), run.keeps, zeros, most))
+
+
+def random(search: Search) -> Iterator[Ticket]:
+    """A random global mask, then T steps of training."""
+
+    def masks(run: Run, zeros: int) -> Masks:
+        generator = torch.Generator().manual_seed(seed_of(search.training.seed, "random"))
+        scores = {n: torch.rand(k.shape, generator=generator) for n, k in run.keeps.items()}
+        scores = {n: s.to(run.keeps[n].device) for n, s in scores.items()}
+        return prune_globally(scores, run.keeps, zeros, search.settings.max_rate)
+
+    yield from _trained(search, masks)
+
+
+def snip(search: Search) -> Iterator[Ticket]:
+    """The mask of :func:`winnow.train.saliency.saliency.snip` at theta_0, then T steps of training."""
+    count, most = search.settings.batches, search.settings.max_rate
+    yield from _trained(search, lambda run, zeros: prune_globally(saliency.snip(run, count), run.keeps, zeros, most))
+
+
+def grasp(search: Search) -> Iterator[Ticket]:
+    """The mask of :func:`winnow.train.saliency.saliency.grasp` at theta_0, then T steps of training."""
+    settings = search.settings
+
+    def masks(run: Run, zeros: int) -> Masks:
+        scores = saliency.grasp(run, settings.batches, settings.temperature)
+        return prune_globally(scores, run.keeps, zeros, settings.max_rate)
+
+    yield from _trained(search, masks)
+
+
+def synflow(search: Search) -> Iterator[Ticket]:
+    """The mask of :func:`winnow.train.saliency.synflow.synflow_masks` at theta_0, then T steps of training."""
+    count, most = search.settings.iterations, search.settings.max_rate
+    yield from _trained(search, lambda run, zeros: synflow_masks(run, zeros, count, most))
+
+
+def _trained(search: Search, masks: Callable[[Run, int], Masks]) -> Iterator[Ticket]:
+    for number, zeros in enumerate(search.zeros):
+        run = search.run(f"run-{number}", f"train at {search.sparsities[number]:.0%} zeros")
+        if "scored" not in run.notes:  # scores of weights that are masked already would be others
+            run.prune(masks(run, zeros))
+            run.notes["scored"] = run.cost.extra
+            run.save()
+        run.advance_to(run.total)
+        history = [Round(1, 0, zeros, int(run.notes["scored"]), densities=densities(run.keeps))]
+        yield search.ticket(run, zeros, history=history)

@@ -1,0 +1,144 @@
+"""A trial in minutes: whether a full search for a ticket is worth its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from winnow.budget import parse_sparsity
+from winnow.errors import InputError
+from winnow.measure.intervals import proportion_interval
+from winnow.settings import read_settings
+from winnow.tickets.cost import imp_rounds, planned_steps
+from winnow.tickets.methods.registry import METHODS
+from winnow.tickets.search import Search, Ticket
+from winnow.tickets.trial.size import plan, step_seconds, subset
+from winnow.tickets.trial.verdict import MAX_DROP, Full, Verdict, judge
+from winnow.train.task.run import Progress
+from winnow.train.task.training import Training
+
+
+def poc(
+    training: Training,
+    sparsity: float | str,
+    *,
+    minutes: float = 3.0,
+    methods: Sequence[str] = ("ticket", "magnitude", "dense"),
+    seeds: int = 1,
+    max_drop: float = MAX_DROP,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> Verdict:
+    """Trains a few short tickets on a few examples and says whether the full run is worth it.
+
+    The first steps are timed; then steps and examples are shrunk alike until all methods and seeds fit the minutes. All
+    are measured on the training's own evaluation data. The first method is the one judged; the dense training belongs to
+    every trial and is added where it is missing.
+
+    Args:
+        training: of the full run, with ``evaluate``; it is not changed.
+        minutes: that the trial may take, about; at least what 20 steps of each method take.
+        methods: names in :data:`winnow.tickets.METHODS`; "ticket" is the one that measured best.
+        seeds: trainings of each method.
+        max_drop: points of the metric (per cent of a perplexity) that a ticket may lose.
+        settings: of the method judged, for the full run; the trial's are shrunk from them.
+        progress: called with the name of a stage, gives a function (done, total, what).
+
+    Raises:
+        InputError: no evaluation data, an unknown method, or minutes too few for any trial.
+    """
+    start = time.perf_counter()
+    if training.evaluate is None:
+        raise InputError(
+            "a trial is judged by its quality and there is nothing to measure it on: give evaluation data."
+        )
+    if not minutes > 0 or seeds < 1:
+        raise InputError(f"a trial of {minutes:g} minutes and {seeds} seeds is none: give more than 0 of both.")
+    rate = parse_sparsity(sparsity)
+    if not 0 < rate < 1:
+        raise InputError(f"a ticket of sparsity {rate:g} is none: give a share of zeros between 0 and 1.")
+    chosen, kinds = _settings(methods, training, dict(settings or {}))
+    proportion_interval(1, 2)  # imports what intervals need: seconds that no later evaluation takes
+    step = step_seconds(training)
+    before_start = time.perf_counter()
+    before = training.evaluate(training.model)
+    measuring = time.perf_counter() - before_start
+    spent = time.perf_counter() - start
+    found = plan(
+        training, rate, kinds, seeds=seeds, step=step, evaluation=measuring, seconds=max(60 * minutes - spent, 0.0),
+        spent=spent,
+    )  # fmt: skip
+    short = training.replaced(steps=found.steps, examples=subset(training.examples, found.examples, training.seed))
+    tickets: list[Ticket] = []
+    done = 0
+    for seed in range(seeds):
+        began = time.perf_counter()
+        for method in kinds:
+            one = short.replaced(seed=training.seed + seed)
+            rates = [0.0] if method == "dense" else [rate]
+            tickets += METHODS[method].finder(Search(method, one, rates, found.settings[method], progress=progress))
+        done += 1
+        took, gone = time.perf_counter() - began, time.perf_counter() - start
+        if gone + took > 60 * minutes:
+            break
+    evaluations = {m: [t.evaluation for t in tickets if t.method == m and t.evaluation is not None] for m in kinds}
+    decision, short_reason, reasons, ability, drop, gain = judge(evaluations, before, chosen, rate, max_drop)
+    dense = [t.cost for t in tickets if t.method == "dense"]
+    step = sum(c.seconds for c in dense) / max(sum(c.steps for c in dense), 1)
+    full = _full(training, chosen, kinds[chosen], rate, step, measuring)
+    if done < seeds:
+        reasons.append(f"{done} of {seeds} seeds were run: the minutes were over.")
+    seconds = time.perf_counter() - start
+    reasons += _lengths(training, found.steps, short.examples.count, full)
+    head = {"go": "Go", "no-go": "No-go", "undecided": "Undecided"}[decision]
+    trial = f"in a trial of {found.steps:,} steps on {short.examples.count:,} examples ({_duration(seconds)})"
+    return Verdict(
+        decision, f"{head}: {trial} {short_reason}; the full run takes about {_duration(full.seconds)}.", reasons,
+        ability, drop, gain, full, found.steps, short.examples.count, seconds, tickets, short,
+    )  # fmt: skip
+
+
+def _settings(methods: Sequence[str], training: Training, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The method judged, and the full run's settings of every method of the trial, the dense training among them."""
+    from winnow.tickets.verb import DEFAULT, default_settings
+
+    names = [DEFAULT if m == "ticket" else m for m in methods]
+    unknown = next((m for m in names if m not in METHODS), None)
+    if unknown is not None:
+        raise InputError(f"the method {unknown!r} is not known: choose ticket, {', '.join(METHODS)}.")
+    names = list(dict.fromkeys(names))
+    judged = next((m for m in names if m != "dense"), None)
+    if judged is None:
+        raise InputError("a trial judges a ticket against the dense training: name a method beside dense.")
+    kinds: dict[str, Any] = {}
+    for name in ["dense", *(m for m in names if m != "dense")]:
+        chosen = default_settings(name, training) | (given if name == judged else {})
+        kinds[name] = read_settings(METHODS[name].settings_class, chosen, name)
+    return judged, kinds
+
+
+def _full(training: Training, method: str, settings: Any, sparsity: float, step: float, evaluation: float) -> Full:
+    """Extrapolated from the seconds of a step; masks and candidates' copies are small beside them."""
+    steps = planned_steps(method, settings, training, sparsity)
+    imp = (imp_rounds(sparsity) + 1) * training.steps
+    return Full(steps, steps * step + evaluation, imp, imp * step + evaluation)
+
+
+def _lengths(training: Training, steps: int, examples: int, full: Full) -> list[str]:
+    part = f"T is {training.steps:,} steps on {training.examples.count:,} examples"
+    said = [
+        f"The full run takes {full.steps:,} steps ({full.steps / training.steps:.3g} T), about {_duration(full.seconds)} here; "
+        f"full IMP {full.imp_steps:,} steps ({full.imp_steps / training.steps:.3g} T), about {_duration(full.imp_seconds)}."
+    ]
+    if steps < training.steps:
+        said.append(
+            f"{part}, the trial had {steps:,} on {examples:,}: both models gain from the rest, the sparse one usually more."
+        )
+    return said
+
+
+def _duration(seconds: float) -> str:
+    from winnow.words import duration
+
+    return duration(seconds)

@@ -1,0 +1,1 @@
+"""Fits a whole masked model to its dense self, on unlabelled data."""

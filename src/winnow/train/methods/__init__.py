@@ -1,0 +1,1 @@
+"""Methods of sparse training, one class a file: what masks are when."""

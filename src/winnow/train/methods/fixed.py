@@ -1,0 +1,37 @@
+"""Masks that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from winnow.masks.mask import MaskSet
+from winnow.train.attach import Attached
+
+
+class Fixed:
+    """Masks that stay as they are: a :class:`MaskSet` or bool matrices [rows, cols] by name; None keeps the model's zeros.
+
+    With None every weight that is exactly zero counts as gone, also one that was only initialised so.
+    """
+
+    def __init__(self, masks: MaskSet | Mapping[str, torch.Tensor] | None = None) -> None:
+        self.masks = masks
+
+    def start(self, attached: Attached) -> None:
+        attached.set(self.masks if self.masks is not None else _present(attached))
+
+    def stepped(self, attached: Attached) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing was stored."""
+
+
+def _present(attached: Attached) -> dict[str, torch.Tensor]:
+    return {n: m != 0 for n, m in attached.matrices().items()}

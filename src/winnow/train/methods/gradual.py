@@ -1,0 +1,103 @@
+"""When do the zeros come? Methods for :func:`winnow.train.attach`: all at once, or bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from winnow.budget import parse_sparsity
+from winnow.errors import InputError
+from winnow.masks.global_ranking import MAX_RATE, global_magnitude
+from winnow.masks.ranking import limits
+from winnow.train.attach import Attached
+from winnow.train.methods.fixed import _present
+
+
+class Gradual:
+    """Global magnitude pruning whose target rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
+
+    s(t) = S + (S_0 - S) (1 - (t - begin) / (end - begin))^3, S_0 the zeros there already; masks change every ``every``
+    steps and at ``end``, after the optimizer's step, and only lose weights. At ``end`` the count is round(S N), to the weight.
+
+    Args:
+        sparsity: S, a share of the prunable weights or text such as "80%".
+        begin, end: optimizer steps between which it rises.
+        every: steps between two changes.
+        power: 3 is the cubic; 1 a straight line.
+        max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
+
+    Raises:
+        InputError: steps out of order, a ``max_rate`` outside 0 to 1, or (when attached) a model with more zeros than asked for.
+    """
+
+    def __init__(
+        self,
+        sparsity: float | str,
+        *,
+        end: int,
+        begin: int = 0,
+        every: int = 100,
+        power: float = 3.0,
+        max_rate: float = MAX_RATE,
+    ) -> None:
+        if not all(hasattr(n, "__index__") for n in (begin, end, every)):
+            raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
+        if not 0 <= begin < end or every < 1 or not power > 0:
+            raise InputError("a gradual schedule needs 0 <= begin < end, every >= 1 and power > 0: check the numbers.")
+        self.sparsity, self.begin, self.end, self.every, self.power = parse_sparsity(sparsity), begin, end, every, power
+        limits([], 0, max_rate)  # refuses a wrong one now, not in the middle of a training
+        self.max_rate, self.zeros_at_start = max_rate, 0
+
+    def start(self, attached: Attached) -> None:
+        present = _present(attached)
+        zeros = attached.numel - sum(int(k.count_nonzero()) for k in present.values())
+        if zeros > round(self.sparsity * attached.numel):
+            raise InputError(
+                f"{zeros} of {attached.numel} weights are zero already, more than {self.sparsity:g} of them: "
+                "ask for a higher sparsity."
+            )
+        attached.set(present)
+        self.zeros_at_start = zeros
+
+    def stepped(self, attached: Attached) -> None:
+        t = attached.step
+        # Beyond the end too: a loop that counts steps in its own way may have passed it by.
+        if t < self.begin or (t < self.end and (t - self.begin) % self.every):
+            return
+        zeros = self.zeros_at(t, attached.numel)
+        if zeros > attached.zeros:
+            attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros, self.max_rate))
+
+    def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
+        """A sentence where training ends (now, or after step ``last``) before the zeros asked for are there."""
+        numel, step = attached.numel, attached.step if last is None else last
+        zeros = attached.zeros if last is None else max(attached.zeros, self.zeros_at(self._changed(last), numel))
+        if step >= self.end or zeros >= round(self.sparsity * numel):
+            return None
+        found, wanted = 100 * zeros / numel, 100 * self.sparsity
+        share = f"{found:.0f}" if wanted - found >= 1 else f"{found:.6g}"
+        if last is None:
+            return (
+                f"{share} % of the weights are zero, not the {wanted:.4g} % asked for: the schedule ends at step {self.end} "
+                f"and training ended at step {step}."
+            )
+        return (
+            f"{share} % of the weights will be zero, not the {wanted:.4g} % asked for: the schedule ends at step {self.end} "
+            f"and training is going to end at step {step}; give an end of {step} or less, or train longer."
+        )
+
+    def _changed(self, step: int) -> int:
+        """The last step up to ``step``, before the end, after which masks change; ``begin`` where there is none."""
+        return self.begin + max(0, step - self.begin) // self.every * self.every
+
+    def zeros_at(self, step: int, numel: int) -> int:
+        """Zeros wanted after this step."""
+        left = (1 - min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)) ** self.power
+        final = round(self.sparsity * numel)
+        return round(final + (self.zeros_at_start - final) * left)
+
+    def state(self) -> dict[str, Any]:
+        return {"zeros_at_start": self.zeros_at_start}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.zeros_at_start = int(state["zeros_at_start"])

@@ -1,0 +1,1 @@
+"""Scores that need gradients: SNIP, GraSP, SynFlow and their kin."""

@@ -1,0 +1,121 @@
+"""The model that a training starts from: as it is, with a fresh head, or CLIP's image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from winnow.data import Records
+from winnow.errors import InputError
+from winnow.forward.arithmetic import HALVES, halves, widen
+from winnow.masks.given import working_copy
+from winnow.models.kind import model_kind
+from winnow.models.source import ModelSource
+from winnow.train.task.clip import clip_image_classifier
+from winnow.train.task.heads import with_head
+
+
+def kind_of(source: ModelSource) -> str:
+    """What decides the learning rate: "encoder", "causal-lm", "seq2seq", "clip", "transformer" (of images) or "other"."""
+    kind = model_kind(source)
+    if kind in ("causal-lm", "encoder", "seq2seq", "clip"):
+        return kind
+    return "transformer" if hasattr(source.config, "num_attention_heads") else "other"
+
+
+def in_float(model: nn.Module, notes: list[str], types: dict[str, torch.dtype]) -> nn.Module:
+    """16-bit weights in float32 (in a copy): a fine-tuning's steps are lost in half precision. float64 stays.
+
+    ``types`` gets the types of the tensors that were widened, by name.
+    """
+    if not halves(model):
+        return model
+    notes.append("the weights are stored in another precision and were converted to float32 for the training.")
+    types |= {n: t.dtype for n, t in model.state_dict().items() if torch.is_tensor(t) and t.dtype in HALVES}
+    return widen(working_copy(model))
+
+
+def starting_model(
+    source: ModelSource,
+    records: Records,
+    held_out: Records | None,
+    *,
+    scores: bool,
+    processor: Any,
+    seed: int,
+    notes: list[str],
+    types: dict[str, torch.dtype],
+) -> nn.Module:
+    """The source's model for these labels; what was put on it is said in ``notes``, what was widened in ``types``.
+
+    Raises:
+        InputError: CLIP and images whose classes have no names.
+    """
+    kind, labels = model_kind(source), records.labels
+    if kind == "clip" and records.kind == "images" and labels is not None:
+        if records.label_names is None:
+            raise InputError(
+                f"{records.name} names no classes to make prompts of: give a folder with one subfolder per class, or use clip_image_classifier."
+            )
+        tokenizer = processor[0] if isinstance(processor, tuple) else getattr(processor, "tokenizer", processor)
+        notes.append(f"CLIP's image tower under a frozen head made of the names of {len(records.label_names)} classes.")
+        return in_float(clip_image_classifier(source.load(), tokenizer, records.label_names), notes, types)
+    if source.config is not None and kind in ("encoder", "vision", "causal-lm") and labels is not None:
+        classes = 1 if scores else _classes(records, held_out)
+        if (why := _headless(source, classes, records)) is not None:
+            notes.append(f"{why}: a fresh head was put on, trained with everything else and not pruned.")
+            model: Any = with_head(source, classes, seed, names=None if scores else records.label_names, scores=scores)
+            if getattr(model.config, "pad_token_id", None) is None:
+                # What batches are padded with; decoders find the end of a text by it.
+                fill = getattr(processor, "pad_token_id", None)
+                model.config.pad_token_id = fill if fill is not None else getattr(processor, "eos_token_id", None)
+            return model
+        if not scores and records.label_names is not None:
+            return _named(source, records.label_names, notes, types)
+    return in_float(source.load(), notes, types)
+
+
+def _named(source: ModelSource, names: Sequence[str], notes: list[str], types: dict[str, torch.dtype]) -> nn.Module:
+    """The model with its own head; outputs without names of their own get those of the data's classes.
+
+    A model in memory keeps its configuration: it is its owner's.
+    """
+    model: Any = in_float(source.load(), notes, types)
+    outputs, known = int(getattr(model.config, "num_labels", len(names))), getattr(model.config, "label2id", None) or {}
+    if {n.lower() for n in names} <= {str(n).lower() for n in known}:
+        return model
+    told = f"the model's outputs 0 to {len(names) - 1} stand for {', '.join(names)}"
+    if outputs > len(names):
+        told += f"; its other outputs, up to {outputs - 1}, are answers to nothing in the data and stay"
+    if source.module is None:
+        own = dict(model.config.id2label or {}) | dict(enumerate(names))
+        model.config.id2label, model.config.label2id = own, {name: i for i, name in own.items()}
+        notes.append(f"{told}.")
+    else:
+        notes.append(f"{told}: name them in config.id2label before saving, or give a model folder, where it is done.")
+    return model
+
+
+def _classes(records: Records, held_out: Records | None) -> int:
+    if records.label_names is not None:
+        return max(2, len(records.label_names))
+    parts = [r.class_labels() for r in (records, held_out) if r is not None and r.labels is not None]
+    return max(2, int(np.concatenate(parts).max()) + 1)
+
+
+def _headless(source: ModelSource, outputs: int, records: Records) -> str | None:
+    """Why this model needs another head; None where its own serves."""
+    name, config = source.architecture, source.config
+    if not any(word in name for word in ("SequenceClassification", "ImageClassification")):
+        return f"{name} has no head for this task" if name.endswith("Model") or "For" in name else None
+    own = int(getattr(config, "num_labels", outputs))
+    if own < outputs or (outputs == 1 and own != 1):
+        return f"the model has {own} outputs and the data takes {outputs}"
+    names = {str(n).lower() for n in (getattr(config, "label2id", None) or {})}
+    theirs = {n.lower() for n in records.label_names or ()}
+    named = bool(names) and not all(n.startswith("label_") for n in names)
+    return "the model's classes are other ones than the data's" if named and theirs and not theirs <= names else None
