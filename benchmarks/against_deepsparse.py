@@ -79,6 +79,7 @@ class Chain:
     def _winnow(self, layers: list[Layer], gain: float, x: Any, way: str) -> tuple[Callable[[int], Any], Any]:
         import torch
 
+        from winnow.kernels import multiply
         from winnow.kernels.matrix import PackedMatrix
 
         torch.set_grad_enabled(False)
@@ -88,13 +89,13 @@ class Chain:
         def rows(i: int = 0) -> Any:
             y = given
             for k, matrix in enumerate(chain):
-                y = matrix.linear(y.relu_() if k else y, way=way)
+                y = multiply.linear(matrix, y.relu_() if k else y, way=way)
             return y
 
         def columns(i: int = 0) -> Any:
             y = turned
             for k, matrix in enumerate(chain):
-                y = matrix.times(y.relu_() if k else y)
+                y = multiply.times(matrix, y.relu_() if k else y)
             return y
 
         turned = given.t().contiguous()

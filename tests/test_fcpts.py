@@ -11,8 +11,9 @@ from torch import nn
 import winnow
 from families import FAMILIES, VOCAB
 from small import classifier, convnet, images, points, save_llama, sentences, trained
+from winnow.compression import setup
 from winnow.compression.job import Job
-from winnow.compression.verb import set_up
+from winnow.compression.setup import set_up
 from winnow.errors import InputError
 from winnow.fcpts.method import FCPTS
 from winnow.fcpts.settings import FcptsSettings
@@ -334,14 +335,13 @@ def test_a_decoder_takes_shorter_batches_of_long_texts(tmp_path):
     job = dict(sparsity=0.5, method="fcpts", task="none", samples=40)
     short = set_up(Job(folder, sentences(200), length=16, **job))
     assert short.recipes[0].settings["batch"] == short.recipes[0].batch_size == 64
-    from winnow.compression import verb
 
-    tokens, verb.TOKENS = verb.TOKENS, 64
+    tokens, setup.TOKENS = setup.TOKENS, 64
     try:
         long = set_up(Job(folder, sentences(200), length=16, **job))
         asked = set_up(Job(folder, sentences(200), length=16, settings={"batch": "20"}, **job))
     finally:
-        verb.TOKENS = tokens
+        setup.TOKENS = tokens
     assert long.recipes[0].settings["batch"] == 4 and "4 texts of 16 tokens" in " ".join(long.notes)
     assert len(long.prepared.batches) == 10
     assert asked.recipes[0].settings["batch"] == 20 and not asked.notes

@@ -135,7 +135,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from small import convnet, images, trained
 import winnow
-from winnow.train import loop
+from winnow.train.distil import loop
 loop.SAVE_EVERY = -1.0
 work = loop.Loop._step
 def told(self, done):

@@ -16,7 +16,7 @@ RUN = """
     import json, os, signal, sys
     import torch
     from torch import nn
-    from winnow.kernels import native
+    from winnow.kernels import expanded, multiply, native
     from winnow.kernels.matrix import PackedMatrix
     from winnow.kernels.modules import PackedLinear
 
@@ -33,7 +33,7 @@ RUN = """
             for way in ("packed", "spmm", "expanded"):
                 model[0].ways = [(float("inf"), way)]
                 y = model(x)
-            matrix.expand()
+            expanded.expand(matrix)
             return y
 
     def forked(work):
@@ -58,7 +58,7 @@ RUN = """
             return same()
         torch.set_num_threads(4)  # for the kernels; torch's own products would wait for ever
         before = tasks()
-        y = matrix.linear(x)
+        y = multiply.linear(matrix, x)
         started = tasks() is None or (tasks() > before) == (size > 64)
         return started and bool(((y - product).abs() < 1e-3).all())
 
@@ -79,7 +79,7 @@ def test_a_forked_child_answers(size):
 
 SMALL = """
     import os, sys, torch
-    from winnow.kernels import native
+    from winnow.kernels import expanded, multiply, native
     from winnow.kernels.matrix import PackedMatrix
 
     def tasks():
@@ -90,7 +90,7 @@ SMALL = """
     torch.set_num_threads(4)
     before = tasks()
     for n in (24, 1024):
-        matrix[n].linear(torch.ones(2, n))
+        multiply.linear(matrix[n], torch.ones(2, n))
         print(tasks() - before)
 """
 

@@ -8,8 +8,8 @@ import pytest
 
 from winnow.compression.candidates import Candidate, baselines, primary
 from winnow.compression.goal import GRID, safest_first, search
+from winnow.compression.outcome import Outcome
 from winnow.compression.recipe import Recipe
-from winnow.compression.runner import Outcome
 from winnow.compression.verdict import doubtful, judge, winner
 from winnow.errors import GateError
 from winnow.measure.quality import Comparison, Evaluation

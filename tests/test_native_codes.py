@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.kernels import native
+from winnow.kernels import matrix, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
@@ -54,8 +54,8 @@ class Packed:
         data[:] = content
         starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(np.uint32)
         mask = np.zeros((0, 0), np.uint8) if keep is None else np.packbits(keep, axis=1, bitorder="little")
-        view = native._extension().Matrix(
-            rows, cols, native.VALUES[values], block, group, 0 if keep is None else mask.ctypes.data, mask.shape[1],
+        view = native.load_extension().Matrix(
+            rows, cols, matrix.VALUES[values], block, group, 0 if keep is None else mask.ctypes.data, mask.shape[1],
             data.ctypes.data, len(data), starts.ctypes.data, scales.ctypes.data,
         )  # fmt: skip
         weights = codes * np.repeat(scales.astype(np.float64), group, axis=1)[:, :cols]
@@ -87,7 +87,7 @@ class Packed:
         self, isa: str, x: torch.Tensor, bias: torch.Tensor | None = None, int8: bool = False, threads: int = 2
     ) -> torch.Tensor:
         y = torch.full((x.shape[0], self.dense.shape[0]), 77.0, dtype=x.dtype)
-        extension = native._extension()
+        extension = native.load_extension()
         extension.linear(
             extension.kernels(isa), self.view, x.data_ptr(), x.stride(0), native.TYPES[x.dtype], x.shape[0],
             0 if bias is None else bias.data_ptr(), y.data_ptr(), y.stride(0), int8, threads,

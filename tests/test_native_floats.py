@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.kernels import native
+from winnow.kernels import matrix, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
@@ -42,8 +42,8 @@ class Packed:
         starts = np.concatenate([[0], np.cumsum(kept.sum(1) * item)]).astype(np.uint32)
         mask = np.zeros((0, 0), np.uint8) if keep is None else np.packbits(keep, axis=1, bitorder="little")
         values = {dtype: name for name, dtype in TYPES.items()}[weights.dtype]
-        view = native._extension().Matrix(
-            rows, cols, native.VALUES[values], 1, cols, 0 if keep is None else mask.ctypes.data, mask.shape[1],
+        view = native.load_extension().Matrix(
+            rows, cols, matrix.VALUES[values], 1, cols, 0 if keep is None else mask.ctypes.data, mask.shape[1],
             data.ctypes.data, len(data), starts.ctypes.data, 0,
         )  # fmt: skip
         return cls(np.where(kept, weights.double().numpy(), 0), view, (data, starts, mask))
@@ -61,7 +61,7 @@ class Packed:
 
     def times(self, isa: str, x: torch.Tensor, bias: torch.Tensor | None = None, threads: int = 2) -> torch.Tensor:
         y = torch.full((x.shape[0], self.dense.shape[0]), 77.0, dtype=x.dtype)
-        extension = native._extension()
+        extension = native.load_extension()
         extension.linear(
             extension.kernels(isa), self.view, x.data_ptr(), x.stride(0), native.TYPES[x.dtype], x.shape[0],
             0 if bias is None else bias.data_ptr(), y.data_ptr(), y.stride(0), False, threads,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from winnow.kernels import native
+from winnow.kernels import matrix, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
@@ -55,8 +55,8 @@ class Case:
         self.data = np.empty(len(content) + 1, np.uint8)[1:]
         self.data[:] = content
         self.starts = starts
-        self.view = native._extension().Matrix(
-            rows, cols, native.VALUES[values], self.block, group,
+        self.view = native.load_extension().Matrix(
+            rows, cols, matrix.VALUES[values], self.block, group,
             0 if self.mask is None else self.mask.ctypes.data, 0 if self.mask is None else self.mask.shape[1],
             self.data.ctypes.data, len(content), starts.ctypes.data, 0 if self.scales is None else self.scales.ctypes.data,
         )  # fmt: skip
@@ -69,7 +69,7 @@ def _nibbles(codes: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(params=native.isas() or ["none"])
 def kernels(request: pytest.FixtureRequest) -> object:
-    return native._extension().kernels(request.param)
+    return native.load_extension().kernels(request.param)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_expand(kernels: object, kind: str, dtype: torch.dtype) -> None:
             begin = rows // 3
             pad = 3  # a line of the output is longer than a row: what lies beyond must not be written
             out = torch.full((rows - begin, case.cols + pad), 77, dtype=dtype)
-            native._extension().expand(
+            native.load_extension().expand(
                 kernels, case.view, begin, rows, out.data_ptr(), out.stride(0), native.TYPES[dtype], 2
             )
             assert (out[:, case.cols :] == 77).all()
@@ -106,7 +106,7 @@ def test_times(kernels: object, kind: str, threads: int) -> None:
             x = rng.standard_normal((case.cols, n + pad)).astype(np.float32)
             y = np.full((rows, n + pad), 77, np.float32)
             bias = rng.standard_normal(rows).astype(np.float32) if n % 2 else None
-            native._extension().times(
+            native.load_extension().times(
                 kernels, case.view, x.ctypes.data, n + pad, n, 0 if bias is None else bias.ctypes.data,
                 y.ctypes.data, n + pad, threads,
             )  # fmt: skip
@@ -126,7 +126,7 @@ def test_linear_many(kernels: object, dtype: torch.dtype, threads: int) -> None:
             x = torch.randn(batch, case.cols + 5).to(dtype)[:, : case.cols]
             bias = torch.randn(rows) if number % 2 else None
             y = torch.full((batch, rows + 2), 77, dtype=dtype)
-            native._extension().linear_many(
+            native.load_extension().linear_many(
                 kernels, case.view, x.data_ptr(), x.stride(0), native.TYPES[dtype], batch,
                 0 if bias is None else bias.data_ptr(), y.data_ptr(), y.stride(0), threads,
             )  # fmt: skip
@@ -171,7 +171,7 @@ def test_convolve(
     expected = torch.nn.functional.conv2d(x.double(), filters, bias.double(), stride, padding, dilation)
     y = torch.full_like(expected, 77, dtype=torch.float32)
     sizes = [images, channels, *size, *expected.shape[2:], *kernel, *stride, *padding, *dilation]
-    native._extension().convolve(kernels, case.view, x.data_ptr(), sizes, bias.data_ptr(), y.data_ptr(), threads)
+    native.load_extension().convolve(kernels, case.view, x.data_ptr(), sizes, bias.data_ptr(), y.data_ptr(), threads)
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -200,8 +200,8 @@ def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: py
 
 def test_without_the_extension_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from winnow.kernels import expanded, spmm
+    from winnow.kernels.geometry import Geometry
     from winnow.kernels.matrix import PackedMatrix
-    from winnow.kernels.products import Geometry
 
     torch.manual_seed(4)
     matrix = PackedMatrix.from_dense(torch.randn(12, 27) * (torch.rand(12, 27) < 0.5))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from winnow.errors import FormatError, InputError
 from winnow.formats import PackedTensor, pack
-from winnow.kernels import native, ops
+from winnow.kernels import expanded, multiply, native, ops
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLinear
 from winnow.kernels.swap import pack_layer, packed_layers, swap, why_dense
@@ -98,7 +98,7 @@ def test_every_way_agrees_with_float64(path, values):
                 bias = torch.randn(rows) if batch % 2 else None
                 expected = x.double() @ weight.T + (0 if bias is None else bias.double())
                 for way in matrix.ways():
-                    y = matrix.linear(x, bias, way=way)
+                    y = multiply.linear(matrix, x, bias, way=way)
                     assert y.dtype == dtype and y.shape == expected.shape
                     limit = bound(weight, x, bias, dtype, rounded=way == "expanded")
                     assert bool(((y.double() - expected).abs() <= limit).all()), (rows, cols, dtype, batch, way)
@@ -123,7 +123,7 @@ def test_int8_activations_are_exact_integer_sums(path, values):
                 unit = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
                 limit = (unit * codes.abs() + either) @ weight.abs().T * scale + 1e-6
                 for way in matrix.ways("int8"):
-                    y = matrix.linear(x, activations="int8", way=way)
+                    y = multiply.linear(matrix, x, activations="int8", way=way)
                     assert bool(((y.double() - expected).abs() <= limit).all()), (rows, cols, dtype, batch, way)
 
 
@@ -136,16 +136,16 @@ def test_times_and_expand(path, values):
             x = torch.randn(matrix.cols, n)
             wide = torch.randn(matrix.cols, n + 7)[:, 3 : 3 + n]
             for given_x, given_bias in ((x, None), (x, bias), (wide, bias)):
-                y = matrix.times(given_x, given_bias)
+                y = multiply.times(matrix, given_x, given_bias)
                 expected = weight @ given_x.double() + (0 if given_bias is None else bias.double()[:, None])
                 limit = bound(weight, given_x.T, given_bias, torch.float32, False).T if n else 0
                 assert y.shape == (rows, n) and bool(((y.double() - expected).abs() <= limit).all())
         for part in (slice(None), slice(0, 1), slice(rows // 2, rows), slice(1, 1)):
             for dtype in (*TYPES, torch.float64):
-                found = matrix.expand(part, dtype)
+                found = expanded.expand(matrix, part, dtype)
                 assert found.dtype == dtype and torch.equal(found, weight[part].to(dtype))
             if matrix.scales is not None:
-                codes = matrix.expand(part, torch.int8)
+                codes = expanded.expand(matrix, part, torch.int8)
                 size = matrix.group_size
                 wide_scales = matrix.scales[part].double().repeat_interleave(size, 1)[:, : matrix.cols]
                 assert codes.dtype == torch.int8 and torch.equal(codes.double() * wide_scales, weight[part])
@@ -167,7 +167,7 @@ def test_shapes_and_strides_of_x(path, values):
     ]
     for x in inputs:
         for way in matrix.ways():
-            y = matrix.linear(x, way=way)
+            y = multiply.linear(matrix, x, way=way)
             assert y.shape == (*x.shape[:-1], 12) and y.is_contiguous()
             torch.testing.assert_close(y, (x.double() @ weight.T).float(), rtol=1e-4, atol=1e-4)
 
@@ -185,9 +185,9 @@ def test_shapes_and_strides_of_x(path, values):
 def test_any_shape(path, rows, cols, batch, density, values, dtype, seed):
     matrix, weight = packed_of(rows, cols, values, density, seed)
     x = torch.randn(batch, matrix.cols, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    y = matrix.linear(x).double()
+    y = multiply.linear(matrix, x).double()
     assert bool(((y - x.double() @ weight.T).abs() <= bound(weight, x, None, dtype, False)).all())
-    assert torch.equal(matrix.expand(dtype=torch.float64), weight)
+    assert torch.equal(expanded.expand(matrix, dtype=torch.float64), weight)
 
 
 def test_nan_and_infinity_in_x_are_not_hidden(path):
@@ -196,7 +196,7 @@ def test_nan_and_infinity_in_x_are_not_hidden(path):
         for bad in (math.nan, math.inf, -math.inf):
             x = torch.randn(3, 70 if matrix.cols == 70 else matrix.cols)
             x[1, 5] = bad
-            y = matrix.linear(x)
+            y = multiply.linear(matrix, x)
             clean = x[[0, 2]].double() @ weight.T
             assert not bool(torch.isfinite(y[1, 1]))
             torch.testing.assert_close(y[[0, 2]].double(), clean, rtol=1e-4, atol=1e-4)
@@ -228,7 +228,7 @@ def test_every_encoding_becomes_the_same_matrix(path, values, structure):
         weight = weight.to(getattr(torch, values))
     packed = pack(weight, keep, structure, quantized)
     matrix = PackedMatrix.from_packed(packed)
-    assert torch.equal(matrix.expand(dtype=torch.float32), packed.unpack(torch.float32))
+    assert torch.equal(expanded.expand(matrix, dtype=torch.float32), packed.unpack(torch.float32))
     assert matrix.zeros == packed.zeros == int((~keep).sum())
     assert matrix.density == pytest.approx(1 - packed.zeros / packed.numel)
     if packed.encoding == "bitmask" or matrix.block == 4:
@@ -292,16 +292,16 @@ def test_what_cannot_be_packed_says_so():
     matrix = PackedMatrix.from_dense(torch.eye(3))
     for x in (torch.randn(2, 4), torch.randn(2, 3).double(), torch.ones(2, 3, dtype=torch.int64)):
         with pytest.raises(InputError, match="packed layer"):
-            matrix.linear(x)
+            multiply.linear(matrix, x)
     with pytest.raises(InputError, match="no way"):
-        matrix.linear(torch.randn(2, 3), activations="int8")
+        multiply.linear(matrix, torch.randn(2, 3), activations="int8")
     with pytest.raises(InputError, match="no way"):
-        matrix.linear(torch.randn(2, 3), way="fastest")
+        multiply.linear(matrix, torch.randn(2, 3), way="fastest")
     with pytest.raises(InputError, match="times takes"):
-        matrix.times(torch.randn(2, 3))
+        multiply.times(matrix, torch.randn(2, 3))
     for bias in (torch.randn(4), torch.randn(1), torch.randn(3, 1)):
         with pytest.raises(InputError, match="bias"):
-            matrix.linear(torch.randn(2, 3), bias)
+            multiply.linear(matrix, torch.randn(2, 3), bias)
         with pytest.raises(InputError, match="bias"):
             PackedLinear(matrix, bias)
     conv = pack_layer(nn.Conv2d(2, 3, 3))
@@ -319,14 +319,13 @@ def test_what_cannot_be_packed_says_so():
 
 def test_inexact_integer_products_of_torch_are_never_used(monkeypatch):
     """Some of torch's int8 kernels saturate at 16 bits: then the sums come from the packed kernel."""
-    from winnow.kernels import matrix as module
 
     packed, _ = packed_of(20, 64, "int8")
     x = torch.randn(40, 64)
-    expected = packed.linear(x, activations="int8")
-    monkeypatch.setattr(module, "exact_int_mm", lambda: False)
+    expected = multiply.linear(packed, x, activations="int8")
+    monkeypatch.setattr(multiply, "exact_int_mm", lambda: False)
     monkeypatch.setattr(torch, "_int_mm", None)
-    assert torch.equal(packed.linear(x, activations="int8", way="expanded"), expected)
+    assert torch.equal(multiply.linear(packed, x, activations="int8", way="expanded"), expected)
 
 
 def test_more_than_four_gib_of_values_is_refused():
@@ -343,7 +342,7 @@ def test_matrices_pickle_small_and_copy_by_reference(path):
     stored = pickle.dumps(view)
     assert len(stored) < 10_000
     again = pickle.loads(stored)
-    assert torch.equal(again.expand(dtype=torch.float64), weight) and again.zeros == matrix.zeros
+    assert torch.equal(expanded.expand(again, dtype=torch.float64), weight) and again.zeros == matrix.zeros
     assert copy.deepcopy(matrix) is matrix
 
 
@@ -393,13 +392,13 @@ def test_linear_layers(path, kind):
 def test_which_way_follows_the_rows_of_x(monkeypatch):
     fast = pack_layer(layer_of("linear"))
     seen = []
-    linear = PackedMatrix.linear
+    linear = multiply.linear
 
     def spy(self, x, bias=None, *, activations="keep", way="packed"):
         seen.append(way)
         return linear(self, x, bias, activations=activations, way=way)
 
-    monkeypatch.setattr(PackedMatrix, "linear", spy)
+    monkeypatch.setattr(multiply, "linear", spy)
     for shape in ((16, 20), (17, 20), (4, 4, 20), (3, 6, 20)):
         fast(torch.randn(shape))
     fast.ways = [(1, "spmm"), (4, "packed"), (math.inf, "expanded")]
@@ -424,7 +423,7 @@ def test_state_dict_keeps_the_type_of_values(values):
     assert torch.equal(dense.weight.double(), weight)
     fast.load_state_dict(dense.state_dict())
     assert (fast.matrix.values, fast.matrix.block) == (matrix.values, matrix.block)
-    assert torch.equal(fast.matrix.expand(dtype=torch.float64), weight)
+    assert torch.equal(expanded.expand(fast.matrix, dtype=torch.float64), weight)
     before = fast.matrix
     with pytest.raises(RuntimeError, match="does not fit"):
         fast.load_state_dict({"weight": torch.randn(8, 64)})
@@ -435,7 +434,7 @@ def test_state_dict_keeps_the_type_of_values(values):
     with pytest.raises(RuntimeError, match="Unexpected"):
         fast.load_state_dict({"weight": dense.weight, "other": dense.weight})
     assert fast.load_state_dict({}, strict=False).missing_keys == ["weight"]
-    assert torch.equal(fast.matrix.expand(), before.expand())
+    assert torch.equal(expanded.expand(fast.matrix), expanded.expand(before))
 
 
 def test_to_changes_the_types_around_the_values():
@@ -577,9 +576,9 @@ def test_operators_are_sound():
         torch.library.opcheck(ops.linear, (x, bias, "keep", "packed:16,expanded", *described))
     torch.library.opcheck(ops.linear_back, (torch.randn(2, 3, 9), *described))
     copied = [t.clone() if isinstance(t, torch.Tensor) else t for t in described]
-    assert torch.equal(ops.linear(x, None, "keep", "packed", *copied), matrix.linear(x))
+    assert torch.equal(ops.linear(x, None, "keep", "packed", *copied), multiply.linear(matrix, x))
     copied[0] = copied[0] * 0  # row starts are never believed
-    assert torch.equal(ops.linear(x, None, "keep", "packed", *copied), matrix.linear(x))
+    assert torch.equal(ops.linear(x, None, "keep", "packed", *copied), multiply.linear(matrix, x))
     images = torch.randn(2, 5, 7, 6, requires_grad=True)
     conv = pack_layer(nn.Conv2d(5, 4, 3, padding=1))
     args = (images, conv.bias, conv._numbers, conv._ways_text, *ops.describe(conv.matrix))
@@ -619,4 +618,4 @@ def test_every_packed_tensor_from_a_file_works(path):
     packed = pack(weight, weight != 0, Unstructured())
     again = PackedTensor.from_tensors(packed.meta(), packed.tensors())
     x = torch.randn(2, 33)
-    torch.testing.assert_close(PackedMatrix.from_packed(again).linear(x), x @ weight.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(multiply.linear(PackedMatrix.from_packed(again), x), x @ weight.T, rtol=1e-5, atol=1e-5)

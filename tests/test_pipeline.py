@@ -648,7 +648,7 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from winnow.run import store
-from winnow.tickets import run, verb
+from winnow.train.task import run, verb
 store.code_version = lambda: "the same in both processes, whatever is edited meanwhile"
 run.SAVE_EVERY = -1.0
 one, search = run.Run.one, verb.find_ticket
@@ -659,7 +659,7 @@ def named(*args, **options):
     print("stage", options["method"], flush=True)
     return search(*args, **options)
 run.Run.one, verb.find_ticket = told, named
-from winnow.run.pipeline_verb import run_recipe
+from winnow.pipeline.verb import run_recipe
 run_recipe("recipe.yaml", {out!r})
 """
 

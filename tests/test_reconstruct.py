@@ -669,7 +669,7 @@ def test_compress_within_a_memory_limit_equals_loaded(tmp_path):
 
 def test_auto_takes_whole_blocks():
     from winnow.compression.job import Job
-    from winnow.compression.verb import set_up
+    from winnow.compression.setup import set_up
 
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(3)), nn.Linear(16, 4)).eval()

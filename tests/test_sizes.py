@@ -12,7 +12,7 @@ from families import SmallCNN
 from small import classifier, convnet
 from test_compress import points
 from winnow.compression.job import Job
-from winnow.compression.verb import set_up
+from winnow.compression.setup import set_up
 from winnow.formats import export_dense, read_artifact
 from winnow.formats.tensorfile import file_size, write_tensors
 

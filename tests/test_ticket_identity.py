@@ -401,7 +401,7 @@ def test_a_trainers_loss_counts_and_its_bookkeeping_does_not(tmp_path):
 SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
 import test_ticket_identity as t
-from winnow.tickets.identity import function_name, training_identity
+from winnow.train.task.identity import function_name, training_identity
 from winnow.run.store import stage_key
 for kind, make in t.KINDS.items():
     print(kind, function_name(make(1)))

@@ -340,7 +340,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from isp_samples import *
 from winnow.run.store import Store
-from winnow.tickets.isp import isp
+from winnow.tickets.methods.isp.isp import isp
 run_module.SAVE_EVERY = -1.0
 work = run_module.Run.one
 def told(self, *args, **options):

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 import winnow
 from winnow.errors import InputError
 from winnow.formats import ArtifactWriter, load, pack
+from winnow.kernels import expanded
 from winnow.kernels.contenders import Layer
 from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer
 from winnow.kernels.form import Form
+from winnow.kernels.geometry import Geometry
 from winnow.kernels.lazy import LazyWeight
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLinear
-from winnow.kernels.products import Geometry
 from winnow.kernels.routed import RoutedLayer
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import Unstructured
@@ -49,7 +50,7 @@ def convolution():
 
 def integers():
     layer = PackedLinear(PackedMatrix.from_dense(sparse(12, 32), "int8"), None)
-    return layer, layer.matrix.expand()
+    return layer, expanded.expand(layer.matrix)
 
 
 def substitute(kind):
@@ -60,7 +61,7 @@ def substitute(kind):
         return RoundedLayer(form, given.weight, given.bias), given.weight.bfloat16().float()
     if kind == "int8":
         matrix = PackedMatrix.from_dense(sparse(12, 32), "int8")
-        return Int8Linear(form, matrix, given.bias), matrix.expand()
+        return Int8Linear(form, matrix, given.bias), expanded.expand(matrix)
     shrunk = ShrunkLayer(form, given.weight, given.bias)
     if kind == "routed":
         packed = PackedLinear(PackedMatrix.from_dense(sparse(12, 32)), given.bias)
@@ -136,7 +137,7 @@ def test_setting_a_weight_packs_it():
     made, _ = linear()
     other = sparse(12, 32, seed=3)
     made.weight = nn.Parameter(other)
-    assert torch.equal(made.weight.clone(), other) and torch.equal(made.matrix.expand(), other)
+    assert torch.equal(made.weight.clone(), other) and torch.equal(expanded.expand(made.matrix), other)
     with pytest.raises(InputError, match="shape"):
         made.weight = nn.Parameter(torch.zeros(3, 3))
 

@@ -11,7 +11,7 @@ from winnow.formats.hf import install_hook
 from winnow.version import __version__
 
 _HOME = {
-    "compress": "winnow.compression",
+    "compress": "winnow.compression.verb",
     "find_ticket": "winnow.tickets.verb",
     "bench": "winnow.speed.verb",
     "evaluate": "winnow.verbs.evaluate",
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from winnow import tickets as tickets
     from winnow import train as train
     from winnow.budget import Budget as Budget
-    from winnow.compression import compress as compress
+    from winnow.compression.verb import compress as compress
     from winnow.errors import FormatError as FormatError
     from winnow.errors import GateError as GateError
     from winnow.errors import InputError as InputError

@@ -145,9 +145,9 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Prune a model to a budget, pack it, measure it, and report."""
-    from winnow import compress as run
     from winnow.compression.plan import plan_table
     from winnow.compression.reporting import command_line
+    from winnow.compression.verb import compress as run
     from winnow.errors import InputError
     from winnow.terminal.progress import Bars
 

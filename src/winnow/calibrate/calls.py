@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from winnow.calibrate.options import Options
+from winnow.calibrate.spill import Spill
+from winnow.calibrate.suspend import SuspendedPass
 from winnow.calibrate.units import Unit
 from winnow.forward.padding import Padding
 from winnow.solve.calls import Call, held_out
 from winnow.solve.reconstruct import output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
-if TYPE_CHECKING:
-    from winnow.calibrate.walk import Walk
+
+class Waiting(Protocol):
+    """Of a :class:`winnow.calibrate.walk.Walk`: the passes that wait, and how one is fetched and run."""
+
+    options: Options
+    passes: list[SuspendedPass]
+    spill: Spill | None
+
+    def fetch(self, i: int) -> None: ...
+
+    def forward(self, unit: Unit, i: int) -> Any: ...
 
 
 class WaitingCalls:
@@ -26,7 +38,7 @@ class WaitingCalls:
     beside them. A unit that writes to its own inputs gets copies of them.
     """
 
-    def __init__(self, walk: Walk, unit: Unit, here: list[int]) -> None:
+    def __init__(self, walk: Waiting, unit: Unit, here: list[int]) -> None:
         self._walk, self._unit, self._here = walk, unit, here
         self._targets: dict[int, torch.Tensor] = {}
         self._counts: dict[int, torch.Tensor | None] = {}
@@ -45,8 +57,8 @@ class WaitingCalls:
     @contextmanager
     def at(self, index: int) -> Iterator[Call]:
         """One call, on the walk's device; what it yields is valid inside only."""
-        i, spill, device = self._here[index], self._walk.spill, self._walk.w._device
-        self._walk._fetch(i)
+        i, spill, device = self._here[index], self._walk.spill, self._walk.options.device
+        self._walk.fetch(i)
         if spill is not None:
             spill.fetch(self._key(i))
         content = (*self._walk.passes[i].call, self._targets[i])
@@ -69,16 +81,16 @@ class WaitingCalls:
         Not of the calls that are held out: what is estimated on the others is judged on them.
         """
         call = self._walk.passes[i].call
-        batch = i % len(self._walk.w._batches)  # a twin runs the same batch
+        batch = i % len(self._walk.options.batches)  # a twin runs the same batch
         if batch in {self._here[n] for n in held_out(len(self._here))}:
-            return self._walk._forward(self._unit, i)
+            return self._walk.forward(self._unit, i)
         counts = _positions(call, padding, self._unit.path)
 
         def seen(name: str, layer: Any, output: torch.Tensor) -> None:
             self.moments.setdefault(name, Moments()).add(output, counts, conv=is_conv(layer))
 
         with watching(self._unit.module, {n: path for n, path in self._layers.items() if path}, seen):
-            output = self._walk._forward(self._unit, i)
+            output = self._walk.forward(self._unit, i)
         for name in (n for n, path in self._layers.items() if not path):  # the unit itself runs without hooks
             seen(name, self._unit.module, output)
         return output

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from winnow.calibrate.calls import WaitingCalls
 from winnow.calibrate.capture import Capture, Seen, time_first
 from winnow.calibrate.directly import dense_statistics
+from winnow.calibrate.options import Options
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
 from winnow.calibrate.units import Unit
@@ -26,9 +27,6 @@ from winnow.forward.quiet import calibrating
 from winnow.inputs import InputStats
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import CONVOLUTIONS, Prunable
-
-if TYPE_CHECKING:
-    from winnow.calibrate.walker import Walker
 
 Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
 Fit = Callable[[Unit, dict[str, list[InputStats]], WaitingCalls], None]
@@ -42,7 +40,7 @@ class Walk:
 
     def __init__(
         self,
-        walker: Walker,
+        options: Options,
         units: list[Unit],
         skip: Callable[[Unit], bool],
         visit: Visit | None = None,
@@ -50,13 +48,13 @@ class Walk:
         *,
         twins: bool = False,
     ) -> None:
-        self.w, self.units, self.skip, self.visit, self.fit = walker, units, skip, visit, fit
-        self.batches = [*walker._batches, *walker._batches] if twins else list(walker._batches)
+        self.options, self.units, self.skip, self.visit, self.fit = options, units, skip, visit, fit
+        self.batches = [*options.batches, *options.batches] if twins else list(options.batches)
         self.rank = {unit.path: i for i, unit in enumerate(units)}
         self.left = {unit.path for unit in units if unit.prunables}
         self.finished: set[str] = set()
-        self.routed = {group.path for group in find_experts(walker._model)}
-        self.steps, self.total = 0, (3 if twins else 2) * len(units) * len(walker._batches)
+        self.routed = {group.path for group in find_experts(options.model)}
+        self.steps, self.total = 0, (3 if twins else 2) * len(units) * len(options.batches)
         self.passes: list[SuspendedPass] = []
         self.paddings: list[Padding] = []
         self.spill: Spill | None = None
@@ -64,11 +62,13 @@ class Walk:
         self.aside: dict[str, list[InputStats]] = {}  # of the dense model, for those that no forward stops at
 
     def run(self) -> None:
-        model = self.w._model
+        model = self.options.model
         with calibrating(model), stopping_at({u.module: u for u in self.units}) as self.forwards, self._spilling():
-            aside = [] if any(p.is_meta for p in model.parameters()) else self.w._aside()
+            aside = [] if any(p.is_meta for p in model.parameters()) else self.options.aside
             if aside:
-                self.aside = dense_statistics(model, self.w._batches, aside, self.w._gram, self.w._direct)
+                self.aside = dense_statistics(
+                    model, self.options.batches, aside, self.options.gram, self.options.direct
+                )
             try:
                 self._start()
                 while self.left and (unit := self._next()) is not None:
@@ -76,18 +76,18 @@ class Walk:
             finally:
                 for one in self.passes:
                     one.halt()
-            for unit in [*self.units, *self.w._loose]:
+            for unit in [*self.units, *self.options.loose]:
                 if unit.path not in self.finished and unit.prunables:
                     self._unreached(unit)
         self._report(self.total - self.steps, self.units[-1])
 
     @contextmanager
     def _spilling(self) -> Iterator[None]:
-        if self.w._spill_folder is not None:
-            owned = [*self.w._model.parameters(), *self.w._model.buffers()]
-            for batch in self.w._batches:
+        if self.options.spill is not None:
+            owned = [*self.options.model.parameters(), *self.options.model.buffers()]
+            for batch in self.options.batches:
                 tree_map_only(torch.Tensor, owned.append, dict(batch) if isinstance(batch, Mapping) else batch)
-            self.spill = Spill(self.w._spill_folder, [t for t in owned if not t.is_meta])
+            self.spill = Spill(self.options.spill, [t for t in owned if not t.is_meta])
         try:
             yield
         finally:
@@ -95,7 +95,7 @@ class Walk:
                 self.spill.close()
 
     def _start(self) -> None:
-        model, threads = self.w._model, pool_size(len(self.batches))
+        model, threads = self.options.model, pool_size(len(self.batches))
         for i, batch in enumerate(self.batches):
             self.paddings.append(Padding(batch))
             self.passes.append(SuspendedPass(partial(call_model, model, batch), threads))
@@ -109,23 +109,23 @@ class Walk:
             unit = one.stop
             if unit.prunables:
                 self._again(unit)
-            self.w._enter(unit)
+            self.options.enter(unit)
             with self._placed(unit):
-                output = self._forward(unit, i)
-            self.w._leave(unit)
+                output = self.forward(unit, i)
+            self.options.leave(unit)
             one.resume(output)
         if self.spill is not None and not one.finished:
             self.spill.park(i, one.call)
 
     def _again(self, unit: Unit) -> None:
-        if any(p.is_meta for p in self.w._model.parameters()):
+        if any(p.is_meta for p in self.options.model.parameters()):
             raise InputError(
                 f"{unit.path} runs more than once in a forward, so this model cannot be streamed block by block: "
                 "run it without a memory limit"
             )
         note = f"{unit.path} was reached again after it was pruned; that call is not in its statistics"
-        if note not in self.w.notes:
-            self.w.notes.append(note)
+        if note not in self.options.notes:
+            self.options.notes.append(note)
 
     def _next(self) -> Unit | None:
         waiting = [one.stop for one in self.passes if not one.finished]
@@ -133,7 +133,7 @@ class Walk:
 
     def _unit(self, unit: Unit) -> None:
         here = [i for i, one in enumerate(self.passes) if one.stop is unit]
-        self.w._enter(unit)
+        self.options.enter(unit)
         with self._placed(unit):
             calls = None
             if unit.prunables:
@@ -149,21 +149,21 @@ class Walk:
             self.left.discard(unit.path)
             if self.left:  # after the last unit nobody needs the outputs, nor the head
                 for i in here:
-                    self._fetch(i)
-                    output = self._forward(unit, i)
+                    self.fetch(i)
+                    output = self.forward(unit, i)
                     if self.spill is not None:
                         self.spill.release(i)
                     self._report(1, unit)
                     self.passes[i].resume(output)
                     del output
                     self._settle(i)
-        self.w._leave(unit)
-        for i in range(len(self.w._batches), len(self.passes) if self.left else 0):
+        self.options.leave(unit)
+        for i in range(len(self.options.batches), len(self.passes) if self.left else 0):
             if self.passes[i].stop is unit:
                 self._settle(i)  # a twin that came back to the unit it had just left
 
     def _twin(self, i: int) -> bool:
-        return i >= len(self.w._batches)
+        return i >= len(self.options.batches)
 
     def _give(self, unit: Unit, stats: dict[str, list[InputStats]], calls: WaitingCalls | None) -> None:
         if self.fit is not None and calls is not None:
@@ -175,10 +175,10 @@ class Walk:
         """Runs the dense passes through a unit that is still dense; what comes out is the target of their twins."""
         ahead = bool(self.left - {unit.path})
         for i in twins:
-            self._fetch(i)
+            self.fetch(i)
             self._pad(unit, i)
             output = calls.run(i, self.paddings[i])
-            calls.keep(i - len(self.w._batches), output, i, self.paddings[i])
+            calls.keep(i - len(self.options.batches), output, i, self.paddings[i])
             if self.spill is not None:
                 self.spill.release(i)
             self._report(1, unit)
@@ -196,11 +196,11 @@ class Walk:
         device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
         if calls is None and self._runs_once(unit):
             return self._read(unit, here, device)
-        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device, self.w._direct)
+        capture = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device, self.options.direct)
         routed = any(_within(path, unit.path) for path in self.routed)
         writes = False
         for n, i in enumerate(here):
-            self._fetch(i)
+            self.fetch(i)
             self._pad(unit, i)
             call = self.passes[i].call
             args, kwargs = call
@@ -213,7 +213,7 @@ class Walk:
                 if calls is not None and calls.lacks(i):
                     calls.keep(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
                 else:
-                    self._forward(unit, i)
+                    self.forward(unit, i)
             writes = writes or [t._version for t in tensors] != versions
             if writes:
                 for tensor, copy in zip(tensors, copies):
@@ -239,12 +239,12 @@ class Walk:
         if self.spill is None and p.kind not in CONVOLUTIONS:
             seen = {i: Seen(_first(self.passes[i].call)) for i in here}
             last = self.recent
-            if last is not None and last.serves(p, seen, self.w._gram(p)):
+            if last is not None and last.serves(p, seen, self.options.gram(p)):
                 self._report(len(here), unit)
                 return {p.name: [last.stats]}
-        capture = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device)
+        capture = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device)
         for i in here:
-            self._fetch(i)
+            self.fetch(i)
             args, kwargs = self.passes[i].call
             self.paddings[i].enter(args, kwargs, whole=False, time_first=False)
             with capture.watching(self.paddings[i], routed=False):
@@ -254,16 +254,16 @@ class Walk:
                 self.spill.drop(i)
             self._report(1, unit)
         found = capture.results(ran=bool(here))
-        self.recent = _Recent(seen, found[p.name][0], self.w._gram(p)) if seen else None
+        self.recent = _Recent(seen, found[p.name][0], self.options.gram(p)) if seen else None
         return found
 
-    def _fetch(self, i: int) -> None:
+    def fetch(self, i: int) -> None:
         if self.spill is not None:
             self.spill.fetch(i)
 
-    def _forward(self, unit: Unit, i: int) -> Any:
+    def forward(self, unit: Unit, i: int) -> Any:
         args, kwargs = self.passes[i].call
-        device = self.w._device
+        device = self.options.device
         if device.type == "cpu":
             return self.forwards[unit.module](*args, **kwargs)
         home = next((t.device for t in _tensors((args, kwargs))), torch.device("cpu"))
@@ -273,7 +273,7 @@ class Walk:
 
     @contextmanager
     def _placed(self, unit: Unit) -> Iterator[None]:
-        device = self.w._device
+        device = self.options.device
         homes = {p.device for p in unit.module.parameters()}
         if device.type == "cpu" or homes <= {device}:
             yield
@@ -286,20 +286,20 @@ class Walk:
             unit.module.to(home)
 
     def _unreached(self, unit: Unit) -> None:
-        self.w._enter(unit)
-        self.w.unreached.extend(p for p in unit.prunables if p.name not in self.aside)
+        self.options.enter(unit)
+        self.options.unreached.extend(p for p in unit.prunables if p.name not in self.aside)
         if not self.skip(unit):
             with self._placed(unit):
                 device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
-                stats = Capture(unit.module, unit.path, unit.prunables, self.w._gram, device).results(ran=False)
+                stats = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device).results(ran=False)
                 stats |= {p.name: self.aside[p.name] for p in unit.prunables if p.name in self.aside}
                 self._give(unit, stats, WaitingCalls(self, unit, []) if self.fit is not None else None)
-        self.w._leave(unit)
+        self.options.leave(unit)
 
     def _report(self, steps: int, unit: Unit) -> None:
         self.steps += steps
-        if self.w._progress is not None:
-            self.w._progress(self.steps, self.total, unit.path)
+        if self.options.progress is not None:
+            self.options.progress(self.steps, self.total, unit.path)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.calibrate.directly import noting, read_directly, watched
+from winnow.calibrate.options import Options
 from winnow.calibrate.units import Unit, find_units, first_example, one_stream, probe, whole
 from winnow.calibrate.walk import Fit, Visit, Walk
 from winnow.errors import InputError
@@ -55,17 +56,13 @@ class Walker:
     ) -> None:
         if not len(batches):
             raise InputError("there is no calibration data: give at least one batch")
-        self.notes: list[str] = []
-        self.unreached: list[Prunable] = []
-        self._model, self._batches, self._scope = model, batches, scope
-        self._gram = gram if callable(gram) else (lambda p: bool(gram))
-        self._device = torch.device(device)
-        self._enter, self._leave = enter or _nothing, leave or _nothing
-        self._spill_folder, self._progress = spill, progress
-        self._by = by
+        self._model, self._batches, self._scope, self._by = model, batches, scope, by
         self._units: list[Unit] | None = None
-        self._loose: list[Unit] = []
-        self._direct: set[str] = set()  # weights of layers that other modules multiply with
+        wants = gram if callable(gram) else (lambda p: bool(gram))
+        self._options = Options(
+            model, batches, wants, torch.device(device), enter or _nothing, leave or _nothing, spill, progress
+        )
+        self.notes, self.unreached = self._options.notes, self._options.unreached
 
     def units(self) -> list[Unit]:
         """The units in the order a first example reaches them (in module order on a meta-device skeleton)."""
@@ -74,7 +71,7 @@ class Walker:
                 raise InputError(
                     "this model has several stacks of blocks or torch's MultiheadAttention: calibrate it block by block"
                 )
-            units, self._loose = find_units(self._model, self._scope, self._by)
+            units, self._options.loose = find_units(self._model, self._scope, self._by)
             if not any(p.is_meta for p in self._model.parameters()):
                 units = self._ordered(units)
             self._units = units
@@ -83,14 +80,14 @@ class Walker:
     @property
     def watched(self) -> set[str]:
         """Names of the prunables whose inputs no call of a layer shows: recurrent weights, parameters a forward multiplies with."""
-        return self._direct | {p.name for p in self._scope.prunables.values() if watched(self._model, p)}
+        return self._options.direct | {p.name for p in self._scope.prunables.values() if watched(self._model, p)}
 
     def _aside(self) -> list[Prunable]:
         """Prunables that no unit's forward stops at: their owners have units below them, or are not called."""
         silent = [u for u in self._units or [] if {p.module for p in u.prunables} == {u.path}]
         return [
-            *(p for unit in self._loose for p in unit.prunables),
-            *(p for unit in silent for p in unit.prunables if p.name in self._direct),
+            *(p for unit in self._options.loose for p in unit.prunables),
+            *(p for unit in silent for p in unit.prunables if p.name in self._options.direct),
         ]
 
     def _ordered(self, units: list[Unit]) -> list[Unit]:
@@ -107,7 +104,7 @@ class Walker:
             self.notes.append(
                 f"{twice} runs more than once in a forward, so the whole model is calibrated as one block"
             )
-            self._loose = []
+            self._options.loose = []
             return [whole(self._model, self._scope)]
         first = {path: i for i, path in reversed(list(enumerate(calls)))}
         return sorted(units, key=lambda unit: first.get(unit.path, len(calls)))  # stable: unreached ones come last
@@ -125,7 +122,7 @@ class Walker:
         prunables = list(self._scope.prunables.values())
         with torch.no_grad(), noting(self._model, prunables) as called:
             calls = probe(units, run)
-            self._direct |= read_directly(self._model, prunables, called, run)
+            self._options.direct |= read_directly(self._model, prunables, called, run)
         return calls
 
     def walk(self, visit: Visit, *, skip: Callable[[Unit], bool] | None = None) -> None:
@@ -139,7 +136,8 @@ class Walker:
         """
         self.unreached.clear()
         units = self.units()
-        Walk(self, units, skip or (lambda unit: False), visit).run()
+        self._options.aside = self._aside()
+        Walk(self._options, units, skip or (lambda unit: False), visit).run()
 
     def fit(self, fit: Fit, *, skip: Callable[[Unit], bool] | None = None, follow: bool = True) -> None:
         """As :meth:`walk`, with ``fit(unit, stats, calls)``: the unit's waiting calls and what should come out of them.
@@ -152,7 +150,8 @@ class Walker:
         """
         self.unreached.clear()
         units = self.units()
-        Walk(self, units, skip or (lambda unit: False), fit=fit, twins=follow).run()
+        self._options.aside = self._aside()
+        Walk(self._options, units, skip or (lambda unit: False), fit=fit, twins=follow).run()
 
 
 def _nothing(unit: Unit) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from winnow.compression.candidates import Candidate
+from winnow.compression.outcome import Outcome
 from winnow.compression.recipe import Recipe
-from winnow.compression.runner import Outcome
 from winnow.errors import GateError
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from winnow.compression.hosts import put_matrix
 from winnow.compression.prune import solve_unit
 from winnow.compression.recipe import Recipe
+from winnow.compression.units import coupled
+from winnow.compression.workbench import Workbench
 from winnow.fcpts.settings import FcptsSettings
 from winnow.formats.units import load_packed, save_packed
 from winnow.run.store import stage_key
 from winnow.settings import read_settings
 from winnow.train.distil.fit import Distil, Fitted
 from winnow.train.distil.settings import DistilSettings
-
-if TYPE_CHECKING:
-    from winnow.compression.runner import Runner
 
 # What of a recipe speaks of storing or repairing the result, and of a run what speaks of measuring it.
 AFTER = ("values", "group_size", "recalibrate", "damp", "sequential")
@@ -40,14 +39,14 @@ class Learned:
     def zeros(self) -> dict[str, int]:
         return {n: int((~k).sum()) for n, k in self.keeps.items()}
 
-    def put(self, runner: Runner) -> None:
+    def put(self, bench: Workbench) -> None:
         """The trained weights, biases, norms and buffers into the host's model."""
-        for name, p in runner.scope.prunables.items():
-            put_matrix(runner.host.model, p, self.weights[name])
-        runner.host.put(self.extra)
+        for name, p in bench.scope.prunables.items():
+            put_matrix(bench.host.model, p, self.weights[name])
+        bench.host.put(self.extra)
 
 
-def learn(runner: Runner, recipe: Recipe) -> Learned:
+def learn(bench: Workbench, recipe: Recipe) -> Learned:
     """Trains as the recipe says, or finds it done; leaves the host dense.
 
     The result is stored under a key without the candidates' value types, so that one training serves them all. A run
@@ -56,22 +55,20 @@ def learn(runner: Runner, recipe: Recipe) -> Learned:
     Raises:
         InputError: the settings, the data, or a model that cannot be trained so.
     """
-    key = stage_key(
-        "learn", recipe=_decides(recipe), **{k: v for k, v in runner.identity.items() if k not in MEASURING}
-    )
-    folder = runner.store.folder(key)
-    file, record = folder / "learned.safetensors", runner.store.read(key)
+    key = stage_key("learn", recipe=_decides(recipe), **{k: v for k, v in bench.identity.items() if k not in MEASURING})
+    folder = bench.store.folder(key)
+    file, record = folder / "learned.safetensors", bench.store.read(key)
     if record is None:
-        runner.host.restore(runner.scope)
+        bench.host.restore(bench.scope)
         try:
-            fitted = _fit(runner, recipe, folder)
+            fitted = _fit(bench, recipe, folder)
         finally:
-            runner.host.restore(runner.scope)
-        stored = {n: t.to(runner.host.stored_dtype.get(n, t.dtype)) for n, t in fitted.extra.items()}
+            bench.host.restore(bench.scope)
+        stored = {n: t.to(bench.host.stored_dtype.get(n, t.dtype)) for n, t in fitted.extra.items()}
         parts = (("keep", fitted.keeps), ("weight", fitted.weights), ("extra", stored))
         save_packed(file, {}, dense={f"{part}.{n}": t.contiguous() for part, ts in parts for n, t in ts.items()})
         record = fitted.record.model_dump(mode="json")
-        runner.store.write(key, record, files=[file])
+        bench.store.write(key, record, files=[file])
         for checkpoint in folder.rglob("fit.safetensors"):
             checkpoint.unlink()
     return _load(file, record)
@@ -90,43 +87,43 @@ def _load(file: Path, record: dict[str, Any]) -> Learned:
     return Learned(found["keep"], found["weight"], found["extra"], record)
 
 
-def _fit(runner: Runner, recipe: Recipe, folder: Path) -> Fitted:
-    host, scope = runner.host, runner.scope
+def _fit(bench: Workbench, recipe: Recipe, folder: Path) -> Fitted:
+    host, scope = bench.host, bench.scope
     common: Any = dict(
         scope=scope,
         folder=folder,
         own=True,
-        progress=runner.progress(f"training at {100 * recipe.sparsity:.4g} % zeros"),
+        progress=bench.progress(f"training at {100 * recipe.sparsity:.4g} % zeros"),
     )
     if recipe.allocation == "learned":
         from winnow.fcpts.method import FCPTS
 
         learned = read_settings(FcptsSettings, recipe.settings, recipe.method)
         method = FCPTS(learned, structure=recipe.structure, time=recipe.time, table=recipe.table, seed=recipe.seed)
-        return method.fit(host.model, runner.batches, recipe.zeros, **common)
-    keeps, extra = _fixed(runner, recipe)
+        return method.fit(host.model, bench.batches, recipe.zeros, **common)
+    keeps, extra = _fixed(bench, recipe)
     host.restore(scope)
     settings = read_settings(DistilSettings, recipe.settings, recipe.method)
     fitted = Distil(settings, time=recipe.time, seed=recipe.seed).fit(
-        host.model, runner.batches, keeps, method=recipe.method, allocation=recipe.allocation, structure=recipe.structure, before=extra, **common
+        host.model, bench.batches, keeps, method=recipe.method, allocation=recipe.allocation, structure=recipe.structure, before=extra, **common
     )  # fmt: skip
     return fitted
 
 
-def _fixed(runner: Runner, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _fixed(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The masks that the recipe's score and allocation come to on the dense model, and biases that change with them."""
     from winnow.scores import needs_data
 
-    keeps, extra = runner.coupled(recipe)
+    keeps, extra = coupled(bench, recipe)
     if keeps is not None:
         return keeps, extra
     plain = recipe.model_copy(update=dict(solver="none", values="keep", settings={}, time=None))
-    zeros = runner.counts(plain)
-    stats = runner.statistics() if needs_data(recipe.score) else {}
-    runner.host.restore(runner.scope)
+    zeros = bench.counts(plain)
+    stats = bench.statistics() if needs_data(recipe.score) else {}
+    bench.host.restore(bench.scope)
 
     def weight(p: Any) -> torch.Tensor:
-        return p.matrix(runner.host.model.get_parameter(p.name).detach()).float()
+        return p.matrix(bench.host.model.get_parameter(p.name).detach()).float()
 
-    solved = solve_unit(list(runner.scope.prunables.values()), stats, plain, zeros, weight)
+    solved = solve_unit(list(bench.scope.prunables.values()), stats, plain, zeros, weight)
     return {p.name: solution.keep for p, solution in solved}, {}

@@ -6,17 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from winnow.compression.prune import LayerOutcome
+    from winnow.compression.outcome import LayerOutcome
 
 NAMED = 8  # tensors in a note; all of them are in the report's list of layers
-
-
-def by_magnitude(unseen: int, parts: int, zeros: int) -> str | None:
-    """What stands in the method column of a tensor of which ``unseen`` of ``parts`` (experts, groups) had no inputs."""
-    if not unseen:
-        return None
-    instead = "magnitude" if zeros else "round to nearest"
-    return instead if unseen == parts else f"{instead} in {unseen} of {parts} parts"
 
 
 def in_place_of(method: str, layers: Sequence[LayerOutcome]) -> list[str]:

@@ -7,14 +7,15 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from winnow.compression.hosts import Host, put_matrix, put_tensors
-from winnow.compression.otherwise import by_magnitude, by_watching, in_own_type, in_place_of
+from winnow.compression.otherwise import by_watching, in_own_type, in_place_of
+from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
 from winnow.disk.files import write_atomic
@@ -29,59 +30,6 @@ from winnow.solve import Solution, before_units
 
 Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class LayerOutcome:
-    """What became of one prunable tensor."""
-
-    name: str
-    block: str | None
-    kind: str
-    rows: int
-    cols: int
-    zeros: int
-    error: float | None  # ||X W^T - X W0^T||^2 / ||X W0^T||^2 on the calibration inputs; of the unit if reconstructed
-    bits_per_weight: float
-    seconds: float
-    unit: str  # the stored unit it lies in: a block's path, or "" for a model taken whole
-    parts: int = 1
-    unseen: int = 0  # parts whose inputs calibration did not see, and the method reads them
-    values: str | None = None  # how its weights are stored: "int8", "float32"
-    fitted: bool | None = None  # of a reconstructed unit: whether that beat the mask alone on examples held out
-
-    @property
-    def numel(self) -> int:
-        return self.rows * self.cols
-
-    @property
-    def sparsity(self) -> float:
-        return self.zeros / self.numel
-
-    @property
-    def method(self) -> str | None:
-        """What was done in place of the recipe's method; None where that was done."""
-        return by_magnitude(self.unseen, self.parts, self.zeros)
-
-
-@dataclass
-class Pruned:
-    """The result of one recipe: per-layer outcomes, packed weights, and dense tensors that changed beside them."""
-
-    layers: list[LayerOutcome]
-    packed: Callable[[str], PackedTensor]  # by tensor name; reads the stored unit
-    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # batch-norm statistics, compensated biases
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
-
-    @property
-    def zeros(self) -> int:
-        return sum(layer.zeros for layer in self.layers)
-
-    @property
-    def bits_per_weight(self) -> float:
-        return sum(x.bits_per_weight * x.numel for x in self.layers) / max(sum(x.numel for x in self.layers), 1)
 
 
 class Pruner:

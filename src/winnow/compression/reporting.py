@@ -17,7 +17,8 @@ import torch
 
 from winnow.budget import parse_size
 from winnow.compression.otherwise import unrounded
-from winnow.compression.runner import Outcome, Runner
+from winnow.compression.outcome import Outcome
+from winnow.compression.runner import Runner
 from winnow.compression.verdict import doubtful, judge
 from winnow.data.records import first_tensor
 from winnow.formats.artifact import read_artifact
@@ -48,7 +49,7 @@ from winnow.records.compression import (
 from winnow.words import number
 
 if TYPE_CHECKING:
-    from winnow.compression.verb import Setup
+    from winnow.compression.setup import Setup
 
 EXAMPLES = 8  # changed answers shown
 

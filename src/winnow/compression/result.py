@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
-from winnow.compression.prune import LayerOutcome, Pruned
-from winnow.compression.runner import Outcome, Runner
+from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
+from winnow.compression.runner import Runner
 from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors
 from winnow.formats.artifact import ArtifactWriter, read_artifact
@@ -26,7 +26,7 @@ from winnow.naming import name_of, nameless, without_paths
 
 if TYPE_CHECKING:
     from winnow.compression.job import Job
-    from winnow.compression.verb import Setup
+    from winnow.compression.setup import Setup
     from winnow.records.compression import Report
 
 

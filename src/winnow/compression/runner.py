@@ -4,80 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from winnow.compression.candidates import Candidate
-from winnow.compression.counts import allocation_needs_data, dense_statistics, per_tensor
-from winnow.compression.hosts import Host
 from winnow.compression.learning import Learned, learn
-from winnow.compression.prune import LayerOutcome, Pruned, Pruner, read_unit, unit_file
+from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
+from winnow.compression.prune import Pruner, read_unit, unit_file
 from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import dense_layout, stored_bytes
+from winnow.compression.units import coupled
+from winnow.compression.workbench import Progress, Workbench
 from winnow.errors import disk_errors
 from winnow.formats.packed import PackedTensor
-from winnow.formats.shards import Layout
 from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
 from winnow.measure.evaluation import keep, kept
-from winnow.measure.quality import Comparison, Evaluation, Task, compare
-from winnow.run.store import Store, stage_key
-
-Progress = Callable[[int, int, str], None]
+from winnow.measure.quality import Comparison, Evaluation, compare
+from winnow.run.store import stage_key
 
 
-@dataclass
-class Outcome:
-    """A candidate that was made and measured. ``pruned`` is None for the dense model."""
-
-    candidate: Candidate
-    pruned: Pruned | None
-    evaluation: Evaluation | None
-    comparison: Comparison | None
-    file_bytes: int
-    seconds: float
-    notes: list[str] = field(default_factory=list)
-    record: dict[str, Any] | None = None  # an AllocationRecord as JSON, of methods that train
-
-    @property
-    def name(self) -> str:
-        return self.candidate.name
-
-
-class Runner:
-    """Holds what all candidates share: the host, the scope, the batches, the task, the store."""
-
-    def __init__(
-        self,
-        host: Host,
-        scope: Scope,
-        batches: Sequence[Any],
-        task: Task | None,
-        store: Store,
-        *,
-        identity: dict[str, str],
-        spill: bool = False,
-        device: str = "cpu",
-        progress: Callable[[str], Progress] | None = None,
-    ) -> None:
-        self.host, self.scope, self.batches, self.task, self.store = host, scope, batches, task, store
-        self.identity, self.device = identity, device
-        self._dense_layout: Layout | None = None
-        self.spill = store.folder("activations") if spill else None
-        self._progress = progress
-        self._statistics: dict[str, Any] | None = None
-        self._reference: Any = None
-        self.dense: Evaluation | None = None
-        self.timing: dict[str, float] = {}
-        self.notes: list[str] = []  # on all candidates, for the report
-
-    def progress(self, stage: str) -> Progress | None:
-        return self._progress(stage) if self._progress else None
+class Runner(Workbench):
+    """Makes and measures candidates on one workbench."""
 
     def _measuring(self, name: str) -> Callable[[int, int], None] | None:
         stage = self.progress(f"measuring {name}")
@@ -146,24 +99,6 @@ class Runner:
             self._dense_layout = dense_layout(self.host, self.scope)
         return stored_bytes(self.host, self.scope, self._dense_layout, pruned.files())
 
-    def counts(self, recipe: Recipe) -> dict[str, int]:
-        """How many weights each tensor gives up; walks the dense model first where the split reads activations."""
-        if recipe.zeros == 0:
-            return dict.fromkeys(self.scope.prunables, 0)
-        stats = None
-        if allocation_needs_data(recipe) and self.batches:
-            stats = self.statistics()
-        return per_tensor(recipe, self.host, self.scope, stats)
-
-    def statistics(self) -> dict[str, Any]:
-        """Input norms of the dense model, computed once."""
-        if self._statistics is None:
-            self.host.restore(self.scope)
-            self._statistics = dense_statistics(
-                self.host, self.scope, self.batches, self.progress("statistics of the dense model")
-            )
-        return self._statistics
-
     def _pruned(self, candidate: Candidate) -> tuple[Pruned, str, dict[str, Any] | None]:
         recipe = candidate.recipe
         assert recipe is not None
@@ -205,7 +140,7 @@ class Runner:
             plain = recipe.model_copy(update=dict(solver=solver, allocation="uniform", settings={}, time=None))
         batches: Sequence[Any] = self.batches
         if learned is None:
-            keeps, extra = self.coupled(plain)
+            keeps, extra = coupled(self, plain)
         elif recipe.solver == "distil":
             keeps, extra, batches = learned.keeps, dict(learned.extra), []
             plain = plain.model_copy(update=dict(score="magnitude"))  # nothing is chosen any more
@@ -249,15 +184,6 @@ class Runner:
 
         units: Any = make_units(recipe.structure, self.scope, self.host.model, self.batches[0])
         return learned.keeps, units.entries(learned.keeps, self.host.model)
-
-    def coupled(self, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
-        """Masks of coupled units under the budget and the biases that change with them; None for other structures."""
-        structure = parse_structure(recipe.structure)
-        if not isinstance(structure, Coupled):
-            return None, {}
-        from winnow.compression.units import coupled_masks
-
-        return coupled_masks(self, recipe, structure.unit)
 
     def _recalibrates(self, recipe: Recipe) -> bool:
         """Whether batch norms are estimated anew: of every candidate, pruned, rounded or both, or of none."""

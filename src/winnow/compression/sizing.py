@@ -14,7 +14,7 @@ from winnow.masks.structure import BlockShape, parse_structure
 from winnow.words import size
 
 if TYPE_CHECKING:
-    from winnow.compression.verb import Setup
+    from winnow.compression.setup import Setup
 
 AIM, NEAR = 0.998, 0.985  # shares of the size: where a draft is steered to, and from where on it is near enough
 DRAFTS = 8

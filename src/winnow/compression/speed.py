@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.compression.runner import Outcome, Runner
+from winnow.compression.outcome import Outcome
+from winnow.compression.runner import Runner
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.machine.memory import available_memory
@@ -16,7 +17,7 @@ from winnow.masks.given import working_copy
 from winnow.records.compression import Speed
 
 if TYPE_CHECKING:
-    from winnow.compression.verb import Setup
+    from winnow.compression.setup import Setup
     from winnow.speed.workload import Work
 
 PATIENCE = 20.0  # seconds that it may take at most

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from winnow.compression.counts import layer_seed
 from winnow.compression.recipe import Recipe
+from winnow.compression.workbench import Workbench
 from winnow.errors import InputError
+from winnow.masks.structure import Coupled, parse_structure
 from winnow.scores import needs_data, score
 
-if TYPE_CHECKING:
-    from winnow.compression.runner import Runner
+
+def coupled(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
+    """Masks of coupled units under the budget and the biases that change with them; None for other structures."""
+    structure = parse_structure(recipe.structure)
+    if not isinstance(structure, Coupled):
+        return None, {}
+    return coupled_masks(bench, recipe, structure.unit)
 
 
 def coupled_masks(
-    runner: Runner, recipe: Recipe, unit: Literal["neuron", "head", "channel"]
+    bench: Workbench, recipe: Recipe, unit: Literal["neuron", "head", "channel"]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Keep masks of the chosen units, and the biases that change with them.
 
@@ -29,16 +36,16 @@ def coupled_masks(
     """
     from winnow.coupled.find import compensate, find_units, matrices, score_units, select_units, unit_masks, zero_biases
 
-    host, scope = runner.host, runner.scope
-    if not runner.batches:
+    host, scope = bench.host, bench.scope
+    if not bench.batches:
         raise InputError(f"--structure {unit} finds its units by running the model: give --data.")
     if host.streamed:
         raise InputError(f"--structure {unit} needs the whole model in memory: leave out --ram.")
-    units = find_units(host.model, scope, runner.batches[0], unit)
+    units = find_units(host.model, scope, bench.batches[0], unit)
     if not units:
         raise InputError(f"no {unit} that can be removed was found in this model: choose another --structure.")
     weights = matrices(host.model, scope)
-    stats = runner.statistics()
+    stats = bench.statistics()
     if recipe.method == "magnitude" and recipe.score == "magnitude":
         ranked = score_units(units, {}, "flap", stats=stats, weights=weights)
     else:

@@ -5,183 +5,88 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import torch
+from torch import nn
 
-from winnow.allocate.zeros import zero_entries
-from winnow.budget import Budget
-from winnow.calibrate.units import find_units, one_stream
-from winnow.compression.candidates import at_values, baselines, primary, rounded
-from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
-from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_note
+from winnow.compression.candidates import baselines, primary
 from winnow.compression.goal import Search, nothing_holds, safest_first, search, within
-from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
-from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
-from winnow.compression.methods import choose, recurrent_weights, resolve, settle, trains
-from winnow.compression.opening import outputs_of, tried
-from winnow.compression.plan import Plan, make_plan
-from winnow.compression.recipe import Recipe
+from winnow.compression.outcome import Outcome
+from winnow.compression.plan import Plan
 from winnow.compression.result import Result, finish
-from winnow.compression.runner import Outcome, Progress, Runner
-from winnow.compression.sizes import dense_bytes as size_of_dense
-from winnow.compression.sizes import dense_layout
+from winnow.compression.runner import Progress, Runner
+from winnow.compression.setup import Setup
 from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
-from winnow.disk.links import refuse_links
-from winnow.disk.work import check_output, work_of
+from winnow.disk.work import work_of
 from winnow.errors import GateError, InputError
-from winnow.forward.batch import token_count
-from winnow.machine.memory import available_memory
-from winnow.masks.prunable import CONVOLUTIONS, Scope
-from winnow.masks.scope import find_scope
-from winnow.masks.structure import NM, Unstructured, check, parse_structure
 from winnow.measure.chance import at_chance
-from winnow.measure.prepare import Prepared, prepare
-from winnow.models.source import ModelSource, open_model
 from winnow.run.store import Store
-from winnow.solve import before_units
 
 ProgressFactory = Callable[[str], Progress]
-TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
 
 
-@dataclass
-class Setup:
-    """Everything opened and checked, before any work."""
+def compress(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    sparsity: float | str | Sequence[float] | None = None,
+    bits_per_weight: float | None = None,
+    size: str | int | None = None,
+    max_drop: float | None = None,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    progress: Callable[[str], Callable[[int, int, str], None]] | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> Result | Plan:
+    """Prunes a model to a budget, packs it, measures it against the dense model and plain quantization.
 
-    job: Job
-    source: ModelSource
-    host: Host
-    scope: Scope
-    prepared: Prepared
-    recipes: list[Recipe]
-    reason: str  # why this method
-    dense_bytes: int  # of the tensors that stay as they are
-    dense_file: int  # of the dense model's weights, as a plain safetensors file
-    plan: Plan
-    notes: list[str] = field(default_factory=list)
-    own: int = 0  # zeros among the prunable weights as given, that every rate includes
-
-    def recipe_at(self, sparsity: float, values: str) -> Recipe:
-        """The job's recipe at another rate and value type."""
-        base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
-        sparsity, zeros = raised(sparsity, zeros, self.own, self.scope.numel)
-        return base.model_copy(update=dict(sparsity=sparsity, zeros=zeros, values=values))
-
-
-def set_up(job: Job) -> Setup:
-    """Opens the model and the data and turns the budget into integers. Prunes nothing, writes nothing.
+    Args:
+        model: a Hugging Face folder or name, ``"package.module:function"`` (with ``weights=``), or a module (which
+            is not changed).
+        data: calibration data: a file, a folder of images, an npz, a Hugging Face data set name,
+            ``"package.module:function"``, or records in memory; see :func:`winnow.data.open_data`.
+        sparsity: share of zeros among the prunable weights in [0, 1), or several. Exactly one of this,
+            ``bits_per_weight`` (of the prunable weights, index and scales counted), ``size`` (of the weights file,
+            e.g. "40MB") and ``max_drop`` (points, or per cent of perplexity, that the paired upper 95 % bound may lose);
+            none with ``method="zeros"``, which packs a sparse model as it is.
+        out: folder to write; without it, use :meth:`Result.save`.
+        dry_run: return the :class:`Plan` and write nothing.
+        progress: called with a stage's name, gives a function (done, total, what).
+        options: the other fields of :class:`winnow.compression.job.Job`: eval, task, column, label, method, score,
+            group, allocation, table, structure, solver, values, group_size, baselines, keep, include, exclude,
+            samples, length, batch_size, eval_limit, seed, damp, recalibrate, ram, device, dtype, weights,
+            tokenizer, trust_remote_code, speed; and for methods that train (fcpts, distil, ``allocation="learned"``):
+            settings (a dict, see :mod:`winnow.train.distil.settings`), time (seconds, in place of a number of steps),
+            compare_with (an earlier run's folder), floor (a value of the metric that quality should not fall below);
+            mean and std of pixels between 0 and 1 (numbers, one or one a channel), for images given as bytes.
 
     Raises:
-        InputError: anything about the job, the model or the data that would stop it later.
+        InputError: something about the arguments, the model or the data must change; the sentence says what.
+        GateError: ``max_drop`` cannot be kept.
+        WinnowError: the work failed, e.g. a full disk; running again continues.
     """
-    job.check()
-    source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
-    if source.module is not None:
-        from winnow.kernels.swap import must_be_dense
+    from winnow.compression.job import Job
+    from winnow.compression.setup import set_up
+    from winnow.compression.verb import run
+    from winnow.errors import InputError
 
-        must_be_dense(source.module)
-    if job.out is not None:
-        check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
-        if source.folder is not None:
-            refuse_links([source.folder / "config.json"], source.folder)
-    limit = job.memory_limit()
-    if limit is not None:
-        _import_ahead()
-    host: Host = (
-        Streamed(source)
-        if limit is not None and source.kind == "folder" and not source.is_artifact
-        else Loaded(
-            source, dtype=None if job.dtype == "auto" else getattr(torch, job.dtype), wide=_fits_wide(job, source)
+    unknown = sorted(set(options) - set(Job.__dataclass_fields__))
+    if unknown:
+        raise InputError(
+            f"compress has no option {unknown[0]!r}: the options are the fields of winnow.compression.job.Job."
         )
-    )
-    scope = find_scope(host.model, include=job.include, exclude=job.exclude)
-    learned_pattern = job.learns and isinstance(parse_structure(job.structure), NM)
-    check_finite(host, scope)
-    method, reason = job.method, "named by you"
-    if method == "auto":
-        recurrent = recurrent_weights(scope, host.model)
-        method, reason = choose(scope, has_data=job.data is not None, structure=job.structure, recurrent=recurrent)
-    allocation = "table" if job.table is not None and not job.learns else job.allocation
-    parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
-    settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
-    training = trains(parts)
-    if training:
-        check_trainable(job, host, scope, method)
-    if job.compare_with is not None:
-        check_earlier(job, parts)
-    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
-    samples = job.samples or (TRAINING_SAMPLES if training or by_units else SAMPLES)  # a fit needs as many as training
-    prepared = prepare(
-        source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
-        batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
-        tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
-        model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
+    job = Job(
+        model=model, data=data, sparsity=sparsity, bits_per_weight=bits_per_weight, size=size, max_drop=max_drop,
+        out=Path(out) if out is not None else None, **options,
     )  # fmt: skip
-    host = tried(host, prepared)
-    scope = find_scope(
-        host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)
-    )
-    for p in scope.prunables.values():
-        if not learned_pattern:  # which leaves tensors dense that do not take it
-            check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
-    if training:
-        settings["batch"] = prepared.batch_size
-    recalibrate = job.recalibrate and not (
-        job.keeps_zeros and parts["solver"] == "none"
-    )  # as little changes, in every row
-    sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
-    stays = dense_layout(host, scope)
-    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
-    if source.quantized is not None:  # what is saved is saved of the file that there is
-        dense_file = sum(f.stat().st_size for f in source.weight_files())
-    recipes: list[Recipe] = []
-    own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
-    there = sum(zero_entries(host.original(n)) for n in scope.prunables)
-    kept = there if isinstance(parse_structure(job.structure), Unstructured) else 0
-    budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
-    for budget in budgets:
-        zeros = (
-            own
-            if budget is None
-            else round(budget.value * scope.numel)  # which layers take the pattern is learned
-            if learned_pattern
-            else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
-        )
-        sparsity = (
-            budget.value
-            if budget is not None and budget.kind == "sparsity"
-            else own / scope.numel
-            if own
-            else round(zeros / scope.numel, 4)
-        )
-        if budget is not None:
-            sparsity, zeros = raised(sparsity, zeros, kept, scope.numel)
-        if any(r.zeros == zeros for r in recipes):  # two rates below the zeros that are there come to one
-            continue
-        recipes.append(
-            Recipe(
-                method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
-                settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
-                batch_size=prepared.batch_size, seed=job.seed,
-            )
-        )  # fmt: skip
-    notes = [*source_notes(source), *prepared.notes, *scope.notes, *source.left_out()]
-    if job.keeps_zeros and job.solver is None:
-        recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
-        notes += [how] if (how := rounded(recipes[0])) else []
-    if any(r.needs_data for r in recipes) and not prepared.batches:
-        raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
-    if not job.keeps_zeros:
-        asked = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
-        notes += zeros_note(there, scope.numel, job.structure, asked=asked)
-    plan = make_plan(job, source, host, scope, prepared, recipes, dense=stays, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, kept)
+    setup = set_up(job)
+    if dry_run:
+        return setup.plan
+    return run(setup, progress=progress, command=command)
 
 
 def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
@@ -293,44 +198,3 @@ def _identity(setup: Setup) -> dict[str, str]:
         "dtype": setup.job.dtype,
         **setup.prepared.hashes,
     }
-
-
-def _fits_wide(job: Job, source: ModelSource) -> bool:
-    """16 bits become float32 unless the model would not fit: half precision on a CPU is slow or coarse."""
-    stored = sum(f.stat().st_size for f in source.weight_files())
-    return 4 * stored < available_memory() and job.device == "cpu"
-
-
-def _bytes(host: Host, scope: Scope) -> int:
-    """Bytes of the tensors that stay dense, as the dense file stores them."""
-    total = sum(stored_sizes(host).values())
-    return total - sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
-
-
-def _sequential(
-    job: Job, host: Host, scope: Scope, prepared: Prepared, *, whole_blocks: bool
-) -> Literal["layer", "block"]:
-    """Layer by layer takes half the forwards and holds more hidden states: where they fit, and the model allows it.
-
-    A solver that fits units as a whole (``whole_blocks``) gets blocks: a layer alone has far less to make up with.
-    """
-    if job.sequential == "layer" and host.streamed:
-        raise InputError("--sequential layer needs the model in memory: leave out --ram, or choose block.")
-    if job.sequential != "auto":
-        return "layer" if job.sequential == "layer" else "block"
-    if whole_blocks or host.streamed or not prepared.batches or not one_stream(host.model):
-        return "block"
-    # A block that multiplies with parameters of its own is seen as a block, not at any layer of it.
-    if any(p.block for unit in find_units(host.model, scope, "layer")[1] for p in unit.prunables):
-        return "block"
-    widths = [p.cols for p in scope.prunables.values() if p.kind not in CONVOLUTIONS] or [0]
-    waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
-    return "layer" if waiting < available_memory() / 4 else "block"
-
-
-def _import_ahead() -> None:
-    """Libraries used later take memory too: with a limit they are there before it is reckoned with."""
-    import scipy.stats  # noqa: F401
-
-    import winnow.compression.reporting
-    import winnow.report.compression.page  # noqa: F401

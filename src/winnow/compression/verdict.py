@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from winnow.compression.runner import Outcome
+from winnow.compression.outcome import Outcome
 from winnow.measure.chance import too_good
 from winnow.measure.compare import Comparison
 from winnow.measure.quality import Evaluation, Task

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels.expanded import expand
 from winnow.kernels.form import Form, live
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
@@ -187,7 +188,7 @@ class Int8Linear(Substitute):
         super().__init__(form, bias)
         assert matrix.scales is not None
         self._scales = matrix.scales[:, 0].clone()
-        self.register_buffer("codes", matrix.expand(dtype=torch.int8), persistent=False)
+        self.register_buffer("codes", expand(matrix, dtype=torch.int8), persistent=False)
         self._rounded_scales = self._scales.to(torch.bfloat16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from winnow.errors import InputError
 from winnow.kernels import native, reference
-
-if TYPE_CHECKING:
-    from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.matrix import PackedMatrix
 
 # Measured on 4096 x 4096 weights, bfloat16 and float32, 1 thread: with few rows of x a panel should still be in the
 # second-level cache when it is multiplied; with many, torch spends more on laying x out again for every panel.
@@ -30,13 +27,29 @@ def linear(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> 
     step = min(matrix.rows, max(_LEAST_ROWS, size // max(matrix.cols * x.element_size(), 1)))
     panel = x.new_empty((step, matrix.cols))
     bias = None if bias is None else bias.to(x.dtype)
-    expand, source = (native.expand, matrix.view) if native.available() else (reference.expand, matrix)
+    fill, source = (native.expand, matrix.view) if native.available() else (reference.expand, matrix)
     for begin in range(0, matrix.rows, step):
         end = min(begin + step, matrix.rows)
         rows = panel[: end - begin]
-        expand(source, begin, end, rows)
+        fill(source, begin, end, rows)
         if bias is None:
             torch.mm(x, rows.t(), out=y[:, begin:end])
         else:
             torch.addmm(bias[begin:end], x, rows.t(), out=y[:, begin:end])
     return y
+
+
+def expand(matrix: PackedMatrix, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Dense rows [r, cols], dequantized, of a floating-point ``dtype``; int8: the integer codes."""
+    begin, end, step = rows.indices(matrix.rows)
+    if step != 1:
+        raise InputError("expand takes consecutive rows")
+    if dtype == torch.float64:  # exact: every value, and every code times its scale, fits float32
+        return expand(matrix, rows).double()
+    out = torch.empty((max(end - begin, 0), matrix.cols), dtype=dtype)
+    if out.numel():
+        if native.available():
+            native.expand(matrix.view, begin, end, out)
+        else:
+            reference.expand(matrix, begin, end, out)
+    return out

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from winnow.kernels.geometry import Geometry
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
-from winnow.kernels.products import Geometry
 from winnow.kernels.swap import _geometry
 from winnow.masks.blocks import is_transposed_linear
 

@@ -14,9 +14,8 @@ from winnow.errors import FormatError, InputError
 from winnow.formats import bits
 from winnow.formats.packed import PackedTensor, pack
 from winnow.formats.soundness import FLOATS, INTEGERS
-from winnow.kernels import expanded, native, reference, spmm
+from winnow.kernels import matrix, native
 from winnow.kernels.memory import in_large_pages
-from winnow.kernels.products import exact_int_mm, int8_linear
 from winnow.masks.structure import BlockShape, Unstructured
 from winnow.quantize import Grid, Quantized, round_to_nearest
 
@@ -24,7 +23,6 @@ Way = Literal["packed", "expanded", "spmm"]
 Activations = Literal["keep", "int8"]
 
 _STORED = {**FLOATS, "int8": torch.int8, "int4": torch.uint8}
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 _LIMIT = 1 << 32  # a row begins at a byte that 32 bits can say
 _alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
 
@@ -56,9 +54,7 @@ class PackedMatrix:
         _check(self)
         object.__setattr__(self, "starts", torch.empty(self.rows + 1, dtype=torch.int32))
         agree = (
-            native.fill_starts(self.view, self.starts)
-            if native.available()
-            else reference.fill_starts(self, self.starts)
+            native.fill_starts(self.view, self.starts) if native.available() else matrix.fill_starts(self, self.starts)
         )
         if not agree:
             raise FormatError("a packed index and its values disagree: the file is damaged; copy or write it again")
@@ -135,7 +131,7 @@ class PackedMatrix:
     @cached_property
     def view(self) -> Any:
         """The same matrix as the native kernels take it: addresses, valid as long as this object lives."""
-        return native.describe(self)
+        return matrix.describe(self)
 
     @property
     def group_size(self) -> int:
@@ -167,81 +163,6 @@ class PackedMatrix:
             return ["packed", "expanded"] if self.values == "int8" else ["packed"] if self.values == "int4" else []
         return ["packed", "expanded", "spmm"]
 
-    def linear(
-        self, x: torch.Tensor, bias: torch.Tensor | None = None, *, activations: str = "keep", way: str = "packed"
-    ) -> torch.Tensor:
-        """y = x Wᵀ (+ bias): x [..., cols] float32, bfloat16 or float16, y [..., rows] of the same type.
-
-        Parameters
-        ----------
-        bias: [rows] or None.
-        activations: "int8" rounds each row of x to int8 (scale max|x| / 127, half to even) and sums integers: integer
-            values only.
-        way: "packed" reads the packed rows once for every 16 rows of x. "expanded" expands a panel of rows at a time,
-            in x's type, and lets torch multiply it (int8 activations: where torch's integer sums are exact, else the
-            same as "packed"). "spmm" lays x out feature-major and adds multiples of its rows (float32 sums).
-
-        Raises InputError for another shape, type or way.
-        """
-        shape = x.shape
-        if shape[-1] != self.cols or not x.is_cpu or x.dtype not in _FLOATING:
-            raise InputError(_why_not(self, x))
-        if way not in self.ways(activations):
-            raise InputError(f"{self.values} values have no way {way!r} with activations={activations!r}")
-        x2d = x.reshape(-1, self.cols)
-        if x2d.stride(1) != 1:
-            x2d = x2d.contiguous()
-        bias = self._bias(bias)
-        if way == "packed" or (activations == "int8" and not exact_int_mm()):
-            y = x.new_empty((x2d.shape[0], self.rows))
-            if y.numel():
-                if native.available():
-                    native.linear(self.view, x2d, bias, y, activations == "int8")
-                else:
-                    reference.linear(self, x2d, bias, y, activations == "int8")
-        elif way == "spmm":
-            y = spmm.linear(self, x2d, bias)
-        else:
-            y = (int8_linear if activations == "int8" else expanded.linear)(self, x2d, bias)
-        return y if len(shape) == 2 else y.view(*shape[:-1], self.rows)
-
-    def _bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """The bias as the kernels read it. Raises InputError where it is not one number a row."""
-        if bias is None:
-            return None
-        if bias.dim() != 1 or bias.shape[0] != self.rows:
-            raise InputError(f"the bias has shape {list(bias.shape)}, {self.rows} rows need one number each")
-        return bias if bias.dtype == torch.float32 and bias.is_contiguous() else bias.float().contiguous()
-
-    def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """W x (+ bias, one a row): float32 [cols, n] -> [rows, n], feature-major, as convolutions need it."""
-        if x.dim() != 2 or x.shape[0] != self.cols or x.dtype != torch.float32 or x.device.type != "cpu":
-            raise InputError(f"times takes float32 [{self.cols}, n] on the CPU, not {x.dtype} {list(x.shape)}")
-        bias = self._bias(bias)
-        y = x.new_empty((self.rows, x.shape[1]))
-        if y.numel():
-            x = x if x.stride(1) == 1 else x.contiguous()
-            if native.available():
-                native.times(self.view, x, bias, y)
-            else:
-                reference.times(self, x, bias, y)
-        return y
-
-    def expand(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Dense rows [r, cols], dequantized, of a floating-point ``dtype``; int8: the integer codes."""
-        begin, end, step = rows.indices(self.rows)
-        if step != 1:
-            raise InputError("expand takes consecutive rows")
-        if dtype == torch.float64:  # exact: every value, and every code times its scale, fits float32
-            return self.expand(rows).double()
-        out = torch.empty((max(end - begin, 0), self.cols), dtype=dtype)
-        if out.numel():
-            if native.available():
-                native.expand(self.view, begin, end, out)
-            else:
-                reference.expand(self, begin, end, out)
-        return out
-
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedMatrix:
         return self
 
@@ -251,14 +172,6 @@ class PackedMatrix:
         return PackedMatrix, (
             self.rows, self.cols, self.values, mask, data, scales, self.zeros, self.block, self.group,
         )  # fmt: skip
-
-
-def _why_not(matrix: PackedMatrix, x: torch.Tensor) -> str:
-    if x.shape[-1] != matrix.cols:
-        return f"a packed layer of {matrix.cols} inputs was given x of shape {list(x.shape)}: its last size must match"
-    if x.device.type != "cpu":
-        return f"a packed layer runs on the CPU and was given x on {x.device}: move x there"
-    return f"a packed layer takes float32, bfloat16 or float16 and was given {x.dtype}: convert x"
 
 
 def _check(m: PackedMatrix) -> None:
@@ -302,3 +215,45 @@ def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor
     next(stored, None)  # the end of the bands checks that no value is left over
     data = torch.from_numpy(np.concatenate(values)) if values else packed.data
     return mask, in_large_pages(data.view(packed.data.dtype))
+
+
+VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
+
+
+def describe(matrix: PackedMatrix) -> Any:
+    """The native view of a packed matrix; the caller keeps ``matrix`` alive as long as it uses the view."""
+    return native.load_extension().Matrix(
+        matrix.rows,
+        matrix.cols,
+        VALUES[matrix.values],
+        matrix.block,
+        matrix.group or matrix.cols,
+        0 if matrix.mask is None else matrix.mask.data_ptr(),
+        0 if matrix.mask is None else matrix.mask.shape[1],
+        matrix.data.data_ptr(),
+        matrix.data.numel() * matrix.data.element_size(),
+        matrix.starts.data_ptr(),
+        0 if matrix.scales is None else matrix.scales.data_ptr(),
+    )
+
+
+_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+
+
+def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
+    """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
+    row has index bits beyond the last column or the rows do not fill the values exactly."""
+    counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
+    if matrix.mask is not None:
+        mask, entries = matrix.mask.numpy(), matrix.cols // matrix.block
+        if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
+            return False
+        for rows in bits.bands(matrix.rows, mask.shape[1]):
+            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
+    sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
+    ends = np.cumsum(sizes)
+    if matrix.rows and ends[-1] >= 1 << 32:
+        return False
+    starts[0] = 0
+    starts.numpy().view(np.uint32)[1:] = ends
+    return int(sizes.sum()) == matrix.data.numel() * matrix.data.element_size()

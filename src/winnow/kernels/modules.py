@@ -11,10 +11,11 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.formats.soundness import INTEGERS
-from winnow.kernels import ops
+from winnow.kernels import expanded, multiply, ops
+from winnow.kernels.geometry import Geometry
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.products import Geometry, convolve
+from winnow.kernels.products import convolve
 from winnow.quantize import Grid, Quantized
 
 Ways = Iterable[tuple[float, str]]
@@ -94,7 +95,7 @@ class PackedLayer(WeightOnDemand):
 
     def dense(self) -> torch.Tensor:
         """The dense weight, of the type and shape of :attr:`weight`."""
-        return self._restore(self.matrix.expand(dtype=self._dtype))
+        return self._restore(expanded.expand(self.matrix, dtype=self._dtype))
 
     def pack(self, weight: torch.Tensor) -> None:
         """Take over a dense ``weight`` of the same shape. Raises InputError where the values' type cannot hold it."""
@@ -191,7 +192,7 @@ class PackedLinear(PackedLayer):
         matrix = self.matrix
         way = self.way(x.numel() // max(matrix.cols, 1))
         # self.bias would cost a call of nn.Module.__getattr__ for every product.
-        return matrix.linear(x, self._parameters["bias"], activations=self.activations, way=way)
+        return multiply.linear(matrix, x, self._parameters["bias"], activations=self.activations, way=way)
 
     def _restore(self, matrix: torch.Tensor) -> torch.Tensor:
         return matrix.t().contiguous() if self.transposed else matrix
@@ -250,7 +251,7 @@ def _repacked(weight: torch.Tensor, like: PackedMatrix) -> PackedMatrix:
         grid = Grid(INTEGERS[like.values], like.group)
         codes = grid.round(weight, like.scales)
         packed = PackedMatrix.from_codes(Quantized(codes, like.scales, grid.bits, like.group), block=like.block)
-    if not torch.equal(packed.expand(dtype=weight.dtype), weight):
+    if not torch.equal(expanded.expand(packed, dtype=weight.dtype), weight):
         held = like.values if like.scales is None else f"{like.values} values and the layer's scales"
         raise InputError(f"this weight does not fit {held} exactly: load it into the dense model, and pack that")
     return packed

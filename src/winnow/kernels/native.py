@@ -18,14 +18,13 @@ import torch
 from winnow.errors import InputError
 
 if TYPE_CHECKING:
-    from winnow.kernels.matrix import PackedMatrix
+    pass
 
-VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
 @lru_cache(maxsize=1)
-def _extension() -> Any:
+def load_extension() -> Any:
     """The extension module, None where it was not built."""
     try:
         from winnow.kernels import _native  # type: ignore[attr-defined]
@@ -71,20 +70,20 @@ def _share_threads(extension: Any) -> None:
 
 def available() -> bool:
     """Whether the native kernels are there."""
-    return _extension() is not None
+    return load_extension() is not None
 
 
 def build() -> str:
     """Which build of the extension this is: timings of another one say nothing about it. Empty without the extension."""
     if not available():
         return ""
-    file = os.stat(_extension().__file__)
+    file = os.stat(load_extension().__file__)
     return f"{file.st_size}-{file.st_mtime_ns}"
 
 
 def isas() -> list[str]:
     """Instruction paths this build has and this processor runs, slowest first; empty without the extension."""
-    extension = _extension()
+    extension = load_extension()
     return list(extension.isas()) if extension is not None else []
 
 
@@ -108,36 +107,19 @@ def _kernels(wanted: str | None) -> Any:
         wanted = usable[-1]
     elif wanted not in usable:
         raise InputError(f"WINNOW_ISA={wanted} is not to be had here: use one of {', '.join(usable)}")
-    return _extension().kernels(wanted)
-
-
-def describe(matrix: PackedMatrix) -> Any:
-    """The native view of a packed matrix; the caller keeps ``matrix`` alive as long as it uses the view."""
-    return _extension().Matrix(
-        matrix.rows,
-        matrix.cols,
-        VALUES[matrix.values],
-        matrix.block,
-        matrix.group or matrix.cols,
-        0 if matrix.mask is None else matrix.mask.data_ptr(),
-        0 if matrix.mask is None else matrix.mask.shape[1],
-        matrix.data.data_ptr(),
-        matrix.data.numel() * matrix.data.element_size(),
-        matrix.starts.data_ptr(),
-        0 if matrix.scales is None else matrix.scales.data_ptr(),
-    )
+    return load_extension().kernels(wanted)
 
 
 def fill_starts(view: Any, starts: torch.Tensor) -> bool:
     """Fill ``starts`` (int32 holding uint32, [rows + 1]); False where index and values do not agree."""
-    return _extension().starts(view, starts.data_ptr())
+    return load_extension().starts(view, starts.data_ptr())
 
 
 def linear(
     view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, int8_activations: bool = False
 ) -> None:
     """y [batch, rows] = x [batch, cols] W^T (+ bias); x and y of one type, rows of x contiguous, bias float32."""
-    _extension().linear(
+    load_extension().linear(
         kernels(),
         view,
         x.data_ptr(),
@@ -154,14 +136,14 @@ def linear(
 
 def expand(view: Any, start: int, stop: int, out: torch.Tensor) -> None:
     """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
-    _extension().expand(
+    load_extension().expand(
         kernels(), view, start, stop, out.data_ptr(), out.stride(0), TYPES[out.dtype], torch.get_num_threads()
     )
 
 
 def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """y [rows, n] = W x [cols, n] (+ bias of each row), float32, rows of x and y contiguous."""
-    _extension().times(
+    load_extension().times(
         kernels(),
         view,
         x.data_ptr(),
@@ -176,7 +158,7 @@ def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
 
 def linear_many(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """What :func:`linear` computes, by the feature-major kernels with float32 sums: for many rows of x."""
-    _extension().linear_many(
+    load_extension().linear_many(
         kernels(),
         view,
         x.data_ptr(),
@@ -198,7 +180,7 @@ def convolve(
     Float32, contiguous, one group; ``geometry``: kernel, stride, padding, dilation, each (height, width).
     """
     sizes = [*x.shape, *y.shape[2:], *(size for pair in geometry for size in pair)]
-    _extension().convolve(
+    load_extension().convolve(
         kernels(),
         view,
         x.data_ptr(),

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from winnow.kernels import expanded, multiply
+from winnow.kernels.geometry import Geometry
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.products import Geometry, convolve, convolve_back, transposed_product
+from winnow.kernels.products import convolve, convolve_back, transposed_product
 
 # What an operator needs to know of a packed matrix: tensors first, so that a compiled graph takes them as inputs.
 _MATRIX = (
@@ -43,11 +45,11 @@ def _matrix(
 
 def _linear(x: torch.Tensor, bias: torch.Tensor | None, activations: str, way: str, *matrix: Any) -> torch.Tensor:
     packed = _matrix(*matrix)
-    return packed.linear(x, bias, activations=activations, way=choose(way, x.numel() // max(packed.cols, 1)))
+    return multiply.linear(packed, x, bias, activations=activations, way=choose(way, x.numel() // max(packed.cols, 1)))
 
 
 def _expand(dtype: torch.dtype, *matrix: Any) -> torch.Tensor:
-    return _matrix(*matrix).expand(dtype=dtype)
+    return expanded.expand(_matrix(*matrix), dtype=dtype)
 
 
 def _linear_back(grad: torch.Tensor, *matrix: Any) -> torch.Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
 from winnow.errors import InputError
 from winnow.kernels import spmm
+from winnow.kernels.expanded import expand
+from winnow.kernels.geometry import Geometry
 from winnow.kernels.reference import quantize_rows
 
 if TYPE_CHECKING:
@@ -19,20 +21,6 @@ if TYPE_CHECKING:
 PANEL_BYTES = 2 << 20  # of expanded weights: still near the processor when they are multiplied
 _CONV_PANEL_BYTES = 4 << 20  # every panel makes torch read the whole image once more
 _LEAST_ROWS = 32  # below, torch's product has too little to do to be fast
-
-
-class Geometry(NamedTuple):
-    """How a 2-D convolution of one group walks over an image, (height, width) each; zeros pad it."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def out_size(self, height: int, width: int) -> tuple[int, int]:
-        sides = zip((height, width), *self, strict=True)
-        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
-        return high, wide
 
 
 def panels(matrix: PackedMatrix, itemsize: int, size: int = PANEL_BYTES) -> Iterator[slice]:
@@ -46,7 +34,7 @@ def transposed_product(matrix: PackedMatrix, y: torch.Tensor) -> torch.Tensor:
     """y [batch, rows] W -> [batch, cols], float32: what a gradient with respect to x needs."""
     x = y.new_zeros((y.shape[0], matrix.cols), dtype=torch.float32)
     for rows in panels(matrix, 4):
-        x.addmm_(y[:, rows].float(), matrix.expand(rows))
+        x.addmm_(y[:, rows].float(), expand(matrix, rows))
     return x
 
 
@@ -59,7 +47,7 @@ def int8_linear(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None
     digits = digits.to(torch.int8)
     y = x.new_empty((x.shape[0], matrix.rows))
     for rows in panels(matrix, 1):
-        panel = matrix.expand(rows, torch.int8)
+        panel = expand(matrix, rows, torch.int8)
         out = torch._int_mm(digits, panel.t()).float().mul_(matrix.scales[rows, 0].float()).mul_(scale)
         y[:, rows] = out if bias is None else out.add_(bias[rows])
     return y
@@ -92,7 +80,7 @@ def convolve(
     if way == "expanded":
         y = x.new_empty((x.shape[0], matrix.rows, *size))
         for rows in panels(matrix, x.element_size(), _CONV_PANEL_BYTES):
-            filters = matrix.expand(rows, x.dtype).view(-1, x.shape[1], *geometry.kernel)
+            filters = expand(matrix, rows, x.dtype).view(-1, x.shape[1], *geometry.kernel)
             part = None if bias is None else bias[rows].to(x.dtype)
             y[:, rows] = F.conv2d(x, filters, part, geometry.stride, geometry.padding, geometry.dilation)
         return y

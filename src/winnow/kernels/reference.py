@@ -19,27 +19,7 @@ from winnow.quantize.grid import spread_scales
 if TYPE_CHECKING:
     from winnow.kernels.matrix import PackedMatrix
 
-_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 _BAND = 1 << 20  # weights expanded at a time
-
-
-def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
-    """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
-    row has index bits beyond the last column or the rows do not fill the values exactly."""
-    counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
-    if matrix.mask is not None:
-        mask, entries = matrix.mask.numpy(), matrix.cols // matrix.block
-        if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
-            return False
-        for rows in bits.bands(matrix.rows, mask.shape[1]):
-            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
-    sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
-    ends = np.cumsum(sizes)
-    if matrix.rows and ends[-1] >= 1 << 32:
-        return False
-    starts[0] = 0
-    starts.numpy().view(np.uint32)[1:] = ends
-    return int(sizes.sum()) == matrix.data.numel() * matrix.data.element_size()
 
 
 def linear(

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from winnow.kernels import native, reference
 
 if TYPE_CHECKING:
+    from winnow.kernels.geometry import Geometry
     from winnow.kernels.matrix import PackedMatrix
-    from winnow.kernels.products import Geometry
 
 
 def linear(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels.geometry import Geometry
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
-from winnow.kernels.products import Geometry
 from winnow.masks.blocks import is_transposed_linear
 
 # Where the modules of quantized layers are defined: by torch, by its extensions, by what transformers puts into models.

@@ -57,7 +57,7 @@ class Ticket(Fitting):
     kind: ClassVar[str] = "ticket"
     sparsity: float  # share of zeros among the prunable weights; 0.8 or 80%
     method: str = "ticket"
-    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see winnow/tickets/settings.py
+    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see src/winnow/tickets/settings.py
     include: Texts = ()
     exclude: Texts = ()
     start: Literal["before", "model"] = "before"  # weights to start from: of the stage before, or the recipe's model

@@ -118,7 +118,7 @@ def pack(
     Raises:
         GateError: ``max_drop`` cannot be kept.
     """
-    from winnow.compression import compress
+    from winnow.compression.verb import compress
 
     pipeline = found.pipeline
     ticket = next((s for s in pipeline.stages if isinstance(s, Ticket)), None)

@@ -15,8 +15,10 @@ from winnow.errors import InputError
 from winnow.formats.reader import Artifact
 from winnow.forward.model import call
 from winnow.kernels import native
+from winnow.kernels.expanded import expand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.micro import Calls, Case, Timer, flush_bytes
+from winnow.kernels.multiply import linear
 from winnow.machine.bandwidth import Bandwidth
 from winnow.masks.prunable import Prunable
 from winnow.measure.latency import Begin, alternate
@@ -150,13 +152,13 @@ def _times(prunable: Prunable, matrix: PackedMatrix, rows: int, bf16: bool, time
     found: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16)[: 1 + bf16]:
         note = "" if dtype == torch.float32 else ", bfloat16 x"
-        dense = matrix.expand(dtype=dtype)
+        dense = expand(matrix, dtype=dtype)
         x = torch.randn(rows, matrix.cols, generator=torch.Generator().manual_seed(0)).to(dtype)
         calls: dict[str, Callable[[torch.Tensor], object]] = {
             f"dense {str(dtype).removeprefix('torch.')}": lambda x, dense=dense: F.linear(x, dense)  # type: ignore[misc]
         }
         for way in matrix.ways():
-            calls[f"{way} {matrix.values} {isa}{note}"] = lambda x, way=way: matrix.linear(x, way=way)  # type: ignore[misc]
+            calls[f"{way} {matrix.values} {isa}{note}"] = lambda x, way=way: linear(matrix, x, way=way)  # type: ignore[misc]
         case = _case(prunable, matrix, rows, dtype)
         found |= {name: micro / 1e3 for name, micro in timer(case, calls, x).items()}
     return found

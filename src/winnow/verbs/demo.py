@@ -24,8 +24,8 @@ def run(
     Writes the dense weights and the data beside the result (``OUT-data``), so that the command in the report can be
     run by hand and varied.
     """
-    from winnow.compression import compress
     from winnow.compression.job import Job
+    from winnow.compression.verb import compress
     from winnow.demo_data import save_digits
     from winnow.disk.work import check_output
     from winnow.formats.output import OutputFolder

@@ -1,0 +1,93 @@
+"""What became of a tensor, of a model, and of a candidate that was made and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from winnow.compression.candidates import Candidate
+from winnow.formats.packed import PackedTensor
+from winnow.formats.tensorfile import TensorFile
+from winnow.measure.quality import Comparison, Evaluation
+
+
+@dataclass
+class LayerOutcome:
+    """What became of one prunable tensor."""
+
+    name: str
+    block: str | None
+    kind: str
+    rows: int
+    cols: int
+    zeros: int
+    error: float | None  # ||X W^T - X W0^T||^2 / ||X W0^T||^2 on the calibration inputs; of the unit if reconstructed
+    bits_per_weight: float
+    seconds: float
+    unit: str  # the stored unit it lies in: a block's path, or "" for a model taken whole
+    parts: int = 1
+    unseen: int = 0  # parts whose inputs calibration did not see, and the method reads them
+    values: str | None = None  # how its weights are stored: "int8", "float32"
+    fitted: bool | None = None  # of a reconstructed unit: whether that beat the mask alone on examples held out
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.numel
+
+    @property
+    def method(self) -> str | None:
+        """What was done in place of the recipe's method; None where that was done."""
+        return by_magnitude(self.unseen, self.parts, self.zeros)
+
+
+@dataclass
+class Pruned:
+    """The result of one recipe: per-layer outcomes, packed weights, and dense tensors that changed beside them."""
+
+    layers: list[LayerOutcome]
+    packed: Callable[[str], PackedTensor]  # by tensor name; reads the stored unit
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # batch-norm statistics, compensated biases
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
+
+    @property
+    def zeros(self) -> int:
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return sum(x.bits_per_weight * x.numel for x in self.layers) / max(sum(x.numel for x in self.layers), 1)
+
+
+def by_magnitude(unseen: int, parts: int, zeros: int) -> str | None:
+    """What stands in the method column of a tensor of which ``unseen`` of ``parts`` (experts, groups) had no inputs."""
+    if not unseen:
+        return None
+    instead = "magnitude" if zeros else "round to nearest"
+    return instead if unseen == parts else f"{instead} in {unseen} of {parts} parts"
+
+
+@dataclass
+class Outcome:
+    """A candidate that was made and measured. ``pruned`` is None for the dense model."""
+
+    candidate: Candidate
+    pruned: Pruned | None
+    evaluation: Evaluation | None
+    comparison: Comparison | None
+    file_bytes: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    record: dict[str, Any] | None = None  # an AllocationRecord as JSON, of methods that train
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name

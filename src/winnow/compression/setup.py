@@ -1,0 +1,212 @@
+"""Opens and checks everything that a compression needs, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from winnow.allocate.zeros import zero_entries
+from winnow.budget import Budget
+from winnow.calibrate.units import find_units, one_stream
+from winnow.compression.candidates import at_values, rounded
+from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
+from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_note
+from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
+from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
+from winnow.compression.methods import choose, recurrent_weights, resolve, settle, trains
+from winnow.compression.opening import outputs_of, tried
+from winnow.compression.plan import Plan, make_plan
+from winnow.compression.recipe import Recipe
+from winnow.compression.sizes import dense_bytes as size_of_dense
+from winnow.compression.sizes import dense_layout
+from winnow.disk.links import refuse_links
+from winnow.disk.work import check_output
+from winnow.errors import InputError
+from winnow.forward.batch import token_count
+from winnow.machine.memory import available_memory
+from winnow.masks.prunable import CONVOLUTIONS, Scope
+from winnow.masks.scope import find_scope
+from winnow.masks.structure import NM, Unstructured, check, parse_structure
+from winnow.measure.prepare import Prepared, prepare
+from winnow.models.source import ModelSource, open_model
+from winnow.solve import before_units
+
+TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
+
+
+@dataclass
+class Setup:
+    """Everything opened and checked, before any work."""
+
+    job: Job
+    source: ModelSource
+    host: Host
+    scope: Scope
+    prepared: Prepared
+    recipes: list[Recipe]
+    reason: str  # why this method
+    dense_bytes: int  # of the tensors that stay as they are
+    dense_file: int  # of the dense model's weights, as a plain safetensors file
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+    own: int = 0  # zeros among the prunable weights as given, that every rate includes
+
+    def recipe_at(self, sparsity: float, values: str) -> Recipe:
+        """The job's recipe at another rate and value type."""
+        base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
+        sparsity, zeros = raised(sparsity, zeros, self.own, self.scope.numel)
+        return base.model_copy(update=dict(sparsity=sparsity, zeros=zeros, values=values))
+
+
+def set_up(job: Job) -> Setup:
+    """Opens the model and the data and turns the budget into integers. Prunes nothing, writes nothing.
+
+    Raises:
+        InputError: anything about the job, the model or the data that would stop it later.
+    """
+    job.check()
+    source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
+    if source.module is not None:
+        from winnow.kernels.swap import must_be_dense
+
+        must_be_dense(source.module)
+    if job.out is not None:
+        check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
+        if source.folder is not None:
+            refuse_links([source.folder / "config.json"], source.folder)
+    limit = job.memory_limit()
+    if limit is not None:
+        _import_ahead()
+    host: Host = (
+        Streamed(source)
+        if limit is not None and source.kind == "folder" and not source.is_artifact
+        else Loaded(
+            source, dtype=None if job.dtype == "auto" else getattr(torch, job.dtype), wide=_fits_wide(job, source)
+        )
+    )
+    scope = find_scope(host.model, include=job.include, exclude=job.exclude)
+    learned_pattern = job.learns and isinstance(parse_structure(job.structure), NM)
+    check_finite(host, scope)
+    method, reason = job.method, "named by you"
+    if method == "auto":
+        recurrent = recurrent_weights(scope, host.model)
+        method, reason = choose(scope, has_data=job.data is not None, structure=job.structure, recurrent=recurrent)
+    allocation = "table" if job.table is not None and not job.learns else job.allocation
+    parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
+    settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
+    training = trains(parts)
+    if training:
+        check_trainable(job, host, scope, method)
+    if job.compare_with is not None:
+        check_earlier(job, parts)
+    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
+    samples = job.samples or (TRAINING_SAMPLES if training or by_units else SAMPLES)  # a fit needs as many as training
+    prepared = prepare(
+        source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
+        batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
+        tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
+        model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
+    )  # fmt: skip
+    host = tried(host, prepared)
+    scope = find_scope(
+        host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)
+    )
+    for p in scope.prunables.values():
+        if not learned_pattern:  # which leaves tensors dense that do not take it
+            check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
+    if training:
+        settings["batch"] = prepared.batch_size
+    recalibrate = job.recalibrate and not (
+        job.keeps_zeros and parts["solver"] == "none"
+    )  # as little changes, in every row
+    sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
+    stays = dense_layout(host, scope)
+    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
+    if source.quantized is not None:  # what is saved is saved of the file that there is
+        dense_file = sum(f.stat().st_size for f in source.weight_files())
+    recipes: list[Recipe] = []
+    own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
+    there = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    kept = there if isinstance(parse_structure(job.structure), Unstructured) else 0
+    budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
+    for budget in budgets:
+        zeros = (
+            own
+            if budget is None
+            else round(budget.value * scope.numel)  # which layers take the pattern is learned
+            if learned_pattern
+            else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
+        )
+        sparsity = (
+            budget.value
+            if budget is not None and budget.kind == "sparsity"
+            else own / scope.numel
+            if own
+            else round(zeros / scope.numel, 4)
+        )
+        if budget is not None:
+            sparsity, zeros = raised(sparsity, zeros, kept, scope.numel)
+        if any(r.zeros == zeros for r in recipes):  # two rates below the zeros that are there come to one
+            continue
+        recipes.append(
+            Recipe(
+                method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
+                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
+                settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
+                batch_size=prepared.batch_size, seed=job.seed,
+            )
+        )  # fmt: skip
+    notes = [*source_notes(source), *prepared.notes, *scope.notes, *source.left_out()]
+    if job.keeps_zeros and job.solver is None:
+        recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
+        notes += [how] if (how := rounded(recipes[0])) else []
+    if any(r.needs_data for r in recipes) and not prepared.batches:
+        raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
+    if not job.keeps_zeros:
+        asked = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
+        notes += zeros_note(there, scope.numel, job.structure, asked=asked)
+    plan = make_plan(job, source, host, scope, prepared, recipes, dense=stays, dense_file=dense_file, limit=limit)
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, kept)
+
+
+def _fits_wide(job: Job, source: ModelSource) -> bool:
+    """16 bits become float32 unless the model would not fit: half precision on a CPU is slow or coarse."""
+    stored = sum(f.stat().st_size for f in source.weight_files())
+    return 4 * stored < available_memory() and job.device == "cpu"
+
+
+def _bytes(host: Host, scope: Scope) -> int:
+    """Bytes of the tensors that stay dense, as the dense file stores them."""
+    total = sum(stored_sizes(host).values())
+    return total - sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
+
+
+def _sequential(
+    job: Job, host: Host, scope: Scope, prepared: Prepared, *, whole_blocks: bool
+) -> Literal["layer", "block"]:
+    """Layer by layer takes half the forwards and holds more hidden states: where they fit, and the model allows it.
+
+    A solver that fits units as a whole (``whole_blocks``) gets blocks: a layer alone has far less to make up with.
+    """
+    if job.sequential == "layer" and host.streamed:
+        raise InputError("--sequential layer needs the model in memory: leave out --ram, or choose block.")
+    if job.sequential != "auto":
+        return "layer" if job.sequential == "layer" else "block"
+    if whole_blocks or host.streamed or not prepared.batches or not one_stream(host.model):
+        return "block"
+    # A block that multiplies with parameters of its own is seen as a block, not at any layer of it.
+    if any(p.block for unit in find_units(host.model, scope, "layer")[1] for p in unit.prunables):
+        return "block"
+    widths = [p.cols for p in scope.prunables.values() if p.kind not in CONVOLUTIONS] or [0]
+    waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
+    return "layer" if waiting < available_memory() / 4 else "block"
+
+
+def _import_ahead() -> None:
+    """Libraries used later take memory too: with a limit they are there before it is reckoned with."""
+    import jinja2  # noqa: F401
+    import scipy.stats  # noqa: F401
+
+    import winnow.report.compression.page  # noqa: F401
