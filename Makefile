@@ -27,6 +27,7 @@ lint: setup-dev
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m ruff format --check src tests benchmarks
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 # The Triton kernels in Triton's interpreter, in an environment of their own.
 test-triton:
