@@ -41,12 +41,12 @@ def char_lstm() -> torch.nn.Module:
 
 
 def shakespeare_train() -> torch.Tensor:
-    """Windows of the first 90 % of Tiny Shakespeare, evenly spaced: int64 [2048, 128]."""
+    """Windows of the first 90% of Tiny Shakespeare, evenly spaced: int64 [2048, 128]."""
     return _shakespeare()[0]
 
 
 def shakespeare_test() -> torch.Tensor:
-    """Non-overlapping windows of the last 10 %, which the model was not trained on: int64 [871, 128]."""
+    """Non-overlapping windows of the last 10%, which the model was not trained on: int64 [871, 128]."""
     return _shakespeare()[1]
 
 

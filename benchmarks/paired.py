@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval; the bounds are NaN where there is one value only."""
+    """A mean and its 95% interval; the bounds are NaN where there is one value only."""
 
     mean: float
     low: float

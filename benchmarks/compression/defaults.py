@@ -4,7 +4,7 @@
     python -m benchmarks.compression.defaults --out defaults              # the table of what is finished
 
 A column is a model at a sparsity (or a pattern), a row a method with its allocation. Figures are what the test split loses
-against the dense model, in points, or in per cent of perplexity; the least loss of a column is bold.
+against the dense model, in points, or in % of perplexity; the least loss of a column is bold.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def _model(model: str, done: list[dict[str, Any]]) -> list[str]:
         cell = d["cell"]
         for row in d["rows"]:
             if row["kind"] != "dense" and row["drop"] is not None:
-                column = cell["structure"] if cell["structure"] != "unstructured" else f"{100 * row['sparsity']:.0f} %"
+                column = cell["structure"] if cell["structure"] != "unstructured" else f"{100 * row['sparsity']:.0f}%"
                 losses.setdefault((cell["method"], cell["allocation"]), {})[column] = row["drop"]
     columns = sorted({c for row in losses.values() for c in row}, key=lambda c: (":" in c, c))
     best = {c: min(row[c] for row in losses.values() if c in row) for c in columns}
     first = done[0]
-    unit = first["unit"] or "per cent"
+    unit = first["unit"] or "%"
     lines = [
         f"**{model}** ({first['family']}; {first['metric']}, n = {first['evaluated']:,}; lost, {unit})", "",
         "| method | allocation | " + " | ".join(columns) + " |", "|---|---|" + "--:|" * len(columns),

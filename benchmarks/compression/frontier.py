@@ -172,7 +172,7 @@ def tables(folder: Path) -> None:
                 f"## {model} ({first['family']})", "",
                 f"{first['parameters']:,} parameters, {first['prunable']:,} prunable. {first['metric']}{unit} on {Path(str(first['evaluation_data'])).name}, "
                 f"n = {first['evaluated']:,}; calibrated on {Path(str(first['calibration_data'])).name}. Sorted by file size.", "",
-                f"| method | allocation | sparsity | values | {first['metric']} [95 %] | lost [95 %] | bits/weight | file MB | seconds | peak MB |",
+                f"| method | allocation | sparsity | data type | {first['metric']} [95%] | lost [95%] | bits/weight | file MB | seconds | peak MB |",
                 "|---|---|---|---|---|---|---|---|---|---|", *_rows(part), "",
             ]  # fmt: skip
     (folder / "frontier.md").write_text("\n".join(lines))
@@ -199,7 +199,7 @@ def _row(d: dict[str, Any], r: dict[str, Any]) -> str:
     columns = [
         "-" if plain else d["cell"]["method"],
         "-" if plain else d["cell"]["allocation"],
-        f"{100 * r['sparsity']:.4g} %",
+        f"{100 * r['sparsity']:.4g}%",
         values,
         _interval(r["quality"], r["low"], r["high"]),
         "-" if dense else _interval(r["drop"], r["drop_low"], r["drop_high"]),

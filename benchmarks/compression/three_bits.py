@@ -1,9 +1,9 @@
-"""About three bits a weight: half the weights gone and int4 for the rest, against plain int3 by rounding and by GPTQ.
+"""About three bits per weight: half the weights gone and int4 for the rest, against plain int3 by rounding and by GPTQ.
 
     python -m benchmarks.compression.three_bits [--limit 256] [--threads 2]
 
 reference-lm, float32 arithmetic, 64 x 256 calibration tokens of the corpus' validation text, perplexity on its test text.
-50 % zeros + int4 in groups of 128 take 0.5 x 4 + 1 + 16/128 = 3.125 bits a weight, int3 in groups of 128 the same.
+50% sparsity + int4 in groups of 128 take 0.5 x 4 + 1 + 16/128 = 3.125 bits per weight, int3 in groups of 128 the same.
 winnow stores no int3, so these models are made and measured in memory only.
 """
 
@@ -32,9 +32,9 @@ CONTENDERS = [
     ("int4 g128 GPTQ", "sparsegpt", 0.0, 4),
     ("int3 g128 RTN", "rtn", 0.0, 3),
     ("int3 g128 GPTQ", "sparsegpt", 0.0, 3),
-    ("50 % + int4 g128, SparseGPT", "sparsegpt", 0.5, 4),
-    ("50 % + int4 g128, SparseGPT + LSQ", "sparsegpt+lsq", 0.5, 4),
-    ("50 % + int4 g128, ALPS", "alps", 0.5, 4),
+    ("50% + int4 g128, SparseGPT", "sparsegpt", 0.5, 4),
+    ("50% + int4 g128, SparseGPT + LSQ", "sparsegpt+lsq", 0.5, 4),
+    ("50% + int4 g128, ALPS", "alps", 0.5, 4),
 ]
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     task = LanguageModelTask(test, open_model(folder).tokenizer(), length=256, limit=args.limit)
     dense = task.evaluate(side.host.model)
     print(
-        f"\ndense perplexity {dense.value:.3f}\n\n| contender | bits a weight | perplexity | lost, per cent |\n|---|---|---|---|"
+        f"\ndense perplexity {dense.value:.3f}\n\n| contender | bits per weight | perplexity | lost, % |\n|---|---|---|---|"
     )
     for name, solver, sparsity, bits in CONTENDERS:
         side.host.restore(side.scope)

@@ -5,7 +5,7 @@ model         calibration, 1024       drawn from                                
 ============  ======================  ============================================  ==================  ==================
 resnet20      images, no labels       46,000 JPEG training images                   4,000 other ones    10,000 JPEG images
 resnet32      images, no labels       2,800 lossless training images                1,200 other ones    1,000 lossless
-resnet32-jpeg as resnet20, the model as resnet32: images of a kind it was not trained on (dense about 83 %)
+resnet32-jpeg as resnet20, the model as resnet32: images of a kind it was not trained on (dense about 83%)
 vit           images, no labels       as resnet20                                   as resnet20         as resnet20
 minilm-sst2   phrases, no labels      SST-2 ``train_a``                             2,000 of train_b    872 (validation)
 ============  ======================  ============================================  ==================  ==================

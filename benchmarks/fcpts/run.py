@@ -1,7 +1,7 @@
 """FCPTS against fixed allocations: same distillation, same steps, same tuning; and what its bridge and a time limit cost.
 
     python -m benchmarks.fcpts.run --phase tune --model resnet20       # 1. settings, on held-out training images
-    python -m benchmarks.fcpts.run --phase test --model resnet20       # 2. 5 seeds x 80, 90, 95 %, on the test set
+    python -m benchmarks.fcpts.run --phase test --model resnet20       # 2. 5 seeds x 80, 90, 95%, on the test set
     python -m benchmarks.fcpts.run --phase table                       # 3. markdown
     python -m benchmarks.fcpts.run --phase bridge --model resnet20     # a step by its parts, both density estimates
     python -m benchmarks.fcpts.run --phase time --model resnet20       # accuracy by time limit

@@ -80,11 +80,11 @@ def accuracies(group: Group, model: str) -> list[str]:
     lines = [f"### {SUBJECTS[model].about}", ""]
     if dense is not None:
         lines += [
-            f"Dense: {dense['test']:.2f} % on {dense['n']:,} test examples, {dense['hold_out']:.2f} % on the hold-out.",
+            f"Dense: {dense['test']:.2f}% on {dense['n']:,} test examples, {dense['hold_out']:.2f}% on the hold-out.",
             "",
         ]
     lines += [
-        "| rate | method | test accuracy, % [95 %] | hold-out, % | seconds | raw rate | exact rate | zeros off |",
+        "| rate | method | test accuracy, % [95%] | hold-out, % | seconds | raw sparsity | exact sparsity | zeros off |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (method, rate), rows in group.items():
@@ -126,7 +126,7 @@ def difference(group: Group, rate: float, first: str, second: str) -> tuple[Inte
 def differences(group: Group) -> list[str]:
     """What the study is about: learned allocation against the best fixed one, against its start, and the controls."""
     lines = [
-        "| rate | difference, points | over seeds [95 %] | over test examples [95 %] | wanted | |",
+        "| rate | difference, points | over seeds [95%] | over test examples [95%] | target | |",
         "|---|---|---|---|---|---|",
     ]
     for rate in sorted({rate for method, rate in group if method != "dense"}):
@@ -226,7 +226,7 @@ def limits(rows: Iterable[Row], model: str) -> list[str]:
         if (cell["phase"], cell["model"]) == ("time", model):
             runs.setdefault((cell["rate"], cell["method"], cell["time"]), []).append(row)
     lines = [
-        f"| {SUBJECTS[model].about}: rate | method | limit, s | hold-out accuracy, % [95 %] | steps | training, s | whole call, s |",
+        f"| {SUBJECTS[model].about}: rate | method | limit, s | hold-out accuracy, % [95%] | steps | training, s | whole call, s |",
         "|---" * 7 + "|",
     ]
     for (rate, method, limit), found in sorted(runs.items()):

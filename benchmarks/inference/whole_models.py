@@ -118,7 +118,7 @@ def _point(
 def table(records: list[dict[str, Any]]) -> None:
     """Markdown: one line a contender and point."""
     print(
-        "| model | threads | point | contender | per s | median ms | p95 ms | first token ms | over best dense | of the same type | load s | memory added MB | peak added MB |"
+        "| model | threads | point | contender | per s | median ms | p95 ms | first token ms | over best dense | over dense of the same type | load s | memory added MB | peak added MB |"
     )
     print("|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for r in records:

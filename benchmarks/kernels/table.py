@@ -7,7 +7,7 @@ from typing import Any
 Record = dict[str, Any]
 SHARE = 0.85  # of the byte ratio, that a batch of one should reach
 
-# (profile or None, values, batch, sparsity) -> least speed-up over the best dense kernel of the same value type.
+# (profile or None, values, batch, sparsity) -> least speedup over the best dense kernel of the same value type.
 TARGETS: dict[tuple[str | None, str, int, float], float] = {
     (None, "bf16", 1, 0.5): 1.5, (None, "bf16", 1, 0.7): 2.3, (None, "bf16", 1, 0.9): 5.0,
     (None, "int8", 1, 0.5): 1.35, (None, "int8", 1, 0.7): 2.0, (None, "int4", 1, 0.5): 1.1,
@@ -19,7 +19,7 @@ TARGETS: dict[tuple[str | None, str, int, float], float] = {
 
 
 def target(record: Record, sparsity: float, byte_ratio: float) -> float | None:
-    """Least speed-up wanted of a cell, None where none is named."""
+    """Least speedup wanted of a cell, None where none is named."""
     profile, values, batch = record["profile"], record["values"], record["batch"]
     if batch == 256 and not values.endswith("a"):
         return 1 / 1.1  # expansion may cost a tenth
@@ -70,8 +70,8 @@ def _best(contenders: list[dict[str, Any]], by: str) -> dict[str, Any] | None:
 
 def print_table(records: list[Record], by: str = "wall") -> None:
     """Markdown: one line a cell and sparsity, in the order of measuring (a cell measured again counts once, the last)."""
-    print("| profile | threads | layer | values | batch | zeros | winnow | ms | GB/s | best dense | ms | GB/s | speed-up "
-          "| byte ratio | share | limit ms | over sparse peer | over any dense | target | |")  # fmt: skip
+    print("| profile | threads | layer | values | batch | sparsity | winnow | ms | GB/s | best dense | ms | GB/s | speedup "
+          "| byte ratio | share | bound ms | over sparse peer | over any dense | target | |")  # fmt: skip
     print("|---|--:|---|---|--:|--:|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|")
     met = asked = 0
     last = {(r["profile"], r["threads"], r["shape"], r["values"], r["batch"], *r["sparsities"]): r for r in records}
@@ -104,7 +104,7 @@ def print_table(records: list[Record], by: str = "wall") -> None:
 
 def print_contenders(records: list[Record], by: str = "wall") -> None:
     """Markdown: every contender of the last round of every cell, fastest first."""
-    print("| profile | threads | layer | batch | contender | waiting | zeros | ms | spread | GB/s |")
+    print("| profile | threads | layer | batch | contender | waiting | sparsity | ms | spread | GB/s |")
     print("|---|--:|---|--:|---|---|--:|--:|--:|--:|")
     for record in records:
         start = [record["profile"], record["threads"], record["shape"], record["batch"]]

@@ -1,7 +1,7 @@
 """A character LSTM on Tiny Shakespeare: no recurrent model with public weights is at hand.
 
 Embedding of 64, two LSTM layers of 256 (0.86 M weights), a linear output over the 65 characters. Trained on the first
-90 % of the text, on the windows' characters one step ahead.
+90% of the text, on the windows' characters one step ahead.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def optimize(
     steps: int,
     batch_loss: Callable[[int], torch.Tensor],
 ) -> None:
-    """``steps`` updates under bf16 autocast; learning rates rise over the first 6 %, then fall as a cosine to zero."""
+    """``steps`` updates under bf16 autocast; learning rates rise over the first 6%, then fall as a cosine to zero."""
     ramp = max(1, round(0.06 * steps))
 
     def factor(step: int) -> float:

@@ -46,7 +46,7 @@ def main() -> None:
     folder = args.model or common.data("reference-lm")
     batches = calibration(folder, args.samples, args.length, args.batch_size, seed=0)
     winnow = Winnow(folder, args.dtype)
-    ours = f"winnow {args.method} 50 %"
+    ours = f"winnow {args.method} 50%"
     contenders = {
         ours: lambda: winnow.seconds(args.method, 0.5, batches),
         "two passes": passes(winnow.model, batches),

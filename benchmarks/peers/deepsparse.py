@@ -177,7 +177,7 @@ def table(cells: list[dict[str, Any]]) -> None:
     """Markdown: milliseconds a layer, medians; and the ratio of the best rounds, which other work on the machine moves
     less. Where both ratios are far apart the run was disturbed: DeepSparse spins, and loses most to it."""
     print(
-        "| layer | threads | zeros | batch | winnow | ms | deepsparse ms | dense torch ms | over deepsparse | best rounds | over dense | load |"
+        "| layer | threads | sparsity | batch | winnow | ms | deepsparse ms | dense torch ms | over deepsparse | best rounds | over dense | load |"
     )
     print("|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|")
     for cell in cells:

@@ -221,7 +221,7 @@ def _write(command: list[str], folder: Path, file: Path, kind: str) -> None:
 
 def table(figures: dict[str, dict[str, Any]], threads: int) -> None:
     """Markdown, fastest first."""
-    print("| contender | threads | tokens/s | ms a token (range) | prompt ms | file MB | load s | memory added MB |")
+    print("| contender | threads | tokens/s | ms per token (range) | prompt ms | file MB | load s | memory added MB |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for name, f in sorted(figures.items(), key=lambda pair: statistics.median(pair[1]["rounds"])):
         each = statistics.median(f["rounds"])

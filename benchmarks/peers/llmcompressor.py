@@ -133,10 +133,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             other.prune(method, batches)
             _look(f"llm-compressor {method}", other.model, winnow, task, perplexity, shares)
     print(
-        f"dense perplexity {(base := task.evaluate(dense).value):.3f}; 50 % zeros; means over {args.seeds} calibration seeds\n"
+        f"dense perplexity {(base := task.evaluate(dense).value):.3f}; 50% sparsity; means over {args.seeds} calibration seeds\n"
     )
     print(
-        "| winnow | against | seconds | theirs, call | ratio | theirs, calibration | ratio | perplexity | theirs | ratio | zeros | theirs |"
+        "| winnow | against | seconds | theirs, call | ratio | theirs, calibration | ratio | perplexity | theirs | ratio | sparsity | theirs |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     rows = []
@@ -178,7 +178,9 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 
     folder = args.model or get("random-llama", params="300m")
     found: dict[str, dict[str, Any]] = {}
-    print("| method | winnow above start | llm-compressor above start | ratio | resident at start | zeros | theirs |")
+    print(
+        "| method | winnow above start | llm-compressor above start | ratio | resident at start | sparsity | theirs |"
+    )
     print("|---|---|---|---|---|---|---|")
     for method in args.methods or ("wanda", "sparsegpt"):
         for side in ("winnow", "llm-compressor"):

@@ -71,7 +71,7 @@ def overhead_row(cell: Any, training: Any) -> Row:
 
 
 def _quartiles(values: list[float]) -> list[float]:
-    """25 %, 50 %, 75 %."""
+    """25%, 50%, 75%."""
     return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 

@@ -2,7 +2,7 @@
 
 Training is the same for all: T steps, batch, learning rate and decay of the subject. The rate was chosen for no method's
 sake (``--phase tune``: dense and one-shot magnitude). ISP's own settings are those of its protocol for small models, scaled
-with T: 30 % of the rest a round, 4 candidates of T / 60 steps. The iterative rivals within ISP's steps prune at the best of
+with T: 30% of the rest a round, 4 candidates of T / 60 steps. The iterative rivals within ISP's steps prune at the best of
 ``RATES`` (``--phase rates``): with so few steps the rate decides how many trainings share them. Nothing else is tuned for
 any method.
 """
@@ -28,7 +28,7 @@ Options = Mapping[str, Any]
 
 
 def look_ahead(steps: int) -> int:
-    """C: 10 steps of a candidate at T = 600; with RATE and CANDIDATES that is 1.47 T in all at 90 %."""
+    """C: 10 steps of a candidate at T = 600; with RATE and CANDIDATES that is 1.47 T in all at 90%."""
     return max(1, steps // 60)
 
 

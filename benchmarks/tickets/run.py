@@ -3,7 +3,7 @@
     python -m benchmarks.models.make vit-source; python -m benchmarks.models.make clip-small      # once; the others are at hand
     python -m benchmarks.tickets.run --phase tune --model vit          # 1. one learning rate for all methods, on selection data
     python -m benchmarks.tickets.run --phase rates --model vit         # then the rates of IMP and LRR within ISP's steps
-    python -m benchmarks.tickets.run --phase test --model vit          # 2. methods x 50, 70, 80, 90 % x 5 seeds (IMP kinds: 3)
+    python -m benchmarks.tickets.run --phase test --model vit          # 2. methods x 50, 70, 80, 90% x 5 seeds (IMP kinds: 3)
     python -m benchmarks.tickets.run --phase masks --model vit         # 3. overlap with IMP's masks, from the masks of 2
     python -m benchmarks.tickets.run --phase sensitivity --model vit   # settings of ISP, on selection data
     python -m benchmarks.tickets.run --phase variants --model vit      # at most six variants, on selection data

@@ -60,7 +60,7 @@ def chosen_rate(rows: Mapping[str, Row], model: str, method: str, settings: Mapp
 
 def rates(rows: Mapping[str, Row], model: str) -> list[str]:
     """Every trial of a rate; the one that was chosen in bold."""
-    lines = ["| iterative pruning in ISP's steps | rate a round: selection accuracy at 80 / 90 % |", "|---|---|"]
+    lines = ["| iterative pruning in ISP's steps | rate a round: selection accuracy at 80 / 90% |", "|---|---|"]
     kinds = {tuple(sorted(r["cell"]["settings"].items())) for r in _of(rows.values(), "rates", model)}
     for kind in sorted(kinds):
         settings = dict(kind)
@@ -110,7 +110,7 @@ def _settings_tried(same: list[Row], phase: str, model: str) -> list[str]:
         by.setdefault((t["sparsity"], t["variant"], t["method"]), []).append(t)
     split = "selection" if phase == "select" else "test"
     lines = [
-        f"| zeros | setting | seeds | {split} accuracy, % [95 %] | steps, T | disagreement | - ISP without candidates, same steps: over seeds | over examples |",
+        f"| sparsity | setting | seeds | {split} accuracy, % [95%] | steps, T | disagreement | - ISP without candidates, same steps: over seeds | over examples |",
         "|---" * 8 + "|",
     ]
     for (sparsity, variant, method), found in sorted(by.items(), key=lambda item: _place(item[0])):

@@ -50,14 +50,14 @@ def _wanted(groups: Mapping[str, tables.Group]) -> str:
             fields.append(" / ".join(parts))
         return fields
 
-    lines = [("at most 1.5 T, look-ahead included, at 90 %", [_took(g) for g in groups.values()])]
-    lines.append(("within 0.5 points of IMP, 50 / 70 / 80 %", told("isp", "imp", PLAIN)))
-    lines += [(f"above {METHODS[two].label}, 80 / 90 %", told("isp", two, HARD)) for two in tables.RIVALS]
-    lines.append(("candidates pay against none, 80 / 90 %", told("isp", "isp-plain", HARD)))
-    lines.append(("candidates pay against training in their steps, 50 / 80 / 90 %", told("isp", "isp-matched", WIDE)))
-    lines.append(("(winnow's default, that training, less IMP, 50 / 80 / 90 %)", told("isp-matched", "imp", WIDE)))
+    lines = [("at most 1.5 T, look-ahead included, at 90%", [_took(g) for g in groups.values()])]
+    lines.append(("within 0.5 points of IMP, 50 / 70 / 80%", told("isp", "imp", PLAIN)))
+    lines += [(f"above {METHODS[two].label}, 80 / 90%", told("isp", two, HARD)) for two in tables.RIVALS]
+    lines.append(("candidates pay against none, 80 / 90%", told("isp", "isp-plain", HARD)))
+    lines.append(("candidates pay against training in their steps, 50 / 80 / 90%", told("isp", "isp-matched", WIDE)))
+    lines.append(("(winnow's default, that training, minus IMP, 50 / 80 / 90%)", told("isp-matched", "imp", WIDE)))
     for two in ("imp-equal", "lrr-equal", "magnitude-equal", "snip-equal", "earlybird-equal"):
-        lines.append((f"(the same, less {METHODS[two].label}, 80 / 90 %)", told("isp-matched", two, HARD)))
+        lines.append((f"(the same, minus {METHODS[two].label}, 80 / 90%)", told("isp-matched", two, HARD)))
     return _table("wanted of ISP", groups, lines)
 
 
@@ -91,7 +91,7 @@ def _disagreement(groups: Mapping[str, tables.Group]) -> str:
         rounds = [r["disagreement"] for t in group.get(("isp", SPARSITIES[-1]), []) for r in t["rounds"]]
         if rounds:
             found.append(f"{statistics.mean(rounds):.0%} ({model})")
-    return "Disagreement of ISP's candidates, share of the active weights, 90 %: " + ", ".join(found)
+    return "Disagreement of ISP's candidates, share of the active weights, 90%: " + ", ".join(found)
 
 
 def _changes(groups: Mapping[str, tables.Group]) -> str:
@@ -104,7 +104,7 @@ def _changes(groups: Mapping[str, tables.Group]) -> str:
                 lost, gained = (float(f.rstrip("%")) for f in fields[3:5])
                 by[fields[1], model] = f"{lost:.1f} / {gained:.1f}; {fields[5].split()[0]}"
     lines = [(method.label, [by.get((method.label, m), "") for m in groups]) for method in METHODS.values()]
-    return _table("90 % zeros", groups, lines)
+    return _table("90% sparsity", groups, lines)
 
 
 def _rates(rows: Mapping[str, Row], models: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def groups(found: Iterable[Row]) -> Group:
 
 
 def imp_passes(sparsity: float) -> int:
-    """(K + 1): trainings of T steps that full IMP takes, 20 % a round."""
+    """(K + 1): trainings of T steps that full IMP takes, 20% a round."""
     from winnow.tickets.cost import imp_rounds
 
     return imp_rounds(sparsity) + 1
@@ -57,7 +57,7 @@ def accuracies(group: Group, model: str) -> list[str]:
     lines = [
         f"### {SUBJECTS[model].about}: T = {settings['steps']} steps of {settings['batch']}, learning rate {settings['lr']:g}",
         "",
-        f"| test accuracy, % [95 %] | seeds | {' | '.join(f'{s:.0%}' for s in sparsities)} | steps, T | of it look-ahead | dense-equivalent, T |",
+        f"| test accuracy, % [95%] | seeds | {' | '.join(f'{s:.0%}' for s in sparsities)} | steps, T | of it look-ahead | dense-equivalent, T |",
         "|---" * (5 + len(sparsities)) + "|",
     ]
     for method in dict.fromkeys(m for m, s in group if s):
@@ -135,7 +135,7 @@ def differences(group: Group) -> list[str]:
         counts = _range([found[2] for found in by.values()], "g")
         lines.append(f"| {METHODS[one].label} - {METHODS[two].label} | {counts} | {' | '.join(fields)} |")
     return [
-        *lines, "", "Intervals of 95 %: over seeds, then over test examples. Wanted of ISP, where it says met or missed: against IMP -0.5 or more",
+        *lines, "", "Intervals of 95%: over seeds, then over test examples. Wanted of ISP, where it says met or missed: against IMP -0.5 or more",
         "(near: the mean keeps it, an interval does not), against the others both intervals above 0; *pays*, *no gain*: the same of its candidates.", "",
     ] if len(lines) > 2 else []  # fmt: skip
 
@@ -155,7 +155,7 @@ def judged(one: str, two: str, sparsity: float, seeds: Interval, examples: Inter
 
 
 def budget(group: Group) -> list[str]:
-    """Whether ISP stayed within 1.5 T, and at 90 % within an eighth of IMP."""
+    """Whether ISP stayed within 1.5 T, and at 90% within an eighth of IMP."""
     lines = []
     for (method, sparsity), found in group.items():
         if method != "isp":
@@ -171,7 +171,7 @@ def against_dense(group: Group) -> list[str]:
     """Answers that turned wrong and right against the dense model of the same seed, and the class that lost most."""
     dense = {t["seed"]: t for t in group.get(("dense", 0.0), [])}
     lines = [
-        "| zeros | method | seeds | lost, % | gained, % | class that loses most, points (mean over seeds) |",
+        "| sparsity | method | seeds | lost, % | gained, % | class that loses most, points (mean over seeds) |",
         "|---" * 6 + "|",
     ]
     for (method, sparsity), found in group.items():
@@ -194,7 +194,7 @@ def against_dense(group: Group) -> list[str]:
 
 def rounds(group: Group) -> list[str]:
     """How far ISP's candidates disagree, round by round, means over seeds."""
-    lines = ["| zeros | method | round: disagreement of the active weights (unanimous share) |", "|---" * 3 + "|"]
+    lines = ["| sparsity | method | round: disagreement of the active weights (unanimous share) |", "|---" * 3 + "|"]
     for (method, sparsity), found in group.items():
         told = [t["rounds"] for t in found if t["rounds"] and t["rounds"][0].get("disagreement") is not None]
         if not told:
@@ -217,7 +217,7 @@ def overlaps(rows: Iterable[Row], model: str) -> list[str]:
                 by.setdefault((overlap["sparsity"], cell["variant"], cell["method"]), []).append(overlap)
     order = list(METHODS)
     lines = [
-        "| zeros | mask of | beside | seeds | cosine | by chance | kept by both of kept by either |",
+        "| sparsity | mask of | beside | seeds | cosine | by chance | kept by both of kept by either |",
         "|---" * 7 + "|",
     ]
     for sparsity, variant, method in sorted(by, key=lambda k: (k[0], order.index(k[2]))):
