@@ -210,7 +210,7 @@ def bridge(rows: Iterable[Row], model: str) -> list[str]:
         share = statistics.median(r["step_time"]["bridge"] / sum(r["step_time"][p] for p in parts) for r in found)
         if METHODS[method].family == "distil":
             fixed[threads] = step
-        beside = f"{step / fixed[threads]:.2f}x" if threads in fixed else "-"
+        beside = f"{step / fixed[threads]:.2f}×" if threads in fixed else "-"
         label = f"{LABELS[method]}{', ' + name if name else ''}, {threads} thread{'s' * (threads > 1)}, n={len(found)}"
         lines.append(
             f"| {label} | " + " | ".join(f"{times[p]:.2f}" for p in parts) + f" | {step:.1f} | {share:.1%} | {beside} |"

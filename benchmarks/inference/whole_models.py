@@ -135,7 +135,7 @@ def table(records: list[dict[str, Any]]) -> None:
             cells = [
                 r["model"], r["threads"], point, name, f"{batch / f['median']:.1f}", f"{f['median'] * 1e3:.2f}",
                 f"{f['p95'] * 1e3:.2f}", f"{f['first'] * 1e3:.1f}" if f["first"] else "",
-                f"{best / f['median']:.2f}x" if best else "", f"{same / f['median']:.2f}x" if same else "", f"{f['load']:.2f}", f"{f['added'] / 1e6:.0f}",
+                f"{best / f['median']:.2f}×" if best else "", f"{same / f['median']:.2f}×" if same else "", f"{f['load']:.2f}", f"{f['added'] / 1e6:.0f}",
                 f"{f['added_peak'] / 1e6:.0f}",
             ]  # fmt: skip
             print("| " + " | ".join(map(str, cells)) + " |")

@@ -59,7 +59,7 @@ def main() -> None:
             with torch.inference_mode():
                 found = medians(calls, args.rounds)
             best = min(("eager", "eager NHWC", "oneDNN packed"), key=found.__getitem__)
-            ratios = " | ".join(f"{found[best] / found[f'{zeros}']:.2f}x" for zeros in ZEROS)
+            ratios = " | ".join(f"{found[best] / found[f'{zeros}']:.2f}×" for zeros in ZEROS)
             shape = f"{kernel}x{kernel}, {into} to {out}, {size}x{size}"
             lines.append({"shape": shape, "batch": batch, **{name: 1e3 * seconds for name, seconds in found.items()}})
             print(f"| {shape} | {batch} | {best} | {1e3 * found[best]:.3f} | {ratios} |", flush=True)

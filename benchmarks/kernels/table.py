@@ -90,10 +90,10 @@ def print_table(records: list[Record], by: str = "wall") -> None:
                 record["profile"], record["threads"], record["shape"], record["values"], record["batch"],
                 f"{row['sparsity']:.0%}", ours["name"].removeprefix("winnow ").split()[0], f"{ours[by] * 1e3:.3f}",
                 f"{ours['bytes'] / ours[by] / 1e9:.1f}", dense["name"] + (mark if record["profile"] != "all" else ""),
-                f"{dense[by] * 1e3:.3f}", f"{dense['bytes'] / dense[by] / 1e9:.1f}", f"{row['speed_up']:.2f}x",
+                f"{dense[by] * 1e3:.3f}", f"{dense['bytes'] / dense[by] / 1e9:.1f}", f"{row['speed_up']:.2f}×",
                 f"{row['byte_ratio']:.2f}", f"{row['share']:.0%}", f"{row['limit'] * 1e3:.3f}" if row["limit"] else "",
-                f"{row['over_sparse']:.2f}x" if row["over_sparse"] else "",
-                f"{any_dense[_place(record)] / ours[by]:.2f}x", f"{row['target']:.2f}x" if row["target"] else "",
+                f"{row['over_sparse']:.2f}×" if row["over_sparse"] else "",
+                f"{any_dense[_place(record)] / ours[by]:.2f}×", f"{row['target']:.2f}×" if row["target"] else "",
                 "" if row["met"] is None else "met" if row["met"] else "missed",
             ]  # fmt: skip
             print("| " + " | ".join(map(str, cells)) + " |")

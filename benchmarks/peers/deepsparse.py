@@ -194,9 +194,9 @@ def table(cells: list[dict[str, Any]]) -> None:
         line = [
             f"{cell['width']}x{cell['width']}, {cell['layers']} layers", cell["threads"], f"{cell['sparsity']:.0%}",
             cell["batch"], WAYS[best["winnow"]["name"]] if "winnow" in best else "-", *ms,
-            f"{best['deepsparse']['wall'] / best['winnow']['wall']:.2f}x" if both else "-",
-            f"{rounds['deepsparse'] / rounds['winnow']:.2f}x" if both else "-",
-            f"{best['dense torch']['wall'] / best['winnow']['wall']:.2f}x" if "winnow" in best else "-",
+            f"{best['deepsparse']['wall'] / best['winnow']['wall']:.2f}×" if both else "-",
+            f"{rounds['deepsparse'] / rounds['winnow']:.2f}×" if both else "-",
+            f"{best['dense torch']['wall'] / best['winnow']['wall']:.2f}×" if "winnow" in best else "-",
             f"{max(cell['load']):.1f}",
         ]  # fmt: skip
         print("| " + " | ".join(map(str, line)) + " |")

@@ -152,8 +152,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         rows.append(row)
         print(
-            f"| {method} | {against} | {row['seconds']:.2f} | {row['call']:.2f} | {row['call_ratio']:.2f}x | {row['calibration']:.2f} | "
-            f"{row['calibration_ratio']:.2f}x | {row['perplexity']:.3f} | {row['their_perplexity']:.3f} | {row['perplexity_ratio']:.4f} | "
+            f"| {method} | {against} | {row['seconds']:.2f} | {row['call']:.2f} | {row['call_ratio']:.2f}× | {row['calibration']:.2f} | "
+            f"{row['calibration_ratio']:.2f}× | {row['perplexity']:.3f} | {row['their_perplexity']:.3f} | {row['perplexity_ratio']:.4f} | "
             f"{row['zeros']:.6f} | {row['their_zeros']:.6f} |"
         )
     return dict(
