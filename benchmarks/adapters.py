@@ -1,7 +1,7 @@
 """Models and data of the data folder that winnow does not open by path: plain torch models, arrays, decoded images.
 
-``python -m winnow compress adapters:resnet20 --data adapters:cifar10_train`` works from this folder; frontier.py uses the
-same names. Every ``*_train`` is training data of its model's task, every ``*_test`` its test split.
+``winnow compress benchmarks.adapters:resnet20 --data benchmarks.adapters:resnet_train`` works from the repository root;
+compression/frontier.py uses the same names. Every ``*_train`` is training data of its model's task, every ``*_test`` its test split.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import gzip
 import importlib.util
 import json
 import runpy
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 
-from models import DATA, cifar10
+from benchmarks.common import DATA, data
+from benchmarks.models.char_lstm import CharLSTM
+from benchmarks.models.make import get
+from benchmarks.models.training import cifar10, shakespeare
 
 CALIBRATION = 2048  # images or windows that calibration draws from
 CONTEXT = 128  # characters chargpt sees
@@ -30,54 +31,62 @@ def chargpt() -> torch.nn.Module:
 
 
 def char_lstm() -> torch.nn.Module:
-    """The LSTM of char_lstm.py, trained first where it is not cached."""
-    from char_lstm import load
+    """The LSTM of models/char_lstm.py, trained first where it is not cached."""
+    from safetensors.torch import load_file
 
-    return load()
+    folder = get("char-lstm")
+    model = CharLSTM(json.loads((folder / "characters.json").read_text()))
+    model.load_state_dict(load_file(folder / "char_lstm.safetensors"))
+    return model.eval()
 
 
 def shakespeare_train() -> torch.Tensor:
-    """Windows of the first 90 % of Tiny Shakespeare, evenly spaced: int64 [2048, 128]."""
+    """Windows of the first 90% of Tiny Shakespeare, evenly spaced: int64 [2048, 128]."""
     return _shakespeare()[0]
 
 
 def shakespeare_test() -> torch.Tensor:
-    """Non-overlapping windows of the last 10 %, which the model was not trained on: int64 [871, 128]."""
+    """Non-overlapping windows of the last 10%, which the model was not trained on: int64 [871, 128]."""
     return _shakespeare()[1]
+
+
+def resnet(name: str) -> torch.nn.Module:
+    """A ResNet of the data folder: "resnet20" and "resnet32" as published, "resnet20_jpegft" fine-tuned on the JPEG set."""
+    return _module("resnet-cifar10").load(name, str(data("resnet-cifar10")))
 
 
 def resnet20() -> torch.nn.Module:
     """ResNet-20 fine-tuned on the JPEG set."""
-    return _module("resnet-cifar10").load("resnet20_jpegft", str(DATA / "resnet-cifar10"))
+    return resnet("resnet20_jpegft")
 
 
 def resnet_train() -> tuple[torch.Tensor, np.ndarray]:
     """JPEG training images as ResNet-20 takes them, float32 [2048, 3, 32, 32], and labels."""
     images, labels = cifar10_train()
-    return _imagenet_scaled(images), labels
+    return imagenet_scaled(images), labels
 
 
 def resnet_test() -> tuple[torch.Tensor, np.ndarray]:
     images, labels = cifar10_test()
-    return _imagenet_scaled(images), labels
+    return imagenet_scaled(images), labels
 
 
 def resnet32() -> torch.nn.Module:
     """ResNet-32 with the published weights, for the original (lossless) images."""
-    return _module("resnet-cifar10").load("resnet32", str(DATA / "resnet-cifar10"))
+    return resnet("resnet32")
 
 
 def resnet32_train() -> tuple[torch.Tensor, np.ndarray]:
     """Lossless training images, float32 [2048, 3, 32, 32], evenly spaced over the 4,000, and labels."""
     images, labels, _, _ = _lossless()
     chosen = _even(len(images), CALIBRATION).numpy()
-    return _imagenet_scaled(images[chosen]), labels[chosen]
+    return imagenet_scaled(images[chosen]), labels[chosen]
 
 
 def resnet32_test() -> tuple[torch.Tensor, np.ndarray]:
     """All 1,000 lossless test images."""
     _, _, images, labels = _lossless()
-    return _imagenet_scaled(images), labels
+    return imagenet_scaled(images), labels
 
 
 def cifar10_train() -> tuple[np.ndarray, np.ndarray]:
@@ -133,15 +142,6 @@ def _module(folder: str) -> ModuleType:
     return module
 
 
-def shakespeare() -> tuple[torch.Tensor, int]:
-    """The whole text, a number a character (chargpt's numbers), int64 [n], and how many characters there are."""
-    found: Any = json.loads(Path(DATA / "chargpt-shakespeare" / "chars.json").read_text(encoding="utf-8"))
-    number = {char: i for i, char in enumerate(found)}
-    with gzip.open(DATA / "tinyshakespeare" / "input.txt.gz", "rt", encoding="utf-8", newline="") as file:
-        text = file.read()
-    return torch.tensor([number[char] for char in text]), len(number)
-
-
 def _shakespeare() -> tuple[torch.Tensor, torch.Tensor]:
     ids, _ = shakespeare()
     held_out = int(0.9 * len(ids))
@@ -164,7 +164,7 @@ def _lossless() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return train.transpose(planes).copy(), train_labels, test.transpose(planes).copy(), test_labels
 
 
-def _imagenet_scaled(images: np.ndarray) -> torch.Tensor:
+def imagenet_scaled(images: np.ndarray) -> torch.Tensor:
     model = _module("resnet-cifar10")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.MEAN, model.STD))
     return (torch.from_numpy(images).float() / 255 - mean) / std

@@ -8,6 +8,7 @@ POSIX).
 
 from __future__ import annotations
 
+import argparse
 import base64
 import fcntl
 import hashlib
@@ -16,7 +17,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-import common
+from benchmarks import common
 
 Row = dict[str, Any]
 
@@ -146,6 +147,18 @@ class Clock:
     def left(self, cells: Sequence[Any]) -> str:
         minutes = sum(map(self.expected, cells)) / 60
         return f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+
+
+def begin(args: argparse.Namespace, subjects: Iterable[str]) -> tuple[Results, dict[str, Any]]:
+    """The results file of a study and the printed heading, once the threads are set and its models are known by name."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    if unknown := sorted(set(args.model or ()) - set(subjects)):
+        common.stop(f"there is no model {unknown[0]}: choose of {', '.join(subjects)}")
+    facts = common.heading(("scipy",), threads=args.threads)
+    print(f"results: {args.results}", flush=True)
+    return Results(args.results), facts
 
 
 def run_all(cells: Sequence[Any], results: Results, study: Study) -> list[str]:

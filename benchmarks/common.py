@@ -25,17 +25,13 @@ CACHE = Path(os.environ.get("WINNOW_CACHE", "~/.cache/winnow-benchmarks")).expan
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PACKAGES = ("winnow", "torch", "transformers", "numpy", "safetensors")
 
-# Run in a child: writes /proc/self/status at exit, after whatever module (or file) was asked for has done its work.
+# Run in a child: writes /proc/self/status at exit, after the module that was asked for has done its work.
 _AT_EXIT = """
 import atexit, pathlib, runpy, sys
 status = pathlib.Path(sys.argv.pop(1))
 atexit.register(lambda: status.write_text(pathlib.Path("/proc/self/status").read_text()))
 sys.argv.pop(0)
-if sys.argv[0].endswith(".py"):
-    sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
-    runpy.run_path(sys.argv[0], run_name="__main__")
-else:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
@@ -78,11 +74,21 @@ def data(*parts: str) -> Path:
     return path
 
 
+def script(name: str, *args: str, python: str = sys.executable) -> list[str]:
+    """The command of another script of this folder, such as "kernels.contenders", for a process of its own."""
+    return [python, "-m", f"benchmarks.{name}", *args]
+
+
+def command() -> str:
+    """The command line of this process, as it may be typed in the repository root."""
+    return shlex.join(["python", "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]])
+
+
 def heading(packages: Sequence[str] = (), threads: int = 2) -> dict[str, Any]:
     """Prints and returns date, command, machine, load and versions."""
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", *map(shlex.quote, (os.path.relpath(sys.argv[0]), *sys.argv[1:]))]),
+        "command": command(),
         "machine": f"{_cpu()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
         "threads": threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -137,7 +143,7 @@ def added_peak(work: Callable[[], Any]) -> tuple[int, int]:
 
 
 def peak_of(argv: Sequence[str]) -> tuple[int, float]:
-    """Peak resident bytes (VmHWM) and seconds of a fresh process that runs a module or file with arguments."""
+    """Peak resident bytes (VmHWM) and seconds of a fresh process that runs a module with arguments."""
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
         started = time.perf_counter()
@@ -149,6 +155,11 @@ def peak_of(argv: Sequence[str]) -> tuple[int, float]:
 
 def megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    """What has been measured: the JSON lines of a file, none where it is not there."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def finish(figures: dict[str, Any], file: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Intervals of fcpts.py and tickets.py: over seeds, and over test examples. ``python benchmarks/paired.py`` checks them."""
+"""Intervals of the studies of FCPTS and tickets: over seeds, and over test examples. ``python -m benchmarks.paired`` checks them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval; the bounds are NaN where there is one value only."""
+    """A mean and its 95% interval; the bounds are NaN where there is one value only."""
 
     mean: float
     low: float

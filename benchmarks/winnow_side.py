@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import common
+from benchmarks import common
 
 
 class Winnow:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,20 +14,14 @@ import pytest
 from winnow.report.draw.labels import Box, text_width
 
 pytest.importorskip("fcntl")  # the results file of the benchmarks is locked the POSIX way
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from benchmarks.cells import Results
+from benchmarks.tickets import curves
+from benchmarks.tickets.cells import Cell, _steps
+from benchmarks.tickets.methods import HARD, METHODS, RATES
+from benchmarks.tickets.studies import chosen_rate, rates
+
 T = 600
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(scope="module")
-def curves() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import tickets_curves
-
-        yield tickets_curves
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def cell(method: str, seed: int, figures: Mapping[float, float], passes: float) -> dict[str, Any]:
@@ -48,10 +40,8 @@ def titles(picture: str) -> str:
     return "\n".join(e.text or "" for e in ElementTree.fromstring(picture).iter(f"{SVG}title"))
 
 
-def test_three_cells_of_a_results_file(curves: ModuleType, tmp_path: Path) -> None:
+def test_three_cells_of_a_results_file(tmp_path: Path) -> None:
     """88 and 90: a mean of 89, and t(0.975, 1) = 12.706 times s / sqrt(2) = 1 either side."""
-    from cells import Results
-
     rows = [cell("dense", 0, {0.0: 91.0}, 1.0)]
     rows += [cell("imp", seed, {0.5: 90.5, 0.9: 88.0 + 2 * seed}, 12.0) for seed in (0, 1)]
     results = tmp_path / "results.jsonl"
@@ -64,12 +54,12 @@ def test_three_cells_of_a_results_file(curves: ModuleType, tmp_path: Path) -> No
     assert "dense 91.00" in picture and 'fill="#fff"' in picture and "var(--" not in picture
 
 
-def test_one_sparsity_is_no_curve(curves: ModuleType) -> None:
+def test_one_sparsity_is_no_curve() -> None:
     assert curves.draw([cell("imp", 0, {0.9: 88.0}, 12.0)], "vit") is None
     assert curves.draw([], "vit") is None
 
 
-def test_the_training_with_most_tickets_is_drawn(curves: ModuleType) -> None:
+def test_the_training_with_most_tickets_is_drawn() -> None:
     rows = [cell("isp", seed, {0.5: 90.0, 0.9: 85.0}, 1.4) for seed in range(3)]
     other = cell("isp", 9, {0.5: 20.0, 0.9: 10.0}, 1.4)
     other["cell"]["settings"]["lr"] = 1.0
@@ -77,10 +67,8 @@ def test_the_training_with_most_tickets_is_drawn(curves: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("apart", [3.0, 0.1, 0.0])
-def test_names_do_not_overlap(curves: ModuleType, apart: float) -> None:
+def test_names_do_not_overlap(apart: float) -> None:
     """Every method at once, near to each other and not: each is named in both panels."""
-    from tickets_methods import METHODS
-
     rows = [cell("dense", 0, {0.0: 91.0}, 1.0)]
     for i, (method, entry) in enumerate(METHODS.items()):
         passes = 12.0 if entry.whole else 1.4 if "isp" in method and method != "isp-plain" else 1.0
@@ -113,10 +101,7 @@ def trial(method: str, rate: float, figures: Mapping[float, float]) -> list[dict
     return rows
 
 
-def test_the_rate_of_a_rival_is_chosen_on_selection_data(curves: ModuleType) -> None:
-    from tickets_methods import HARD, RATES
-    from tickets_studies import chosen_rate, rates
-
+def test_the_rate_of_a_rival_is_chosen_on_selection_data() -> None:
     settings = {"steps": T, "batch": 16, "lr": 1e-3}
     means = dict(zip(RATES, (60.0, 80.0, 70.0, 65.0), strict=True))
     rows = [
@@ -135,11 +120,9 @@ def test_the_rate_of_a_rival_is_chosen_on_selection_data(curves: ModuleType) -> 
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9])
 @pytest.mark.parametrize("steps", [240, 600, 2400])
-def test_rivals_in_its_steps_take_what_isp_takes(curves: ModuleType, steps: int, sparsity: float) -> None:
+def test_rivals_in_its_steps_take_what_isp_takes(steps: int, sparsity: float) -> None:
     from types import SimpleNamespace
 
-    from tickets_cells import Cell, _steps
-    from tickets_methods import METHODS
     from winnow.tickets.cost import planned_steps
     from winnow.tickets.methods.registry import METHODS as FINDERS
 

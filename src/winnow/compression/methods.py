@@ -36,7 +36,7 @@ def choose(scope: Scope, *, has_data: bool, structure: str, recurrent: int = 0) 
     """The method for a user who named none, and the reason, in words.
 
     Taken from a table of methods and allocations on convolutional, recurrent, encoder and decoder models at 50 to 90 % zeros
-    and 2:4 (docs/benchmarks.md, "Defaults"). ``recurrent``: how many of the prunable weights are of recurrent layers.
+    and 2:4 (docs/benchmarks/compression.md, "Defaults"). ``recurrent``: how many of the prunable weights are of recurrent layers.
     """
     if structure in ("neuron", "head", "channel"):
         return "magnitude", f"whole {structure}s are chosen by their weights"
