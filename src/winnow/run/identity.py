@@ -28,6 +28,7 @@ import torch
 LIMIT = 200_000  # values looked at before giving up, about a second
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _WRAPPERS = (staticmethod, classmethod, property, functools.cached_property, functools._lru_cache_wrapper)
+_PASSING = "_original_object_hash"  # that transformers puts into generation settings, another one in every process
 # Runs set the generators of the process anew for every step.
 _PROCESS = {id(g): "generator" for g in (torch.default_generator, random._inst, np.random.mtrand._rand)}  # type: ignore[attr-defined]
 
@@ -41,9 +42,8 @@ def fingerprint(value: Any, known: Mapping[int, str] | None = None) -> str:
 
     ``known``: names by ``id``; these objects count by their name and are not looked into.
 
-    Raises:
-        Unnameable: it holds a function without source, something that cannot be pickled (an open file, a generator, a
-            lock), or more than 200,000 values.
+    Raises Unnameable: it holds a function without source, what cannot be pickled (an open file, a generator, a lock), or
+    more than 200,000 values.
     """
     walk = _Walk({**_PROCESS, **(known or {})})
     try:
@@ -93,12 +93,12 @@ class _Walk:
         if kind in (set, frozenset):
             return tuple(sorted(fingerprint(item, self.known) for item in value))
         if kind in (list, dict):  # in their order, which can matter: transforms, modules in sequence
-            return tuple(value if kind is list else value.items())
+            return tuple(value if kind is list else (pair for pair in value.items() if pair[0] != _PASSING))
         if isinstance(value, type):
             return _class(value)
         if isinstance(value, types.FunctionType):
-            return _function(own.get("_torchdynamo_orig_callable", value))
-        if isinstance(value, types.MethodType):
+            return _function(own.get("_torchdynamo_orig_callable", value))  # what torch.compile was given
+        if kind is types.MethodType:
             return (value.__func__, value.__self__)
         if isinstance(value, _WRAPPERS):
             return tuple(getattr(value, part, None) for part in ("__wrapped__", "fget", "fset", "func"))
@@ -109,7 +109,7 @@ def _defined(value: Any) -> str:
     """Name and version of a module, class or function that an installed package defines; "" of everything else."""
     if isinstance(value, types.ModuleType):
         return (version := installed(value.__name__)) and f"{value.__name__} {version}"
-    space, name = getattr(value, "__globals__", None) or {}, getattr(value, "__qualname__", None)
+    name, space = getattr(value, "__qualname__", None), getattr(value, "__globals__", {})
     module = space.get("__name__") or getattr(value, "__module__", None)
     if not (isinstance(module, str) and isinstance(name, str) and (version := installed(module))):
         return ""
@@ -127,9 +127,8 @@ def installed(module: str) -> str:
     if top not in sys.modules:  # imported inside of a function, later
         file = getattr(importlib.util.find_spec(top), "origin", None)
     path = Path(file or "")
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        data = path.read_bytes() if path.is_file() else b""
-        return f"{getattr(sys.modules.get(top), '__version__', '')} {hashlib.sha256(data).hexdigest()}"
+    if {"site-packages", "dist-packages"} & set(path.parts) and path.is_file():
+        return f"{getattr(sys.modules.get(top), '__version__', '')} {hashlib.sha256(path.read_bytes()).hexdigest()}"
     python = path.is_relative_to(sysconfig.get_path("stdlib")) or file in (None, "built-in", "frozen")
     return sys.version if python and top in sys.stdlib_module_names else ""
 
@@ -152,9 +151,8 @@ def _function(function: types.FunctionType) -> tuple[Any, ...]:
     except (OSError, TypeError):
         raise Unnameable(f"the function {name}, which has no source") from None
     steps = [step for code in codes for step in dis.get_instructions(code)]
-    for step in steps:
-        if step.opname == "IMPORT_NAME" and not installed(step.argval):
-            raise Unnameable(f"the function {name}, which imports {step.argval or '.'} inside of its body")
+    if own := [s.argval or "." for s in steps if s.opname == "IMPORT_NAME" and not installed(s.argval)]:
+        raise Unnameable(f"the function {name}, which imports {own[0]} inside of its body")
     names = {n for code in codes for n in code.co_names}
     loaded = {s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")}
     return (source, *held, tuple((n, _named_of(space[n], names, ())) for n in sorted(loaded & space.keys())))
@@ -174,8 +172,8 @@ def _named_of(value: Any, names: set[str], above: tuple[Any, ...]) -> Any:
 
 def _class(kind: type) -> tuple[Any, ...]:
     """Bases, methods and attributes; without what Python, dataclasses and metaclasses put beside those."""
-    found = tuple((name, vars(kind)[name]) for name in sorted(vars(kind)) if _written(name, vars(kind)[name]))
-    return (kind.__module__, kind.__qualname__, kind.__bases__, found)
+    own = sorted((name, value) for name, value in vars(kind).items() if _written(name, value))  # names differ
+    return (kind.__module__, kind.__qualname__, kind.__bases__, tuple(own))
 
 
 def _written(name: str, value: Any) -> bool:

@@ -22,7 +22,7 @@ _ELSEWHERE = {
     "model", "model_wrapped", "model_init", "train_dataset", "eval_dataset", "data_collator", "processing_class",
     "tokenizer", "optimizer", "lr_scheduler", "optimizer_cls_and_kwargs", "callback_handler", "accelerator",
     "gather_function", "state", "control", "compute_metrics", "preprocess_logits_for_metrics", "hub_model_id",
-    "_memory_tracker", "args",
+    "_memory_tracker", "_signature_columns", "current_flos", "args",
 }  # fmt: skip
 # Of its arguments: where it writes, what it says, and the machine it finds itself on.
 _PLACE = (
