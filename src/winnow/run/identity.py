@@ -109,9 +109,10 @@ def _defined(value: Any) -> str:
     """Name and version of a module, class or function that an installed package defines; "" of everything else."""
     if isinstance(value, types.ModuleType):
         return (version := installed(value.__name__)) and f"{value.__name__} {version}"
-    name, space = getattr(value, "__qualname__", None), getattr(value, "__globals__", {})
-    module = space.get("__name__") or getattr(value, "__module__", None)
-    if not (isinstance(module, str) and isinstance(name, str) and (version := installed(module))):
+    if not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        return ""
+    name, module = value.__qualname__, getattr(value, "__globals__", {}).get("__name__", value.__module__)
+    if not (module and (version := installed(module))):
         return ""
     found = functools.reduce(lambda at, part: getattr(at, part, None), name.split("."), sys.modules.get(module))
     return f"{module}.{name} {version}" if found is value or isinstance(value, type) else ""

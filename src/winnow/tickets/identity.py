@@ -26,7 +26,7 @@ _ELSEWHERE = {
 }  # fmt: skip
 # Of its arguments: where it writes, what it says, and the machine it finds itself on.
 _PLACE = (
-    "output_dir", "logging_", "run_name", "report_to", "project", "save_", "hub_", "push_to_hub", "disable_tqdm",
+    "output_dir", "logging_", "run_name", "report_to", "save_", "hub_", "push_to_hub", "disable_tqdm",
     "distributed_state", "deepspeed_plugin", "_", "local_rank",
 )  # fmt: skip
 
