@@ -1,9 +1,10 @@
-"""Two trainings have one name only where they give one result: everything that a function holds counts."""
+"""Two trainings have one name only where they give one result: all that a function is made of and uses counts."""
 
 from __future__ import annotations
 
 import enum
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -17,16 +18,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 import winnow
 from baseline_samples import Killed
+from winnow.run.identity import LIMIT, Unnameable, fingerprint
 from winnow.train.examples import Examples
 from winnow.train.task import run as runs
-from winnow.train.task.describe import LIMIT, describe
 from winnow.train.task.from_trainer import TrainerLoss
-from winnow.train.task.identity import examples_hash, function_name, training_identity
-from winnow.train.task.parts import ITEMS, Indescribable
+from winnow.train.task.identity import examples_hash, training_identity
 from winnow.train.task.training import Training
 
 
@@ -41,7 +41,7 @@ def training(loss, **changes) -> Training:
     return Training(network(), Examples([(x, x[:, :3].argmax(1))], 6), loss, 12, **{"lr": 1e-2, **changes})
 
 
-# -- one kind of function each, made for a value; what differs between two values is nothing but a setting
+# -- values: what differs between two of a kind is nothing but a setting
 
 
 class Called:
@@ -61,9 +61,6 @@ class Slotted:
     def __init__(self, a):
         self.a = a
 
-    def __call__(self, model, batch):
-        return self.a
-
 
 class Itself(Called):
     """Refers to itself, to its own method and to its parent."""
@@ -72,15 +69,6 @@ class Itself(Called):
         super().__init__(a)
         self.parent, self.again, self.children = self, self.method, [Called(a)]
         self.children[0].parent = self
-
-
-class Focal(nn.Module):
-    def __init__(self, a):
-        super().__init__()
-        self.inner, self.a = nn.CrossEntropyLoss(), a
-
-    def forward(self, logits, labels):
-        return self.inner(logits, labels) * self.a
 
 
 class Counted(dict):
@@ -98,19 +86,24 @@ class Kind(enum.Enum):
     MANY = 2
 
 
+class Rows(Dataset):
+    def __init__(self, n, first=0):
+        self.n, self.first, self.read = n, first, 0
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.read += 1
+        return torch.tensor([self.first + i])
+
+
 def closure(over):
     return lambda model, batch: over(model(batch[0]), batch[1])
 
 
 def keyword_only(a):
     def loss(model, batch, *, smoothing=a):
-        return smoothing
-
-    return loss
-
-
-def default(a):
-    def loss(model, batch, smoothing=a):
         return smoothing
 
     return loss
@@ -136,159 +129,139 @@ def class_attribute(a):
     return type("Loss", (Called,), {"smoothing": a, "__module__": __name__})(0.0)
 
 
-def class_code(a):
-    class Loss(Called):
-        if a == 1:
-
-            def __call__(self, model, batch):
-                return 1
-        else:
-
-            def __call__(self, model, batch):
-                return 2
-
-    return Loss(0.0)
-
-
-def of_global(a):
-    space = {"__name__": "mine", "F": F, "SMOOTHING": a}
-    exec("def inner(): return SMOOTHING\ndef loss(model, batch): return inner()", space)
-    return space["loss"]
-
-
-def of_module(a):
-    module = types.ModuleType("settings_of_mine")
-    module.smoothing, module.other = a, object()
-    space = {"__name__": "mine", "settings": module}
-    exec("def loss(model, batch): return settings.smoothing", space)
-    return space["loss"]
-
-
-def seeded(a):
-    return Called(torch.Generator().manual_seed(a))
-
-
-def subclassed(a):
-    made = Counted(x=1)
-    made.a = a
-    return Called(made)
-
-
 KINDS = {
     "object": Called, "slots": Slotted, "bound method": lambda a: Called(a).method, "cycle": Itself,
     "closure over a number": lambda a: lambda m, b: a, "closure over a loss": lambda a: closure(nn.CrossEntropyLoss(label_smoothing=a / 9)),
-    "closure over a module": lambda a: closure(Focal(a)), "weights of a module": lambda a: closure(nn.CrossEntropyLoss(weight=torch.full((3,), float(a)))),
-    "closure over an object": lambda a: closure(Called(a)), "keyword-only default": keyword_only, "default": default,
-    "attribute of a function": attributed, "decorated": decorated, "class attribute": class_attribute, "class code": class_code,
-    "partial": lambda a: functools.partial(F.cross_entropy, label_smoothing=a), "partial of an object": lambda a: functools.partial(Called(a)),
-    "partial's position": lambda a: functools.partial(F.cross_entropy, a), "dataclass": lambda a: Valued(a), "nested dataclass": lambda a: Valued(0, [Valued(a)]),
-    "tensor": lambda a: Called(torch.tensor([1, a])), "dtype": lambda a: Called(torch.zeros(2, dtype=(torch.int8, torch.uint8)[a - 1])),
-    "shape": lambda a: Called(torch.zeros(a, 3 - a)), "bfloat16": lambda a: Called(torch.tensor(a, dtype=torch.bfloat16)),
-    "array": lambda a: Called(np.arange(2000) == 1000 + a), "array's number": lambda a: Called(np.float32(a)), "enum": lambda a: Called(Kind(a)),
-    "path": lambda a: Called(Path(f"/data/{a}")), "set": lambda a: Called({"x", "y", a}), "order of a dict": lambda a: Called({a: 0, 3 - a: 0}),
-    "dict subclass": subclassed, "number or text": lambda a: Called([1, "1"][a - 1]), "number or truth": lambda a: Called([1, True][a - 1]),
-    "nesting": lambda a: Called([((1,), 2), ((1, 2),)][a - 1]), "global through a function": of_global, "attribute of a module": of_module,
-    "generator": seeded, "lock beside": lambda a: Called((threading.Lock(), a)), "function": lambda a: Called((F.relu, F.gelu)[a - 1]),
-    "builtin": lambda a: Called((torch.add, torch.sub)[a - 1]), "class": lambda a: Called((torch.optim.SGD, torch.optim.Adam)[a - 1]),
-    "loader": lambda a: Called(DataLoader(Rows(5), batch_size=a)), "items": lambda a: Called(DataLoader(Rows(5, a))),
-    "trainer": lambda a: TrainerLoss(Trainer(a)), "attribute of a trainer": lambda a: TrainerLoss(Trainer(1, temperature=a)),
+    "weights of a module": lambda a: closure(nn.CrossEntropyLoss(weight=torch.full((3,), float(a)))), "keyword-only default": keyword_only,
+    "default": lambda a: lambda m, b, k=a: k, "attribute of a function": attributed, "decorated": decorated, "class attribute": class_attribute,
+    "partial": lambda a: functools.partial(F.cross_entropy, label_smoothing=a), "optimizer": lambda a: functools.partial(torch.optim.SGD, momentum=a),
+    "dataclass": lambda a: Valued(0, [Valued(a)]), "dtype": lambda a: torch.zeros(2, dtype=(torch.int8, torch.uint8)[a - 1]),
+    "shape": lambda a: torch.zeros(a, 3 - a), "bfloat16": lambda a: torch.tensor(a, dtype=torch.bfloat16), "array": lambda a: np.arange(2000) == 1000 + a,
+    "array's number": np.float32, "enum": Kind, "path": lambda a: Path(f"/data/{a}"), "set": lambda a: {"x", "y", a}, "order of a dict": lambda a: {a: 0, 3 - a: 0},
+    "dict subclass": lambda a: Counted(x=a), "number or text": lambda a: [1, "1"][a - 1], "number or truth": lambda a: [1, True][a - 1],
+    "nesting": lambda a: [((1,), 2), ((1, 2),)][a - 1], "generator": lambda a: torch.Generator().manual_seed(a), "function": lambda a: (F.relu, F.gelu)[a - 1],
+    "builtin": lambda a: (torch.add, torch.sub)[a - 1], "class": lambda a: (torch.optim.SGD, torch.optim.Adam)[a - 1],
+    "loader": lambda a: DataLoader(Rows(5, a), batch_size=2), "lambdas of one line": lambda a: (lambda x: F.relu(x), lambda x: F.gelu(x))[a - 1],
 }  # fmt: skip
-
-
-class Rows(Dataset):
-    def __init__(self, n, first=0):
-        self.n, self.first, self.read = n, first, 0
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        self.read += 1
-        return torch.tensor([self.first + i])
-
-
-class Trainer:
-    """The face of a transformers Trainer."""
-
-    def __init__(self, smoothing, **more):
-        self.args = types.SimpleNamespace(label_smoothing_factor=smoothing)
-        self.model, self.train_dataset, self.state = Unreadable(), Unreadable(), Unreadable()
-        vars(self).update(more)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return model(**inputs).loss * self.args.label_smoothing_factor
-
-    def get_train_dataloader(self):
-        raise AssertionError
-
-
-class Unreadable:
-    def __reduce__(self):
-        raise AssertionError("looked into")
-
-    def __init__(self):
-        self.held = (i for i in range(3))  # no description
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_that_differ_have_names_that_differ(kind):
-    one, again, other = (function_name(KINDS[kind](a)) for a in (1, 1, 2))
+    one, again, other = (fingerprint(KINDS[kind](a)) for a in (1, 1, 2))
     assert one == again != other
 
 
-def test_neither_lines_nor_unrelated_globals_count():
-    def loss(text, **more):
-        space = {"__name__": "mine", **more}
-        exec(text, space)
-        return space["loss"]
+# -- functions: what differs is the text of a file
 
-    text = "def loss(model, batch):\n    return model(batch) * scale"
-    base = describe(loss(text, scale=2))
-    assert base == describe(loss("\n\n# a comment\n" + text, scale=2, unrelated=5))
-    assert base != describe(loss(text, scale=3)) and base != describe(loss(text.replace("*", "+"), scale=2))
-    assert base != describe(loss(text))  # not defined
+HELPERS = "def scaled(loss):\n    return loss * 2\n"
+LOSSES = """
+import functools
+import helpers
+from torch.nn import functional as F
+
+WEIGHT, OTHER = 3, [4]
+
+def inner(logits):
+    return logits ** 5
+
+def twice(function):
+    @functools.wraps(function)
+    def run(*given):
+        return function(*given) * 6
+    return run
+
+class Base:
+    def __call__(self, model, batch):
+        return self.weighted(model(batch), 7)
+
+class Loss(Base):
+    def weighted(self, logits, by):
+        return helpers.scaled(logits) * by
+
+@twice
+def loss(model, batch):
+    terms = [term * WEIGHT for term in inner(model(batch))]
+    return sum(terms, 8)
+
+called = Loss()
+short = lambda model, batch, smoothing=9: F.cross_entropy(model(batch), batch, label_smoothing=smoothing)
+"""
 
 
-def test_modules_imported_inside_of_a_function_count(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = []
-    for number in (1, 2):
-        name = f"losses_of_mine_{number}"
-        (tmp_path / f"{name}.py").write_text(f"from losses_shared_{number} import scale\n")
-        (tmp_path / f"losses_shared_{number}.py").write_text(f"def scale(): return {number}\n")
-        space: dict = {"__name__": "mine"}
-        exec(f"def loss(m, b):\n    from {name} import scale\n    import sklearn.nothing\n    return scale()", space)
-        found.append(space["loss"])
-    first = describe(found[0])
-    assert first == describe(found[0]) != describe(found[1])
-    sys.modules["losses_of_mine_1"].scale.__defaults__ = (1,)
-    assert describe(found[0]) != first
-    assert "sklearn.nothing" not in sys.modules
-
-
-# -- what cannot be named
-
-
-@pytest.mark.parametrize("make", [
-    lambda: (i for i in range(3)), lambda: open(os.devnull),  # noqa: SIM115
-    lambda: torch.zeros(2, device="meta"), threading.local,
-    lambda: DataLoader(Stream()), lambda: list(range(LIMIT)), lambda: torch.eye(2).to_sparse(),
+@pytest.mark.parametrize("function,edit,counts", [
+    ("loss", ("= 3,", "= 4,"), True), ("loss", ("** 5", "** 6"), True), ("loss", ("* 6", "+ 6"), True), ("loss", ("s, 8", "s, 9"), True),
+    ("called", ("), 7", "), 8"), True), ("called", ("* by", "/ by"), True), ("called", ("loss * 2", "loss * 3"), True),
+    ("short", ("smoothing=9", "smoothing=1"), True), ("short", ("cross_entropy", "mse_loss"), True),
+    ("loss", ("[4]", "[5]"), False), ("loss", ("), 7", "), 8"), False), ("short", ("import helpers", "import helpers  # mine"), False),
 ])  # fmt: skip
-def test_what_cannot_be_named_never_matches_and_says_so(make):
+def test_an_edit_of_what_a_function_uses_counts_and_of_the_rest_does_not(function, edit, counts, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def loaded(*change):
+        for name, text in (("helpers", HELPERS), ("losses", LOSSES)):
+            (tmp_path / f"{name}.py").write_text(text.replace(*change) if change else text)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        return getattr(importlib.import_module("losses"), function)
+
+    first = loaded()
+    base = fingerprint(first)
+    assert base == fingerprint(loaded())
+    changed = fingerprint(loaded(*edit))
+    assert (changed != base) == counts
+    if counts:
+        assert fingerprint(first) != changed  # imported before the edit
+
+
+# -- what cannot be named, and what is
+
+
+def local_import(model, batch):
+    import baseline_samples
+
+    return baseline_samples
+
+
+@pytest.mark.parametrize("make,told", [
+    (lambda: (i for i in range(3)), "a generator"), (lambda: open(os.devnull), "a TextIOWrapper"),  # noqa: SIM115
+    (lambda: torch.zeros(2, device="meta"), "a Tensor"), (threading.Lock, "a lock"), (lambda: list(range(LIMIT)), "more than 200,000 values"),
+    (lambda: eval("lambda m, b: 1"), "the function <lambda>, which has no source"), (lambda: local_import, "imports baseline_samples inside"),
+])  # fmt: skip
+def test_what_cannot_be_named_never_matches_and_says_so(make, told):
     held = make()
-    with pytest.raises(Indescribable):
-        describe(Called(held))
     theirs = training(Called(held))
     one, two = training_identity(theirs), training_identity(theirs)
     assert one["loss"] != two["loss"] and one["model"] == two["model"] and one["structure"] == two["structure"]
-    assert len(theirs.notes) == 1 and "the loss cannot be recognized" in theirs.notes[0]
+    (note,) = theirs.notes
+    assert note.startswith("the loss cannot be recognized by another process (it holds ") and told in note
+    theirs.loss.winnow_name = "mine-1"
+    named = training_identity(theirs)["loss"]
+    theirs.loss.a = None
+    assert named == training_identity(theirs)["loss"]
+    theirs.loss.winnow_name = "mine-2"
+    assert named != training_identity(theirs)["loss"]
     if hasattr(held, "close"):
         held.close()
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(())
+def test_a_name_stands_for_what_it_was_given_to_and_no_more():
+    def wrapped(function, times):
+        @functools.wraps(function)  # takes the name over
+        def loss(model, batch):
+            return function(model, batch) * times
+
+        return loss
+
+    def named(model, batch):
+        return next(stream)
+
+    stream = (i for i in range(3))
+    with pytest.raises(Unnameable):
+        fingerprint(named)
+    named.winnow_name = "mine"
+    assert fingerprint(wrapped(named, 1)) == fingerprint(wrapped(named, 1)) != fingerprint(wrapped(named, 2))
+    kind = type("Named", (Called,), {"winnow_name": "mine"})
+    assert fingerprint(kind(1)) == fingerprint(kind(1)) != fingerprint(kind(2))
 
 
 # -- the model and the data
@@ -313,31 +286,15 @@ def test_the_model_counts_by_its_structure_too():
         assert changed(edit) != base
 
 
-def test_a_loss_that_holds_the_model_and_the_data_does_not_look_into_them(monkeypatch):
-    theirs = training(None)
-    held = Called(0.1)
+def test_a_loss_that_holds_the_model_and_the_data_does_not_look_into_them():
+    theirs = training(held := Called(0.1))
     held.model, held.examples, held.weight = theirs.model, theirs.examples, theirs.model[0].weight
-    known = {id(theirs.model): "model", id(theirs.examples): "examples", id(theirs.model[0].weight): "weight"}
-    monkeypatch.setattr("winnow.train.task.parts._tensor", None)
-    base = function_name(held, known)
+    base = training_identity(theirs)
     with torch.no_grad():
         theirs.model[0].weight.add_(1)
-    theirs.examples.batches.clear()
-    assert function_name(held, known) == base
-    assert (
-        training_identity(theirs.replaced(loss=held))["loss"] == training_identity(theirs.replaced(loss=held))["loss"]
-    )
-
-
-def test_of_a_data_set_a_few_items_are_read_and_of_a_trainers_none():
-    rows = Rows(100_000)
-    describe(Called(DataLoader(rows)))
-    assert 0 < rows.read <= ITEMS
-    state = torch.get_rng_state()
-    theirs = Trainer(0.1)
-    theirs.train_dataset = rows = Rows(10)
-    describe(TrainerLoss(theirs))
-    assert rows.read == 0 and torch.equal(state, torch.get_rng_state())
+    theirs.examples.joined[0].add_(1)
+    changed = training_identity(theirs)
+    assert changed["loss"] == base["loss"] and changed["model"] != base["model"] and changed["data"] != base["data"]
 
 
 def test_batches_of_arrays_count_by_all_their_numbers():
@@ -379,12 +336,13 @@ def test_a_trainers_loss_counts_and_its_bookkeeping_does_not(tmp_path):
             compute_loss_func=function,
         )  # fmt: skip
         vars(made).update(attributes)
-        found = function_name(TrainerLoss(made))
+        found = training_identity(training(TrainerLoss(made)))["loss"]
         assert made.train_dataset.read == 0
         return found
 
     base = named()
     assert base == named()
+    assert base == named(attributes={"_signature_columns": ["labels", "label"]})  # in another order in every process
     with torch.no_grad():
         model.classifier.weight.add_(1)  # the model has a name of its own
     assert base == named(output_dir=str(tmp_path / "other"), logging_steps=7, save_strategy="no", run_name="second")
@@ -400,16 +358,19 @@ def test_a_trainers_loss_counts_and_its_bookkeeping_does_not(tmp_path):
 
 SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
+import transformers
 import test_ticket_identity as t
-from winnow.train.task.identity import function_name, training_identity
 from winnow.run.store import stage_key
 for kind, make in t.KINDS.items():
-    print(kind, function_name(make(1)))
-print(stage_key("ticket", training=training_identity(t.training(t.KINDS["cycle"](1)))))
+    print(kind, t.fingerprint(make(1)))
+print(t.fingerprint(transformers.GenerationConfig.from_model_config(transformers.LlamaConfig())))
+print(stage_key("ticket", training=t.training_identity(t.training(t.KINDS["cycle"](1)))))
 """
 
 
+@pytest.mark.hf
 def test_two_processes_give_the_same_names():
+    pytest.importorskip("transformers")
     text = SCRIPT.format(tests=str(Path(__file__).parent))
     printed = [
         subprocess.run(
@@ -417,7 +378,7 @@ def test_two_processes_give_the_same_names():
         ).stdout
         for seed in ("1", "2")
     ]  # fmt: skip
-    assert printed[0] == printed[1] and printed[0].count("\n") == len(KINDS) + 1
+    assert printed[0] == printed[1] and printed[0].count("\n") == len(KINDS) + 2
 
 
 @pytest.mark.parametrize("then,goes_on", [(0.0, True), (0.5, False)])

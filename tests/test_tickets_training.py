@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from ticket_inputs import bert, mlp, rows, save_bert, sentences, tokenizer, write_csv
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
+from winnow.run.identity import fingerprint
 from winnow.tickets import training_from, training_from_trainer
 from winnow.train.examples import Examples
 from winnow.train.task.batches import Fetched
 from winnow.train.task.check import check_training
-from winnow.train.task.identity import function_name, training_identity
+from winnow.train.task.identity import training_identity
 from winnow.train.task.loss import TaskLoss
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training, adamw, cosine, linear, warmup
@@ -485,8 +486,8 @@ def test_functions_are_named_by_what_they_hold():
     def scaled(k):
         return lambda p: p * k
 
-    assert function_name(scaled(2)) == function_name(scaled(2)) != function_name(scaled(3))
-    assert function_name(warmup(0.1)) != function_name(warmup(0.2))
+    assert fingerprint(scaled(2)) == fingerprint(scaled(2)) != fingerprint(scaled(3))
+    assert fingerprint(warmup(0.1)) != fingerprint(warmup(0.2))
 
 
 # -- a transformers Trainer

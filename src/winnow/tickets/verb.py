@@ -161,7 +161,10 @@ def find_ticket(
             paper's values for BERT.
         out: folder to write, with the report of the search (``ticket.html``, ``ticket-report.json``); with several
             sparsities a subfolder each. Finished parts are kept in ``OUT.work`` meanwhile: a search that was killed
-            goes on where it stood when it is called again.
+            goes on where it stood when it is called again. Functions of yours (loss, optimizer, schedule, eval) are
+            recognized by their source and the values they use. Where that cannot be, the search begins anew and
+            ``Found.training.notes`` says so; a name of your own helps, changed with what the function does:
+            ``my_loss.winnow_name = "my-loss-2"``.
         executor: where independent parts run: whole sparsities, or the candidates of one; here unless given.
         progress: called with the name of a stage, gives a function (done, total, what).
 

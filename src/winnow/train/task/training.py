@@ -78,7 +78,8 @@ class Training:
     Attributes:
         model: the pretrained model, its new head included; never changed, every run works on a copy.
         examples: labelled examples; ``examples.take(index)`` is what ``loss`` gets. Their batch size is the training's.
-        loss: (model, batch) -> scalar with gradient.
+        loss: (model, batch) -> scalar with gradient. A killed search knows it, and the other functions here, by source and
+            the values they use, or by a text ``winnow_name`` that they are given (:func:`find_ticket`).
         steps: T, optimizer steps of one training run.
         optimizer: (parameters, lr, weight_decay) -> optimizer; called once per run, and once per look-ahead.
         lr, weight_decay: of that optimizer.
