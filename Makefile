@@ -34,7 +34,7 @@ test-triton:
 	test -x .venv-triton/bin/python || python3 -m venv .venv-triton
 	.venv-triton/bin/pip install -q -c $(CONSTRAINTS) torch
 	.venv-triton/bin/pip install -q -c $(CONSTRAINTS) -e '.[gpu,dev]'
-	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/test_gpu.py
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/kernels/test_gpu.py
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev

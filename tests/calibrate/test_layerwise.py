@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import families
-from test_families import close, reference
+from walked import close, reference
 from winnow.calibrate.units import one_stream
 from winnow.calibrate.walker import Walker
 from winnow.errors import InputError

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from command import refused, winnow
+from places import SUPPORT
 from small import classifier, points, trained
-
-TESTS = Path(__file__).parent
-
-
-def winnow(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "winnow", *map(str, args)], capture_output=True, text=True, env=env, cwd=cwd
-    )
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +28,6 @@ def files(tmp_path_factory):
 
 def model(files: Path) -> list[object]:
     return ["small:classifier", "--weights", files / "weights.safetensors"]
-
-
-def refused(done: subprocess.CompletedProcess, code: int = 2) -> str:
-    assert done.returncode == code, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("winnow: ") and lines[0].endswith("."), done.stderr
-    return lines[0]
 
 
 def test_compress_report_inspect_eval_export(files, tmp_path):
@@ -173,7 +159,7 @@ def test_interrupt_is_one_sentence_and_the_work_stays(files, tmp_path):
         "prune.Pruner._prune = stop\n"
         "main(sys.argv[1:])\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
     args = ["compress", *model(files), "--data", files / "train.npz", "--sparsity", "0.5", "--out", tmp_path / "out"]
     done = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True, env=env)
     assert "goes on where this one was" in refused(done, code=1)

@@ -9,8 +9,7 @@ import torch
 
 import winnow
 from families import SmallCNN
-from small import classifier, convnet
-from test_compress import points
+from small import classifier, convnet, points
 from winnow.compression.job import Job
 from winnow.compression.setup import set_up
 from winnow.formats import export_dense, read_artifact

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import winnow
+from command import refused
+from command import winnow as command
+from places import SUPPORT
 from small import classifier, points
-from test_cli import refused
-from test_cli import winnow as command
 from winnow.errors import GateError, InputError
 from winnow.pipeline import verb as pipeline_verb
 from winnow.pipeline.dry_run import work_of
@@ -26,7 +27,6 @@ from winnow.pipeline.verb import run_recipe
 from winnow.records import parts
 from winnow.tickets import reporting, verb
 
-TESTS = Path(__file__).parent
 RECIPE = """\
 name: three clouds
 model: small:classifier
@@ -648,7 +648,8 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from winnow.run import store
-from winnow.train.task import run, verb
+from winnow.tickets import verb
+from winnow.train.task import run
 store.code_version = lambda: "the same in both processes, whatever is edited meanwhile"
 run.SAVE_EVERY = -1.0
 one, search = run.Run.one, verb.find_ticket
@@ -665,7 +666,7 @@ run_recipe("recipe.yaml", {out!r})
 
 
 def start(folder: Path, out: Path) -> subprocess.Popen:
-    script = SCRIPT.format(tests=str(TESTS), out=str(out))
+    script = SCRIPT.format(tests=str(SUPPORT), out=str(out))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env, cwd=folder)
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import winnow
+from coupled_models import Mobile, ResNet, stir, zeroed
 from families import FAMILIES
-from test_coupled import Mobile, ResNet, stir, zeroed
 from winnow.coupled.call import forward, quiet, tensors_in
 from winnow.coupled.find import Unit
 from winnow.errors import InputError

@@ -16,9 +16,9 @@ from torch import nn
 from torch.func import functional_call
 
 import winnow
+from coupled_models import Mobile, PlainCNN, ResNet, stir
 from families import FAMILIES
 from small import classifier, convnet, images
-from test_coupled import Mobile, PlainCNN, ResNet, stir
 from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.errors import InputError
 from winnow.fcpts.near import near

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import winnow
+from places import SUPPORT
 from small import convnet, images, trained
 from winnow.train.distil import loop
 
@@ -150,7 +151,7 @@ winnow.compress(
 
 
 def start(out: Path) -> subprocess.Popen:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out))
+    script = SCRIPT.format(tests=str(SUPPORT), out=str(out))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import winnow
+from places import REPO
 from winnow.pipeline.reading import read_recipe
 from winnow.pipeline.verb import run_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((REPO / "recipes").glob("*.yaml"))
 
 
 def small_values(recipe: Path) -> list[str]:
@@ -26,7 +26,7 @@ def small_values(recipe: Path) -> list[str]:
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(REPO))
     for name in [n for n in sys.modules if n.split(".")[0] == "recipes"]:
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "tiny").mkdir()
@@ -55,7 +55,7 @@ def check(ran, sparsity):
 
 
 def test_vision(tiny):
-    recipe = ROOT / "recipes" / "vision-ticket.yaml"
+    recipe = REPO / "recipes" / "vision-ticket.yaml"
     tiny.write_vision(Path("tiny"))
     ran = run_recipe(recipe, "tiny/out", sets=small_values(recipe), keep_work=True)
     check(ran, 0.6)
@@ -69,7 +69,7 @@ def test_text(tiny):
     pytest.importorskip("transformers")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    recipe = ROOT / "recipes" / "bert-ticket.yaml"
+    recipe = REPO / "recipes" / "bert-ticket.yaml"
     tiny.write_text(Path("tiny"))
     ran = run_recipe(recipe, "tiny/out", sets=small_values(recipe))
     check(ran, 0.5)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from test_load_packed import artifact_of, outputs
+from artifacts import artifact_of, outputs
 from winnow.errors import WinnowError
 from winnow.formats import ArtifactWriter, load, pack
 from winnow.masks.prunable import Prunable

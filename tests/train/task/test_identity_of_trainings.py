@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import winnow
 from baseline_samples import Killed
+from places import SUPPORT
 from winnow.run.identity import LIMIT, Unnameable, fingerprint
 from winnow.train.examples import Examples
 from winnow.train.task import run as runs
@@ -357,9 +358,9 @@ def test_a_trainers_loss_counts_and_its_bookkeeping_does_not(tmp_path):
 # -- across processes
 
 SCRIPT = """
-import sys; sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = {tests!r}
 import transformers
-import test_ticket_identity as t
+import test_identity_of_trainings as t
 from winnow.run.store import stage_key
 for kind, make in t.KINDS.items():
     print(kind, t.fingerprint(make(1)))
@@ -371,7 +372,7 @@ print(stage_key("ticket", training=t.training_identity(t.training(t.KINDS["cycle
 @pytest.mark.hf
 def test_two_processes_give_the_same_names():
     pytest.importorskip("transformers")
-    text = SCRIPT.format(tests=str(Path(__file__).parent))
+    text = SCRIPT.format(tests=[str(SUPPORT), str(Path(__file__).parent)])
     printed = [
         subprocess.run(
             [sys.executable, "-c", text], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import winnow
+from command import refused
+from command import winnow as command
 from small import classifier, convnet, images, points, save_llama, sentences, trained, write_lines
-from test_cli import refused
-from test_cli import winnow as command
 from winnow.allocate import ALLOCATIONS, NAMES, LayerInfo, allocate
 from winnow.errors import InputError
 

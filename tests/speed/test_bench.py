@@ -14,10 +14,11 @@ import torch
 from pydantic import ValidationError
 
 import winnow
+from command import refused
+from command import winnow as command
+from html_page import Page
+from places import SUPPORT
 from small import Float32Only, classifier, points, trained
-from test_cli import refused
-from test_cli import winnow as command
-from test_report import Page
 from winnow.errors import FormatError, InputError
 from winnow.models.source import open_model
 from winnow.records.compression import Speed, Times
@@ -542,7 +543,7 @@ def test_the_result_still_holds_the_compressed_model(tmp_path):
 
 def test_fresh_process_reads_no_more_than_it_needs(plain):
     """The other process finds a factory by the path of this one, and gives seconds and bytes."""
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     x = points(2)[0]
     from safetensors.torch import save_file
 

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from isp_samples import Killed, Killer, cross_entropy, mlp, noisy, same_tickets, search, sgd, training
+from places import SUPPORT
 from winnow.disk import files
 from winnow.errors import FormatError, WinnowError
 from winnow.run.store import Store
@@ -357,7 +357,7 @@ def test_a_killed_process_started_again_ends_equal(tmp_path):
     (whole,) = isp(search(training(steps=STEPS), seed_steps=2))
 
     def start():
-        script = SCRIPT.format(tests=str(Path(__file__).parent), steps=STEPS, out=str(tmp_path))
+        script = SCRIPT.format(tests=str(SUPPORT), steps=STEPS, out=str(tmp_path))
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
 
