@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a method lives: ``module`` under winnow.tickets, a generator function in it, and its settings class.
+    """Where a method lives: ``module`` under winnow.tickets.methods, a generator function in it, and its settings class.
 
     ``trajectory``: one sequence of trainings serves all sparsities, unless its settings have a ``budget``.
     ``candidates``: a run has parts that an executor can compute.
@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def finder(self) -> Finder:
-        return getattr(import_module(f"winnow.tickets.{self.module}"), self.function)
+        return getattr(import_module(f"winnow.tickets.methods.{self.module}"), self.function)
 
     @property
     def settings_class(self) -> type[BaseModel]:
@@ -51,7 +51,7 @@ METHODS: dict[str, Entry] = {
     "imp-rewind": Entry("imp", "imp_rewind", "RewindSettings", trajectory=True),
     "lrr": Entry("imp", "lrr", "ImpSettings", trajectory=True),
     "lottery-pool": Entry("lottery_pool", "lottery_pool", "PoolSettings", trajectory=True),
-    "isp": Entry("isp", "isp", "IspSettings", candidates=True),
-    "isp-plain": Entry("isp", "isp_plain", "IspSettings"),
-    "isp-matched": Entry("isp", "isp_matched", "IspSettings"),
+    "isp": Entry("isp.isp", "isp", "IspSettings", candidates=True),
+    "isp-plain": Entry("isp.isp", "isp_plain", "IspSettings"),
+    "isp-matched": Entry("isp.isp", "isp_matched", "IspSettings"),
 }  # fmt: skip
