@@ -1,0 +1,1 @@
+"""Walks a model block by block over calibration batches, streamed from its shards where memory is short."""

@@ -1,0 +1,1 @@
+"""Draws records: one folder a page, for the browser and the terminal."""

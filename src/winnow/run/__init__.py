@@ -1,0 +1,1 @@
+"""Work that can be killed: stored stages, executors, and what makes two computations the same."""

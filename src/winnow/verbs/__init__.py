@@ -1,0 +1,1 @@
+"""Verbs without a room of their own: evaluate, inspect, demo."""
