@@ -12,7 +12,7 @@ import torch
 
 from winnow.errors import FormatError, InputError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
-from winnow.masks.mask import Mask
+from winnow.train.state_file import with_tensors, without_tensors
 
 if TYPE_CHECKING:
     from winnow.train.task.run import Run
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def write(run: Run, path: Path, optimizer: bool = True) -> None:
-    """Weights, masks, step, cost, losses and notes of a run, and where asked the optimizer's state.
+    """Weights, masks, the method's state, step, cost, losses and notes of a run, and on request the optimizer's state.
 
     Raises:
         InputError: the optimizer's state or the notes are no tensors, numbers and text.
         WinnowError: the disk is full or read-only; the file before stays.
     """
     tensors = {f"model.{n}": t for n, t in run.model.state_dict().items()}
-    tensors |= {f"keep.{n}": m.bits for n, m in run.attached.masks.items()}
+    attached = without_tensors(run.attached.state_dict(), "attached", tensors)
     numbers: dict[str, Any] = {}
     for i, state in run.optimizer.state_dict()["state"].items() if optimizer else ():
         for key, value in state.items():
@@ -39,7 +39,7 @@ def write(run: Run, path: Path, optimizer: bool = True) -> None:
     groups = [{k: v for k, v in g.items() if type(v) in (int, float, bool)} for g in run.optimizer.param_groups]
     notes = {
         "step": run.step, "cost": vars(run.cost), "losses": run.losses, "notes": run.notes,
-        "optimizer": numbers, "groups": groups,
+        "attached": attached, "optimizer": numbers, "groups": groups,
     }  # fmt: skip
     try:
         json.dumps(notes)
@@ -71,16 +71,14 @@ def resume(run: Run, path: Path) -> None:
         for name, value in (_under("optimizer.", tensors) | notes["optimizer"]).items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
-        keeps = {n: (k.shape[0], k.shape[1]) for n, k in run.keeps.items()}
-        masks = {n: Mask(bits, keeps[n]).unpack() for n, bits in _under("keep.", tensors).items()}
         step, losses, cost = int(notes["step"]), list(notes["losses"]), type(run.cost)(**notes["cost"])
         run.model.load_state_dict(_under("model.", tensors))
         run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
         for group, numbers in zip(run.optimizer.param_groups, notes["groups"], strict=True):
             group.update(numbers)
+        run.attached.load_state_dict(with_tensors(notes["attached"], tensors.__getitem__))
     except (FormatError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise FormatError(f"the checkpoint {path} is of another training: delete it and run again.") from error
-    run.attached.set(masks)
     run.step, run.losses, run.cost, run.notes = step, losses, cost, notes["notes"]
 
 

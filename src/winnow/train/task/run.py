@@ -18,6 +18,7 @@ from winnow.masks.given import working_copy
 from winnow.masks.mask import Mask, MaskSet
 from winnow.seeding import seed_of, seeded
 from winnow.train.attach import Attached, attach
+from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
 from winnow.train.task import checkpoint
 from winnow.train.task.only_tensors import require_tensors
@@ -63,6 +64,9 @@ class Run:
     """A training under masks that can be advanced, pruned, looked ahead from, stored and resumed.
 
     Args:
+        method: what decides about the masks; unless given, they stay as they start until :meth:`prune`. Its steps are
+            those of the schedule.
+        start: weights and masks to start from; a method given finds zeros where these masks have them.
         steps: length of the learning-rate schedule; the training's T unless given.
         stream: names this run's randomness; two runs of one stream draw the same data and dropout.
         folder: checkpoints go here every 30 s (``run.safetensors``); a run that finds one goes on from it.
@@ -87,6 +91,7 @@ class Run:
         self,
         training: Training,
         *,
+        method: SparseMethod | None = None,
         start: Position | None = None,
         steps: int | None = None,
         stream: Any = "main",
@@ -103,10 +108,14 @@ class Run:
             self.model.load_state_dict(dict(start.state))
         self.scope = training.scope()
         self.optimizer = training.optimizer(trainable(self.model), training.lr, training.weight_decay)
-        _remember_rates(self.optimizer)
-        keeps = start.keeps
-        self.attached: Attached = attach(self.model, self.optimizer, Fixed(keeps or _all(self.scope)), scope=self.scope)
-        self.step = first_step
+        for group in self.optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        fixed = Fixed(start.keeps or {})
+        self.attached: Attached = attach(self.model, self.optimizer, fixed, scope=self.scope)
+        if method is not None:  # it finds the zeros
+            self.attached.release()
+            self.attached = attach(self.model, self.optimizer, method, scope=self.scope)
+        self.step = self.attached.step = first_step
         self.cost = Cost()
         self.losses: list[float] = []
         self.notes: dict[str, Any] = {}
@@ -144,10 +153,11 @@ class Run:
         while self.step < step:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * self.training.schedule(self.step / self.total)
+            density = self.density  # of this step: the method may change masks when it is over
             self.losses.append(self.one(self.optimizer, self.step, self.stream))
             self.step += 1
             self.cost.main += 1
-            self.cost.weighted += self.density
+            self.cost.weighted += density
             if self.progress:
                 self.progress(self.step, self.total, f"loss {self.losses[-1]:.4g}")
             if self.file is not None and time.perf_counter() - self._saved > SAVE_EVERY * max(1.0, self._saving):
@@ -256,12 +266,3 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise InputError("every parameter of the model is frozen: set requires_grad on what should be trained.")
     return found
-
-
-def _remember_rates(optimizer: torch.optim.Optimizer) -> None:
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-
-
-def _all(scope: Any) -> dict[str, torch.Tensor]:
-    return {n: torch.ones(p.rows, p.cols, dtype=torch.bool) for n, p in scope.prunables.items()}
