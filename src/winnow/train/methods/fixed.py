@@ -12,9 +12,11 @@ from winnow.train.attach import Attached
 
 
 class Fixed:
-    """Masks that stay as they are: a :class:`MaskSet` or bool matrices [rows, cols] by name; None keeps the model's zeros.
+    """Masks that never change, as when a lottery ticket is trained again (Frankle and Carbin 2019, arXiv 1803.03635).
 
-    With None every weight that is exactly zero counts as gone, also one that was only initialised so.
+    Args:
+        masks: a :class:`MaskSet` or bool matrices [rows, cols] by name, True where the weight stays; None keeps the model's
+            zeros: every weight that is exactly zero is pruned, also one that was only initialised so.
     """
 
     def __init__(self, masks: MaskSet | Mapping[str, torch.Tensor] | None = None) -> None:
