@@ -19,11 +19,11 @@ from winnow.train.masking import masked, moments, on_gradient, zero
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.targets import (
     Optimizers,
-    place_of,
+    held,
+    places_of,
     plain_optimizers,
     require_trained,
     scope_of,
-    weight_at,
 )
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
@@ -97,8 +97,8 @@ class Attached:
         if not hasattr(method, "stepped"):
             raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
-        self._places = {name: place_of(model, name) for name in scope.prunables}
-        self.weights = {name: weight_at(place, scope, name) for name, place in self._places.items()}
+        self._places = places_of(model, scope)
+        self.weights: dict[str, nn.Parameter] = {n: parameters[key] for n, (parameters, key) in self._places.items()}
         require_trained(self.weights, self.optimizers)
         self._check_alone()
         self.step = 0
@@ -167,9 +167,9 @@ class Attached:
             if name not in self.keeps:
                 raise InputError(f"{name} is not prunable here: give masks of {next(iter(self.keeps))} and the like.")
             if not torch.is_tensor(keep) or keep.dtype != torch.bool or keep.shape != self.keeps[name].shape:
-                found_as = f"{keep.dtype} {tuple(keep.shape)}" if torch.is_tensor(keep) else type(keep).__name__
+                kind = f"{keep.dtype} {tuple(keep.shape)}" if torch.is_tensor(keep) else type(keep).__name__
                 raise InputError(
-                    f"the mask of {name} is {found_as}: "
+                    f"the mask of {name} is {kind}: "
                     f"give a bool matrix {tuple(self.keeps[name].shape)}, True where the weight stays."
                 )
             found[name] = keep.to(self.weights[name].device)
@@ -268,11 +268,11 @@ class Attached:
         """The weights that an optimizer trains, by name; simply all where there is only one."""
         if len(self.optimizers) == 1:
             return self.weights
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trained = held([optimizer])
         return [name for name, weight in self.weights.items() if id(weight) in trained]
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Gradients that the loop has put there itself went past the hook: they go through it now."""
+        """Gradients that the loop has written itself went past the hook: they go through it now."""
         for name in [n for n in self._held(optimizer) if n not in self._arrived]:
             self._gradient(name)(self.weights[name])
         return self.factors.enter(optimizer, args, kwargs)

@@ -10,6 +10,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.train.masking import zero
+from winnow.train.targets import held
 
 if TYPE_CHECKING:
     from winnow.train.attach import Attached
@@ -58,7 +59,7 @@ class Factors:
 
     def enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """When a step begins; what it is to be called with instead, where that is a closure."""
-        if not any(id(self._weights[n]) in _held(optimizer) for n in self.tensors):
+        if not any(id(self._weights[n]) in held([optimizer]) for n in self.tensors):
             return None
         self._enter(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -136,16 +137,12 @@ class Factors:
         self._entered.add(optimizer)
 
 
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
 def _exchange(
     optimizer: torch.optim.Optimizer, old: Mapping[str, nn.Parameter], new: Mapping[str, nn.Parameter]
 ) -> list[str]:
     """Parameters in the places of others, in the groups and the state of an optimizer; the names of those it holds."""
-    held = _held(optimizer)
-    names = [n for n in old if n in new and id(old[n]) in held]
+    present = held([optimizer])
+    names = [n for n in old if n in new and id(old[n]) in present]
     by_id = {id(old[n]): new[n] for n in names}
     for group in optimizer.param_groups:
         group["params"][:] = [by_id.get(id(p), p) for p in group["params"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         InputError: another kind of value, or a dict whose keys are not text.
     """
     tensors: dict[str, torch.Tensor] = {}
-    tree = without_tensors(state, "", tensors)
+    tree = _without_tensors(state, "", tensors)
     write_tensors(Path(path), tensors, {"format_version": 1, "kind": _KIND, "tree": tree})
 
 
@@ -37,32 +37,30 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     tree = file.about.get("tree")
     if file.about.get("kind") != _KIND or not isinstance(tree, dict):
         raise FormatError(f"{path} holds no state of an attached method: give the file that write_state wrote.")
-    return with_tensors(tree, file.read)
+    return _with_tensors(tree, file)
 
 
-def without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The value as JSON, its tensors moved to ``tensors`` under their paths in it."""
+def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if torch.is_tensor(value):
         tensors[path] = value
         return {_TENSOR: path}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise InputError(f"the keys of {path or 'the state'} are not all text: a state file takes text keys only.")
-        # A level of its own, so that a dict with the one key "tensor" is still told from a tensor.
-        return {"items": {k: without_tensors(v, f"{path}/{k}", tensors) for k, v in value.items()}}
+        # A level of its own, so that a dict with the one key "tensor" is not taken for a tensor.
+        return {"items": {k: _without_tensors(v, f"{path}/{k}", tensors) for k, v in value.items()}}
     if isinstance(value, (list, tuple)):
-        return [without_tensors(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+        return [_without_tensors(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise InputError(f"{path} is a {type(value).__name__}: a state file takes tensors, numbers and text only.")
 
 
-def with_tensors(value: Any, read: Callable[[str], torch.Tensor]) -> Any:
-    """The inverse of :func:`without_tensors`; ``read`` gives the tensor of a key."""
+def _with_tensors(value: Any, file: TensorFile) -> Any:
     if isinstance(value, list):
-        return [with_tensors(v, read) for v in value]
+        return [_with_tensors(v, file) for v in value]
     if not isinstance(value, dict):
         return value
     if _TENSOR in value:
-        return read(value[_TENSOR])
-    return {k: with_tensors(v, read) for k, v in value["items"].items()}
+        return file.read(value[_TENSOR])
+    return {k: _with_tensors(v, file) for k, v in value["items"].items()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.solve.batchnorm import recalibrate
 from winnow.train.task.train_mode import tracking_norms
 from winnow.train.task.training import Loss, Training
@@ -15,7 +15,7 @@ from winnow.train.task.training import Loss, Training
 
 def training_batches(training: Training, count: int) -> list[Any]:
     """So many mini-batches of one epoch, fewer where it has fewer."""
-    order = training.examples.order(torch.Generator().manual_seed(seed_of(training.seed, "recalibrate")))
+    order = training.examples.order(generator(training.seed, "recalibrate"))
     return [training.examples.take(index) for index in order[:count]]
 
 

@@ -16,12 +16,11 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.given import working_copy
 from winnow.masks.mask import Mask, MaskSet
-from winnow.seeding import seed_of, seeded
+from winnow.seeding import generator, seeded
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
 from winnow.train.task import checkpoint
-from winnow.train.task.only_tensors import require_tensors
 from winnow.train.task.train_mode import train_mode
 from winnow.train.task.training import Training
 
@@ -102,7 +101,7 @@ class Run:
         self.training, self.stream, self.progress = training, stream, progress
         self.total = training.steps if steps is None else steps
         start = start or Position()
-        require_tensors(training.model)
+        checkpoint.require_tensors(training.model)
         self.model = working_copy(training.model)
         if start.state is not None:
             self.model.load_state_dict(dict(start.state))
@@ -224,8 +223,8 @@ class Run:
     def _epoch(self, stream: Any, epoch: int) -> list[torch.Tensor]:
         key = (stream, epoch)
         if self._order is None or self._order[0] != key:
-            generator = torch.Generator().manual_seed(seed_of(self.training.seed, "order", stream, epoch))
-            self._order = (key, self.training.examples.order(generator))
+            drawn = self.training.examples.order(generator(self.training.seed, "order", stream, epoch))
+            self._order = (key, drawn)
         return self._order[1]
 
     def _precision(self) -> Any:
