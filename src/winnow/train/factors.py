@@ -22,7 +22,8 @@ class Factors:
     Only inside ``optimizer.step`` do they stand in its parameter groups, with gradients by the chain rule from those of
     the weights. At all other times model and optimizer hold the weights, and gradients are dL/dtheta: accumulation, loss
     scaling, gradient clipping, DistributedDataParallel, ``state_dict`` and closures work as for plain weights. The
-    optimizer's moments are those of the factors, [k, *shape], under the weight's number in its state dict. Where a mask
+    optimizer's moments are those of the factors, [k, *shape], under the weight's number in its state dict; an optimizer
+    that reads matrices (Muon, Adafactor) sees tensors of one dimension more. Where a mask
     removes a weight, its factors are zero too, so that weight decay moves nothing; a weight that comes back, or that
     somebody else has written, is split anew before the next step.
 
