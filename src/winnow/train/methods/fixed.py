@@ -23,7 +23,7 @@ class Fixed:
         self.masks = masks
 
     def start(self, attached: Attached) -> None:
-        attached.set(self.masks if self.masks is not None else _present(attached))
+        attached.set(self.masks if self.masks is not None else nonzero(attached))
 
     def stepped(self, attached: Attached) -> None:
         """Nothing moves."""
@@ -35,5 +35,6 @@ class Fixed:
         """Nothing was stored."""
 
 
-def _present(attached: Attached) -> dict[str, torch.Tensor]:
+def nonzero(attached: Attached) -> dict[str, torch.Tensor]:
+    """The masks of the weights that are not zero, bool matrices [rows, cols] by name."""
     return {n: m != 0 for n, m in attached.matrices().items()}

@@ -10,7 +10,7 @@ from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.ranking import limits
 from winnow.train.attach import Attached
-from winnow.train.methods.fixed import _present
+from winnow.train.methods.fixed import nonzero
 
 
 class Gradual:
@@ -49,7 +49,7 @@ class Gradual:
         self.max_rate, self.zeros_at_start = max_rate, 0
 
     def start(self, attached: Attached) -> None:
-        present = _present(attached)
+        present = nonzero(attached)
         zeros = attached.numel - sum(int(k.count_nonzero()) for k in present.values())
         if zeros > round(self.sparsity * attached.numel):
             raise InputError(

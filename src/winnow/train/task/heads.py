@@ -50,7 +50,7 @@ def with_head(
         raise InputError(f"{found.spec} is no transformers model: add the head yourself and give the module.")
     import transformers
 
-    auto = getattr(transformers, TASKS["images" if _sees(found.config) else "text"])
+    auto = getattr(transformers, TASKS["images" if _takes_images(found.config) else "text"])
     settings: dict[str, Any] = {"num_labels": classes}
     if names is not None:
         settings |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
@@ -64,7 +64,7 @@ def with_head(
     return model.float().eval()
 
 
-def _sees(config: Any) -> bool:
+def _takes_images(config: Any) -> bool:
     return hasattr(config, "image_size") or hasattr(config, "num_channels")
 
 

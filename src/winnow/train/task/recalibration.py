@@ -27,13 +27,13 @@ def recalibrate_mixture(model: nn.Module, loss: Loss, batches: list[Any]) -> Non
     for norm in held:
         norm.track_running_stats = False  # in eval mode it still reads its buffers
     try:
-        recalibrate(_Whole(model, loss), [(batch,) for batch in batches])
+        recalibrate(_LossModule(model, loss), [(batch,) for batch in batches])
     finally:
         for norm in held:
             norm.track_running_stats = True
 
 
-class _Whole(nn.Module):
+class _LossModule(nn.Module):
     """Hands a training batch, whatever it is, to the owner's loss: batch norms see what they see in training."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:

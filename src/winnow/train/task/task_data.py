@@ -25,7 +25,7 @@ from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
 from winnow.train.examples import Examples
 from winnow.train.task.batches import from_loader, labelled, own_tokens, running_text
-from winnow.train.task.loss import parted
+from winnow.train.task.loss import split_labels
 from winnow.train.task.starting_model import in_float, starting_model
 from winnow.train.task.training import Loss
 
@@ -251,9 +251,10 @@ def _task(loss: Kind, records: Records, processor: Any, length: int | None, conf
 def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | None, config: Any) -> None:
     """The model's outputs fit the labels: found out on one batch, before any training."""
     _, batch = next(found.examples.all())
-    rows = len(parted(batch)[1])
-    with evaluating(found.model), fitting(parted(batch)[0], "training"):
-        logits = logits_of(call(found.model, parted(batch)[0]))
+    inputs, batch_labels = split_labels(batch)
+    rows = len(batch_labels)
+    with evaluating(found.model), fitting(inputs, "training"):
+        logits = logits_of(call(found.model, inputs))
     if found.loss == "scores":
         if logits.numel() != rows:
             raise InputError(
