@@ -41,6 +41,11 @@ def seed_of(*parts: Any) -> int:
     return zlib.crc32(repr(parts).encode()) + (zlib.adler32(repr(parts).encode()) << 31)
 
 
+def generator(*parts: Any) -> torch.Generator:
+    """A generator of torch's whose numbers depend on the parts alone."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
     """torch's generator at ``seed``, for what draws without a seed of its own, such as a factory that initializes weights."""

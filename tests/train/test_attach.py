@@ -23,6 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from small import classifier, convnet, images, points
+from sparse_methods import Grow, random_keeps
 from winnow.errors import FormatError, InputError
 from winnow.masks.global_ranking import global_magnitude, prune_globally
 from winnow.masks.mask import MaskSet
@@ -51,11 +52,6 @@ ENTRYWISE: dict[str, Make] = {
     "adadelta": lambda p: torch.optim.Adadelta(p, 0.5),
     "asgd": lambda p: torch.optim.ASGD(p, 1e-2),
 }
-
-
-def random_keeps(scope: Scope, share: float = 0.5, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {n: torch.rand(p.rows, p.cols, generator=generator) < share for n, p in scope.prunables.items()}
 
 
 def batch(step: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -670,41 +666,6 @@ def test_tied_weights():
         attach(model, optimizer, Fixed(), scope=Scope(both))
 
 
-class Grow:
-    """RigL in small: every second step the lowest tenth goes, and as many return where the dense gradient is largest."""
-
-    def __init__(self) -> None:
-        self.dense: dict[str, torch.Tensor] = {}
-
-    def start(self, attached: Attached) -> None:
-        attached.set(random_keeps(attached.scope, 0.5))
-
-    def gradient(self, attached: Attached, name: str, gradient: torch.Tensor) -> None:
-        if attached.step % 2 == 1:
-            self.dense[name] = gradient.clone()
-
-    def stepped(self, attached: Attached) -> None:
-        if attached.step % 2 == 1:
-            return
-        new = {}
-        for name, matrix in attached.matrices().items():
-            keep = attached.keeps[name]
-            count = int(keep.sum()) // 10
-            order = matrix.abs().masked_fill(~keep, torch.inf).flatten().argsort()
-            grown = self.dense[name].abs().masked_fill(keep, -1).flatten().argsort(descending=True)
-            flat = keep.flatten().clone()
-            flat[order[:count]] = False
-            flat[grown[:count]] = True
-            new[name] = flat.view_as(keep)
-        attached.set(new)
-
-    def state(self) -> dict[str, Any]:
-        return {"dense": self.dense}
-
-    def restore(self, state: Any) -> None:
-        self.dense = dict(state["dense"])
-
-
 def test_a_method_that_grows_weights_back():
     """The dense gradient is handed over before the mask; what returns starts from zero, with empty moments."""
     model = classifier().double()
@@ -852,56 +813,6 @@ def test_fixed_takes_a_mask_set():
 
 
 # State
-
-
-def run_with_a_break(method: Callable[[], Any], through: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Five steps, state out and in, five more: the weights of ten steps in one go, bit for bit."""
-    whole = classifier()
-    attached = attach(whole, torch.optim.AdamW(whole.parameters(), 1e-2), method())
-    train(whole, attached.optimizer, 10)
-    first = classifier()
-    one = attach(first, torch.optim.AdamW(first.parameters(), 1e-2), method())
-    train(first, one.optimizer, 5)
-    saved = through(one.state_dict())
-    weights, moments = copy.deepcopy(first.state_dict()), copy.deepcopy(one.optimizer.state_dict())
-    for attach_first in (True, False):
-        torch.manual_seed(99)
-        second = classifier()
-        optimizer = torch.optim.AdamW(second.parameters(), 1e-2)
-        if attach_first:
-            two = attach(second, optimizer, method())
-        second.load_state_dict(weights)
-        optimizer.load_state_dict(copy.deepcopy(moments))  # it takes the tensors themselves
-        if attach_first:
-            two.load_state_dict(saved)
-        else:
-            two = attach(second, optimizer, method(), state=saved)
-        assert two.step == 5 and two.masks.hamming(one.masks).overall == 0
-        train(second, optimizer, 5, first=5)
-        for a, b in zip(whole.parameters(), second.parameters()):
-            assert torch.equal(a, b)
-        assert two.masks.hamming(attached.masks).overall == 0 and two.zeros == attached.zeros > 0
-
-
-METHODS = {"gradual": lambda: Gradual(0.7, begin=1, end=9, every=2), "grow": Grow}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_state_through_safetensors(method, tmp_path):
-    def through(state: dict[str, Any]) -> dict[str, Any]:
-        write_state(tmp_path / "state.safetensors", state)
-        return read_state(tmp_path / "state.safetensors")
-
-    run_with_a_break(METHODS[method], through)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_state_through_torch_save(method, tmp_path):
-    def through(state: dict[str, Any]) -> dict[str, Any]:
-        torch.save(state, tmp_path / "state.pt")
-        return torch.load(tmp_path / "state.pt", weights_only=True)
-
-    run_with_a_break(METHODS[method], through)
 
 
 def test_state_file(tmp_path):

@@ -14,15 +14,16 @@ from winnow.errors import InputError
 from winnow.masks.given import bare, require_unmasked
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
+from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.targets import (
     Optimizers,
-    place_of,
+    held,
+    places_of,
     plain_optimizers,
     require_trained,
     scope_of,
-    weight_at,
 )
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
@@ -38,21 +39,22 @@ def attach(
     scope: Scope | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Attached:
-    """Keeps masks on a model while it is trained, whoever writes the loop.
+    """Keeps masks on a model while it is trained, in any training loop.
 
-    From here to :meth:`Attached.detach`, masked weights are zero in every forward, their gradients are zero as soon as
-    they are accumulated (before a clip norm is computed), and so are the optimizer's moments of them: momentum and
-    weight decay move nothing. Parameters stay plain parameters, so checkpoints, ``state_dict`` and MultiheadAttention
-    (which reads ``out_proj.weight`` directly and passes by hooks of that module) see m * theta.
+    From here to :meth:`Attached.detach`, masked weights are zero in every forward, and so are their gradients as soon as
+    they are accumulated (before a clip norm is computed) and the optimizer's moments of them: momentum and weight decay
+    move nothing. Parameters stay plain parameters, also where a method trains factors in their places
+    (:class:`winnow.train.factors.Factors`), so checkpoints, ``state_dict`` and MultiheadAttention (which reads
+    ``out_proj.weight`` directly and passes by hooks of that module) see the masked weights.
 
-    Zero is zero: an infinite or NaN gradient of a masked weight, as loss scaling brings them, is zero too. Moments are
-    tensors of the weight's own shape in the optimizer's state. Adafactor's row and column means are left alone, and so
-    are 8-bit codes; the weights themselves are masked after every step in any case, also under optimizers that mix
-    entries (Muon). Gradients that the loop writes itself (``torch.autograd.grad``) are masked when the step that reads
-    them begins. Weights and buffers that the loop writes itself (``load_state_dict``) are masked at the next step
-    or :meth:`Attached.enforce`. A copy of the model, pickled or deep-copied, is a plain model with its zeros. Under
-    DistributedDataParallel attach in every process: local gradients are masked before they are averaged, and the same
-    weights give the same masks. FSDP and DeepSpeed, which cut parameters up, are not supported.
+    An infinite or NaN gradient of a masked weight, as loss scaling brings them, becomes zero too. Moments are tensors of
+    the weight's own shape in the optimizer's state: Adafactor's row and column means are left alone, and so are 8-bit
+    codes. The weights themselves are masked after every step in any case, also under optimizers that mix entries (Muon).
+    Gradients that the loop writes itself (``torch.autograd.grad``) are masked when the step that reads them begins, weights
+    that it writes itself (``load_state_dict``) at the next step or :meth:`Attached.enforce`. A copy of the model, pickled
+    or deep-copied, is a plain model with its zeros. Under DistributedDataParallel attach in every process: local gradients
+    are masked before they are averaged, and the same weights give the same masks. FSDP and DeepSpeed, which shard
+    parameters, are not supported.
 
     Args:
         optimizer: what trains the prunable weights. Of several (Muon for the matrices, AdamW for the rest) give all, the
@@ -77,9 +79,11 @@ class Attached:
 
     Attributes:
         keeps: bool matrices [rows, cols] by tensor name, True where the weight stays; change them with :meth:`set`.
+        zeros: number of weights that the masks remove.
         step: optimizer steps since the start.
         scope: what is prunable.
         weights: the prunable parameters, by the same names.
+        factors: what the optimizer steps in the weights' places, where the method splits them.
     """
 
     def __init__(
@@ -93,8 +97,8 @@ class Attached:
         if not hasattr(method, "stepped"):
             raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
-        self._places = {name: place_of(model, name) for name in scope.prunables}
-        self.weights = {name: weight_at(place, scope, name) for name, place in self._places.items()}
+        self._places = places_of(model, scope)
+        self.weights: dict[str, nn.Parameter] = {n: parameters[key] for n, (parameters, key) in self._places.items()}
         require_trained(self.weights, self.optimizers)
         self._check_alone()
         self.step = 0
@@ -103,11 +107,13 @@ class Attached:
             for name, p in scope.prunables.items()
         }
         self._masks: dict[str, torch.Tensor] = {}  # laid out as the weights are; tensors that lose nothing are not here
-        self._zeros = 0
+        self.zeros = 0
         self._handles: list[Any] = []
         self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
+        self.factors = Factors(self, self._masks)
         if state is None:
             method.start(self)
+            self.factors.start()
         else:
             self.load_state_dict(state)
         self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
@@ -117,11 +123,9 @@ class Attached:
 
     def _check_alone(self) -> None:
         """Two methods on one optimizer undo each other's masks; a second optimizer is a training of its own."""
-        optimizers, weights = {id(o) for o in self.optimizers}, {id(w) for w in self.weights.values()}
+        optimizers, weights = set(map(id, self.optimizers)), set(map(id, self.weights.values()))
         for other in _live:
-            if any(id(o) in optimizers for o in other.optimizers) and any(
-                id(w) in weights for w in other.weights.values()
-            ):
+            if optimizers & set(map(id, other.optimizers)) and weights & set(map(id, other.weights.values())):
                 raise InputError(
                     "this model and optimizer are attached already: detach first, with detach() of what attach returned."
                 )
@@ -134,11 +138,6 @@ class Attached:
     @property
     def numel(self) -> int:
         return self.scope.numel
-
-    @property
-    def zeros(self) -> int:
-        """Weights that the masks remove."""
-        return self._zeros
 
     @property
     def sparsity(self) -> float:
@@ -168,9 +167,9 @@ class Attached:
             if name not in self.keeps:
                 raise InputError(f"{name} is not prunable here: give masks of {next(iter(self.keeps))} and the like.")
             if not torch.is_tensor(keep) or keep.dtype != torch.bool or keep.shape != self.keeps[name].shape:
-                found_as = f"{keep.dtype} {tuple(keep.shape)}" if torch.is_tensor(keep) else type(keep).__name__
+                kind = f"{keep.dtype} {tuple(keep.shape)}" if torch.is_tensor(keep) else type(keep).__name__
                 raise InputError(
-                    f"the mask of {name} is {found_as}: "
+                    f"the mask of {name} is {kind}: "
                     f"give a bool matrix {tuple(self.keeps[name].shape)}, True where the weight stays."
                 )
             found[name] = keep.to(self.weights[name].device)
@@ -183,7 +182,7 @@ class Attached:
                 if mask.stride() != weight.stride():  # channels last: an order of magnitude slower if the two differ
                     mask = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
                 self._masks[name] = mask
-        self._zeros = self.numel - sum(int(torch.count_nonzero(k)) for k in self.keeps.values())
+        self.zeros = self.numel - sum(int(torch.count_nonzero(k)) for k in self.keeps.values())
         self.enforce()
 
     @torch.no_grad()
@@ -197,6 +196,7 @@ class Attached:
                 weight.grad = masked(weight.grad, mask, name)
             for moment in moments(self.optimizers, weight):
                 zero(moment, mask, name)
+        self.factors.follow(zeros=True)
 
     def detach(self) -> nn.Module:
         """Takes the hooks off and returns the model: a plain one, zeros in place.
@@ -212,6 +212,7 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.factors.release()
         _live.discard(self)
         return self.model
 
@@ -222,7 +223,8 @@ class Attached:
         :func:`winnow.train.write_state`.
         """
         masks = {name: mask.bits for name, mask in self.masks.items()}
-        return {"step": self.step, "masks": masks, "method": self.method.state()}
+        state = {"step": self.step, "masks": masks, "method": self.method.state()}
+        return state | ({"factors": self.factors.state()} if self.factors.tensors else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state_dict`; load the model and the optimizer first.
@@ -245,6 +247,7 @@ class Attached:
         self.set({n: Mask(bits.cpu(), tuple(self.keeps[n].shape)).unpack() for n, bits in masks.items()})  # type: ignore[arg-type]
         self.step = int(state["step"])
         self.method.restore(state["method"])
+        self.factors.restore(state.get("factors", {}))
 
     def _gradient(self, name: str) -> Any:
         prunable, dense = self.scope.prunables[name], getattr(self.method, "gradient", None)
@@ -257,9 +260,7 @@ class Attached:
                 dense(self, name, prunable.matrix(parameter.grad.detach()))
             mask = self._masks.get(name)
             if mask is not None:
-                gradient = masked(parameter.grad, mask, name)
-                if gradient is not parameter.grad:
-                    parameter.grad = gradient
+                parameter.grad = masked(parameter.grad, mask, name)
 
         return hook
 
@@ -267,18 +268,20 @@ class Attached:
         """The weights that an optimizer trains, by name; simply all where there is only one."""
         if len(self.optimizers) == 1:
             return self.weights
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trained = held([optimizer])
         return [name for name, weight in self.weights.items() if id(weight) in trained]
 
-    def _stepping(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Gradients that the loop has put there itself went past the hook: they go through it now."""
+    def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Gradients that the loop has written itself went past the hook: they go through it now."""
         for name in [n for n in self._held(optimizer) if n not in self._arrived]:
             self._gradient(name)(self.weights[name])
+        return self.factors.enter(optimizer, args, kwargs)
 
     @torch.no_grad()
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """With gradients and moments of zero most optimizers leave the zeros alone; those that mix entries (Muon) do not."""
         self._check_places()
+        self.factors.leave(optimizer)
         self._arrived.difference_update(self._held(optimizer))
         for name, mask in self._masks.items():
             zero(self.weights[name], mask, name)
@@ -292,6 +295,6 @@ class Attached:
         for name, (parameters, key) in self._places.items():
             if parameters.get(key) is not self.weights[name]:
                 raise InputError(
-                    f"{name} is another parameter now than when attached: replace parameters first, then make "
-                    "the optimizer and attach."
+                    f"{name} is another parameter now than when attached: replace parameters first, then make the optimizer "
+                    "and attach; to train something in their place give the method split and merge."
                 )

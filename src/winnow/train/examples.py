@@ -32,6 +32,10 @@ class Examples:
         InputError: no batch, or one that holds no tensor or no example.
     """
 
+    batches: Sequence[Any] = ()
+    joined: Any = None
+    _padded: Padded | None = None
+
     def __init__(self, batches: Sequence[Any], size: int) -> None:
         if not len(batches):
             raise InputError("there is no calibration data: give at least one batch (--data).")
@@ -41,9 +45,8 @@ class Examples:
         if not self.count:
             raise InputError("the calibration batches hold no examples: give at least one.")
         self.joined = _join(self.batches)
-        self._padded: Padded | None = join_padded(self.batches) if self.joined is None else None
-        if self._padded is not None:
-            self.joined = self._padded.joined
+        if self.joined is None and (padded := join_padded(self.batches)) is not None:
+            self._padded, self.joined = padded, padded.joined
 
     @property
     def drawn_whole(self) -> bool:
@@ -122,7 +125,10 @@ class Examples:
         return sum(self._rows(int(i)) for i in numbers) if self.drawn_whole else len(numbers)
 
     def _rows(self, batch: int) -> int:
-        return len(_leading(self.batches[batch]))
+        rows = batch_rows(self.batches[batch])
+        if rows is None:
+            raise InputError("a calibration batch holds no tensor: give tensors, tuples or mappings of them.")
+        return rows
 
 
 def map_tensors(batch: Any, function: Any) -> Any:
@@ -135,11 +141,9 @@ def _leaves(batch: Any) -> tuple[list[Any], Any]:
     return tree_flatten(dict(batch) if isinstance(batch, Mapping) else batch)
 
 
-def _leading(batch: Any) -> torch.Tensor:
-    found = [t for t in _leaves(batch)[0] if torch.is_tensor(t) and t.ndim]
-    if not found:
-        raise InputError("a calibration batch holds no tensor: give tensors, tuples or mappings of them.")
-    return found[0]
+def batch_rows(batch: Any) -> int | None:
+    """Rows of the first tensor in a batch; None without one."""
+    return next((len(t) for t in _leaves(batch)[0] if torch.is_tensor(t) and t.ndim), None)
 
 
 def _join(batches: Sequence[Any]) -> Any | None:

@@ -59,7 +59,6 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self.attached is not None:  # the training before this one ended in an error
             self.attached.release()
-            self.attached = None
         scope, saved = find_scope(model, include=self.include, exclude=self.exclude), None
         if state.global_step:
             path = _resumed(args, state.global_step)

@@ -10,14 +10,20 @@ if TYPE_CHECKING:
 
 
 class SparseMethod(Protocol):
-    """What decides about the masks while somebody else's loop trains: see :mod:`winnow.train.methods.gradual`.
+    """What decides about the masks in any training loop: see :mod:`winnow.train.methods`. It holds the state of one training.
 
-    A method that has ``gradient(attached, name, gradient)`` too is handed the dense gradient of every prunable weight, as
-    a matrix [rows, cols], each time one is accumulated and before it is masked (what RigL grows by): the gradient of
-    weights that are gone is the last micro-batch's, of the others the sum so far. It is read only. One that has
-    ``unfinished(attached, last=None)`` may return a sentence, which is warned with when training ends at
-    ``attached.step`` (None: nothing to say); the callback for the Trainer also asks at the start, with the ``last`` step
-    to come.
+    Three more methods are optional, none of which a loop needs to know of:
+
+    - ``gradient(attached, name, gradient)`` gets the dense dL/dtheta of every prunable weight, a matrix [rows, cols], each
+      time one is accumulated and before it is masked (what RigL grows by): of pruned weights that of the last micro-batch,
+      of the others the sum so far. It is read only.
+    - ``split(name, weight)`` and ``merge(name, factors)`` together train other numbers than the weights, as
+      theta = m * w: ``split`` returns factors [k, *shape] of the weight's type, which the optimizer then steps in its place
+      (None: the weight itself), ``merge`` the weight that factors stand for, differentiable. Both work entry by entry;
+      what a weight of zero splits into must merge to zero, and so must factors of zero. See
+      :class:`winnow.train.factors.Factors`; ``attached.factors.follow(everywhere=True)`` splits anew on the way.
+    - ``unfinished(attached, last=None)`` returns a sentence that is warned with when training ends at ``attached.step``
+      (None: nothing to say); the Trainer's callback also asks at the start, with the ``last`` step to come.
     """
 
     def start(self, attached: Attached) -> None:
@@ -34,6 +40,6 @@ class SparseMethod(Protocol):
 
 
 def unfinished(attached: Attached, last: int | None = None) -> str | None:
-    """What the method of ``attached`` has to say about training that ends now, or after step ``last``."""
-    asked = getattr(attached.method, "unfinished", None)
-    return None if asked is None else asked(attached, last)
+    """A warning of the method where training ends now, or after step ``last``."""
+    find = getattr(attached.method, "unfinished", None)
+    return None if find is None else find(attached, last)

@@ -51,7 +51,7 @@ def join_padded(batches: Sequence[Any]) -> Padded | None:
         if fill is None:
             return None
         masks[name], fills[name] = mask, fill
-    if not all(_right(b[mask]) for b in batches for mask in set(masks.values())):
+    if not all(_padded_right(b[mask]) for b in batches for mask in set(masks.values())):
         return None
     joined = {n: _stack([b[n] for b in batches], fills.get(n)) for n in names}
     return Padded(joined, masks, joined[_MASK].sum(1).long())
@@ -73,7 +73,7 @@ def _same_width(name: str, mask: str, batches: Sequence[Mapping[str, torch.Tenso
     return all(b[mask].ndim == 2 and b[name].ndim > 1 and b[name].shape[1] == b[mask].shape[1] for b in batches)
 
 
-def _right(mask: torch.Tensor) -> bool:
+def _padded_right(mask: torch.Tensor) -> bool:
     """Whether every row is ones and then zeros."""
     return bool(((mask == 0) | (mask == 1)).all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())
 

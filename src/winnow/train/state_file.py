@@ -47,7 +47,7 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) ->
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise InputError(f"the keys of {path or 'the state'} are not all text: a state file takes text keys only.")
-        # A level of its own, so that a dict with the one key "tensor" is still told from a tensor.
+        # A level of its own, so that a dict with the one key "tensor" is not taken for a tensor.
         return {"items": {k: _without_tensors(v, f"{path}/{k}", tensors) for k, v in value.items()}}
     if isinstance(value, (list, tuple)):
         return [_without_tensors(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]

@@ -1,8 +1,8 @@
-"""What a hook is put on: the bare model and optimizers, what is prunable, and where its parameters are held."""
+"""What is attached to: the bare model and optimizers, what is prunable, and where its parameters are held."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,25 +41,33 @@ def scope_of(model: nn.Module, include: Sequence[str], exclude: Sequence[str], s
     return scope
 
 
-def place_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    path, _, key = name.rpartition(".")
-    try:
-        return model.get_submodule(path)._parameters, key
-    except AttributeError:
-        raise InputError(f"the model has no {name}: give a scope of this model.") from None
+Place = tuple[dict[str, Any], str]  # a module's parameters, and the key of one of them
 
 
-def weight_at(place: tuple[dict[str, Any], str], scope: Scope, name: str) -> nn.Parameter:
-    parameters, key = place
-    weight = parameters.get(key)
-    if weight is None or tuple(weight.shape) != scope.prunables[name].shape:
-        raise InputError(f"the model has no {name} of the scope's shape: give a scope of this model.")
-    return weight
+def places_of(model: nn.Module, scope: Scope) -> dict[str, Place]:
+    """Where the model holds the prunable parameters, by name. Raises InputError for a scope of another model."""
+    places: dict[str, Place] = {}
+    for name, prunable in scope.prunables.items():
+        path, _, key = name.rpartition(".")
+        try:
+            parameters: dict[str, Any] = model.get_submodule(path)._parameters
+        except AttributeError:
+            raise InputError(f"the model has no {name}: give a scope of this model.") from None
+        weight = parameters.get(key)
+        if weight is None or tuple(weight.shape) != prunable.shape:
+            raise InputError(f"the model has no {name} of the scope's shape: give a scope of this model.")
+        places[name] = parameters, key
+    return places
+
+
+def held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    """The ids of the parameters that optimizers train."""
+    return {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
 
 
 def require_trained(weights: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Raises InputError unless the weights are finite, each a parameter of its own, and some of them are trained."""
-    trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    trained = held(optimizers)
     if not any(id(p) in trained for p in weights.values()):
         raise InputError("the optimizer trains none of the prunable weights: make it of this model's parameters.")
     if len({id(p) for p in weights.values()}) < len(weights):

@@ -20,6 +20,7 @@ from winnow.run.executor import Local
 from winnow.seeding import seed_of, seeded
 from winnow.tickets.methods.isp.candidates import gather
 from winnow.tickets.methods.isp.look_ahead import Protocol, look_ahead, protocols
+from winnow.train import Gradual
 from winnow.train.task.run import Position, Run
 
 
@@ -242,6 +243,10 @@ def test_a_position_is_where_another_run_starts():
     assert all(torch.equal(kept[n], t) for n, t in position.state.items())
     assert all(torch.equal(kept[n], t) for n, t in other.model.state_dict().items())
     assert Run(given, start=Position(keeps=position.keeps)).attached.masks == other.attached.masks
+    rising = Run(given, method=Gradual(0.8, end=4), start=Position(keeps=position.keeps), first_step=3)
+    assert rising.attached.masks == other.attached.masks
+    rising.advance(1)
+    assert rising.attached.zeros == round(0.8 * rising.attached.numel)
 
 
 def test_losses_without_gradient_and_schedules_too_short():

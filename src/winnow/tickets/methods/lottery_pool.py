@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from winnow.masks.global_ranking import global_magnitude
-from winnow.tickets.methods.imp import Restart, State, Way, lengths, read_state, trajectory
+from winnow.tickets.methods.imp import Restart, State, Way, lengths, trajectory
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.examples import Examples
 from winnow.train.saliency.saliency import spend
+from winnow.train.task.checkpoint import read_weights
 from winnow.train.task.held_out import divided
 from winnow.train.task.recalibration import recalibrate_mixture, training_batches
 from winnow.train.task.run import Run
@@ -132,7 +133,7 @@ def _weights(run: Run) -> Callable[[], State]:
     """The weights of a finished run when they are asked for: from its checkpoint, or from memory where there is none."""
     if run.file is not None:
         file = run.file
-        return lambda: read_state(file)
+        return lambda: read_weights(file)
     state = dict(run.position().state or {})
     return lambda: state
 

@@ -1,4 +1,4 @@
-"""When do the zeros come? Methods for :func:`winnow.train.attach`: all at once, or bit by bit."""
+"""Gradual magnitude pruning: sparsity that rises while the model is trained."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.ranking import limits
 from winnow.train.attach import Attached
-from winnow.train.methods.fixed import _present
+from winnow.train.methods.fixed import nonzero
 
 
 class Gradual:
     """Global magnitude pruning whose target rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
 
-    s(t) = S + (S_0 - S) (1 - (t - begin) / (end - begin))^3, S_0 the zeros there already; masks change every ``every``
+    s(t) = S + (S_0 - S) (1 - (t - begin) / (end - begin))^3, S_0 the sparsity at the start; masks change every ``every``
     steps and at ``end``, after the optimizer's step, and only lose weights. At ``end`` the count is round(S N), to the weight.
 
     Args:
@@ -27,7 +27,7 @@ class Gradual:
         max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
 
     Raises:
-        InputError: steps out of order, a ``max_rate`` outside 0 to 1, or (when attached) a model with more zeros than asked for.
+        InputError: steps out of order, a ``max_rate`` outside 0 to 1, or (when attached) a model that is sparser than the target.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Gradual:
         self.max_rate, self.zeros_at_start = max_rate, 0
 
     def start(self, attached: Attached) -> None:
-        present = _present(attached)
+        present = nonzero(attached)
         zeros = attached.numel - sum(int(k.count_nonzero()) for k in present.values())
         if zeros > round(self.sparsity * attached.numel):
             raise InputError(
@@ -69,29 +69,25 @@ class Gradual:
             attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros, self.max_rate))
 
     def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
-        """A sentence where training ends (now, or after step ``last``) before the zeros asked for are there."""
+        """A sentence where training ends (now, or after step ``last``) before the target sparsity is reached."""
         numel, step = attached.numel, attached.step if last is None else last
         zeros = attached.zeros if last is None else max(attached.zeros, self.zeros_at(self._changed(last), numel))
         if step >= self.end or zeros >= round(self.sparsity * numel):
             return None
-        found, wanted = 100 * zeros / numel, 100 * self.sparsity
-        share = f"{found:.0f}" if wanted - found >= 1 else f"{found:.6g}"
+        found, target = 100 * zeros / numel, 100 * self.sparsity
+        share = f"{found:.0f}" if target - found >= 1 else f"{found:.6g}"
+        rest = f"not the {target:.4g} % asked for: the schedule ends at step {self.end} and training"
         if last is None:
-            return (
-                f"{share} % of the weights are zero, not the {wanted:.4g} % asked for: the schedule ends at step {self.end} "
-                f"and training ended at step {step}."
-            )
-        return (
-            f"{share} % of the weights will be zero, not the {wanted:.4g} % asked for: the schedule ends at step {self.end} "
-            f"and training is going to end at step {step}; give an end of {step} or less, or train longer."
-        )
+            return f"{share} % of the weights are zero, {rest} ended at step {step}."
+        fix = f"give an end of {step} or less, or train longer."
+        return f"{share} % of the weights will be zero, {rest} is going to end at step {step}; {fix}"
 
     def _changed(self, step: int) -> int:
         """The last step up to ``step``, before the end, after which masks change; ``begin`` where there is none."""
         return self.begin + max(0, step - self.begin) // self.every * self.every
 
     def zeros_at(self, step: int, numel: int) -> int:
-        """Zeros wanted after this step."""
+        """Number of zeros due after this step."""
         left = (1 - min(max((step - self.begin) / (self.end - self.begin), 0.0), 1.0)) ** self.power
         final = round(self.sparsity * numel)
         return round(final + (self.zeros_at_start - final) * left)

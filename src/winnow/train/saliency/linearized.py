@@ -1,7 +1,7 @@
 """Any network as a linear one with non-negative weights, so that the flow along its paths can be summed.
 
 SynFlow is defined for networks of matrices and ReLUs: on |w| and an input of ones they are linear. For everything else one
-rule is kept here: what bends becomes the identity, what divides is a constant, what is added is zero.
+rule is kept here: activations become the identity, divisors are constants, added terms are zero.
 
 - Activations are identities; biases and batch norms' means are zero.
 - LayerNorm, RMSNorm and their kin divide by the root mean square they find, which has no gradient; nothing is subtracted.
@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 _ACTIVATION = re.compile(
     r"(ReLU|GELU|SiLU|ELU|Swish|Mish|Tanh|Sigmoid|Softplus|Softsign|Activation)\w*$", re.IGNORECASE
 )
-_BENT = {
+_ACTIVATIONS = {
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "hardtanh",
     "hardswish", "softplus", "softsign",
 }  # fmt: skip
@@ -66,7 +66,7 @@ class Linearized(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").rstrip("_")
-        if name in _BENT:
+        if name in _ACTIVATIONS:
             return args[0] if args else kwargs["input"]
         if name in _DIVISORS:
             return func(*args, **kwargs).detach()
@@ -88,14 +88,14 @@ def _third(x: torch.Tensor) -> torch.Tensor:
     return x / 3 + x.detach() * (2 / 3)
 
 
-def _shares(scores: torch.Tensor) -> torch.Tensor:
+def _normalized_rows(scores: torch.Tensor) -> torch.Tensor:
     """Rows that sum to one, their sums taken as constants; forbidden places are below zero and get nothing."""
     kept = scores.clamp(min=0)
     return kept / kept.sum(-1, keepdim=True).detach().clamp(min=torch.finfo(kept.dtype).tiny)
 
 
 def _softmax(input: torch.Tensor, dim: int = -1, *_: Any, **__: Any) -> torch.Tensor:
-    return _shares(input.transpose(dim, -1)).transpose(dim, -1)
+    return _normalized_rows(input.transpose(dim, -1)).transpose(dim, -1)
 
 
 def _attention(
@@ -109,7 +109,7 @@ def _attention(
         scores = scores.tril()
     if attn_mask is not None:
         scores = scores * (attn_mask if attn_mask.dtype == torch.bool else attn_mask > _NEVER)
-    return _shares(scores) @ _third(value)
+    return _normalized_rows(scores) @ _third(value)
 
 
 def _multihead(

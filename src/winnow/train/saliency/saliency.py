@@ -60,7 +60,7 @@ def grasp(run: Run, batches: int = 8, temperature: float = 200.0) -> dict[str, t
     examples = run.training.examples
     drawn = every_class(examples, run.training.seed, batches)
     with (
-        _scoring(run) as weights, batch_statistics(run.model), sdpa_kernel(SDPBackend.MATH), _cooled(run, temperature, drawn)
+        _scoring(run) as weights, batch_statistics(run.model), sdpa_kernel(SDPBackend.MATH), _divided_logits(run, temperature, drawn)
     ):  # fmt: skip
         gradients = _mean_gradients(run, weights, drawn)
         products = {n: torch.zeros_like(w) for n, w in weights.items()}
@@ -121,7 +121,7 @@ def _mean_gradients(
 
 
 @contextmanager
-def _cooled(run: Run, temperature: float, drawn: Sequence[torch.Tensor]) -> Iterator[None]:
+def _divided_logits(run: Run, temperature: float, drawn: Sequence[torch.Tensor]) -> Iterator[None]:
     """Divides the logits: the model's own output where the loss is made of it, else what its output layer puts out.
 
     The two differ where something comes between them, as CLIP's normalization does, which undoes any factor. Which one

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.train.examples import Examples
 from winnow.train.task.held_out import Part
 
 PER_CLASS = 10  # examples of every class at least
 LARGEST = 512  # examples of a part at most: a second derivative holds all their activations
 FEW = 100  # examples in which classes need not come twice
-LOOK, LOOK_AT_MOST = 2, 8  # times as many examples as are wanted are looked through for their classes
+LOOK, LOOK_AT_MOST = 2, 8  # times as many examples as are needed are looked through for their classes
 
 
 def mini_batches(examples: Examples, seed: int, count: int) -> list[torch.Tensor]:
     """The first so many mini-batches of the scoring's own epochs, each an index for ``examples.take``."""
     found: list[torch.Tensor] = []
     for epoch in range(-(-count // examples.parts)):
-        found += _epoch(examples, seed, epoch)
+        found += examples.order(generator(seed, "scores", epoch))
     return found[:count]
 
 
@@ -35,12 +35,12 @@ def every_class(examples: Examples, seed: int, batches: int) -> list[torch.Tenso
     they come. Both halves hold all classes; halves of more than ``LARGEST`` examples are divided again. Batches that are
     drawn whole stay whole: so many of them, and more until they hold ``PER_CLASS`` of every class seen.
     """
-    drawn = torch.cat(_epoch(examples, seed, 0))
+    drawn = torch.cat(examples.order(generator(seed, "scores", 0)))
     if examples.drawn_whole:
         return _whole_batches(examples, drawn, batches)
-    wanted = batches * examples.size
-    labels = _labels(examples, drawn, wanted)
-    chosen = drawn[:wanted] if labels is None else drawn[_as_many_of_each(labels, wanted)]
+    count = batches * examples.size
+    labels = _labels(examples, drawn, count)
+    chosen = drawn[:count] if labels is None else drawn[_balanced(labels, count)]
     parts = 2 * -(-len(chosen) // (2 * LARGEST))
     return list(chosen.tensor_split(min(parts, max(len(chosen) // 2, 1))))  # a batch norm needs two examples
 
@@ -57,10 +57,6 @@ def class_numbers(batch: Any, rows: int) -> torch.Tensor | None:
     return found[0] if len(found) == 1 else None
 
 
-def _epoch(examples: Examples, seed: int, epoch: int) -> list[torch.Tensor]:
-    return examples.order(torch.Generator().manual_seed(seed_of(seed, "scores", epoch)))
-
-
 def _whole_batches(examples: Examples, drawn: torch.Tensor, batches: int) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     counts: Counter[int] = Counter()
@@ -75,7 +71,7 @@ def _whole_batches(examples: Examples, drawn: torch.Tensor, batches: int) -> lis
     return found
 
 
-def _labels(examples: Examples, drawn: torch.Tensor, wanted: int) -> torch.Tensor | None:
+def _labels(examples: Examples, drawn: torch.Tensor, count: int) -> torch.Tensor | None:
     """Class numbers of the first of ``drawn``, int64, until all classes have been seen often enough; None without."""
     found: list[torch.Tensor] = []
     counts: Counter[int] = Counter()
@@ -87,9 +83,9 @@ def _labels(examples: Examples, drawn: torch.Tensor, wanted: int) -> torch.Tenso
         found.append(labels.detach().cpu().long())
         counts.update(found[-1].tolist())
         seen += len(index)
-        if seen >= max(LOOK * wanted, FEW) and 2 * len(counts) > seen:
+        if seen >= max(LOOK * count, FEW) and 2 * len(counts) > seen:
             return None  # numbers that hardly ever come twice are no classes
-        total = max(wanted, PER_CLASS * len(counts))
+        total = max(count, PER_CLASS * len(counts))
         if seen >= LOOK * total and (min(counts.values()) >= PER_CLASS or seen >= LOOK_AT_MOST * total):
             break
     return torch.cat(found)
@@ -105,14 +101,14 @@ def _labels_of(examples: Examples, index: torch.Tensor) -> torch.Tensor | None:
     return class_numbers(examples.take(index), len(index))
 
 
-def _as_many_of_each(labels: torch.Tensor, wanted: int) -> torch.Tensor:
-    """Places in ``labels``, rising: the first of every class alike, and the first of the others up to ``wanted``."""
+def _balanced(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Places in ``labels``, rising: equally many of every class, and the first of the others up to ``count``."""
     classes = labels.unique()
-    quota = max(wanted // len(classes), PER_CLASS)
+    quota = max(count // len(classes), PER_CLASS)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for number in classes:
         chosen[(labels == number).nonzero().squeeze(1)[:quota]] = True
-    missing = wanted - int(chosen.sum())
+    missing = count - int(chosen.sum())
     if missing > 0:
         chosen[(~chosen).nonzero().squeeze(1)[:missing]] = True
     return chosen.nonzero().squeeze(1)

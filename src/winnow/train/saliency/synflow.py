@@ -39,11 +39,11 @@ def synflow_masks(run: Run, zeros: int, iterations: int = 100, max_rate: float =
     flow = Flow(run)
     keeps, numel = run.keeps, run.scope.numel
     for k in range(1, iterations + 1):
-        wanted = numel - round(numel * (1 - zeros / numel) ** (k / iterations)) if k < iterations else zeros
+        target = numel - round(numel * (1 - zeros / numel) ** (k / iterations)) if k < iterations else zeros
         scores = flow.scores(keeps)
         largest = max(float(s.max()) for s in scores.values()) or 1.0
         spend(run, 1)
-        keeps = prune_globally({n: s / largest for n, s in scores.items()}, keeps, min(wanted, zeros), max_rate)
+        keeps = prune_globally({n: s / largest for n, s in scores.items()}, keeps, min(target, zeros), max_rate)
     run.cost.seconds += time.perf_counter() - started
     return keeps
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from winnow.data.images import image_transform
 from winnow.data.records import Records, map_tensors
@@ -16,7 +15,7 @@ from winnow.data.text import lm_segments
 from winnow.data.tokens import context_length, encode, pad
 from winnow.errors import InputError
 from winnow.seeding import seeded
-from winnow.train.examples import Examples
+from winnow.train.examples import Examples, batch_rows
 from winnow.train.task.held_out import Part
 
 
@@ -31,7 +30,6 @@ class Fetched(Examples):
         if not count:
             raise InputError("the training data is empty: give at least two records.")
         self.count, self.size, self.fetch, self.seed = count, size, fetch, seed
-        self.batches, self.joined, self._padded = [], None, None
 
     @property
     def drawn_whole(self) -> bool:
@@ -52,15 +50,13 @@ class Whole(Examples):
     def __init__(self, batches: Sequence[Any]) -> None:
         if not len(batches):
             raise InputError("the training data gives no batch: give at least one.")
-        self.batches, self.joined, self._padded = list(batches), None, None
+        self.batches = list(batches)
         sizes = [self._rows(i) for i in range(len(self.batches))]
         self.size, self.count = max(sizes), sum(sizes)
 
     def _rows(self, batch: int) -> int:
-        found = self.batches[batch]
-        leaves = tree_leaves(dict(found) if isinstance(found, Mapping) else found)
-        tensors = [t for t in leaves if torch.is_tensor(t) and t.ndim]
-        return len(tensors[0]) if tensors else 1
+        rows = batch_rows(self.batches[batch])
+        return 1 if rows is None else rows
 
 
 class _Images:
@@ -154,21 +150,18 @@ def from_loader(loader: Any, steps: int | None, seed: int) -> tuple[Examples, st
         )
         if plain and type(batches_of) is BatchSampler and size:
             fetch = _Collated(loader.dataset, loader.collate_fn)
-            found = Fetched(len(loader.dataset), size, fetch, seed)  # type: ignore[arg-type]
-            return found, f"batches of {size} are drawn anew every epoch from the loader's data set."
-    endless = not hasattr(loader, "__len__")
-    if isinstance(loader, DataLoader):
-        try:
-            len(loader)
-        except TypeError:
-            endless = True
-    if endless and steps is None:
-        raise InputError("the data does not say how long it is: give steps.")
+            drawn = Fetched(len(loader.dataset), size, fetch, seed)  # type: ignore[arg-type]
+            return drawn, f"batches of {size} are drawn anew every epoch from the loader's data set."
+    limit = None
+    try:
+        len(loader)
+    except TypeError:  # endless, perhaps
+        if steps is None:
+            raise InputError("the data does not say how long it is: give steps.") from None
+        limit = steps
     with seeded(seed, "loader"):
-        batches = list(islice(iter(loader), steps if endless else None))
-    return Whole(
-        batches
-    ), f"the {len(batches)} batches of the data were read once and are drawn whole, in a new order every epoch."
+        read = Whole(list(islice(iter(loader), limit)))
+    return read, f"the {read.parts} batches of the data were read once and are drawn whole, in a new order every epoch."
 
 
 def is_batches(data: Any) -> bool:

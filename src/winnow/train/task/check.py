@@ -16,7 +16,7 @@ from winnow.measure.evaluation import Evaluation
 from winnow.measure.fits import fitting, require_sound
 from winnow.measure.task import Task
 from winnow.seeding import seeded
-from winnow.train.task.only_tensors import require_tensors
+from winnow.train.task.checkpoint import require_tensors
 from winnow.train.task.training import Training
 
 
@@ -36,9 +36,7 @@ def check_training(training: Training) -> Scope:
     scope = training.scope()
     if not any(model.get_parameter(n).requires_grad for n in scope.prunables):
         raise InputError("every prunable weight of the model is frozen: set requires_grad on what should be trained.")
-    examples = training.examples
-    index = examples.order(torch.Generator().manual_seed(training.seed))[0]
-    batch = examples.take(index)
+    batch = training.first_batch()
     # In eval mode, because batch norms must not see this batch; with gradients all the same.
     with (
         evaluating(model),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from winnow.errors import FormatError, InputError
-from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
-from winnow.masks.mask import Mask
+from winnow.formats.tensorfile import TensorFile
+from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
     from winnow.train.task.run import Run
@@ -20,34 +19,42 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def write(run: Run, path: Path, optimizer: bool = True) -> None:
-    """Weights, masks, step, cost, losses and notes of a run, and where asked the optimizer's state.
+def require_tensors(model: nn.Module) -> None:
+    """Refuses a model whose ``get_extra_state`` puts something other than a tensor into its state dict.
+
+    Positions, checkpoints and saved tickets are tensors by name, without pickle: the rest would be lost on the way.
 
     Raises:
-        InputError: the optimizer's state or the notes are no tensors, numbers and text.
+        InputError: there is such an entry.
+    """
+    for name, value in model.state_dict().items():
+        if not torch.is_tensor(value):
+            raise InputError(
+                f"{name} in the model's state dict is a {type(value).__name__}: let get_extra_state return a tensor."
+            )
+
+
+def write(run: Run, path: Path, optimizer: bool = True) -> None:
+    """Weights, masks, the method's state, step, cost, losses and notes of a run, and on request the optimizer's state.
+
+    Raises:
+        InputError: the state of the optimizer or the method, or the notes, hold more than tensors, numbers and text.
         WinnowError: the disk is full or read-only; the file before stays.
     """
-    tensors = {f"model.{n}": t for n, t in run.model.state_dict().items()}
-    tensors |= {f"keep.{n}": m.bits for n, m in run.attached.masks.items()}
-    numbers: dict[str, Any] = {}
-    for i, state in run.optimizer.state_dict()["state"].items() if optimizer else ():
-        for key, value in state.items():
-            if torch.is_tensor(value):
-                tensors[f"optimizer.{i}.{key}"] = value
-            elif value is not None:
-                numbers[f"{i}.{key}"] = value
+    moments = run.optimizer.state_dict()["state"] if optimizer else {}
     groups = [{k: v for k, v in g.items() if type(v) in (int, float, bool)} for g in run.optimizer.param_groups]
-    notes = {
-        "step": run.step, "cost": vars(run.cost), "losses": run.losses, "notes": run.notes,
-        "optimizer": numbers, "groups": groups,
+    state = {
+        "model": run.model.state_dict(), "attached": run.attached.state_dict(), "groups": groups,
+        "optimizer": {str(i): s for i, s in moments.items()}, "step": run.step, "cost": vars(run.cost),
+        "losses": run.losses, "notes": run.notes,
     }  # fmt: skip
-    try:
-        json.dumps(notes)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"the state of {type(run.optimizer).__name__} fits no checkpoint ({error}): train without a store, or with another optimizer."
-        ) from None
-    write_tensors(path, tensors, {"format_version": FORMAT_VERSION, "run": notes})
+    write_state(path, state)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The model's tensors in a checkpoint, by state-dict name; the others are not read."""
+    file, prefix = TensorFile(path), "/model/"
+    return {key.removeprefix(prefix): file.read(key) for key in file.keys if key.startswith(prefix)}
 
 
 def resume(run: Run, path: Path) -> None:
@@ -60,29 +67,18 @@ def resume(run: Run, path: Path) -> None:
         FormatError: a whole file of another training.
     """
     try:
-        file = TensorFile(path)
-        tensors = {n: file.read(n) for n in file.keys}
+        state = read_state(path)
     except FormatError as error:
         log.warning("a checkpoint is left out, and its training starts again from its beginning: %s", error)
         return
     try:
-        notes = file.about["run"]
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in (_under("optimizer.", tensors) | notes["optimizer"]).items():
-            number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = value
-        keeps = {n: (k.shape[0], k.shape[1]) for n, k in run.keeps.items()}
-        masks = {n: Mask(bits, keeps[n]).unpack() for n, bits in _under("keep.", tensors).items()}
-        step, losses, cost = int(notes["step"]), list(notes["losses"]), type(run.cost)(**notes["cost"])
-        run.model.load_state_dict(_under("model.", tensors))
-        run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
-        for group, numbers in zip(run.optimizer.param_groups, notes["groups"], strict=True):
+        step, losses, cost = int(state["step"]), list(state["losses"]), type(run.cost)(**state["cost"])
+        run.model.load_state_dict(state["model"])
+        moments = {int(i): s for i, s in state["optimizer"].items()}
+        run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": moments})
+        for group, numbers in zip(run.optimizer.param_groups, state["groups"], strict=True):
             group.update(numbers)
+        run.attached.load_state_dict(state["attached"])
     except (FormatError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise FormatError(f"the checkpoint {path} is of another training: delete it and run again.") from error
-    run.attached.set(masks)
-    run.step, run.losses, run.cost, run.notes = step, losses, cost, notes["notes"]
-
-
-def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+    run.step, run.losses, run.cost, run.notes = step, losses, cost, state["notes"]

@@ -16,7 +16,7 @@ from winnow.measure.classification import ClassificationTask
 from winnow.measure.spearman import ScoreTask
 from winnow.measure.task import Task
 from winnow.train.examples import Examples
-from winnow.train.task.loss import parted
+from winnow.train.task.loss import split_labels
 
 
 class CollatedFeed:
@@ -27,7 +27,7 @@ class CollatedFeed:
         self.labels: np.ndarray
         digest, labels = hashlib.sha256(), []
         for _, batch in examples.all():
-            inputs, found = parted(batch)
+            inputs, found = split_labels(batch)
             labels.append(found.detach().cpu())
             for leaf in tree_leaves(inputs):
                 digest.update(raw_bytes(leaf) if torch.is_tensor(leaf) else repr(leaf).encode())
@@ -37,7 +37,7 @@ class CollatedFeed:
 
     def batches(self, model: nn.Module) -> Iterator[tuple[np.ndarray, Any]]:
         for index, batch in self.examples.all():
-            yield index.numpy(), parted(batch)[0]
+            yield index.numpy(), split_labels(batch)[0]
 
 
 class _Classes(ClassificationTask):

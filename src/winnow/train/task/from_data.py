@@ -16,7 +16,7 @@ from winnow.train.task.batches import is_batches
 from winnow.train.task.given import patterns, real, whole
 from winnow.train.task.loss import TaskLoss
 from winnow.train.task.starting_model import kind_of
-from winnow.train.task.task_data import TASKS, Asked, from_batches, from_records
+from winnow.train.task.task_data import TASKS, DataOptions, from_batches, from_records
 from winnow.train.task.training import Loss, OptimizerFactory, Schedule, Training, adamw, cosine, linear
 from winnow.train.task.training import warmup as warm
 
@@ -67,7 +67,7 @@ def training_from(
         model: a Hugging Face folder or name, ``"package.module:function"``, or a module (which is not changed).
         data: labelled data of any form of :func:`winnow.data.open_data`; with a ``loss`` of your own also a DataLoader
             or another iterable, whose batches reach the loss as they are.
-        steps: T. Else ``epochs`` over the data, 3 unless given; the two exclude each other.
+        steps: T. Else ``epochs`` over the data, 3 unless given; the two are mutually exclusive.
         batch: examples a step; a DataLoader brings its own.
         lr, weight_decay: by the kind of model unless given: encoders 2e-5 and 0, CLIP 1e-5 and 0.1 (Jaiswal et al. 2023,
             table 1), language models 2e-5 and 0, vision transformers 5e-5 and 0, everything else 1e-3 and 0.01.
@@ -89,12 +89,23 @@ def training_from(
     Raises:
         InputError: anything about model, data or numbers that would stop the training later.
     """
-    _check_numbers(steps, epochs, batch, warmup, schedule, task)
-    batch, seed = whole("batch", batch), whole("seed", seed)
-    steps, length = (None if v is None else whole(n, v) for n, v in (("steps", steps), ("length", length)))
-    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip", clip)):
+    if steps is not None and epochs is not None:
+        raise InputError("steps and epochs are mutually exclusive: give one of them.")
+    batch, seed = whole("batch", batch, 1), whole("seed", seed)
+    steps = None if steps is None else whole("steps", steps, 1)
+    length = None if length is None else whole("length", length)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip", clip), ("epochs", epochs)):
         if value is not None:
-            real(name, value)
+            real(name, value, zero=name == "weight_decay")
+    if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
+        raise InputError(
+            f"the schedule {schedule!r} is not known: choose linear or cosine, or give a function of the progress."
+        )
+    if task not in TASKS:
+        raise InputError(
+            f"the task {task!r} is not known: choose classification, regression, perplexity, auto or none."
+        )
+    schedule = warm(warmup, SCHEDULES[schedule] if isinstance(schedule, str) else schedule)
     include, exclude = patterns("include", include), patterns("exclude", exclude)
     if data is None:
         raise InputError("a ticket is trained on labelled data: give data.")
@@ -105,9 +116,11 @@ def training_from(
     )
     if source.folder is not None:  # both are written anew, with all that they hold
         refuse_links([source.folder / "config.json", source.folder / "generation_config.json"], source.folder)
-    asked = Asked(eval, TASKS[task], batch, column, label, length, seed, processor, loss, steps, source.arguments)
+    options = DataOptions(
+        eval, TASKS[task], batch, column, label, length, seed, processor, loss, steps, source.arguments
+    )
     as_they_are = loss is not None and is_batches(data)
-    found = from_batches(source, data, asked) if as_they_are else from_records(source, data, asked)
+    found = from_batches(source, data, options) if as_they_are else from_records(source, data, options)
     kind = kind_of(source)
     return Training(
         model=found.model,
@@ -117,7 +130,7 @@ def training_from(
         optimizer=optimizer or adamw,
         lr=RATES[kind][0] if lr is None else lr,
         weight_decay=RATES[kind][1] if weight_decay is None else weight_decay,
-        schedule=warm(warmup, SCHEDULES[schedule] if isinstance(schedule, str) else schedule),
+        schedule=schedule,
         clip=clip,
         precision=precision,  # type: ignore[arg-type]
         evaluate=found.evaluate,
@@ -130,28 +143,3 @@ def training_from(
         processor=processor if hasattr(processor, "save_pretrained") else None,
         files=tuple(source.companions()),
     )
-
-
-def _check_numbers(steps: Any, epochs: Any, batch: Any, warmup: float, schedule: Any, task: str) -> None:
-    if steps is not None and epochs is not None:
-        raise InputError("steps and epochs exclude each other: give one of them.")
-    if epochs is not None:
-        real("epochs", epochs)
-    if steps is not None:
-        whole("steps", steps)
-    whole("batch", batch)
-    if epochs is not None and not epochs > 0:
-        raise InputError(f"{epochs} epochs are no training: give more than 0.")
-    if steps is not None and steps < 1:
-        raise InputError(f"a training of {steps} steps is none: give steps=1 or more.")
-    if batch < 1:
-        raise InputError(f"a batch of {batch} examples is none: give 1 or more.")
-    if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
-        raise InputError(
-            f"the schedule {schedule!r} is not known: choose linear or cosine, or give a function of the progress."
-        )
-    if task not in TASKS:
-        raise InputError(
-            f"the task {task!r} is not known: choose classification, regression, perplexity, auto or none."
-        )
-    warm(warmup)

@@ -18,7 +18,7 @@ from winnow.train.examples import map_tensors
 from winnow.train.task.batches import Fetched, from_loader
 from winnow.train.task.collated import collated_task
 from winnow.train.task.starting_model import in_float, kind_of
-from winnow.train.task.training import Training
+from winnow.train.task.training import Training, decay_groups
 
 
 def training_from_trainer(trainer: Any) -> Training:
@@ -100,12 +100,7 @@ class TrainerOptimizer:
     settings: dict[str, Any]
 
     def __call__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        given = list(parameters)
-        groups = [
-            {"params": [p for p in given if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in given if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return self.kind([g for g in groups if g["params"]], **{**self.settings, "lr": lr})
+        return self.kind(decay_groups(parameters, weight_decay), **{**self.settings, "lr": lr})
 
 
 @dataclass(frozen=True)

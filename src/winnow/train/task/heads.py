@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,16 @@ def with_head(
     if names is not None and len(names) != classes:
         raise InputError(f"{len(names)} names for {classes} classes: give one each.")
     if found.config is None:
-        raise InputError(f"{found.spec} is no transformers model: put the head on it yourself and give the module.")
+        raise InputError(f"{found.spec} is no transformers model: add the head yourself and give the module.")
     import transformers
 
-    auto = getattr(transformers, TASKS["images" if _sees(found.config) else "text"])
+    auto = getattr(transformers, TASKS["images" if _takes_images(found.config) else "text"])
     settings: dict[str, Any] = {"num_labels": classes}
     if names is not None:
         settings |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     if type(found.config) not in auto._model_mapping:
         raise InputError(
-            f"transformers has no classification head for {found.config.model_type}: put one on it yourself and give the module."
+            f"transformers has no classification head for {found.config.model_type}: add one yourself and give the module."
         )
     with torch_seed(seed), quiet_transformers():
         model = _opened(auto, found, settings) if found.folder is not None else _rebuilt(auto, found, settings)
@@ -63,7 +64,7 @@ def with_head(
     return model.float().eval()
 
 
-def _sees(config: Any) -> bool:
+def _takes_images(config: Any) -> bool:
     return hasattr(config, "image_size") or hasattr(config, "num_channels")
 
 
@@ -85,8 +86,6 @@ def _opened(auto: Any, source: ModelSource, settings: dict[str, Any]) -> Any:
 
 
 def _rebuilt(auto: Any, source: ModelSource, settings: dict[str, Any]) -> Any:
-    import copy
-
     assert source.module is not None
     config = copy.deepcopy(source.config)
     for name, value in settings.items():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from winnow.errors import InputError
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.train.examples import Examples
 
 
@@ -25,7 +25,6 @@ class Part(Examples):
         if not len(numbers):
             raise InputError("a part of no examples cannot be trained on: give at least one.")
         self.whole, self._numbers = whole, numbers.sort().values
-        self.batches, self.joined, self._padded = [], None, None
         self.size, self.count = whole.size, whole.rows(numbers)
         self._own = torch.zeros(int(whole.numbers[-1]) + 1, dtype=torch.bool)
         self._own[self._numbers] = True
@@ -62,5 +61,5 @@ def divided(examples: Examples, share: float, seed: int) -> tuple[Part, Part]:
     if (count := len(numbers)) < 2:
         raise InputError("a part of the training examples is held back and there is only one: give more examples.")
     held = min(max(round(share * count), 1), count - 1)
-    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
+    drawn = torch.randperm(count, generator=generator(seed, "held out"))
     return Part(examples, numbers[drawn[held:]]), Part(examples, numbers[drawn[:held]])

@@ -88,15 +88,15 @@ def examples_hash(examples: Examples) -> str:
     """All examples where they are in memory, else their number and 32 batches. Raises Unnameable."""
     digest = hashlib.sha256(f"{type(examples).__name__}:{examples.count}:{examples.size}:{examples.parts}".encode())
     if examples.joined is not None:
-        return _with(digest, examples.joined).hexdigest()
+        return _update(digest, examples.joined).hexdigest()
     order = examples.order(torch.Generator().manual_seed(0))
     step = max(1, len(order) // SAMPLED)
     for index in order[::step]:
-        _with(digest, examples.take(index))
+        _update(digest, examples.take(index))
     return digest.hexdigest()
 
 
-def _with(digest: Any, batch: Any) -> Any:
+def _update(digest: Any, batch: Any) -> Any:
     digest.update(fingerprint(dict(batch) if isinstance(batch, Mapping) else batch).encode())
     return digest
 

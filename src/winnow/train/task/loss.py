@@ -32,7 +32,7 @@ class TaskLoss:
                     f"{type(model).__name__} computes no loss from labels: give loss=, a function of (model, batch)."
                 )
             return loss
-        inputs, labels = parted(batch)
+        inputs, labels = split_labels(batch)
         logits = logits_of(call(model, inputs)).float()
         labels = labels.to(logits.device)
         if self.kind == "classes":
@@ -40,7 +40,7 @@ class TaskLoss:
         return F.mse_loss(logits.reshape(len(labels), -1).squeeze(1), labels.float())
 
 
-def parted(batch: Any) -> tuple[Any, torch.Tensor]:
+def split_labels(batch: Any) -> tuple[Any, torch.Tensor]:
     """Model inputs and labels of a batch.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.solve.batchnorm import recalibrate
 from winnow.train.task.train_mode import tracking_norms
 from winnow.train.task.training import Loss, Training
@@ -15,7 +15,7 @@ from winnow.train.task.training import Loss, Training
 
 def training_batches(training: Training, count: int) -> list[Any]:
     """So many mini-batches of one epoch, fewer where it has fewer."""
-    order = training.examples.order(torch.Generator().manual_seed(seed_of(training.seed, "recalibrate")))
+    order = training.examples.order(generator(training.seed, "recalibrate"))
     return [training.examples.take(index) for index in order[:count]]
 
 
@@ -27,13 +27,13 @@ def recalibrate_mixture(model: nn.Module, loss: Loss, batches: list[Any]) -> Non
     for norm in held:
         norm.track_running_stats = False  # in eval mode it still reads its buffers
     try:
-        recalibrate(_Whole(model, loss), [(batch,) for batch in batches])
+        recalibrate(_LossModule(model, loss), [(batch,) for batch in batches])
     finally:
         for norm in held:
             norm.track_running_stats = True
 
 
-class _Whole(nn.Module):
+class _LossModule(nn.Module):
     """Hands a training batch, whatever it is, to the owner's loss: batch norms see what they see in training."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:

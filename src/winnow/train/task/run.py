@@ -16,11 +16,11 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.given import working_copy
 from winnow.masks.mask import Mask, MaskSet
-from winnow.seeding import seed_of, seeded
+from winnow.seeding import generator, seeded
 from winnow.train.attach import Attached, attach
+from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
 from winnow.train.task import checkpoint
-from winnow.train.task.only_tensors import require_tensors
 from winnow.train.task.train_mode import train_mode
 from winnow.train.task.training import Training
 
@@ -63,6 +63,9 @@ class Run:
     """A training under masks that can be advanced, pruned, looked ahead from, stored and resumed.
 
     Args:
+        method: what decides about the masks; unless given, they stay as they start until :meth:`prune`. Its steps are
+            those of the schedule.
+        start: weights and masks to start from; a method given finds zeros where these masks have them.
         steps: length of the learning-rate schedule; the training's T unless given.
         stream: names this run's randomness; two runs of one stream draw the same data and dropout.
         folder: checkpoints go here every 30 s (``run.safetensors``); a run that finds one goes on from it.
@@ -87,6 +90,7 @@ class Run:
         self,
         training: Training,
         *,
+        method: SparseMethod | None = None,
         start: Position | None = None,
         steps: int | None = None,
         stream: Any = "main",
@@ -97,16 +101,20 @@ class Run:
         self.training, self.stream, self.progress = training, stream, progress
         self.total = training.steps if steps is None else steps
         start = start or Position()
-        require_tensors(training.model)
+        checkpoint.require_tensors(training.model)
         self.model = working_copy(training.model)
         if start.state is not None:
             self.model.load_state_dict(dict(start.state))
         self.scope = training.scope()
         self.optimizer = training.optimizer(trainable(self.model), training.lr, training.weight_decay)
-        _remember_rates(self.optimizer)
-        keeps = start.keeps
-        self.attached: Attached = attach(self.model, self.optimizer, Fixed(keeps or _all(self.scope)), scope=self.scope)
-        self.step = first_step
+        for group in self.optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        fixed = Fixed(start.keeps or {})
+        self.attached: Attached = attach(self.model, self.optimizer, fixed, scope=self.scope)
+        if method is not None:  # it finds the zeros
+            self.attached.release()
+            self.attached = attach(self.model, self.optimizer, method, scope=self.scope)
+        self.step = self.attached.step = first_step
         self.cost = Cost()
         self.losses: list[float] = []
         self.notes: dict[str, Any] = {}
@@ -144,10 +152,11 @@ class Run:
         while self.step < step:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * self.training.schedule(self.step / self.total)
+            density = self.density  # of this step: the method may change masks when it is over
             self.losses.append(self.one(self.optimizer, self.step, self.stream))
             self.step += 1
             self.cost.main += 1
-            self.cost.weighted += self.density
+            self.cost.weighted += density
             if self.progress:
                 self.progress(self.step, self.total, f"loss {self.losses[-1]:.4g}")
             if self.file is not None and time.perf_counter() - self._saved > SAVE_EVERY * max(1.0, self._saving):
@@ -214,8 +223,8 @@ class Run:
     def _epoch(self, stream: Any, epoch: int) -> list[torch.Tensor]:
         key = (stream, epoch)
         if self._order is None or self._order[0] != key:
-            generator = torch.Generator().manual_seed(seed_of(self.training.seed, "order", stream, epoch))
-            self._order = (key, self.training.examples.order(generator))
+            drawn = self.training.examples.order(generator(self.training.seed, "order", stream, epoch))
+            self._order = (key, drawn)
         return self._order[1]
 
     def _precision(self) -> Any:
@@ -256,12 +265,3 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise InputError("every parameter of the model is frozen: set requires_grad on what should be trained.")
     return found
-
-
-def _remember_rates(optimizer: torch.optim.Optimizer) -> None:
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-
-
-def _all(scope: Any) -> dict[str, torch.Tensor]:
-    return {n: torch.ones(p.rows, p.cols, dtype=torch.bool) for n, p in scope.prunables.items()}

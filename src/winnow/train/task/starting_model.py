@@ -50,7 +50,7 @@ def starting_model(
     notes: list[str],
     types: dict[str, torch.dtype],
 ) -> nn.Module:
-    """The source's model for these labels; what was put on it is said in ``notes``, what was widened in ``types``.
+    """The source's model for these labels; what was added is noted in ``notes``, what was widened in ``types``.
 
     Raises:
         InputError: CLIP and images whose classes have no names.
@@ -67,7 +67,7 @@ def starting_model(
     if source.config is not None and kind in ("encoder", "vision", "causal-lm") and labels is not None:
         classes = 1 if scores else _classes(records, held_out)
         if (why := _headless(source, classes, records)) is not None:
-            notes.append(f"{why}: a fresh head was put on, trained with everything else and not pruned.")
+            notes.append(f"{why}: a fresh head was added, trained with everything else and not pruned.")
             model: Any = with_head(source, classes, seed, names=None if scores else records.label_names, scores=scores)
             if getattr(model.config, "pad_token_id", None) is None:
                 # What batches are padded with; decoders find the end of a text by it.
@@ -88,15 +88,15 @@ def _named(source: ModelSource, names: Sequence[str], notes: list[str], types: d
     outputs, known = int(getattr(model.config, "num_labels", len(names))), getattr(model.config, "label2id", None) or {}
     if {n.lower() for n in names} <= {str(n).lower() for n in known}:
         return model
-    told = f"the model's outputs 0 to {len(names) - 1} stand for {', '.join(names)}"
+    note = f"the model's outputs 0 to {len(names) - 1} stand for {', '.join(names)}"
     if outputs > len(names):
-        told += f"; its other outputs, up to {outputs - 1}, are answers to nothing in the data and stay"
+        note += f"; its other outputs, up to {outputs - 1}, match no class of the data and stay"
     if source.module is None:
         own = dict(model.config.id2label or {}) | dict(enumerate(names))
         model.config.id2label, model.config.label2id = own, {name: i for i, name in own.items()}
-        notes.append(f"{told}.")
+        notes.append(f"{note}.")
     else:
-        notes.append(f"{told}: name them in config.id2label before saving, or give a model folder, where it is done.")
+        notes.append(f"{note}: name them in config.id2label before saving, or give a model folder, where it is done.")
     return model
 
 

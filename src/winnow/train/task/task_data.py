@@ -25,7 +25,7 @@ from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
 from winnow.train.examples import Examples
 from winnow.train.task.batches import from_loader, labelled, own_tokens, running_text
-from winnow.train.task.loss import parted
+from winnow.train.task.loss import split_labels
 from winnow.train.task.starting_model import in_float, starting_model
 from winnow.train.task.training import Loss
 
@@ -39,8 +39,8 @@ Evaluate = Callable[[nn.Module], Evaluation]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user said about the data; see :func:`winnow.tickets.training_from`. ``task`` is a value of ``TASKS``."""
+class DataOptions:
+    """How the data is read, as the user set it; see :func:`winnow.tickets.training_from`. ``task`` is a value of ``TASKS``."""
 
     eval: Any
     task: str
@@ -67,27 +67,27 @@ class TaskData:
     types: dict[str, torch.dtype] = field(default_factory=dict)  # of tensors that were widened, by name
 
 
-def from_batches(source: ModelSource, data: Any, asked: Asked) -> TaskData:
+def from_batches(source: ModelSource, data: Any, options: DataOptions) -> TaskData:
     """A DataLoader or an iterable of batches, for a loss that knows what they are. Evaluation data is the user's, too."""
-    examples, note = from_loader(data, asked.steps, asked.seed)
+    examples, note = from_loader(data, options.steps, options.seed)
     found = TaskData(source.load(), examples, "classes", None, [note])
     found.model = in_float(found.model, found.notes, found.types)
-    if asked.eval is None or asked.task == "none":
+    if options.eval is None or options.task == "none":
         found.notes.append("no evaluation data given: the tickets are not measured.")
         return found
-    found.evaluate, records = _evaluation(asked)
+    found.evaluate, records = _evaluation(options)
     if records is not None:
         kind = _kind(source, records)
-        loss = _loss_for(records, kind, replace(asked, loss=None))
+        loss = _loss_for(records, kind, replace(options, loss=None))
         found.evaluate = _task(
-            loss, records, _processor(source, kind, records, asked), asked.length, source.config
+            loss, records, _processor(source, kind, records, options), options.length, source.config
         ).evaluate
         if loss != "own":
             check_held_out(found.model, records)
     return found
 
 
-def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
+def from_records(source: ModelSource, data: Any, options: DataOptions) -> TaskData:
     """Records of any form.
 
     Raises:
@@ -95,18 +95,18 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
     """
     notes: list[str] = []
     types: dict[str, torch.dtype] = {}
-    records = open_data(data, column=asked.column, label=asked.label, forward=source.arguments)
+    records = open_data(data, column=options.column, label=options.label, forward=source.arguments)
     kind = _kind(source, records)
-    loss = _loss_for(records, kind, asked)
-    if loss == "own" and asked.task != "own" and records.labels is not None:
+    loss = _loss_for(records, kind, options)
+    if loss == "own" and options.task != "own" and records.labels is not None:
         notes.append(
             "the labels are not used: a language model is trained on the text (task='classification' trains a head)."
         )
-    records, held_out, evaluate = _split(records, kind, asked, notes)
-    processor = _processor(source, kind, records, asked)
-    if asked.loss is None and loss != "own":
+    records, held_out, evaluate = _split(records, kind, options, notes)
+    processor = _processor(source, kind, records, options)
+    if options.loss is None and loss != "own":
         model = starting_model(
-            source, records, held_out, scores=loss == "scores", processor=processor, seed=asked.seed, notes=notes,
+            source, records, held_out, scores=loss == "scores", processor=processor, seed=options.seed, notes=notes,
             types=types,
         )  # fmt: skip
     else:
@@ -115,7 +115,7 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
         processor = processor[1]  # CLIP's: its tokenizer has made the head
     config = getattr(model, "config", None)
     config = config if hasattr(config, "to_dict") else source.config
-    length, batch = asked.length, asked.batch
+    length, batch = options.length, options.batch
     if loss == "own":
         examples = (
             own_tokens(records, batch)
@@ -131,7 +131,7 @@ def from_records(source: ModelSource, data: Any, asked: Asked) -> TaskData:
     if held_out is not None:
         evaluate = _task(loss, held_out, processor, length, config).evaluate
     found = TaskData(model, examples, loss, evaluate, notes, types)
-    if asked.loss is None and loss != "own":
+    if options.loss is None and loss != "own":
         assert labels is not None
         _check_outputs(found, labels, held_out, config)
     if held_out is not None and loss != "own":
@@ -144,30 +144,30 @@ def _kind(source: ModelSource, records: Records) -> ModelKind:
     return "tensors" if records.kind == "tensors" and kind not in ("causal-lm", "seq2seq") else kind
 
 
-def _processor(source: ModelSource, kind: ModelKind, records: Records, asked: Asked) -> Any:
-    return asked.processor if asked.processor is not None else processor_of(source, kind, records)
+def _processor(source: ModelSource, kind: ModelKind, records: Records, options: DataOptions) -> Any:
+    return options.processor if options.processor is not None else processor_of(source, kind, records)
 
 
-def _language(kind: ModelKind, asked: Asked) -> bool:
-    return asked.task == "own" or (asked.task in ("auto", "none") and kind in ("causal-lm", "seq2seq"))
+def _language(kind: ModelKind, options: DataOptions) -> bool:
+    return options.task == "own" or (options.task in ("auto", "none") and kind in ("causal-lm", "seq2seq"))
 
 
 def _split(
-    records: Records, kind: ModelKind, asked: Asked, notes: list[str]
+    records: Records, kind: ModelKind, options: DataOptions, notes: list[str]
 ) -> tuple[Records, Records | None, Evaluate | None]:
     """What trains, what is evaluated on, or an evaluation that the user brought."""
-    if asked.task == "none":
+    if options.task == "none":
         return records, None, None
-    if asked.eval is None and records.labels is None and not _language(kind, asked):
+    if options.eval is None and records.labels is None and not _language(kind, options):
         notes.append("no evaluation data given, and no labels to measure by: the tickets are not measured.")
         return records, None, None
-    if asked.eval is None:
-        part, held_out = split_disjoint(records, asked.seed, (1 - HELD_OUT, HELD_OUT))
+    if options.eval is None:
+        part, held_out = split_disjoint(records, options.seed, (1 - HELD_OUT, HELD_OUT))
         notes.append(
             f"no evaluation data given: {len(held_out):,} of the records of {held_out.name} were held out for it."
         )
         return part, held_out, None
-    own, held = _evaluation(asked)
+    own, held = _evaluation(options)
     if held is None:
         return records, None, own
     records, left_out = disjoint(records, held, "training")
@@ -175,14 +175,14 @@ def _split(
     return records, _same_names(held, records), None
 
 
-def _evaluation(asked: Asked) -> tuple[Evaluate | None, Records | None]:
+def _evaluation(options: DataOptions) -> tuple[Evaluate | None, Records | None]:
     """A ready evaluation, or records to build one of."""
-    given = asked.eval
+    given = options.eval
     if isinstance(given, Task):
         return given.evaluate, None
     if callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
         return given, None
-    return None, open_data(given, column=asked.column, label=asked.label, forward=asked.forward)
+    return None, open_data(given, column=options.column, label=options.label, forward=options.forward)
 
 
 def _same_names(held_out: Records, records: Records) -> Records:
@@ -199,20 +199,20 @@ def _same_names(held_out: Records, records: Records) -> Records:
     return replace(held_out, labels=number[held_out.labels], label_names=names)
 
 
-def _loss_for(records: Records, kind: ModelKind, asked: Asked) -> Kind:
-    if asked.task in ("classes", "scores", "own"):
-        loss: str = asked.task
-    elif _language(kind, asked):
+def _loss_for(records: Records, kind: ModelKind, options: DataOptions) -> Kind:
+    if options.task in ("classes", "scores", "own"):
+        loss: str = options.task
+    elif _language(kind, options):
         loss = "own"
     elif records.labels is None:
-        if asked.loss is None:
+        if options.loss is None:
             raise InputError(f"{records.name} has no labels: name their column with label, or give a loss of your own.")
         loss = "classes"
     else:
         real = records.labels.dtype.kind == "f"
         whole = bool(np.all(records.labels == np.round(records.labels)))
         loss = "scores" if real and (not whole or records.kind == "pairs") else "classes"
-    if loss == "own" and kind != "causal-lm" and asked.loss is None:
+    if loss == "own" and kind != "causal-lm" and options.loss is None:
         raise InputError(
             "only decoder language models are trained on running text: give labelled data, a DataLoader with a loss, or a Trainer."
         )
@@ -251,9 +251,10 @@ def _task(loss: Kind, records: Records, processor: Any, length: int | None, conf
 def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | None, config: Any) -> None:
     """The model's outputs fit the labels: found out on one batch, before any training."""
     _, batch = next(found.examples.all())
-    rows = len(parted(batch)[1])
-    with evaluating(found.model), fitting(parted(batch)[0], "training"):
-        logits = logits_of(call(found.model, parted(batch)[0]))
+    inputs, batch_labels = split_labels(batch)
+    rows = len(batch_labels)
+    with evaluating(found.model), fitting(inputs, "training"):
+        logits = logits_of(call(found.model, inputs))
     if found.loss == "scores":
         if logits.numel() != rows:
             raise InputError(
@@ -262,7 +263,7 @@ def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | No
         return
     if logits.ndim != 2 or len(logits) != rows:
         raise InputError(
-            f"the model returned {list(logits.shape)} for {rows} examples: give a classifier, or put a head on with winnow.tickets.with_head."
+            f"the model returned {list(logits.shape)} for {rows} examples: give a classifier, or add a head with winnow.tickets.with_head."
         )
     highest = int(labels.max())
     if held_out is not None and held_out.labels is not None:

@@ -15,6 +15,7 @@ from winnow.errors import InputError
 from winnow.masks.given import opened
 from winnow.masks.prunable import Scope
 from winnow.measure.evaluation import Evaluation
+from winnow.seeding import seeded
 from winnow.train.examples import Examples
 from winnow.train.task.given import patterns, real, whole
 
@@ -28,13 +29,20 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) ->
 
     Fused: the plain form is about ten times slower on a CPU where a mask keeps second moments at zero.
     """
+    groups = decay_groups(parameters, weight_decay)
+    given = [p for g in groups for p in g["params"]]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in given)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer: matrices with weight decay, vectors (biases, norms) without."""
     given = list(parameters)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in given if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in given if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in given)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=fused)
+    return [g for g in groups if g["params"]]
 
 
 def linear(progress: float) -> float:
@@ -65,7 +73,7 @@ def warmup(share: float, then: Schedule = linear) -> Schedule:
     Raises:
         InputError: a share that leaves no steps after it.
     """
-    real("warmup", share)
+    real("warmup", share, zero=True)
     if not 0 <= share < 1:
         raise InputError(f"a warm-up over {share:g} of the steps leaves none: give a share in [0, 1).")
     return _Warmup(share, then) if share else then
@@ -120,20 +128,10 @@ class Training:
         object.__setattr__(self, "model", opened(self.model))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, patterns(name, getattr(self, name)))
-        for name in ("steps", "seed"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        for name, least in (("steps", 1), ("seed", None)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name in ("lr", "weight_decay") if self.clip is None else ("lr", "weight_decay", "clip"):
-            object.__setattr__(self, name, real(name, getattr(self, name)))
-        if self.steps < 1:
-            raise InputError(f"a training of {self.steps} steps is none: give steps=1 or more.")
-        if not self.lr > 0:
-            raise InputError(f"a learning rate of {self.lr} trains nothing: give lr above 0.")
-        if self.weight_decay < 0:
-            raise InputError(f"a weight decay of {self.weight_decay} is none: give 0 or more.")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(
-                f"gradients clipped to {self.clip} train nothing: give clip above 0, or None to leave them."
-            )
+            object.__setattr__(self, name, real(name, getattr(self, name), zero=name == "weight_decay"))
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"precision {self.precision!r} is not known: choose float32 or bfloat16.")
 
@@ -148,12 +146,13 @@ class Training:
             object.__setattr__(self, "_scope", found)
         return vars(self)["_scope"]
 
-    def _first_loss(self) -> torch.Tensor:
-        from winnow.seeding import seeded
+    def first_batch(self) -> Any:
+        return self.examples.take(self.examples.order(torch.Generator().manual_seed(self.seed))[0])
 
-        index = self.examples.order(torch.Generator().manual_seed(self.seed))[0]
+    def _first_loss(self) -> torch.Tensor:
+        batch = self.first_batch()
         with seeded(self.seed, "check"):
-            return self.loss(self.model, self.examples.take(index))
+            return self.loss(self.model, batch)
 
     def replaced(self, **changes: Any) -> Training:
         return replace(self, **changes)
