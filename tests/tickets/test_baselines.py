@@ -13,10 +13,9 @@ from baseline_samples import BASELINES, find, killed_again_and_again, network, s
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
-from winnow.tickets.methods.earlybird import distance, largest_distance
+from winnow.tickets.methods.earlybird import EarlyBirdSettings, distance, largest_distance
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
-from winnow.tickets.settings import EarlyBirdSettings
 from winnow.train.attach import attach
 from winnow.train.methods.gradual import Gradual
 

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +14,10 @@ from baseline_samples import Killed, cross_entropy, find, killed_again_and_again
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
 from winnow.seeding import seed_of
-from winnow.tickets.methods.imp import Restart, Way, lengths, most_rounds, trajectory
+from winnow.tickets.methods.imp import ImpSettings, Restart, RewindSettings, Way, lengths, most_rounds, trajectory
 from winnow.tickets.methods.levels import levels
 from winnow.tickets.methods.lottery_pool import _loss, mixed
 from winnow.tickets.search import Search
-from winnow.tickets.settings import ImpSettings, RewindSettings
 from winnow.train.examples import Examples
 from winnow.train.task.batches import Whole
 from winnow.train.task.held_out import divided
@@ -157,9 +155,8 @@ def test_trainings_of_a_budget_decay_to_their_own_ends(kind, last):
 def test_a_budget_is_never_exceeded_and_hardly_left_over(kind, budget, last, steps, trainings, rewind):
     rewind = rewind if kind == "imp-rewind" else 0.0
     kept = RewindSettings(budget=budget, last=last, rewind=rewind)
-    asked = SimpleNamespace(settings=kept, training=SimpleNamespace(steps=steps))
     try:
-        found = lengths(asked, trainings, rewind)
+        found = lengths(kept, steps, trainings, rewind)
     except InputError:
         rounds = most_rounds(kept, steps)
         assert rounds < trainings - 1 or rounds == 1
@@ -175,11 +172,10 @@ def test_a_budget_is_never_exceeded_and_hardly_left_over(kind, budget, last, ste
 def test_most_rounds_leave_a_step_to_each_training():
     for last, steps in itertools.product((None, 0.5, 0.8), range(6, 60)):
         kept = ImpSettings(budget=1.5, last=last)
-        asked = SimpleNamespace(settings=kept, training=SimpleNamespace(steps=steps))
         most = most_rounds(kept, steps)
-        assert min(lengths(asked, most + 1)) >= 1
+        assert min(lengths(kept, steps, most + 1)) >= 1
         with pytest.raises(InputError, match="larger budget"):
-            lengths(asked, most + 2)
+            lengths(kept, steps, most + 2)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "lottery-pool"])

@@ -14,21 +14,11 @@ from places import SUPPORT
 from winnow.disk import files
 from winnow.errors import FormatError, WinnowError
 from winnow.run.store import Store
+from winnow.tickets.methods.imp import ImpSettings
 from winnow.tickets.methods.isp import isp as module
 from winnow.tickets.methods.isp.isp import isp
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
-from winnow.tickets.settings import (
-    EarlyBirdSettings,
-    GradualSettings,
-    ImpSettings,
-    IspSettings,
-    PruningSettings,
-    RewindSettings,
-    ScoreSettings,
-    Settings,
-    SnipSettings,
-)
 from winnow.train.task import run as run_module
 from winnow.train.task.run import Diverged, Run
 
@@ -278,23 +268,24 @@ def test_a_damaged_checkpoint_costs_its_steps_and_one_of_another_training_is_ref
 
 
 SEARCHES = {
-    "isp": (IspSettings(rate=0.4, candidates=2, look_ahead=2, budget=0.5, seed_steps=2), 11),
-    "isp-plain": (IspSettings(rate=0.4, budget=0.5, seed_steps=2), 8),
-    "magnitude": (PruningSettings(), 7),
-    "snip": (SnipSettings(), 7),
-    "grasp": (ScoreSettings(temperature=1.0), 7),
-    "gradual": (GradualSettings(every=2), 9),
-    "earlybird": (EarlyBirdSettings(every=2, queue=2, patience=0.5), 9),
-    "imp-rewind": (RewindSettings(rate=0.4), 20),
-    "lrr": (ImpSettings(rate=0.4), 20),
-    "dense": (Settings(), 5),
+    "isp": ({"rate": 0.4, "candidates": 2, "look_ahead": 2, "budget": 0.5, "seed_steps": 2}, 11),
+    "isp-plain": ({"rate": 0.4, "budget": 0.5, "seed_steps": 2}, 8),
+    "magnitude": ({}, 7),
+    "snip": ({}, 7),
+    "grasp": ({"temperature": 1.0}, 7),
+    "gradual": ({"every": 2}, 9),
+    "earlybird": ({"every": 2, "queue": 2, "patience": 0.5}, 9),
+    "imp-rewind": ({"rate": 0.4}, 20),
+    "lrr": ({"rate": 0.4}, 20),
+    "dense": ({}, 5),
 }
 
 
 @pytest.mark.parametrize("method", SEARCHES)
 def test_a_truncated_checkpoint_stops_no_search(killer, tmp_path, caplog, method):
     """Killed, its newest checkpoint cut short, started again: bit for bit the search that nothing happened to."""
-    settings, at = SEARCHES[method]
+    chosen, at = SEARCHES[method]
+    settings = METHODS[method].settings_class(**chosen)
     given, rates = training(steps=STEPS, loss=noisy), [0.0] if method == "dense" else [0.6]
 
     def tickets(store=None):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from winnow import words
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation, Reference
-from winnow.records.compression import ModelInfo, TaskInfo
-from winnow.records.ticket import Cost, Isp, RoundLine, Row, TicketLine, TicketReport
+from winnow.records.compression import ModelInfo, TaskInfo, Verdict
+from winnow.records.ticket import Cost, MethodLine, RoundLine, Row, TicketLine, TicketReport
 from winnow.report.ticket.verdict import judge, warnings
-from winnow.report.ticket.words import named
 from winnow.tickets import audit
-from winnow.tickets.cost import Price, price, training_flops
+from winnow.tickets.cost import price, training_flops
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Ticket
 from winnow.train.task.training import Training
 
@@ -95,20 +94,22 @@ def build(
         for method in methods
         if any((t.method, t.zeros) == (method, zeros) for t in tickets)
     ]
-    verdict, sparsity = judge(rows, chosen, training.steps, reference, task)
+    found = {m: METHODS[m] for m in methods if m in METHODS}
+    described = {m: MethodLine(title=f.title, brief=f.brief, meaning=f.meaning) for m, f in found.items()}
     figures = [audit.figure(e, _scale(e)) for e in denses.values()]
     report = TicketReport(
-        title=title or f"Tickets of {model}", created=created, command=command, verdict=verdict,
+        title=title or f"Tickets of {model}", created=created, command=command, verdict=Verdict(sentence="", tone="mixed"),
         model=ModelInfo(
             name=model, architecture=type(training.model).__name__, prunable=scope.numel,
             parameters=sum(p.numel() for p in training.model.parameters()),
         ),
-        task=task, chosen=chosen, sparsity=sparsity, reference=reference, steps=training.steps, batch=batch,
+        task=task, chosen=chosen, sparsity=0.0, reference=reference, steps=training.steps, batch=batch,
         forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, _ends(task)),
-        tickets=lines, rows=rows, settings=dict(settings or {}), machine=dict(machine or {}),
+        tickets=lines, rows=rows, settings=dict(settings or {}), machine=dict(machine or {}), described=described,
     )  # fmt: skip
+    report.verdict, report.sparsity = judge(report)
     report.warnings = warnings(report)
-    own = [f"{named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
+    own = [f"{report.named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
     report.notes = list(dict.fromkeys([*notes, *training.notes, *own]))
     return report
 
@@ -178,18 +179,12 @@ def _ends(task: TaskInfo) -> tuple[float, float]:
     return (0.0, 100.0) if task.unit == "%" else (float("-inf"), float("inf"))
 
 
-def _line(ticket: Ticket, seed: int, cost: Price, task: TaskInfo, dense: Evaluation | None) -> TicketLine:
+def _line(ticket: Ticket, seed: int, cost: Cost, task: TaskInfo, dense: Evaluation | None) -> TicketLine:
     evaluation = ticket.evaluation
     scale = 1.0 if evaluation is None else _scale(evaluation)
     line = TicketLine(
         method=ticket.method, seed=seed, sparsity=ticket.sparsity, zeros=ticket.zeros, notes=list(ticket.notes),
-        cost=Cost(
-            steps=cost.steps, main=cost.main, look_ahead=cost.look_ahead, extra=cost.extra, passes=cost.passes,
-            imp_rounds=cost.imp_rounds, imp_steps=cost.imp_steps, dense_flops=cost.dense_flops,
-            sparse_flops=cost.sparse_flops, seconds=cost.seconds,
-            forward_share=min(cost.ticket_forward / cost.forward, 1.0) if cost.forward else 1.0,
-            isp=None if cost.rule is None else Isp(**asdict(cost.rule), kept=cost.rule.kept),
-        ),
+        cost=cost,
         rounds=[
             RoundLine(
                 number=r.number, step=r.step, steps=r.steps, zeros=r.zeros, sparsity=r.zeros / ticket.masks.numel,

@@ -20,9 +20,8 @@ from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
-from winnow.settings import read_settings
 from winnow.tickets.jobs import tickets_of
-from winnow.tickets.methods.registry import METHODS
+from winnow.tickets.methods.registry import METHODS, known
 from winnow.tickets.saving import write_ticket, write_tickets
 from winnow.tickets.search import Search, Ticket
 from winnow.train.task.check import check_training
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from winnow.records.ticket import TicketReport
 
 log = logging.getLogger(__name__)
-DEFAULT = "isp-matched"  # what method="ticket" stands for
 
 
 @dataclass
@@ -157,7 +155,7 @@ def find_ticket(
             :func:`winnow.tickets.training_from`.
         sparsity: share of zeros among the prunable weights, such as 0.8 or "80%", or several, rising.
         method: one of :data:`winnow.tickets.METHODS`; "ticket" is the kind of ISP that measured best, ``isp-matched``.
-        settings: of the method, by name (``winnow.tickets.settings``). Unless set, ISP on text encoders takes the
+        settings: of the method, by name (``winnow.tickets.METHODS[method].settings_class``). Unless set, ISP on text encoders takes the
             paper's values for BERT.
         out: folder to write, with the report of the search (``ticket.html``, ``ticket-report.json``); with several
             sparsities a subfolder each. Finished parts are kept in ``OUT.work`` meanwhile: a search that was killed
@@ -172,20 +170,14 @@ def find_ticket(
         InputError: anything about the arguments, the model or the data that must change; the sentence says what.
     """
     given = {k: v for k, v in locals().items() if k in _TRAINING}
-    name = DEFAULT if method == "ticket" else method
-    if name not in METHODS:
-        known = ", ".join(m for m in METHODS if m != "dense")  # the list that a recipe is told, too
-        raise InputError(
-            f"the method {method!r} is not known: choose one of ticket, {known} (or dense, the training without zeros)."
-        )
+    name = known(method)
     rates = sparsities(sparsity, dense=name == "dense")
-    kind = METHODS[name].settings_class
-    read_settings(kind, dict(settings or {}), name)
+    METHODS[name].read_settings(settings or {}, name)  # mistakes are named before anything is read
     folder = None if out is None else Path(out)
     if folder is not None:
         check_output(folder, inputs=(model, data, eval, weights))
     training = _training(model, given)
-    chosen = read_settings(kind, default_settings(name, training) | dict(settings or {}), name)
+    chosen = METHODS[name].read_settings(settings or {}, name, training.kind)
     check_training(training)
     named = Path(model).name if isinstance(model, (str, Path)) else ""
     with contextlib.ExitStack() as stack:
@@ -257,14 +249,6 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
     from winnow.train.task.from_trainer import training_from_trainer
 
     return training_from_trainer(model)
-
-
-def default_settings(method: str, training: Training) -> dict[str, Any]:
-    """Settings that depend on the kind of model: the paper has its figures for CLIP and for BERT.
-
-    ``method`` is a name in :data:`winnow.tickets.METHODS`; of the training only its ``kind`` counts.
-    """
-    return {"preset": "bert"} if training.kind == "encoder" and METHODS[method].settings == "IspSettings" else {}
 
 
 _OWN = ("model", "sparsity", "method", "settings", "out", "executor", "progress")

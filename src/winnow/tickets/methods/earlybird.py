@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
+from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Run
 
-if TYPE_CHECKING:
-    from winnow.tickets.settings import EarlyBirdSettings
+
+class EarlyBirdSettings(PruningSettings):
+    """EarlyBird: the magnitude mask of a dense training once it has converged."""
+
+    STEPS = ("every",)
+
+    every: int = Field(10, ge=1)  # steps between two masks
+    queue: int = Field(5, ge=2)  # masks looked at: the newest must agree with the others
+    # Each at a distance below this, 1 being that of two random masks with as many zeros. The 0.1 that is published is a share
+    # of all entries, of which random masks of 50% differ in half: 0.2 here.
+    tolerance: float = Field(0.2, gt=0)
+    patience: float = Field(0.25, gt=0, le=1)  # share of T after which the mask is taken as it is
 
 
 def earlybird(search: Search) -> Iterator[Ticket]:
@@ -97,3 +109,6 @@ def distance(mask: MaskSet, other: MaskSet) -> float:
 
 def _file(folder: Path, step: int) -> Path:
     return folder / f"mask-{step}.safetensors"
+
+
+EARLYBIRD = Method(earlybird, "EarlyBird", "the magnitude mask once it has converged", EarlyBirdSettings)

@@ -6,22 +6,45 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from pydantic import Field
 
 from winnow.errors import FormatError, InputError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
+from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.methods.levels import levels
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Cost, Position, Run
-
-if TYPE_CHECKING:
-    from winnow.tickets.settings import ImpSettings
+from winnow.train.task.training import Training
 
 State = dict[str, torch.Tensor]
+
+
+class ImpSettings(PruningSettings):
+    """Iterative magnitude pruning, restarted from the pretrained weights or (LRR) going on from the trained ones."""
+
+    rate: float = Field(0.2, gt=0, lt=1)  # of what is left, a round
+    budget: float | None = Field(None, gt=0)  # steps of the K + 1 trainings in all, as a multiple of T; None: T each
+    # Share of the budget that the last training takes, the ticket's own; the others share the rest. None: all alike.
+    last: float | None = Field(0.8, gt=0, lt=1)
+
+    def shortened(self, sparsity: float, steps: int, share: float) -> ImpSettings:
+        """Within a budget, as many rounds as there is room for."""
+        if self.budget is None:
+            return self
+        most = most_rounds(self, steps)
+        fits = len(levels([sparsity], self.rate)) <= most
+        return self if fits else self.model_copy(update={"rate": 1 - (1 - sparsity) ** (1 / most)})
+
+
+class RewindSettings(ImpSettings):
+    """IMP that returns to an early step of the first training, not to the pretrained weights."""
+
+    rewind: float = Field(0.05, ge=0, lt=1)  # share of T
 
 
 def imp(search: Search) -> Iterator[Ticket]:
@@ -94,21 +117,21 @@ def _tickets(search: Search, restart: Restart) -> Iterator[Ticket]:
     groups = [sparsities] if settings.budget is None else [[s] for s in sparsities]
     for number, group in enumerate(groups):
         way = Way.to(search, group, settings.rate)
-        steps = lengths(search, len(way.zeros), restart.rewind)
+        steps = lengths(settings, search.training.steps, len(way.zeros), restart.rewind)
         name = "round" if settings.budget is None else f"target-{number}-round"
         for trained in trajectory(search, way.zeros, way.targets, steps=steps, restart=restart, name=name):
             yield search.ticket(trained.run, trained.zeros, cost=trained.cost, history=trained.history)
 
 
-def lengths(search: Search, trainings: int, rewind: float = 0.0) -> list[int]:
-    """Steps of the schedule of each of so many trainings: T, or what a budget leaves, rounded down.
+def lengths(settings: ImpSettings, total: int, trainings: int, rewind: float = 0.0) -> list[int]:
+    """Steps of the schedule of each of so many trainings: T (``total``), or what a budget leaves, rounded down.
 
     Trainings after the first begin at step ``rewind`` times the first one's length of theirs.
 
     Raises:
         InputError: a budget of less than a step each.
     """
-    budget, share, total = search.settings.budget, search.settings.last, search.training.steps
+    budget, share = settings.budget, settings.last
     if budget is None:
         return [total] * trainings
     spent = int(budget * total + 1e-9)
@@ -266,3 +289,24 @@ def read_state(path: Path) -> State:
     """The weights in a checkpoint, by state-dict name."""
     file = TensorFile(path)
     return {key[len("model.") :]: file.read(key) for key in file.keys if key.startswith("model.")}
+
+
+def planned_steps(settings: Any, training: Training, sparsity: float) -> int:
+    """Of the K + 1 trainings to a sparsity."""
+    rounds, rewind = len(levels([sparsity], settings.rate)), getattr(settings, "rewind", 0.0)
+    each = lengths(settings, training.steps, rounds + 1, rewind)
+    return sum(each) - rounds * round(rewind * each[0])
+
+
+IMP = Method(
+    imp, "IMP", "iterative magnitude pruning: trained, pruned, begun again from the pretrained weights", ImpSettings,
+    planned_steps=planned_steps, trajectory=True,
+)  # fmt: skip
+IMP_REWIND = Method(
+    imp_rewind, "IMP, rewinding", "IMP that returns to an early step of its first training", RewindSettings,
+    brief="IMP rewind", planned_steps=planned_steps, trajectory=True,
+)  # fmt: skip
+LRR = Method(
+    lrr, "LRR", "learning-rate rewinding: IMP that keeps the trained weights and restarts the schedule", ImpSettings,
+    planned_steps=planned_steps, trajectory=True,
+)  # fmt: skip

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from winnow.errors import FormatError
@@ -19,14 +20,30 @@ from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
 from winnow.seeding import seed_of
+from winnow.tickets.method import PruningSettings
 from winnow.tickets.methods.isp.look_ahead import Protocol, departed, protocols
-from winnow.tickets.settings import ImsSettings
+from winnow.tickets.methods.isp.plan import Decay, Positive
 from winnow.train.task.recalibration import recalibrate_mixture, training_batches
 from winnow.train.task.run import Cost, Position, Progress, Run
 from winnow.train.task.train_mode import tracking_norms
 from winnow.train.task.training import Training
 
 State = dict[str, torch.Tensor]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ImsSettings(PruningSettings):
+    """Instant Model Soup (Jaiswal et al. 2023, algorithm 3), which names no figures but about 100 steps."""
+
+    sparsities: tuple[Sparsity, ...] = Field(default=(0.1, 0.2, 0.3, 0.5), min_length=1)  # one candidate each
+    look_ahead: int = Field(default=100, ge=1)  # steps of one candidate
+    multipliers: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # of the learning rate
+    decays: tuple[Decay, ...] = Field(default=(0.0, 0.01, 0.1), min_length=1)
+    share: float = Field(default=0.5, gt=0, le=1)  # of an epoch's mini-batches that a candidate may see
+    grid: tuple[Share, ...] = tuple(i / 10 for i in range(11))  # of the newcomer; 0 is always tried
+    ims_scope: Literal["all", "kept"] = "all"  # kept: weights that a candidate's mask removes stay the soup's
+    recalibrate: int = Field(default=8, ge=1)  # mini-batches that batch norms are recalibrated on
 
 
 @dataclass

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from pydantic import Field
 
 from winnow.masks.global_ranking import global_magnitude, prune_globally
 from winnow.seeding import seed_of
+from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.saliency import saliency
+from winnow.train.saliency.scored_examples import every_class
 from winnow.train.saliency.synflow import synflow_masks
 from winnow.train.task.run import Run
+from winnow.train.task.training import Training
 
 Masks = dict[str, torch.Tensor]
 
 
-def one_shot(search: Search) -> Iterator[Ticket]:
+class SnipSettings(PruningSettings):
+    """SNIP (Lee et al. 2019)."""
+
+    batches: int = Field(1, ge=1)  # mini-batches whose gradients are averaged; one is published
+
+
+class GraspSettings(PruningSettings):
+    """GraSP (Wang et al. 2020): masks scored on as many examples of every class."""
+
+    # Examples, in mini-batches; where that is fewer than 10 of every class, 10 of every class.
+    batches: int = Field(8, ge=1)
+    temperature: float = Field(200.0, gt=0)  # the logits are divided by it; 1 for a regression
+
+
+class SynflowSettings(PruningSettings):
+    """SynFlow (Tanaka et al. 2020): data-free, an exponential schedule over many scorings."""
+
+    iterations: int = Field(100, ge=1)
+
+
+def magnitude(search: Search) -> Iterator[Ticket]:
     """One global ranking of |theta_0|, then T steps of training."""
     most = search.settings.max_rate
     yield from _trained(search, lambda run, zeros: global_magnitude(run.attached.matrices(), run.keeps, zeros, most))
@@ -67,3 +92,29 @@ def _trained(search: Search, masks: Callable[[Run, int], Masks]) -> Iterator[Tic
         run.advance_to(run.total)
         history = [Round(1, 0, zeros, int(run.notes["scored"]), densities=densities(run.keeps))]
         yield search.ticket(run, zeros, history=history)
+
+
+def _grasp_steps(settings: Any, training: Training, sparsity: float) -> int:
+    examples = getattr(training, "examples", None)
+    if examples is None:
+        return training.steps + 3 * settings.batches
+    chosen = every_class(examples, training.seed, settings.batches)
+    return training.steps + saliency.grasp_steps(examples, chosen)
+
+
+RANDOM = Method(random, "random", "a random mask, then training")
+MAGNITUDE = Method(
+    magnitude, "one-shot magnitude", "the smallest pretrained weights pruned at once, then training", brief="magnitude"
+)
+SNIP = Method(
+    snip, "SNIP", "pruned once by how much the loss depends on each weight, then trained", SnipSettings,
+    planned_steps=lambda settings, training, _: training.steps + settings.batches,
+)  # fmt: skip
+GRASP = Method(
+    grasp, "GraSP", "pruned once so that the gradients keep their flow, then trained", GraspSettings,
+    planned_steps=_grasp_steps,
+)  # fmt: skip
+SYNFLOW = Method(
+    synflow, "SynFlow", "pruned without data by the flow through each weight, then trained", SynflowSettings,
+    planned_steps=lambda settings, training, _: training.steps + settings.iterations,
+)  # fmt: skip

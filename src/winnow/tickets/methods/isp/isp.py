@@ -11,13 +11,15 @@ import torch
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
 from winnow.seeding import seed_of
+from winnow.tickets.method import Method
 from winnow.tickets.methods.isp.candidates import Pool, forget, gather
 from winnow.tickets.methods.isp.curvature import scores
 from winnow.tickets.methods.isp.denoise import EXACT, adjust, denoise, disagreement, unanimous
 from winnow.tickets.methods.isp.look_ahead import protocols, put
-from winnow.tickets.methods.isp.plan import IspPlan, plan_isp
+from winnow.tickets.methods.isp.plan import IspPlan, IspSettings, plan_isp
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Run
+from winnow.train.task.training import Training
 
 CLOSE = (
     0.05  # union: this near the target, in shares of all weights, the rest goes at once (the official code's stop rule)
@@ -163,3 +165,25 @@ class _Rounds:
                 "aggregate=literal is the paper's algorithm 2 as printed: it equals isp-plain, for more steps."
             )
         return found
+
+
+def _with_candidates(settings: IspSettings, training: Training, sparsity: float) -> int:
+    """A union takes the most rounds where t is the least that it can be."""
+    return training.steps + plan_isp(settings, sparsity, training.steps, epoch=1).thrown_at_most
+
+
+def _with_their_steps(settings: IspSettings, training: Training, sparsity: float) -> int:
+    return training.steps + plan_isp(settings, sparsity, training.steps, epoch=1).thrown
+
+
+_OPTIONS: Any = {"settings_class": IspSettings, "encoder_settings": {"preset": "bert"}, "early_masks": True}
+ISP = Method(
+    isp, "ISP", "Instant Soup Pruning: pruned during one training by what several short look-aheads agree on",
+    planned_steps=_with_candidates, candidates=True, **_OPTIONS,
+)  # fmt: skip
+ISP_PLAIN = Method(isp_plain, "ISP, no denoisers", "ISP’s rounds without candidates", brief="ISP plain", **_OPTIONS)
+ISP_MATCHED = Method(
+    isp_matched, "ISP, steps matched",
+    "ISP’s rounds without candidates, trained longer by the steps that candidates would take",
+    brief="ISP matched", planned_steps=_with_their_steps, **_OPTIONS,
+)  # fmt: skip
