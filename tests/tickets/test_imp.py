@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import winnow.train.task.run
-from baseline_samples import Killed, cross_entropy, find, killed_again_and_again, network, same, task
+from baseline_samples import cross_entropy, find, network, same, task
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
 from winnow.seeding import seed_of
@@ -176,21 +175,6 @@ def test_most_rounds_leave_a_step_to_each_training():
         assert min(lengths(kept, steps, most + 1)) >= 1
         with pytest.raises(InputError, match="larger budget"):
             lengths(kept, steps, most + 2)
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "lottery-pool"])
-@pytest.mark.parametrize(("every", "after"), [(-1.0, 4), (1e9, 8)])  # saved at every step, or at ends only
-def test_killed_and_resumed_equals_uninterrupted(kind, every, after, tmp_path, monkeypatch):
-    monkeypatch.setattr(winnow.train.task.run, "SAVE_EVERY", every)
-    training, targets = task(steps=6), [0.5, 0.85]
-    resumed = killed_again_and_again(kind, training, targets, Store(tmp_path / "work"), after)
-    same(resumed, find(kind, training, targets))
-    same(resumed, find(kind, training, targets, store=Store(tmp_path / "work")))  # read back whole
-
-    def never(step, total, text):
-        raise Killed
-
-    find(kind, training, targets, store=Store(tmp_path / "work"), progress=lambda label: never)  # not one step again
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -162,7 +162,8 @@ ISP = {"candidates": 2, "look_ahead": 3, "rate": 0.4}
 @pytest.mark.parametrize(
     ("method", "given"),
     [
-        *((m, ISP if m.startswith("isp") else {}) for m in METHODS),
+        *((m, ISP) for m in ("isp", "isp-plain", "isp-matched")),
+        ("imp", {}),
         ("isp", {}),
         ("snip", {"batches": 3}),
         ("grasp", {"batches": 1}),
@@ -178,10 +179,9 @@ ISP = {"candidates": 2, "look_ahead": 3, "rate": 0.4}
 def test_plans_are_what_methods_take(method: str, given: dict[str, Any]) -> None:
     owner = training(steps=48)
     kind = METHODS[method].settings_class(**given)
-    rate = 0.0 if method == "dense" else 0.6
-    (found,) = METHODS[method].finder(Search(method, owner, [rate], kind))
+    (found,) = METHODS[method].finder(Search(method, owner, [0.6], kind))
     (cost,) = price([found], owner)
-    assert cost.steps == METHODS[method].planned_steps(kind, owner, rate)
+    assert cost.steps == METHODS[method].planned_steps(kind, owner, 0.6)
     assert cost.sparse_flops <= cost.dense_flops * (1 + 1e-9)
     if method == "imp" and not given:
         assert cost.steps == cost.imp_steps

@@ -15,7 +15,6 @@ from winnow.disk import files
 from winnow.errors import FormatError, WinnowError
 from winnow.run.store import Store
 from winnow.tickets.methods.imp import ImpSettings
-from winnow.tickets.methods.isp import isp as module
 from winnow.tickets.methods.isp.isp import isp
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
@@ -67,23 +66,6 @@ def test_sgd_with_momentum_and_killed_twice(killer, tmp_path, at):
             list(isp(search(given, seed_steps=2, store=store)))
     killer.arm(-1)
     same_tickets(list(isp(search(given, seed_steps=2, store=store))), whole)
-
-
-@pytest.mark.parametrize("method", ["isp_plain", "isp_matched"])
-def test_controls_and_several_sparsities(killer, tmp_path, method):
-    find = getattr(module, method)
-    given = training(steps=STEPS)
-    options = {"sparsities": (0.3, 0.6), "seed_steps": 1, "candidates": 1, "look_ahead": 2, "method": method}
-    whole = list(find(search(given, **options)))
-    total = killer.taken
-    for at in (1, total // 2, total - 1):
-        store = Store(tmp_path / str(at))
-        killer.arm(at)
-        with pytest.raises(Killed):
-            list(find(search(given, store=store, **options)))
-        killer.arm(-1)
-        same_tickets(list(find(search(given, store=store, **options))), whole)
-        assert killer.taken == total - at
 
 
 def test_stopped_by_progress(tmp_path):

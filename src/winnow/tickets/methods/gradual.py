@@ -31,9 +31,9 @@ class GradualSettings(PruningSettings):
 
     STEPS = ("every",)
 
-    begin: float = Field(0.0, ge=0, lt=1)  # shares of T
-    end: float = Field(0.5, gt=0, le=1)
-    every: int = Field(10, ge=1)  # steps
+    begin: float = Field(0.0, ge=0, lt=1)  # share of T before the first pruning
+    end: float = Field(0.5, gt=0, le=1)  # share of T at the last one
+    every: int = Field(10, ge=1)  # steps between two
 
 
 def gradual(search: Search) -> Iterator[Ticket]:

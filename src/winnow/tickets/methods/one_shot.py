@@ -38,7 +38,7 @@ class GraspSettings(PruningSettings):
 class SynflowSettings(PruningSettings):
     """SynFlow (Tanaka et al. 2020): data-free, an exponential schedule over many scorings."""
 
-    iterations: int = Field(100, ge=1)
+    iterations: int = Field(100, ge=1)  # scorings, each before a part of the pruning
 
 
 def magnitude(search: Search) -> Iterator[Ticket]:

@@ -34,9 +34,9 @@ class IspSettings(PruningSettings):
     rate: float | None = Field(None, gt=0, lt=1)  # of what is left, a round
     seed_steps: int | None = Field(None, ge=1)  # t, a tenth of an epoch if it fits: round i trains t (i + 1) steps
     budget: float = Field(0.25, gt=0, lt=1)  # largest share of T spent before the last mask
-    candidates: int | None = Field(None, ge=1)
+    candidates: int | None = Field(None, ge=1)  # n, of a round
     look_ahead: int | None = Field(None, ge=1)  # C, steps of one candidate
-    aggregate: Literal["vote", "mean_abs", "forecast", "union", "intersect", "literal"] = "vote"
+    aggregate: Literal["vote", "mean_abs", "forecast", "union", "intersect", "literal"] = "vote"  # see denoise
     reach: float = Field(4.0, gt=0)  # of forecast: how many look-aheads ahead the magnitudes are taken
     # Power of the curvature in a weight's score |theta| v^(curvature / 2), v the optimizer's mean square of gradients, for
     # candidates and main training alike: 0 the paper's magnitudes, 1 the Fisher information.
