@@ -42,11 +42,7 @@ def build(
     title: str = "",
     model: str = "",
     data: str | None = None,
-    command: str | None = None,
-    created: str | None = None,
-    notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-    machine: Mapping[str, Any] | None = None,
 ) -> TicketReport:
     """Everything a search has to say, from its tickets.
 
@@ -59,7 +55,7 @@ def build(
             between methods are paired by seed.
         chosen: the method that the verdict is about; by default the first one.
         reference: the method others are compared with, masks and figures; by default IMP or the nearest to it there is.
-        title, model, data, command, created, settings, machine: told as they are; the model's class where no name is given.
+        title, model, data, settings: shown as they are; the model's class where no name is given.
 
     Raises:
         InputError: no ticket, tickets of different models, evaluations of different examples, or an unknown method.
@@ -80,37 +76,40 @@ def build(
     reference = _known(reference, methods, next((m for m in YARDSTICKS if m in rest), None))
     denses = _denses(dense, tickets, numbers)
     task = _task([t.evaluation for t in tickets], data)
-    lines = []
-    for ticket, seed, cost in zip(tickets, numbers, prices, strict=True):
-        other = None if ticket.method == reference else _partner(tickets, numbers, reference, ticket.zeros, seed)
-        line = _line(ticket, seed, cost, task, _dense_of(denses, seed))
-        line.tensors = audit.tensors(ticket.masks, flops.tensors)
-        if other is not None:
-            line.overlap = audit.overlap(ticket.masks, other.masks, other.method)
-        lines.append(line)
-    rows = [
-        _row(method, zeros, tickets, numbers, lines, task, reference)
-        for zeros in sorted({t.zeros for t in tickets})
-        for method in methods
-        if any((t.method, t.zeros) == (method, zeros) for t in tickets)
+    lines = [
+        _line(ticket, seed, cost, task, denses.get(seed, next(iter(denses.values()), None)))
+        for ticket, seed, cost in zip(tickets, numbers, prices, strict=True)
     ]
+    groups: dict[tuple[int, str], list[tuple[Ticket, TicketLine]]] = {}  # by zeros and method: one for each seed
+    for ticket, line in zip(tickets, lines):
+        groups.setdefault((ticket.zeros, ticket.method), []).append((ticket, line))
+    rows = []
+    for zeros, method in sorted(groups, key=lambda g: (g[0], methods.index(g[1]))):
+        own = groups[zeros, method]
+        theirs = {} if method == reference else {b.seed: t for t, b in groups.get((zeros, reference or ""), [])}
+        for ticket, line in own:
+            line.tensors = audit.tensors(ticket.masks, flops.tensors)
+            if theirs:
+                other = theirs.get(line.seed, next(iter(theirs.values())))
+                line.overlap = audit.overlap(ticket.masks, other.masks, other.method)
+        rows.append(_row(own, theirs, task))
     found = {m: METHODS[m] for m in methods if m in METHODS}
     described = {m: MethodLine(title=f.title, brief=f.brief, meaning=f.meaning) for m, f in found.items()}
     figures = [audit.figure(e, _scale(e)) for e in denses.values()]
     report = TicketReport(
-        title=title or f"Tickets of {model}", created=created, command=command, verdict=Verdict(sentence="", tone="mixed"),
+        title=title or f"Tickets of {model}", verdict=Verdict(sentence="", tone="mixed"),
         model=ModelInfo(
             name=model, architecture=type(training.model).__name__, prunable=scope.numel,
             parameters=sum(p.numel() for p in training.model.parameters()),
         ),
         task=task, chosen=chosen, sparsity=0.0, reference=reference, steps=training.steps, batch=batch,
         forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, _ends(task)),
-        tickets=lines, rows=rows, settings=dict(settings or {}), machine=dict(machine or {}), described=described,
+        tickets=lines, rows=rows, settings=dict(settings or {}), described=described,
     )  # fmt: skip
     report.verdict, report.sparsity = judge(report)
     report.warnings = warnings(report)
-    own = [f"{report.named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
-    report.notes = list(dict.fromkeys([*notes, *training.notes, *own]))
+    remarks = [f"{report.named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
+    report.notes = list(dict.fromkeys([*training.notes, *remarks]))
     return report
 
 
@@ -148,18 +147,6 @@ def _denses(
     return dict(zip(order, plain))
 
 
-def _dense_of(denses: Mapping[int, Evaluation], seed: int) -> Evaluation | None:
-    return denses.get(seed, next(iter(denses.values()), None))
-
-
-def _partner(
-    tickets: Sequence[Ticket], numbers: Sequence[int], method: str | None, zeros: int, seed: int
-) -> Ticket | None:
-    """The ticket of a method with as many zeros, of this seed if there is one, else its first."""
-    found = {n: t for n, t in zip(numbers, tickets) if (t.method, t.zeros) == (method, zeros)}
-    return found.get(seed, next(iter(found.values()), None))
-
-
 def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInfo:
     known = [e for e in evaluations if e is not None]
     if len({(e.metric, e.n) for e in known}) > 1:
@@ -171,7 +158,7 @@ def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInf
 
 
 def _scale(evaluation: Evaluation) -> float:
-    """From the stored figure to the way it is told."""
+    """From the stored figure to the one that is shown."""
     return METRICS[evaluation.metric][3] if evaluation.metric in METRICS else 1.0
 
 
@@ -203,32 +190,19 @@ def _line(ticket: Ticket, seed: int, cost: Cost, task: TaskInfo, dense: Evaluati
     return line
 
 
-def _row(
-    method: str,
-    zeros: int,
-    tickets: Sequence[Ticket],
-    numbers: Sequence[int],
-    lines: Sequence[TicketLine],
-    task: TaskInfo,
-    reference: str | None,
-) -> Row:
-    own = [line for line in lines if (line.method, line.zeros) == (method, zeros)]
+def _row(own: Sequence[tuple[Ticket, TicketLine]], theirs: Mapping[int, Ticket], task: TaskInfo) -> Row:
+    """One method at one sparsity; ``theirs`` are the tickets of the reference there by seed."""
     gaps = []
-    if reference not in (None, method):
-        theirs = {n: t for n, t in zip(numbers, tickets) if (t.method, t.zeros) == (reference, zeros)}
-        for n, t in zip(numbers, tickets):
-            other = theirs.get(n)
-            if (t.method, t.zeros) == (method, zeros) and other is not None and t.evaluation and other.evaluation:
-                gaps.append(audit.drop(other.evaluation, t.evaluation, task.higher_is_better))
-    costs = [line.cost for line in own]
-
-    def mean(name: str) -> float:
-        return sum(getattr(c, name) for c in costs) / len(costs)
-
+    for ticket, line in own:
+        other = theirs.get(line.seed)
+        if other is not None and ticket.evaluation and other.evaluation:
+            gaps.append(audit.drop(other.evaluation, ticket.evaluation, task.higher_is_better))
+    lines = [line for _, line in own]
+    means = ("steps", "passes", "dense_flops", "sparse_flops", "forward_share", "seconds")
     return Row(
-        method=method, sparsity=own[0].sparsity, zeros=zeros, seeds=len(own),
-        figure=audit.pooled([line.figure for line in own if line.figure is not None], _ends(task)),
-        drop=audit.pooled([line.drop for line in own if line.drop is not None]),
-        against=audit.pooled(gaps), imp_steps=costs[0].imp_steps,
-        **{name: mean(name) for name in ("steps", "passes", "dense_flops", "sparse_flops", "forward_share", "seconds")},
+        method=lines[0].method, sparsity=lines[0].sparsity, zeros=lines[0].zeros, seeds=len(own),
+        figure=audit.pooled([line.figure for line in lines if line.figure is not None], _ends(task)),
+        drop=audit.pooled([line.drop for line in lines if line.drop is not None]),
+        against=audit.pooled(gaps), imp_steps=lines[0].cost.imp_steps,
+        **{name: sum(getattr(line.cost, name) for line in lines) / len(own) for name in means},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""EarlyBird: the magnitude mask of a training that has only just begun, taken as soon as it stands still."""
+"""EarlyBird: the magnitude mask of a training that has only just begun, taken as soon as it has converged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EarlyBirdSettings(PruningSettings):
 
 
 def earlybird(search: Search) -> Iterator[Ticket]:
-    """Dense steps until the mask stands still, then the rest of the same T steps under it (You et al. 2020).
+    """Dense steps until the mask has converged, then the rest of the same T steps under it (You et al. 2020).
 
     Every ``every`` steps the global magnitude mask at the target sparsity is compared with the ``queue`` - 1 masks before
     it; once the :func:`distance` to each is below ``tolerance``, the newest is taken (arXiv 1909.11957, algorithm 1, with
@@ -38,8 +38,8 @@ def earlybird(search: Search) -> Iterator[Ticket]:
 
     Beside the authors' code (GATECH-EIC/Early-Bird-Tickets, main.py): there too five masks are looked at and the newest is
     compared with the other four. Their masks are of channels by batch norms' factors, drawn once an epoch of a training
-    with a penalty on these factors, and a distance is the share of all entries that differ, 0.1 at 30 to 70 %. Among
-    weights of 90 % zeros that share is 0.18 between masks that have nothing to do with each other, hence the distance
+    with a penalty on these factors, and a distance is the share of all entries that differ, 0.1 at 30 to 70%. Among
+    weights of 90% zeros that share is 0.18 between masks that have nothing to do with each other, hence the distance
     here. Their scripts train the network that is cut out anew, from its weights or from new ones; here one training goes on.
     """
     for number, zeros in enumerate(search.zeros):
@@ -52,10 +52,10 @@ def earlybird(search: Search) -> Iterator[Ticket]:
             old.unlink(missing_ok=True)
         run.advance_to(run.total)
         step, apart = run.notes["drawn"], run.notes["distance"]
-        told = "standing still" if run.notes["still"] else "at the end of patience"
+        why = "where it had converged" if run.notes["converged"] else "where patience ended"
         ticket = search.ticket(run, zeros, history=[Round(1, step, zeros, step, densities=densities(run.keeps))])
         ticket.notes.append(
-            f"the mask was drawn after {step} of {run.total} steps, {told}"
+            f"the mask was drawn after {step} of {run.total} steps, {why}"
             + ("." if apart is None else f": {apart:.0%} as far from the masks before it as random masks are.")
         )
         yield ticket
@@ -73,9 +73,9 @@ def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None
         run.advance_to(step)
         mask = MaskSet(global_magnitude(run.attached.matrices(), run.keeps, zeros, settings.max_rate))
         found = largest_distance(mask, recent)
-        still = len(recent) == queue - 1 and found is not None and found < settings.tolerance
-        if still or step == limit:
-            run.notes |= {"drawn": step, "distance": found, "still": still}
+        converged = len(recent) == queue - 1 and found is not None and found < settings.tolerance
+        if converged or step == limit:
+            run.notes |= {"drawn": step, "distance": found, "converged": converged}
             run.prune(mask)
             run.save()
             return
@@ -85,7 +85,7 @@ def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None
             place = checks.index(step)
             if (
                 place % queue == 0
-            ):  # a restart makes this mask again and asks for ``queue`` - 1 masks before it, no earlier ones
+            ):  # a restart makes this mask again and needs the ``queue`` - 1 before it, no earlier ones
                 run.save()
                 for old in checks[: max(place - queue, 0)]:
                     _file(folder, old).unlink(missing_ok=True)

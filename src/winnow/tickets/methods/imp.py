@@ -101,7 +101,7 @@ class Trained:
 
 @dataclass
 class Way:
-    """The counts of zeros of a trajectory's trainings, from 0 up, and which of them are asked for."""
+    """The counts of zeros of a trajectory's trainings, from 0 up, and which of them are targets."""
 
     zeros: list[int]
     targets: list[int]
@@ -112,13 +112,17 @@ class Way:
         return cls([0, *(search.zeros_at(s) for s in found)], [1 + found.index(s) for s in sparsities])
 
 
-def _tickets(search: Search, restart: Restart) -> Iterator[Ticket]:
+def ways(search: Search, what: str, rewind: float = 0.0) -> Iterator[tuple[str, Way, list[int]]]:
+    """The name of each trajectory of a search, its way and the lengths of its trainings. With a budget every target has one."""
     settings, sparsities = search.settings, list(search.sparsities)
-    groups = [sparsities] if settings.budget is None else [[s] for s in sparsities]
-    for number, group in enumerate(groups):
+    for number, group in enumerate([sparsities] if settings.budget is None else [[s] for s in sparsities]):
         way = Way.to(search, group, settings.rate)
-        steps = lengths(settings, search.training.steps, len(way.zeros), restart.rewind)
-        name = "round" if settings.budget is None else f"target-{number}-round"
+        name = what if settings.budget is None else f"target-{number}-{what}"
+        yield name, way, lengths(settings, search.training.steps, len(way.zeros), rewind)
+
+
+def _tickets(search: Search, restart: Restart) -> Iterator[Ticket]:
+    for name, way, steps in ways(search, "round", restart.rewind):
         for trained in trajectory(search, way.zeros, way.targets, steps=steps, restart=restart, name=name):
             yield search.ticket(trained.run, trained.zeros, cost=trained.cost, history=trained.history)
 
@@ -162,29 +166,29 @@ def most_rounds(settings: ImpSettings, steps: int) -> int:
 
 
 def trajectory(
-    search: Search, zeros: Sequence[int], wanted: Collection[int], *, steps: Sequence[int], restart: Restart, name: str
+    search: Search, zeros: Sequence[int], targets: Collection[int], *, steps: Sequence[int], restart: Restart, name: str
 ) -> Iterator[Trained]:
-    """Trains once for each count of ``zeros`` (rising, the first 0) and yields those trainings whose number is wanted.
+    """Trains once for each count of ``zeros`` (rising, the first 0) and yields those whose numbers are ``targets``.
 
     ``steps`` are the lengths of their schedules (:func:`lengths`).
 
     With a store, each finished training leaves its cost and the mask that the next one takes. Its weights are removed as
-    soon as nothing asks for them again: neither a ticket nor, with ``onwards``, the next training.
+    soon as nothing needs them: neither a ticket nor, with ``onwards``, the next training.
     """
-    shelf = Shelf(search, name)
-    done = shelf.done(len(zeros))
+    kept = _Kept(search, name)
+    done = kept.done(len(zeros))
     first = round(restart.rewind * steps[0])
     keeps: dict[str, torch.Tensor] | None = None
     state: State | None = None  # where the next training begins; None is theta_0
-    book = Book()
+    record = Record()
     for number, count in enumerate(zeros):
         finished = number < done
         carries = restart.onwards and number == done - 1 and number + 1 < len(zeros)
-        if finished and number not in wanted and not carries:
-            book, keeps = shelf.read(number)
+        if finished and number not in targets and not carries:
+            record, keeps = kept.read(number)
             continue
         if not finished and number and first and state is None:
-            state = read_state(shelf.early)
+            state = read_state(kept.early)
         run = search.run(
             f"{name}-{number}", f"training {number + 1} of {len(zeros)}, {count / search.scope.numel:.0%} zeros",
             start=Position(None if finished else state, keeps), steps=steps[number], first_step=first if number else 0,
@@ -192,43 +196,41 @@ def trajectory(
         )  # fmt: skip
         if finished:
             if run.step != steps[number]:
-                raise FormatError(
-                    f"the weights of {name}-{number} are gone from {run.file}: delete the store and run again."
-                )
-            book, keeps = shelf.read(number)
+                raise FormatError(f"{run.file} has no weights of {name}-{number}: delete the store and run again.")
+            record, keeps = kept.read(number)
         else:
             if number == 0 and first and run.step <= first:
                 run.advance_to(first)
-                state = shelf.keep_early(run)
+                state = kept.keep_early(run)
             run.advance_to(steps[number])
             run.finish()
-            book.cost.add(run.cost)
+            record.cost.add(run.cost)
             if number + 1 < len(zeros):
                 keeps = global_magnitude(
                     run.attached.matrices(), run.keeps, zeros[number + 1], search.settings.max_rate
                 )
-                book.rounds.append(
-                    Round(number + 1, steps[number], zeros[number + 1], book.cost.steps, densities=densities(keeps))
+                record.rounds.append(
+                    Round(number + 1, steps[number], zeros[number + 1], record.cost.steps, densities=densities(keeps))
                 )
-            shelf.write(number, book, keeps)
-            shelf.forget(n for n in range(number + (not restart.onwards)) if n not in wanted)
+            kept.write(number, record, keeps)
+            kept.remove_weights(n for n in range(number + (not restart.onwards)) if n not in targets)
         if restart.onwards:
             state = run.position().state  # type: ignore[assignment]
-        if number in wanted:
-            yield Trained(number, count, run, replace(book.cost), book.rounds[:number])
+        if number in targets:
+            yield Trained(number, count, run, replace(record.cost), record.rounds[:number])
         del run  # its optimizer's state goes before the next one's comes
-    shelf.forget_early()
+    kept.remove_early()
 
 
 @dataclass
-class Book:
+class Record:
     """What has been spent and pruned when a training of a trajectory has ended, its pruning included."""
 
     cost: Cost = field(default_factory=Cost)
     rounds: list[Round] = field(default_factory=list)
 
 
-class Shelf:
+class _Kept:
     """What a trajectory keeps in the search's store: a record and a mask for each finished training, the early weights."""
 
     def __init__(self, search: Search, name: str) -> None:
@@ -236,8 +238,7 @@ class Shelf:
 
     @property
     def early(self) -> Path:
-        assert self.store is not None
-        return self.store.folder(f"{self.prefix}-0") / "early.safetensors"
+        return self._folder(0) / "early.safetensors"
 
     def done(self, trainings: int) -> int:
         """How many trainings, from the first, have ended."""
@@ -246,23 +247,24 @@ class Shelf:
         ended = (n for n in range(trainings) if self.store.read(f"{self.prefix}-{n}-ended") is None)
         return next(ended, trainings)
 
-    def write(self, number: int, book: Book, keeps: dict[str, torch.Tensor] | None) -> None:
-        """``keeps`` are the masks of the next training; the record comes last, so that what it speaks of is there."""
+    def write(self, number: int, record: Record, keeps: dict[str, torch.Tensor] | None) -> None:
+        """``keeps`` are the masks of the next training; the record comes last, so that the file it names is there."""
         if self.store is None:
             return
+        files = []
         if keeps is not None:
-            MaskSet(keeps).save(self._masks(number))
-        record = {"cost": vars(book.cost), "rounds": [asdict(r) for r in book.rounds]}
-        files = [] if keeps is None else [self._masks(number)]
-        self.store.write(f"{self.prefix}-{number}-ended", record, files=files)
+            files = [self._folder(number) / "next.safetensors"]
+            MaskSet(keeps).save(files[0])
+        rounds = [asdict(r) for r in record.rounds]
+        self.store.write(f"{self.prefix}-{number}-ended", {"cost": vars(record.cost), "rounds": rounds}, files=files)
 
-    def read(self, number: int) -> tuple[Book, dict[str, torch.Tensor]]:
+    def read(self, number: int) -> tuple[Record, dict[str, torch.Tensor]]:
         assert self.store is not None
-        record = self.store.read(f"{self.prefix}-{number}-ended")
-        assert record is not None
-        masks = MaskSet.load(self._masks(number))
-        book = Book(Cost(**record["cost"]), [Round(**r) for r in record["rounds"]])
-        return book, {n: m.unpack() for n, m in masks.items()}
+        found = self.store.read(f"{self.prefix}-{number}-ended")
+        assert found is not None
+        masks = MaskSet.load(self._folder(number) / "next.safetensors")
+        record = Record(Cost(**found["cost"]), [Round(**r) for r in found["rounds"]])
+        return record, {n: m.unpack() for n, m in masks.items()}
 
     def keep_early(self, run: Run) -> State:
         state = dict(run.position().state or {})
@@ -271,18 +273,17 @@ class Shelf:
             write_tensors(self.early, tensors, {"format_version": FORMAT_VERSION})
         return state
 
-    def forget(self, numbers: Iterable[int]) -> None:
-        """Removes the weights of these trainings."""
+    def remove_weights(self, numbers: Iterable[int]) -> None:
         for number in numbers if self.store is not None else ():
-            (self.store.folder(f"{self.prefix}-{number}") / "run.safetensors").unlink(missing_ok=True)  # type: ignore[union-attr]
+            (self._folder(number) / "run.safetensors").unlink(missing_ok=True)
 
-    def forget_early(self) -> None:
+    def remove_early(self) -> None:
         if self.store is not None:
             self.early.unlink(missing_ok=True)
 
-    def _masks(self, number: int) -> Path:
+    def _folder(self, number: int) -> Path:
         assert self.store is not None
-        return self.store.folder(f"{self.prefix}-{number}") / "next.safetensors"
+        return self.store.folder(f"{self.prefix}-{number}")
 
 
 def read_state(path: Path) -> State:

@@ -1,4 +1,4 @@
-"""Lottery Pool: the tickets that iterative pruning made on its way, mixed into the one that was asked for."""
+"""Lottery Pool: the tickets that iterative pruning made on its way, mixed into the one at the target sparsity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from winnow.masks.global_ranking import global_magnitude
 from winnow.tickets.method import Method
 from winnow.tickets.methods import imp
-from winnow.tickets.methods.imp import ImpSettings, Restart, State, Way, lengths, read_state, trajectory
+from winnow.tickets.methods.imp import ImpSettings, Restart, State, read_state, trajectory
 from winnow.tickets.methods.levels import levels
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.examples import Examples
@@ -60,12 +60,8 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
     settings: PoolSettings = search.settings
     rest, held = divided(search.training.examples, settings.holdout, search.training.seed)
     inner = replace(search, training=search.training.replaced(examples=rest))
-    sparsities = list(search.sparsities)
-    for place, group in enumerate([sparsities] if settings.budget is None else [[s] for s in sparsities]):
-        way = Way.to(search, group, settings.rate)
-        name = "pool" if settings.budget is None else f"target-{place}-pool"
+    for name, way, steps in imp.ways(search, "pool"):
         weights: list[Callable[[], State]] = []
-        steps = lengths(settings, search.training.steps, len(way.zeros))
         for trained in trajectory(inner, way.zeros, range(len(way.zeros)), steps=steps, restart=Restart(), name=name):
             weights.append(_weights(trained.run))
             if trained.number not in way.targets:
@@ -81,13 +77,8 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
             run.advance_to(round(settings.fine_tune * search.training.steps))
             cost = replace(trained.cost)
             cost.add(run.cost)
-            last = Round(
-                len(trained.history) + 1,
-                steps[trained.number],
-                trained.zeros,
-                cost.steps,
-                densities=densities(run.keeps),
-            )
+            number, step = len(trained.history) + 1, steps[trained.number]
+            last = Round(number, step, trained.zeros, cost.steps, densities=densities(run.keeps))
             ticket = search.ticket(run, trained.zeros, cost=cost, history=[*trained.history, last])
             before, after = run.notes["losses"]
             ticket.notes.append(
@@ -140,7 +131,7 @@ def mixing_steps(others: int, settings: PoolSettings, model: nn.Module | None, r
 
 
 def _weights(run: Run) -> Callable[[], State]:
-    """The weights of a finished run when they are asked for: from its checkpoint, or from memory where there is none."""
+    """Reads the weights of a finished run: from its checkpoint, or from memory where there is none."""
     if run.file is not None:
         file = run.file
         return lambda: read_state(file)

@@ -1,4 +1,4 @@
-"""What one ISP run is going to do, reckoned before it starts: rounds, steps before each, candidates and their length."""
+"""What one ISP run is going to do, computed before it starts: rounds, steps before each, candidates and their length."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class IspSettings(PruningSettings):
 class IspPlan:
     """``levels``: sparsity after each of the K rounds. ``seed_steps``: t. ``look_ahead``: C of each of ``candidates``.
 
-    ``most``: rounds at most; above K for a union alone, which prunes less than it is asked for.
+    ``most``: rounds at most; above K for a union alone, which prunes less than its target.
     """
 
     levels: list[float]
@@ -93,7 +93,7 @@ class IspPlan:
 def plan_isp(settings: IspSettings, sparsity: float, steps: int, epoch: int, *, extended: bool = False) -> IspPlan:
     """The plan of one run to ``sparsity``. What the settings leave open is the preset's, made to fit ``steps``.
 
-    The sheet's figures are of long trainings. In a short one the preset's rate is raised until K rounds fit
+    The paper's figures are of long trainings. In a short one the preset's rate is raised until K rounds fit
     into ``settings.budget`` of T, and its candidates become shorter, then fewer, until they take half of T. What the settings
     name is taken as it is.
 
@@ -104,7 +104,7 @@ def plan_isp(settings: IspSettings, sparsity: float, steps: int, epoch: int, *, 
             the last mask are then of T + K n C.
 
     Raises:
-        InputError: the rounds that were asked for do not fit.
+        InputError: the rounds do not fit.
     """
     rate, length, count = PRESETS[settings.preset]
     fewer = shorter = ""
