@@ -265,6 +265,7 @@ def test_nothing_measured_is_told() -> None:
     ("changes", "match"),
     [
         ({"seeds": [1]}, "one for each ticket"),
+        ({"tickets": []}, "no ticket"),
         ({"chosen": "isp"}, "name one of magnitude, imp"),
         ({"reference": "isp"}, "name one of magnitude, imp"),
         ({"dense": [samples.evaluation(0.9, i) for i in range(4)]}, "one for each seed"),
@@ -272,9 +273,9 @@ def test_nothing_measured_is_told() -> None:
 )
 def test_what_cannot_be_built(changes: dict, match: str) -> None:
     tickets, dense, owner = samples.search(("magnitude", "imp"), (0.5,), 1)
-    given_dense = changes.pop("dense", dense)
+    given = {"tickets": tickets, "dense": dense, "training": owner}
     with pytest.raises(InputError, match=match):
-        reporting.build(tickets, given_dense, owner, **changes)
+        reporting.build(**{**given, **changes})
 
 
 def test_tickets_of_another_model_or_data() -> None:

@@ -141,7 +141,7 @@ def test_earlybird_draws_when_the_mask_stands_still(monkeypatch, script, drawn, 
     training = task(steps=20)
     (ticket,) = find("earlybird", training, [0.5], every=1, queue=3, tolerance=0.1, patience=0.5)
     assert ticket.history[0].step == drawn
-    assert ("where it had converged" in ticket.notes[0]) == still
+    assert ("when it had converged" in ticket.notes[0]) == still
     assert ticket.cost.main == 20
     assert ticket.cost.weighted == pytest.approx(drawn + (20 - drawn) * 0.5)  # dense until then
 

@@ -250,7 +250,7 @@ def test_figures_behind_a_decision() -> None:
 def test_magnitude_that_does_as_well_is_told() -> None:
     decision, short, reasons, *_ = decide(0.90, 0.899, 0.899)
     assert decision == "go" and "so does one-shot magnitude" in short
-    assert "not told apart from" in reasons[2]
+    assert "not significantly different from" in reasons[2]
     assert "worse than" in decide(0.9, 0.85, 0.89)[2][2]
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from winnow.errors import InputError
 from winnow.measure.flops import TRAINING, Flops, forward_flops
 from winnow.records.ticket import Cost, Isp
 from winnow.seeding import seed_of
@@ -35,26 +32,17 @@ def training_flops(training: Training) -> tuple[Flops, float]:
     return found, examples.count / examples.parts
 
 
-def price(tickets: Sequence[Ticket], training: Training, *, counted: tuple[Flops, float] | None = None) -> list[Cost]:
-    """The cost of every ticket of one training as reports show it, in order.
+def price(ticket: Ticket, total: int, counted: tuple[Flops, float]) -> Cost:
+    """The cost of a ticket as reports show it.
 
     Scoring passes count as steps. The density of a step is that of all prunable weights (``Cost.weighted``), so
     ``sparse_flops`` takes the zeros as spread evenly over the products; ``forward_share`` takes each tensor by itself.
 
     Args:
-        counted: what :func:`training_flops` found, where it is at hand.
-
-    Raises:
-        InputError: no ticket.
+        total: T, steps of the training.
+        counted: what :func:`training_flops` found.
     """
-    if not tickets:
-        raise InputError("there is no ticket to price: find one first.")
-    flops, batch = counted or training_flops(training)
-    return [_price(ticket, training.steps, flops, batch) for ticket in tickets]
-
-
-def _price(ticket: Ticket, total: int, flops: Flops, batch: float) -> Cost:
-    cost, rounds = ticket.cost, imp_rounds(ticket.sparsity)
+    (flops, batch), cost, rounds = counted, ticket.cost, imp_rounds(ticket.sparsity)
     densities = {name: mask.nonzeros / mask.numel for name, mask in ticket.masks.items()}
     method = METHODS.get(ticket.method)
     return Cost(

@@ -61,13 +61,14 @@ def build(
         InputError: no ticket, tickets of different models, evaluations of different examples, or an unknown method.
     """
     model = model or type(training.model).__name__
+    if not tickets:
+        raise InputError("there is no ticket to report: find one first.")
     flops, batch = training_flops(training)
-    prices = price(tickets, training, counted=(flops, batch))
     scope = training.scope()
     for ticket in tickets:
         if set(ticket.masks) != set(scope.prunables):
             raise InputError(
-                f"the ticket of {ticket.method} has masks of another model: build one report per training."
+                f"the ticket of {ticket.method} has masks of another model: one report is of one training."
             )
     numbers = _seeds(tickets, seeds)
     methods = list(dict.fromkeys(t.method for t in tickets))
@@ -77,8 +78,10 @@ def build(
     denses = _denses(dense, tickets, numbers)
     task = _task([t.evaluation for t in tickets], data)
     lines = [
-        _line(ticket, seed, cost, task, denses.get(seed, next(iter(denses.values()), None)))
-        for ticket, seed, cost in zip(tickets, numbers, prices, strict=True)
+        _line(
+            t, seed, price(t, training.steps, (flops, batch)), task, denses.get(seed, next(iter(denses.values()), None))
+        )
+        for t, seed in zip(tickets, numbers)
     ]
     groups: dict[tuple[int, str], list[tuple[Ticket, TicketLine]]] = {}  # by zeros and method: one for each seed
     for ticket, line in zip(tickets, lines):

@@ -53,7 +53,7 @@ class Found:
     folder: Path | None = None
     _sparsities: list[float] = field(default_factory=list, repr=False)
     _named: str = field(default="", repr=False)  # the model, as the report calls it
-    _given: tuple[Any, ...] = field(default=(), repr=False)  # what was asked for in paths
+    _given: tuple[Any, ...] = field(default=(), repr=False)  # arguments whose paths stay out of what is written
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f" in {self.folder}"
@@ -104,12 +104,12 @@ class Found:
     def _at(self, sparsity: float | str | None) -> Ticket:
         if sparsity is None:
             return self.ticket
-        wanted = parse_sparsity(sparsity)
+        target = parse_sparsity(sparsity)
         for given, ticket in zip(self._sparsities, self.tickets):
-            if abs(given - wanted) < 1e-9:
+            if abs(given - target) < 1e-9:
                 return ticket
         raise InputError(
-            f"there is no ticket of {wanted:g} zeros: choose one of {', '.join(f'{s:g}' for s in self._sparsities)}."
+            f"there is no ticket of sparsity {target:g}: choose one of {', '.join(f'{s:g}' for s in self._sparsities)}."
         )
 
 
@@ -146,14 +146,14 @@ def find_ticket(
     executor: Executor | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> Found:
-    """Fine-tunes a pretrained model for a task and returns it sparse, with exactly the zeros asked for.
+    """Fine-tunes a pretrained model for a task and returns it with exactly the requested sparsity.
 
     Args:
         model: a module (not changed), a Hugging Face folder or name, ``"package.module:function"``, a ready
             :class:`winnow.tickets.Training`, or a ``transformers.Trainer``; the last two say all about data and training.
         data: labelled data; it and all arguments up to ``trust_remote_code`` are those of
             :func:`winnow.tickets.training_from`.
-        sparsity: share of zeros among the prunable weights, such as 0.8 or "80%", or several, rising.
+        sparsity: target sparsity of the prunable weights, such as 0.8 or "80%", or several, rising.
         method: one of :data:`winnow.tickets.METHODS`; "ticket" is the kind of ISP that measured best, ``isp-matched``.
         settings: of the method, by name (``winnow.tickets.METHODS[method].settings_class``). Unless set, ISP on text encoders takes the
             paper's values for BERT.
@@ -167,7 +167,7 @@ def find_ticket(
         progress: called with the name of a stage, gives a function (done, total, what).
 
     Raises:
-        InputError: anything about the arguments, the model or the data that must change; the sentence says what.
+        InputError: an argument, the model or the data must change; the sentence says what.
     """
     given = {k: v for k, v in locals().items() if k in _TRAINING}
     name = known(method)
@@ -217,14 +217,16 @@ def _searched(search: Search) -> list[Ticket]:
 
 
 def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:
-    """One share of zeros or several, rising. Raises InputError."""
-    parts: Sequence[Any] = given.split(",") if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]  # fmt: skip
+    """One target or several, rising. Raises InputError."""
+    parts: Sequence[Any] = (
+        given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+    )
     rates = [parse_sparsity(p) for p in parts]
     if not rates:
-        raise InputError("say how sparse the ticket is to be: sparsity=0.8, or several rising ones.")
+        raise InputError("no sparsity: give one such as 0.8, or several, rising.")
     if any(b <= a for a, b in itertools.pairwise(rates)):
         raise InputError(
-            f"the sparsities {', '.join(f'{r:g}' for r in rates)} do not rise: give each once, smallest first."
+            f"sparsities {', '.join(f'{r:g}' for r in rates)} do not rise: give each once, smallest first."
         )
     if rates[0] == 0 and not dense:
         raise InputError("a sparsity of 0 removes nothing: give more, or method='dense' for the dense training.")

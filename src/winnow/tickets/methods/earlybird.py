@@ -52,7 +52,7 @@ def earlybird(search: Search) -> Iterator[Ticket]:
             old.unlink(missing_ok=True)
         run.advance_to(run.total)
         step, apart = run.notes["drawn"], run.notes["distance"]
-        why = "where it had converged" if run.notes["converged"] else "where patience ended"
+        why = "when it had converged" if run.notes["converged"] else "when patience ran out"
         ticket = search.ticket(run, zeros, history=[Round(1, step, zeros, step, densities=densities(run.keeps))])
         ticket.notes.append(
             f"the mask was drawn after {step} of {run.total} steps, {why}"

@@ -81,13 +81,13 @@ def _shrinking(search: Search, plan: Callable[[int], Plan]) -> Iterator[Ticket]:
     for number, (zeros, points) in enumerate(zip(search.zeros, plans)):
         run = search.run(f"run-{number}", f"train to {search.sparsities[number]:.0%} zeros")
         rounds = run.notes.setdefault("rounds", [])
-        for step, wanted in points:
-            # A checkpoint at this very step may lie before the pruning or after it: pruning twice changes nothing.
+        for step, count in points:
+            # A checkpoint of this very step may be from before the pruning or after it: pruning twice changes nothing.
             if step < run.step or (rounds and rounds[-1]["step"] >= step):
                 continue
             run.advance_to(step)
-            run.prune(global_magnitude(run.attached.matrices(), run.keeps, wanted, search.settings.max_rate))
-            rounds.append(asdict(Round(len(rounds) + 1, step, wanted, run.cost.steps, densities=densities(run.keeps))))
+            run.prune(global_magnitude(run.attached.matrices(), run.keeps, count, search.settings.max_rate))
+            rounds.append(asdict(Round(len(rounds) + 1, step, count, run.cost.steps, densities=densities(run.keeps))))
         run.advance_to(run.total)
         yield search.ticket(run, zeros, history=[Round(**r) for r in rounds])
 

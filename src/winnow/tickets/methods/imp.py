@@ -144,10 +144,10 @@ def lengths(settings: ImpSettings, total: int, trainings: int, rewind: float = 0
     elif share is None:
         found = [int(budget * total / (1 + (trainings - 1) * (1 - rewind)) + 1e-9)] * trainings
     else:
-        between, wanted = trainings - 2, max(round(share * spent), 1)
-        others = max(int((spent - wanted) / (1 + between * (1 - rewind)) + 1e-9), 1)
+        between, last = trainings - 2, max(round(share * spent), 1)
+        others = max(int((spent - last) / (1 + between * (1 - rewind)) + 1e-9), 1)
         early = round(rewind * others)
-        own = min(wanted, spent - others - between * (others - early))
+        own = min(last, spent - others - between * (others - early))
         found = [others] * (trainings - 1) + [early + own if own > 0 else 0]
     if min(found) < 1:
         raise InputError(

@@ -41,10 +41,23 @@ class SynflowSettings(PruningSettings):
     iterations: int = Field(100, ge=1)  # scorings, each before a part of the pruning
 
 
+def one_shot(search: Search, masks: Callable[[Run, int], Masks]) -> Iterator[Ticket]:
+    """One ticket a sparsity: pruned before the first step by ``masks(run, zeros)``, then T steps of training."""
+    for number, zeros in enumerate(search.zeros):
+        run = search.run(f"run-{number}", f"train at {search.sparsities[number]:.0%} zeros")
+        if "scored" not in run.notes:  # scores of weights that are masked already would be others
+            run.prune(masks(run, zeros))
+            run.notes["scored"] = run.cost.extra
+            run.save()
+        run.advance_to(run.total)
+        history = [Round(1, 0, zeros, int(run.notes["scored"]), densities=densities(run.keeps))]
+        yield search.ticket(run, zeros, history=history)
+
+
 def magnitude(search: Search) -> Iterator[Ticket]:
     """One global ranking of |theta_0|, then T steps of training."""
     most = search.settings.max_rate
-    yield from _trained(search, lambda run, zeros: global_magnitude(run.attached.matrices(), run.keeps, zeros, most))
+    yield from one_shot(search, lambda run, zeros: global_magnitude(run.attached.matrices(), run.keeps, zeros, most))
 
 
 def random(search: Search) -> Iterator[Ticket]:
@@ -56,13 +69,13 @@ def random(search: Search) -> Iterator[Ticket]:
         scores = {n: s.to(run.keeps[n].device) for n, s in scores.items()}
         return prune_globally(scores, run.keeps, zeros, search.settings.max_rate)
 
-    yield from _trained(search, masks)
+    yield from one_shot(search, masks)
 
 
 def snip(search: Search) -> Iterator[Ticket]:
     """The mask of :func:`winnow.train.saliency.saliency.snip` at theta_0, then T steps of training."""
     count, most = search.settings.batches, search.settings.max_rate
-    yield from _trained(search, lambda run, zeros: prune_globally(saliency.snip(run, count), run.keeps, zeros, most))
+    yield from one_shot(search, lambda run, zeros: prune_globally(saliency.snip(run, count), run.keeps, zeros, most))
 
 
 def grasp(search: Search) -> Iterator[Ticket]:
@@ -73,25 +86,13 @@ def grasp(search: Search) -> Iterator[Ticket]:
         scores = saliency.grasp(run, settings.batches, settings.temperature)
         return prune_globally(scores, run.keeps, zeros, settings.max_rate)
 
-    yield from _trained(search, masks)
+    yield from one_shot(search, masks)
 
 
 def synflow(search: Search) -> Iterator[Ticket]:
     """The mask of :func:`winnow.train.saliency.synflow.synflow_masks` at theta_0, then T steps of training."""
     count, most = search.settings.iterations, search.settings.max_rate
-    yield from _trained(search, lambda run, zeros: synflow_masks(run, zeros, count, most))
-
-
-def _trained(search: Search, masks: Callable[[Run, int], Masks]) -> Iterator[Ticket]:
-    for number, zeros in enumerate(search.zeros):
-        run = search.run(f"run-{number}", f"train at {search.sparsities[number]:.0%} zeros")
-        if "scored" not in run.notes:  # scores of weights that are masked already would be others
-            run.prune(masks(run, zeros))
-            run.notes["scored"] = run.cost.extra
-            run.save()
-        run.advance_to(run.total)
-        history = [Round(1, 0, zeros, int(run.notes["scored"]), densities=densities(run.keeps))]
-        yield search.ticket(run, zeros, history=history)
+    yield from one_shot(search, lambda run, zeros: synflow_masks(run, zeros, count, most))
 
 
 def _grasp_steps(settings: Any, training: Training, sparsity: float) -> int:

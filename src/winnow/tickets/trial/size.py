@@ -19,7 +19,7 @@ from winnow.train.task.training import Training
 
 LEAST = 20  # steps of a trial: fewer say nothing
 RESERVE = 0.85  # of the minutes are planned with; the rest is for masks, scoring and what else takes time
-MARGIN = 1.25  # on the minutes asked for in a refusal: the next start times its few steps anew, and not the same
+MARGIN = 1.25  # on the minutes that a refusal names: the next start times its few steps anew, and not the same
 WARM, TIMED = 1, 4  # steps before and while steps are timed
 BATCHES = 8  # mini-batches of examples at least
 
@@ -71,7 +71,7 @@ def plan(
         methods: settings by method name.
         step, evaluation: seconds of one of each.
         seconds: that the trial may take.
-        spent: seconds that have gone before it, for the message.
+        spent: seconds before it, for the message.
 
     Raises:
         TooShort: not even a trial of 20 steps fits.
@@ -94,8 +94,8 @@ def plan(
 
     least = min(LEAST, training.steps)
     if needed(least) > RESERVE * seconds:
-        wanted = math.ceil((spent + MARGIN * needed(least) / RESERVE) / 6) / 10
-        raise TooShort(f"a trial of {least} steps, timing included, may take up to {wanted:g} minutes here", wanted)
+        enough = math.ceil((spent + MARGIN * needed(least) / RESERVE) / 6) / 10
+        raise TooShort(f"a trial of {least} steps, timing included, may take up to {enough:g} minutes here", enough)
     low, high = least, training.steps
     while low < high:  # ``needed`` rises with the steps, save for rounding
         middle = (low + high + 1) // 2

@@ -51,14 +51,12 @@ def poc(
     """
     start = time.perf_counter()
     if training.evaluate is None:
-        raise InputError(
-            "a trial is judged by its quality and there is nothing to measure it on: give evaluation data."
-        )
+        raise InputError("a trial is judged by its quality: give evaluation data.")
     if not minutes > 0 or seeds < 1:
-        raise InputError(f"a trial of {minutes:g} minutes and {seeds} seeds is none: give more than 0 of both.")
+        raise InputError(f"{minutes:g} minutes and {seeds} seeds: both must be greater than 0.")
     rate = parse_sparsity(sparsity)
     if not 0 < rate < 1:
-        raise InputError(f"a ticket of sparsity {rate:g} is none: give a share of zeros between 0 and 1.")
+        raise InputError(f"sparsity {rate:g}: give one between 0 and 1.")
     chosen, kinds = _settings(methods, training, dict(settings or {}))
     proportion_interval(1, 2)  # imports what intervals need: seconds that no later evaluation takes
     step = step_seconds(training)
@@ -80,8 +78,8 @@ def poc(
             rates = [0.0] if method == "dense" else [rate]
             tickets += METHODS[method].finder(Search(method, one, rates, found.settings[method], progress=progress))
         done += 1
-        took, gone = time.perf_counter() - began, time.perf_counter() - start
-        if gone + took > 60 * minutes:
+        now = time.perf_counter()
+        if now - start + now - began > 60 * minutes:
             break
     evaluations = {m: [t.evaluation for t in tickets if t.method == m and t.evaluation is not None] for m in kinds}
     decision, short_reason, reasons, ability, drop, gain = judge(evaluations, before, chosen, rate, max_drop)
@@ -89,7 +87,7 @@ def poc(
     step = sum(c.seconds for c in dense) / max(sum(c.steps for c in dense), 1)
     full = _full(training, chosen, kinds[chosen], rate, step, measuring)
     if done < seeds:
-        reasons.append(f"{done} of {seeds} seeds were run: the minutes were over.")
+        reasons.append(f"{done} of {seeds} seeds were run: the time was up.")
     seconds = time.perf_counter() - start
     reasons += _lengths(training, found.steps, short.examples.count, full)
     head = {"go": "Go", "no-go": "No-go", "undecided": "Undecided"}[decision]
@@ -118,13 +116,13 @@ def _full(training: Training, method: str, settings: Settings, sparsity: float, 
 
 
 def _lengths(training: Training, steps: int, examples: int, full: Full) -> list[str]:
-    part = f"T is {training.steps:,} steps on {training.examples.count:,} examples"
-    said = [
+    found = [
         f"The full run takes {full.steps:,} steps ({full.steps / training.steps:.3g} T), about {duration(full.seconds)} here; "
         f"full IMP {full.imp_steps:,} steps ({full.imp_steps / training.steps:.3g} T), about {duration(full.imp_seconds)}."
     ]
     if steps < training.steps:
-        said.append(
-            f"{part}, the trial had {steps:,} on {examples:,}: both models gain from the rest, the sparse one usually more."
+        found.append(
+            f"T is {training.steps:,} steps on {training.examples.count:,} examples, the trial had {steps:,} on {examples:,}: "
+            "both models gain from the rest, the sparse one usually more."
         )
-    return said
+    return found

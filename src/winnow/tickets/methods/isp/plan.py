@@ -106,24 +106,20 @@ def plan_isp(settings: IspSettings, sparsity: float, steps: int, epoch: int, *, 
     Raises:
         InputError: the rounds do not fit.
     """
-    rate, length, count = PRESETS[settings.preset]
+    rate, full, count = PRESETS[settings.preset]
+    rate, count, length = settings.rate or rate, settings.candidates or count, settings.look_ahead or full
     fewer = shorter = ""
-    rate = rate if settings.rate is None else settings.rate
     found = levels([sparsity], rate)
-    named = rate
     if settings.rate is None and len(found) > (most := _rounds(settings.budget * steps)):
-        rate = 1 - (1 - sparsity) ** (1 / most)
+        named, rate = rate, 1 - (1 - sparsity) ** (1 / most)
         fewer = (
             f"{len(found)} rounds that each prune {named:.0%} of what is left would take more than {settings.budget:.0%} of "
             f"the {steps} steps: {_counted(most, 'round')} of {rate:.0%} instead."
         )
         found = [1 - (1 - rate) ** i for i in range(1, most)] + [sparsity]
-    count = count if settings.candidates is None else settings.candidates
-    if settings.candidates is None and settings.look_ahead is None and len(found) * count > THROWN * steps:
-        count = max(FEW, math.floor(THROWN * steps / len(found)))
-    full = length if settings.look_ahead is None else settings.look_ahead
-    length = full
     if settings.look_ahead is None:
+        if settings.candidates is None and len(found) * count > THROWN * steps:
+            count = max(FEW, math.floor(THROWN * steps / len(found)))
         length = min(full, max(1, math.floor(THROWN * steps / (len(found) * count))))
         if length < full:
             shorter = _shorter(length, full, len(found), count, steps, extended)
@@ -160,14 +156,11 @@ def union_rounds(rounds: int, seed: int, thrown: int, steps: int, budget: float)
         steps: T.
         budget: largest share of T before the last mask.
     """
-    count = rounds
-    while (
-        count < 2 * rounds
-        and seed * (count + 1) * (count + 2) / 2 <= budget * steps + 1e-9
-        and (count + 1) * thrown <= THROWN * steps
-    ):
-        count += 1
-    return count
+
+    def fits(count: int) -> bool:
+        return seed * count * (count + 1) / 2 <= budget * steps + 1e-9 and count * thrown <= THROWN * steps
+
+    return next((count - 1 for count in range(rounds + 1, 2 * rounds + 1) if not fits(count)), 2 * rounds)
 
 
 def seed_steps(total: int, epoch: int, rounds: int, settings: IspSettings, rate: float) -> int:
