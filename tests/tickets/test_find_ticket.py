@@ -359,7 +359,7 @@ def test_a_trainer_is_searched_with_its_own_settings(tmp_path):
         (80, "did you mean 80%"),
         ([0.8, 0.5], "do not rise"),
         ([0.5, "50%"], "do not rise"),
-        ([], "how sparse"),
+        ([], "no sparsity"),
         ("much", "no number"),
     ],
 )

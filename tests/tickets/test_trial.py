@@ -357,8 +357,8 @@ def test_a_report_of_the_trial() -> None:
     [
         ({"methods": ("nonsense",)}, "not known"),
         ({"methods": ("dense",)}, "beside dense"),
-        ({"minutes": 0}, "more than 0"),
-        ({"seeds": 0}, "more than 0"),
+        ({"minutes": 0}, "greater than 0"),
+        ({"seeds": 0}, "greater than 0"),
         ({"sparsity": 0.0}, "between 0 and 1"),
         ({"settings": {"rate": 3}}, "rate"),
     ],

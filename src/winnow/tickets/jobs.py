@@ -1,4 +1,4 @@
-"""Whole searches as independent jobs: what an executor elsewhere is given beside the candidates of one run."""
+"""Whole searches as independent jobs: what an executor elsewhere gets, apart from the candidates of one run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tickets_of(search: Search) -> list[Ticket]:
     """
     entry = METHODS[search.method]
     several = len(search.sparsities) > 1
-    apart = several and not (entry.trajectory and search.settings.budget is None)
+    apart = several and not (entry.trajectory and getattr(search.settings, "budget", None) is None)
     if apart and not search.executor.local:
         return _elsewhere(search)
     if not search.executor.local and not entry.candidates:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from winnow import words
@@ -18,16 +20,12 @@ from winnow.tickets.search import Ticket
 from winnow.train.task.training import Training
 
 YARDSTICKS = ("imp", "imp-rewind", "lrr", "lottery-pool", "magnitude")  # what others are compared with, the best first
-
-
 METRICS = {
     "accuracy": ("accuracy", "%", True, 100.0),
     "agreement": ("agreement with the dense model", "%", True, 100.0),
     "spearman": ("Spearman correlation", "", True, 100.0),
     "perplexity": ("perplexity", "", False, 1.0),
 }
-
-
 Dense = Evaluation | Reference
 
 
@@ -68,7 +66,7 @@ def build(
     for ticket in tickets:
         if set(ticket.masks) != set(scope.prunables):
             raise InputError(
-                f"the ticket of {ticket.method} has masks of another model: one report is of one training."
+                f"the ticket of {ticket.method} has masks of another model: report each training by itself."
             )
     numbers = _seeds(tickets, seeds)
     methods = list(dict.fromkeys(t.method for t in tickets))
@@ -77,12 +75,9 @@ def build(
     reference = _known(reference, methods, next((m for m in YARDSTICKS if m in rest), None))
     denses = _denses(dense, tickets, numbers)
     task = _task([t.evaluation for t in tickets], data)
-    lines = [
-        _line(
-            t, seed, price(t, training.steps, (flops, batch)), task, denses.get(seed, next(iter(denses.values()), None))
-        )
-        for t, seed in zip(tickets, numbers)
-    ]
+    first = next(iter(denses.values()), None)
+    costs = [price(t, training.steps, (flops, batch)) for t in tickets]
+    lines = [_line(t, n, cost, task, denses.get(n, first)) for t, n, cost in zip(tickets, numbers, costs)]
     groups: dict[tuple[int, str], list[tuple[Ticket, TicketLine]]] = {}  # by zeros and method: one for each seed
     for ticket, line in zip(tickets, lines):
         groups.setdefault((ticket.zeros, ticket.method), []).append((ticket, line))
@@ -121,12 +116,8 @@ def _seeds(tickets: Sequence[Ticket], given: Sequence[int] | None) -> list[int]:
         if len(given) != len(tickets):
             raise InputError(f"{len(given)} seeds for {len(tickets)} tickets: give one for each ticket.")
         return list(given)
-    seen: dict[tuple[str, int], int] = {}
-    found = []
-    for t in tickets:
-        found.append(seen.get((t.method, t.zeros), 0))
-        seen[t.method, t.zeros] = found[-1] + 1
-    return found
+    counts: dict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
+    return [next(counts[t.method, t.zeros]) for t in tickets]
 
 
 def _known(name: str | None, methods: Sequence[str], default: Any) -> Any:
@@ -140,8 +131,7 @@ def _denses(
 ) -> dict[int, Evaluation]:
     """Evaluations of the dense model by seed; one alone serves all."""
     if given is None:
-        own = [(n, t.evaluation) for n, t in zip(numbers, tickets) if t.method == "dense" and t.evaluation is not None]
-        return dict(own)
+        return {n: t.evaluation for n, t in zip(numbers, tickets) if t.method == "dense" and t.evaluation is not None}
     several = list(given) if isinstance(given, Sequence) else [given]
     plain = [d.evaluation if isinstance(d, Reference) else d for d in several]
     order = list(dict.fromkeys(sorted(numbers)))

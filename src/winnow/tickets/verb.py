@@ -169,7 +169,7 @@ def find_ticket(
     Raises:
         InputError: an argument, the model or the data must change; the sentence says what.
     """
-    given = {k: v for k, v in locals().items() if k in _TRAINING}
+    given = {k: v for k, v in locals().items() if k in _DEFAULTS}
     name = known(method)
     rates = sparsities(sparsity, dense=name == "dense")
     METHODS[name].read_settings(settings or {}, name)  # mistakes are named before anything is read
@@ -218,15 +218,13 @@ def _searched(search: Search) -> list[Ticket]:
 
 def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:
     """One target or several, rising. Raises InputError."""
-    parts: Sequence[Any] = (
-        given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
-    )
-    rates = [parse_sparsity(p) for p in parts]
+    listed = given.split(",") if isinstance(given, str) else given
+    rates = [parse_sparsity(p) for p in (listed if isinstance(listed, Sequence) else [listed])]
     if not rates:
         raise InputError("no sparsity: give one such as 0.8, or several, rising.")
     if any(b <= a for a, b in itertools.pairwise(rates)):
         raise InputError(
-            f"sparsities {', '.join(f'{r:g}' for r in rates)} do not rise: give each once, smallest first."
+            f"sparsities {', '.join(map('{:g}'.format, rates))} do not rise: give each once, smallest first."
         )
     if rates[0] == 0 and not dense:
         raise InputError("a sparsity of 0 removes nothing: give more, or method='dense' for the dense training.")
@@ -241,7 +239,7 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
         return training_from(model, **given)
     plain = (str, int, float, tuple, list)
     changed = [
-        k for k, v in given.items() if v is not _TRAINING[k] and not (isinstance(v, plain) and v == _TRAINING[k])
+        k for k, v in given.items() if v is not _DEFAULTS[k] and not (isinstance(v, plain) and v == _DEFAULTS[k])
     ]
     if changed:
         kind = "Training" if ready else "Trainer"
@@ -254,4 +252,4 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
 
 
 _OWN = ("model", "sparsity", "method", "settings", "out", "executor", "progress")
-_TRAINING = {n: p.default for n, p in inspect.signature(find_ticket).parameters.items() if n not in _OWN}
+_DEFAULTS = {n: p.default for n, p in inspect.signature(find_ticket).parameters.items() if n not in _OWN}
