@@ -83,9 +83,8 @@ def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None
         if folder is not None:
             mask.save(_file(folder, step))
             place = checks.index(step)
-            if (
-                place % queue == 0
-            ):  # a restart makes this mask again and needs the ``queue`` - 1 before it, no earlier ones
+            # A restart makes this mask again and needs the ``queue`` - 1 before it, no earlier ones.
+            if place % queue == 0:
                 run.save()
                 for old in checks[: max(place - queue, 0)]:
                     _file(folder, old).unlink(missing_ok=True)

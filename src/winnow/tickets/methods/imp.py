@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +180,12 @@ def trajectory(
     first = round(restart.rewind * steps[0])
     keeps: dict[str, torch.Tensor] | None = None
     state: State | None = None  # where the next training begins; None is theta_0
-    record = Record()
+    cost, rounds = Cost(), list[Round]()
     for number, count in enumerate(zeros):
         finished = number < done
         carries = restart.onwards and number == done - 1 and number + 1 < len(zeros)
         if finished and number not in targets and not carries:
-            record, keeps = kept.read(number)
+            cost, rounds, keeps = kept.read(number)
             continue
         if not finished and number and first and state is None:
             state = read_state(kept.early)
@@ -197,37 +197,27 @@ def trajectory(
         if finished:
             if run.step != steps[number]:
                 raise FormatError(f"{run.file} has no weights of {name}-{number}: delete the store and run again.")
-            record, keeps = kept.read(number)
+            cost, rounds, keeps = kept.read(number)
         else:
             if number == 0 and first and run.step <= first:
                 run.advance_to(first)
                 state = kept.keep_early(run)
             run.advance_to(steps[number])
             run.finish()
-            record.cost.add(run.cost)
+            cost.add(run.cost)
             if number + 1 < len(zeros):
-                keeps = global_magnitude(
-                    run.attached.matrices(), run.keeps, zeros[number + 1], search.settings.max_rate
-                )
-                record.rounds.append(
-                    Round(number + 1, steps[number], zeros[number + 1], record.cost.steps, densities=densities(keeps))
-                )
-            kept.write(number, record, keeps)
+                after, matrices = zeros[number + 1], run.attached.matrices()
+                keeps = global_magnitude(matrices, run.keeps, after, search.settings.max_rate)
+                rounds.append(Round(number + 1, steps[number], after, cost.steps, densities=densities(keeps)))
+            kept.write(number, cost, rounds, keeps)
             kept.remove_weights(n for n in range(number + (not restart.onwards)) if n not in targets)
         if restart.onwards:
             state = run.position().state  # type: ignore[assignment]
         if number in targets:
-            yield Trained(number, count, run, replace(record.cost), record.rounds[:number])
+            yield Trained(number, count, run, replace(cost), rounds[:number])
         del run  # its optimizer's state goes before the next one's comes
-    kept.remove_early()
-
-
-@dataclass
-class Record:
-    """What has been spent and pruned when a training of a trajectory has ended, its pruning included."""
-
-    cost: Cost = field(default_factory=Cost)
-    rounds: list[Round] = field(default_factory=list)
+    if search.store is not None:
+        kept.early.unlink(missing_ok=True)
 
 
 class _Kept:
@@ -247,24 +237,24 @@ class _Kept:
         ended = (n for n in range(trainings) if self.store.read(f"{self.prefix}-{n}-ended") is None)
         return next(ended, trainings)
 
-    def write(self, number: int, record: Record, keeps: dict[str, torch.Tensor] | None) -> None:
-        """``keeps`` are the masks of the next training; the record comes last, so that the file it names is there."""
+    def write(self, number: int, cost: Cost, rounds: list[Round], keeps: dict[str, torch.Tensor] | None) -> None:
+        """All up to the end of a training; ``keeps`` are the masks of the next. The record is written after its file."""
         if self.store is None:
             return
         files = []
         if keeps is not None:
             files = [self._folder(number) / "next.safetensors"]
             MaskSet(keeps).save(files[0])
-        rounds = [asdict(r) for r in record.rounds]
-        self.store.write(f"{self.prefix}-{number}-ended", {"cost": vars(record.cost), "rounds": rounds}, files=files)
+        record = {"cost": vars(cost), "rounds": [asdict(r) for r in rounds]}
+        self.store.write(f"{self.prefix}-{number}-ended", record, files=files)
 
-    def read(self, number: int) -> tuple[Record, dict[str, torch.Tensor]]:
+    def read(self, number: int) -> tuple[Cost, list[Round], dict[str, torch.Tensor]]:
         assert self.store is not None
         found = self.store.read(f"{self.prefix}-{number}-ended")
         assert found is not None
         masks = MaskSet.load(self._folder(number) / "next.safetensors")
-        record = Record(Cost(**found["cost"]), [Round(**r) for r in found["rounds"]])
-        return record, {n: m.unpack() for n, m in masks.items()}
+        rounds = [Round(**r) for r in found["rounds"]]
+        return Cost(**found["cost"]), rounds, {n: m.unpack() for n, m in masks.items()}
 
     def keep_early(self, run: Run) -> State:
         state = dict(run.position().state or {})
@@ -276,10 +266,6 @@ class _Kept:
     def remove_weights(self, numbers: Iterable[int]) -> None:
         for number in numbers if self.store is not None else ():
             (self._folder(number) / "run.safetensors").unlink(missing_ok=True)
-
-    def remove_early(self) -> None:
-        if self.store is not None:
-            self.early.unlink(missing_ok=True)
 
     def _folder(self, number: int) -> Path:
         assert self.store is not None
