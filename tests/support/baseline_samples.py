@@ -16,11 +16,7 @@ from winnow.tickets.search import Search, Ticket
 from winnow.train.examples import Examples
 from winnow.train.task.training import Training
 
-BASELINES = [
-    "random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradual", "earlybird", "imp", "imp-rewind", "lrr",
-    "lottery-pool",
-]  # fmt: skip
-
+ISP = {"candidates": 2, "look_ahead": 1, "budget": 0.5}
 # Small enough that a search is a few dozen steps.
 QUICK: dict[str, dict[str, Any]] = {
     "synflow": {"iterations": 4},
@@ -31,6 +27,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "imp-rewind": {"rate": 0.5, "rewind": 0.3},
     "lrr": {"rate": 0.5},
     "lottery-pool": {"rate": 0.5, "grid": (0.1, 0.5), "fine_tune": 0.3},
+    "isp": ISP,
+    "isp-plain": ISP,
+    "isp-matched": ISP,
 }
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from winnow.tickets.methods.isp.plan import IspSettings
 from winnow.tickets.search import Search
-from winnow.tickets.settings import IspSettings
 from winnow.train.examples import Examples
 from winnow.train.task import run as run_module
 from winnow.train.task.training import Training

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 POSITIVE, NEGATIVE = ["good", "fine", "great", "nice"], ["bad", "poor", "sad", "awful"]
 FILLER = ["the", "film", "was", "story", "and", "actor", "quite", "very", "music", "a", "of", "cat", "dog", "photo"]
@@ -131,3 +132,33 @@ def rows(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Twenty inputs; the label is the largest of the first four."""
     x = torch.randn(n, 20, generator=torch.Generator().manual_seed(seed))
     return x, x[:, :4].argmax(1)
+
+
+class Tokens(Dataset):
+    def __init__(self, n=20, seed=0):
+        self.rows = sentences(n, seed)
+        self.tokenizer = tokenizer()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return {**self.tokenizer(self.rows[i]["text"]), "labels": self.rows[i]["label"]}
+
+
+def trainer(tmp_path, kind=None, model=None, optimizers=(None, None), **settings):
+    import transformers
+
+    arguments = dict(
+        output_dir=str(tmp_path / "out"), use_cpu=True, report_to=[], learning_rate=3e-4, weight_decay=0.05,
+        per_device_train_batch_size=4, num_train_epochs=2, seed=11, max_grad_norm=0.7, save_strategy="no",
+    )  # fmt: skip
+    return (kind or transformers.Trainer)(
+        model=model or bert("BertForSequenceClassification"),
+        args=transformers.TrainingArguments(**{**arguments, **settings}),
+        train_dataset=Tokens(),
+        eval_dataset=Tokens(12, seed=7),
+        data_collator=transformers.DataCollatorWithPadding(tokenizer()),
+        processing_class=tokenizer(),
+        optimizers=optimizers,
+    )

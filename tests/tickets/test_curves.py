@@ -123,7 +123,6 @@ def test_the_rate_of_a_rival_is_chosen_on_selection_data() -> None:
 def test_rivals_in_its_steps_take_what_isp_takes(steps: int, sparsity: float) -> None:
     from types import SimpleNamespace
 
-    from winnow.tickets.cost import planned_steps
     from winnow.tickets.methods.registry import METHODS as FINDERS
 
     owner: Any = SimpleNamespace(steps=steps)
@@ -132,9 +131,10 @@ def test_rivals_in_its_steps_take_what_isp_takes(steps: int, sparsity: float) ->
         method = METHODS[name]
         kind = FINDERS[method.finder].settings_class(**method.options(steps, (sparsity,)), **more)
         asked: Any = SimpleNamespace(steps=_steps(Cell("test", "vit", name, (sparsity,), 0, {"steps": steps})))
-        return planned_steps(method.finder, kind, asked, sparsity)
+        return FINDERS[method.finder].planned_steps(kind, asked, sparsity)
 
-    isp = planned_steps("isp", FINDERS["isp"].settings_class(**METHODS["isp"].options(steps, ())), owner, sparsity)
+    kind = FINDERS["isp"].settings_class(**METHODS["isp"].options(steps, ()))
+    isp = FINDERS["isp"].planned_steps(kind, owner, sparsity)
     assert steps < isp == taken("isp-matched") <= 1.5 * steps
     for rate in (0.2, 0.5, 0.7, 0.9):
         for name in ("imp-equal", "lrr-equal"):

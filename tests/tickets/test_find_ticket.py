@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from small import convnet
 from small import images as pictures
-from ticket_inputs import bert, clip, mlp, rows, save_bert, save_images, sentences, tokenizer, vit, write_csv
+from ticket_inputs import bert, clip, mlp, rows, save_bert, save_images, sentences, tokenizer, trainer, vit, write_csv
 from winnow.errors import InputError, WinnowError
 from winnow.masks.mask import MaskSet
+from winnow.report import folder
 from winnow.tickets import METHODS, find_ticket, training_from
-from winnow.tickets.methods.registry import Entry
-from winnow.tickets.verb import DEFAULT, sparsities
+from winnow.tickets.method import Method
+from winnow.tickets.methods.registry import DEFAULT
+from winnow.tickets.verb import sparsities
 
 
 def zeros_of(model, names):
@@ -160,15 +162,13 @@ def test_the_report_is_written_with_the_tickets(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_ticket(tmp_path, monkeypatch):
-    from winnow.report.ticket import page
-
     found = find_ticket(mlp(), rows(40), sparsity=0.5, method="random", steps=1, out=tmp_path / "t")
     before = sorted((f.name, f.read_bytes()) for f in (tmp_path / "t").iterdir())
 
-    def full(report):
+    def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page, "render", full)
+    monkeypatch.setattr(folder, "written_whole", full)
     with pytest.raises(WinnowError, match="No space left"):
         found.save(tmp_path / "t")
     assert sorted((f.name, f.read_bytes()) for f in (tmp_path / "t").iterdir()) == before
@@ -338,7 +338,6 @@ def test_loaders_and_trainings_and_trainers_are_models_too():
 @pytest.mark.hf
 def test_a_trainer_is_searched_with_its_own_settings(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from test_tickets_training import trainer
 
     theirs = trainer(tmp_path, max_steps=3)
     found = find_ticket(theirs, sparsity=0.5, method="magnitude", out=tmp_path / "t")
@@ -360,7 +359,7 @@ def test_a_trainer_is_searched_with_its_own_settings(tmp_path):
         (80, "did you mean 80%"),
         ([0.8, 0.5], "do not rise"),
         ([0.5, "50%"], "do not rise"),
-        ([], "how sparse"),
+        ([], "no sparsity"),
         ("much", "no number"),
     ],
 )
@@ -477,7 +476,7 @@ def test_nothing_is_trained_where_something_is_wrong(monkeypatch):
     def never(search):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(Entry, "finder", property(lambda self: never))
+    monkeypatch.setattr(Method, "finder", property(lambda self: never), raising=False)
     x, y = rows(40)
     nan = mlp()
     nan.first.weight.data[0, 0] = float("nan")
@@ -501,8 +500,7 @@ def test_the_default_is_a_method_that_is_there_and_text_encoders_take_the_papers
         seen.append(search)
         yield from METHODS["magnitude"].finder(search)
 
-    own = Entry.finder.fget
-    monkeypatch.setattr(Entry, "finder", property(lambda self: look if self is METHODS[DEFAULT] else own(self)))
+    monkeypatch.setitem(vars(METHODS[DEFAULT]), "finder", look)
     found = find_ticket(mlp(), rows(40), sparsity=0.5, steps=2)
     assert found.method == DEFAULT and seen[0].settings.preset == "clip"
     pytest.importorskip("transformers")

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,16 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import winnow.train.task.run
-from baseline_samples import Killed, cross_entropy, find, killed_again_and_again, network, same, task
+from baseline_samples import cross_entropy, find, network, same, task
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
 from winnow.seeding import seed_of
-from winnow.tickets.methods.imp import Restart, Way, lengths, most_rounds, trajectory
+from winnow.tickets.methods.imp import ImpSettings, Restart, RewindSettings, Way, lengths, most_rounds, trajectory
 from winnow.tickets.methods.levels import levels
 from winnow.tickets.methods.lottery_pool import _loss, mixed
 from winnow.tickets.search import Search
-from winnow.tickets.settings import ImpSettings, RewindSettings
 from winnow.train.examples import Examples
 from winnow.train.task.batches import Whole
 from winnow.train.task.held_out import divided
@@ -157,9 +154,8 @@ def test_trainings_of_a_budget_decay_to_their_own_ends(kind, last):
 def test_a_budget_is_never_exceeded_and_hardly_left_over(kind, budget, last, steps, trainings, rewind):
     rewind = rewind if kind == "imp-rewind" else 0.0
     kept = RewindSettings(budget=budget, last=last, rewind=rewind)
-    asked = SimpleNamespace(settings=kept, training=SimpleNamespace(steps=steps))
     try:
-        found = lengths(asked, trainings, rewind)
+        found = lengths(kept, steps, trainings, rewind)
     except InputError:
         rounds = most_rounds(kept, steps)
         assert rounds < trainings - 1 or rounds == 1
@@ -175,26 +171,10 @@ def test_a_budget_is_never_exceeded_and_hardly_left_over(kind, budget, last, ste
 def test_most_rounds_leave_a_step_to_each_training():
     for last, steps in itertools.product((None, 0.5, 0.8), range(6, 60)):
         kept = ImpSettings(budget=1.5, last=last)
-        asked = SimpleNamespace(settings=kept, training=SimpleNamespace(steps=steps))
         most = most_rounds(kept, steps)
-        assert min(lengths(asked, most + 1)) >= 1
+        assert min(lengths(kept, steps, most + 1)) >= 1
         with pytest.raises(InputError, match="larger budget"):
-            lengths(asked, most + 2)
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "lottery-pool"])
-@pytest.mark.parametrize(("every", "after"), [(-1.0, 4), (1e9, 8)])  # saved at every step, or at ends only
-def test_killed_and_resumed_equals_uninterrupted(kind, every, after, tmp_path, monkeypatch):
-    monkeypatch.setattr(winnow.train.task.run, "SAVE_EVERY", every)
-    training, targets = task(steps=6), [0.5, 0.85]
-    resumed = killed_again_and_again(kind, training, targets, Store(tmp_path / "work"), after)
-    same(resumed, find(kind, training, targets))
-    same(resumed, find(kind, training, targets, store=Store(tmp_path / "work")))  # read back whole
-
-    def never(step, total, text):
-        raise Killed
-
-    find(kind, training, targets, store=Store(tmp_path / "work"), progress=lambda label: never)  # not one step again
+            lengths(kept, steps, most + 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,7 @@ from winnow.disk import files
 from winnow.errors import FormatError
 from winnow.measure.evaluation import Evaluation
 from winnow.run.store import Store
-from winnow.tickets.methods.ims import _jobs, candidate, instant_model_soup
-from winnow.tickets.settings import ImsSettings
+from winnow.tickets.methods.ims import ImsSettings, _jobs, candidate, instant_model_soup
 from winnow.train.task import run as run_module
 from winnow.train.task.run import Run
 

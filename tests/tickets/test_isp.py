@@ -21,9 +21,8 @@ from winnow.tickets.methods.isp.candidates import Pool
 from winnow.tickets.methods.isp.curvature import scores
 from winnow.tickets.methods.isp.denoise import adjust, denoise, disagreement, unanimous
 from winnow.tickets.methods.isp.isp import isp, isp_matched, isp_plain
-from winnow.tickets.methods.isp.plan import plan_isp, seed_steps
+from winnow.tickets.methods.isp.plan import IspSettings, plan_isp, seed_steps
 from winnow.tickets.methods.levels import levels
-from winnow.tickets.settings import PAPER, IspSettings
 from winnow.train.task.run import Run
 
 AGGREGATES = ["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
@@ -374,7 +373,6 @@ def test_presets():
         assert plan.levels == levels([0.8], figures[0])
     assert plan_isp(IspSettings(), 0.8, 8602, 391).thrown == 2500
     assert IspSettings.model_validate(bert.model_dump()) == bert
-    assert PAPER["bert"]["lr"] == 2e-5 and PAPER["clip"]["weight_decay"] == 0.1
     for wrong in ({"preset": "gpt"}, {"multipliers": ()}, {"multipliers": (0.0,)}, {"candidates": 0}, {"unknown": 1}):
         with pytest.raises(ValueError):
             IspSettings(**wrong)

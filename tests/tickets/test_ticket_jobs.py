@@ -14,18 +14,16 @@ from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Search
 
 RATES = [0.3, 0.5, 0.8]
-ISP = {"rate": 0.5, "candidates": 2, "look_ahead": 1, "seed_steps": 1, "budget": 0.5}
-SETTINGS = {**QUICK, "isp": ISP, "isp-plain": ISP, "isp-matched": ISP}
 APART = [name for name, entry in METHODS.items() if name != "dense" and not entry.trajectory]
 
 
 def search(method, executor, store=None, **more):
-    settings = METHODS[method].settings_class(**{**SETTINGS.get(method, {}), **more})
+    settings = METHODS[method].settings_class(**{**QUICK.get(method, {}), **more})
     return Search(method, task(steps=24), RATES, settings, store, executor=executor)
 
 
 def here(method, **more):
-    return find(method, task(steps=24), RATES, **{**SETTINGS.get(method, {}), **more})
+    return find(method, task(steps=24), RATES, **more)
 
 
 @pytest.mark.parametrize("method", APART)
@@ -51,9 +49,9 @@ def test_one_trajectory_stays_in_one_piece_and_says_so(caplog):
 def test_one_sparsity_sends_the_candidates_of_isp_and_warns_elsewhere(caplog):
     for method, jobs in (("isp", 2), ("isp-matched", 0)):
         executor = Elsewhere()
-        given = search(method, executor)
+        given = search(method, executor, rate=0.5)
         given = Search(method, given.training, [0.5], given.settings, executor=executor)
-        same(tickets_of(given), find(method, task(steps=24), [0.5], **ISP))
+        same(tickets_of(given), find(method, task(steps=24), [0.5], rate=0.5))
         assert executor.jobs == jobs  # one round of two candidates
     assert "isp-matched is one sequence of trainings at one sparsity" in caplog.text and "isp is" not in caplog.text
 

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.intervals import paired_proportions, proportion_interval
-from winnow.tickets.cost import planned_steps
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.trial import verb
-from winnow.tickets.trial.size import LEAST, RESERVE, plan, shrunk, subset
+from winnow.tickets.trial.size import LEAST, RESERVE, plan, subset
 from winnow.tickets.trial.verb import poc
 from winnow.tickets.trial.verdict import judge
 from winnow.train.examples import Examples
@@ -90,9 +89,9 @@ def test_plan_is_the_longest_that_fits(seconds: float, step: float, seeds: int) 
     def needed(steps: int) -> float:
         short, given = (
             owner.replaced(steps=steps),
-            {m: shrunk(m, s, 0.8, steps, steps / 2000) for m, s in methods.items()},
+            {m: s.shortened(0.8, steps, steps / 2000) for m, s in methods.items()},
         )
-        total = sum(planned_steps(m, s, short, 0.0 if m == "dense" else 0.8) for m, s in given.items())
+        total = sum(METHODS[m].planned_steps(s, short, 0.8) for m, s in given.items())
         return seeds * (total * step + 3 * 0.01)
 
     def made():
@@ -151,7 +150,7 @@ def test_mixing_is_planned_on_the_examples_of_the_trial() -> None:
     found = plan(owner, 0.5, given, seeds=1, step=0.01, evaluation=0.0, seconds=3.5 / RESERVE)
     assert found.examples == round(400 * found.steps / 1000) and 20 <= found.examples < 40
     short = owner.replaced(steps=found.steps, examples=subset(owner.examples, found.examples, 0))
-    steps = found.steps + planned_steps("lottery-pool", given["lottery-pool"], short, 0.5)
+    steps = found.steps + METHODS["lottery-pool"].planned_steps(given["lottery-pool"], short, 0.5)
     assert found.seconds == pytest.approx(0.01 * steps)
 
 
@@ -161,7 +160,7 @@ def test_shrunk_isp_has_room_for_its_rounds(steps: int, sparsity: float) -> None
     from winnow.tickets.methods.isp.plan import plan_isp
 
     given = METHODS["isp"].settings_class(rate=0.1, look_ahead=50)
-    found = shrunk("isp", given, sparsity, steps, steps / 2000)
+    found = given.shortened(sparsity, steps, steps / 2000)
     assert plan_isp(found, sparsity, steps, 20).seed_steps >= 1  # raises where there is no room
     assert 2 <= found.look_ahead <= 50
 
@@ -171,18 +170,18 @@ def test_shrunk_isp_has_room_for_its_rounds(steps: int, sparsity: float) -> None
 @settings(max_examples=30, deadline=None)
 def test_shrunk_imp_has_room_for_its_trainings(method: str, steps: int, sparsity: float, budget: float) -> None:
     kind = METHODS[method].settings_class(budget=budget, rate=0.1)
-    found = shrunk(method, kind, sparsity, steps, steps / 2000)
-    taken = planned_steps(method, found, training(steps=steps), sparsity)  # raises where there is no room
+    found = kind.shortened(sparsity, steps, steps / 2000)
+    taken = METHODS[method].planned_steps(found, training(steps=steps), sparsity)  # raises where there is no room
     assert taken <= budget * steps + found.model_dump().get("rewind", 0.0) * steps + 1
     whole = METHODS[method].settings_class()
-    assert shrunk(method, whole, sparsity, steps, steps / 2000) == whole
+    assert whole.shortened(sparsity, steps, steps / 2000) == whole
 
 
 def test_settings_that_count_steps_shrink() -> None:
-    found = shrunk("gradual", METHODS["gradual"].settings_class(every=10), 0.8, 100, 0.1)
+    found = METHODS["gradual"].settings_class(every=10).shortened(0.8, 100, 0.1)
     assert found.every == 1
     kept = METHODS["snip"].settings_class(batches=3)
-    assert shrunk("snip", kept, 0.8, 100, 0.1) == kept
+    assert kept.shortened(0.8, 100, 0.1) == kept
 
 
 # What its figures say
@@ -251,7 +250,7 @@ def test_figures_behind_a_decision() -> None:
 def test_magnitude_that_does_as_well_is_told() -> None:
     decision, short, reasons, *_ = decide(0.90, 0.899, 0.899)
     assert decision == "go" and "so does one-shot magnitude" in short
-    assert "not told apart from" in reasons[2]
+    assert "not significantly different from" in reasons[2]
     assert "worse than" in decide(0.9, 0.85, 0.89)[2][2]
 
 
@@ -305,7 +304,7 @@ def test_a_task_it_learns() -> None:
     assert found.decision in ("go", "undecided")
     assert found.exit_code == {"go": 0, "undecided": 1}[found.decision]
     kind = METHODS["isp-matched"].settings_class()
-    assert found.full.steps == planned_steps("isp-matched", kind, owner, 0.5)
+    assert found.full.steps == METHODS["isp-matched"].planned_steps(kind, owner, 0.5)
     assert found.full.imp_steps == 4 * 600
     assert all(torch.equal(t, before[n]) for n, t in owner.model.state_dict().items())
     assert f"{found.steps} steps" in found.sentence and found.sentence.endswith(".")
@@ -358,8 +357,8 @@ def test_a_report_of_the_trial() -> None:
     [
         ({"methods": ("nonsense",)}, "not known"),
         ({"methods": ("dense",)}, "beside dense"),
-        ({"minutes": 0}, "more than 0"),
-        ({"seeds": 0}, "more than 0"),
+        ({"minutes": 0}, "greater than 0"),
+        ({"seeds": 0}, "greater than 0"),
         ({"sparsity": 0.0}, "between 0 and 1"),
         ({"settings": {"rate": 3}}, "rate"),
     ],

@@ -42,9 +42,7 @@ def planned(found: Materials, out: Path | None) -> list[Planned]:
 
 def _steps(stage: Fitting, found: Materials) -> int | None:
     """Optimizer steps of a stage, as far as they can be told before the start; running text is counted in no records."""
-    from winnow.tickets.cost import planned_steps
-    from winnow.tickets.methods.registry import METHODS
-    from winnow.tickets.verb import DEFAULT, default_settings
+    from winnow.tickets.methods.registry import METHODS, known
     from winnow.train.task.batches import Fetched
     from winnow.train.task.from_data import EPOCHS
 
@@ -57,12 +55,12 @@ def _steps(stage: Fitting, found: Materials) -> int | None:
         total = max(1, round(epoch * (EPOCHS if stage.epochs is None else stage.epochs)))
     if not isinstance(stage, Ticket):
         return total
-    name = DEFAULT if stage.method == "ticket" else stage.method
+    name = known(stage.method)
     # All of a training that is asked for; how many examples there are counts, and of which class each is.
     examples = Fetched(records, stage.batch, _Labels(found.data)) if records and found.data is not None else None
     one: Any = SimpleNamespace(steps=total, kind=found.kind, seed=0, examples=examples)
-    settings = METHODS[name].settings_class(**(default_settings(name, one) | stage.settings))
-    return planned_steps(name, settings, one, stage.sparsity)
+    settings = METHODS[name].read_settings(stage.settings, name, found.kind)
+    return METHODS[name].planned_steps(settings, one, stage.sparsity)
 
 
 class _Labels:

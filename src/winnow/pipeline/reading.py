@@ -14,7 +14,7 @@ from winnow.errors import InputError
 from winnow.pipeline.schema import KINDS, Pipeline, Stage, Ticket
 from winnow.run import plain_yaml
 from winnow.run.plain_yaml import Where, dotted
-from winnow.tickets.methods.registry import METHODS
+from winnow.tickets.methods.registry import METHODS, known
 
 LENGTHS = {"steps": "epochs", "epochs": "steps"}
 
@@ -103,10 +103,8 @@ def _stage(document: Document, number: int, entry: Any) -> Stage:
     what = f"{'an' if kind == 'eval' else 'a'} {kind} stage"
     stage = _model(document, KINDS[kind], fields or {}, (*where, kind), what)
     if isinstance(stage, Ticket):
-        from winnow.tickets.verb import DEFAULT
-
-        known = METHODS[DEFAULT if stage.method == "ticket" else stage.method].settings_class
-        _model(document, known, stage.settings, (*where, kind, "settings"), f"the settings of method {stage.method}")
+        settings = METHODS[known(stage.method)].settings_class
+        _model(document, settings, stage.settings, (*where, kind, "settings"), f"the settings of method {stage.method}")
     return stage
 
 

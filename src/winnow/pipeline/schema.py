@@ -57,7 +57,7 @@ class Ticket(Fitting):
     kind: ClassVar[str] = "ticket"
     sparsity: float  # share of zeros among the prunable weights; 0.8 or 80%
     method: str = "ticket"
-    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see src/winnow/tickets/settings.py
+    settings: dict[str, Any] = Field(default_factory=dict)  # of the method: see src/winnow/tickets/methods
     include: Texts = ()
     exclude: Texts = ()
     start: Literal["before", "model"] = "before"  # weights to start from: of the stage before, or the recipe's model
@@ -88,12 +88,10 @@ class Ticket(Fitting):
     @field_validator("settings")
     @classmethod
     def _numbers(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        from winnow.tickets.methods.registry import METHODS
-        from winnow.tickets.verb import DEFAULT
+        from winnow.tickets.methods.registry import METHODS, known
 
-        method = info.data.get("method", "ticket")
-        if method == "ticket" or method in METHODS:
-            require_settings(value, METHODS[DEFAULT if method == "ticket" else method].settings_class)
+        if "method" in info.data:  # not, where it was refused
+            require_settings(value, METHODS[known(info.data["method"])].settings_class)
         return value
 
 

@@ -37,5 +37,5 @@ def _compare(report: TicketReport, ticket: Evaluation, dense: Evaluation) -> Non
     report.dense = audit.figure(dense, scale)
     line.drop = row.drop = audit.drop(dense, ticket, report.task.higher_is_better)
     line.changes, line.classes = audit.changes(dense, ticket), audit.classes(dense, ticket)
-    report.verdict, report.sparsity = judge(report.rows, report.chosen, report.steps, report.reference, report.task)
+    report.verdict, report.sparsity = judge(report)
     report.warnings = warnings(report)

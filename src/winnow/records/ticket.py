@@ -152,6 +152,14 @@ class Row(Part):
     seconds: float
 
 
+class MethodLine(Part):
+    """What a method is called and does."""
+
+    title: Text
+    brief: Text = ""  # where there is little room; the title where empty
+    meaning: Text = ""  # follows the title and a colon
+
+
 class TicketReport(Record):
     """Everything a search has to say. Serialized as ticket-report.json, drawn as ticket.html."""
 
@@ -179,6 +187,16 @@ class TicketReport(Record):
     notes: list[Text] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
+    described: dict[str, MethodLine] = Field(default_factory=dict)  # by method; reports written before have none
+
+    def named(self, method: str) -> str:
+        """What a method is called."""
+        return self.described[method].title if method in self.described else method
+
+    def brief(self, method: str) -> str:
+        """The same for axes and the columns of a narrow table."""
+        found = self.described.get(method)
+        return found.brief or found.title if found else method
 
     @property
     def methods(self) -> list[str]:

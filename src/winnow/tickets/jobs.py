@@ -1,10 +1,10 @@
-"""Whole searches as independent jobs: what an executor elsewhere is given beside the candidates of one run."""
+"""Whole searches as independent jobs: what an executor elsewhere gets, apart from the candidates of one run."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +29,7 @@ def tickets_of(search: Search) -> list[Ticket]:
     """
     entry = METHODS[search.method]
     several = len(search.sparsities) > 1
-    apart = several and not (entry.trajectory and search.settings.budget is None)
+    apart = several and not (entry.trajectory and getattr(search.settings, "budget", None) is None)
     if apart and not search.executor.local:
         return _elsewhere(search)
     if not search.executor.local and not entry.candidates:
@@ -38,24 +38,16 @@ def tickets_of(search: Search) -> list[Ticket]:
     return list(entry.finder(search))
 
 
-@dataclass(frozen=True)
-class Whole:
-    """What the jobs of a search have in common; ``kept``: whether the caller wants the files too."""
+def whole_search(shared: tuple[str, Training, Any, bool], item: tuple[float, str]) -> tuple[Ticket, Files]:
+    """The ticket of one (sparsity, key), and the files that a search with a store finds it by.
 
-    method: str
-    training: Training
-    settings: Any
-    kept: bool
-
-
-def whole_search(shared: Whole, item: tuple[float, str]) -> tuple[Ticket, Files]:
-    """The ticket of one (sparsity, key), and the files that a search with a store finds it by."""
-    sparsity, key = item
+    ``shared`` by all jobs: method, training, settings, and whether the caller wants the files.
+    """
+    (method, training, settings, kept), (sparsity, key) = shared, item
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        store = Store(root) if shared.kept else None
-        search = Search(shared.method, shared.training, [sparsity], shared.settings, store, key)
-        (ticket,) = METHODS[shared.method].finder(search)
+        search = Search(method, training, [sparsity], settings, Store(root) if kept else None, key)
+        (ticket,) = METHODS[method].finder(search)
         return ticket, {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
@@ -64,8 +56,8 @@ def _elsewhere(search: Search) -> list[Ticket]:
         replace(search, sparsities=[s], key=f"{search.key}-part-{n}", executor=Local())
         for n, s in enumerate(search.sparsities)
     ]
-    missing = [n for n, part in enumerate(parts) if not _there(part)]
-    told = None if search.progress is None else search.progress(search.method)
+    missing = [n for n, part in enumerate(parts) if not _finished(part)]
+    progress = None if search.progress is None else search.progress(search.method)
     ended = len(parts) - len(missing)
 
     def done(index: int, result: tuple[Ticket, Files]) -> None:
@@ -73,22 +65,22 @@ def _elsewhere(search: Search) -> list[Ticket]:
         part, (_, files) = parts[missing[index]], result
         _keep(part, files)
         ended += 1
-        if told:
-            told(ended, len(parts), f"{part.sparsities[0]:.4g} zeros is there")
+        if progress:
+            progress(ended, len(parts), f"{part.sparsities[0]:.4g} zeros is there")
 
-    shared = Whole(search.method, search.training, search.settings, search.store is not None)
+    shared = (search.method, search.training, search.settings, search.store is not None)
     jobs: Sequence[tuple[float, str]] = [(parts[n].sparsities[0], parts[n].key) for n in missing]
     found = dict(zip(missing, search.executor.map(whole_search, shared, jobs, done)))
     # What an earlier call had finished is read from its files: the runs advance by nothing.
     return [found[n][0] if n in found else next(METHODS[part.method].finder(part)) for n, part in enumerate(parts)]
 
 
-def _there(part: Search) -> bool:
+def _finished(part: Search) -> bool:
     return part.store is not None and part.store.read(f"{part.key}-there") is not None
 
 
 def _keep(part: Search, files: Files) -> None:
-    """Puts the files where the part finds them; the mark comes last, so that what it speaks of is there."""
+    """Puts the files where the part finds them; the mark comes last, so that the files it stands for are there."""
     if part.store is None:
         return
     for name, data in files.items():

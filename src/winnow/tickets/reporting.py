@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from winnow import words
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation, Reference
-from winnow.records.compression import ModelInfo, TaskInfo
-from winnow.records.ticket import Cost, Isp, RoundLine, Row, TicketLine, TicketReport
+from winnow.records.compression import ModelInfo, TaskInfo, Verdict
+from winnow.records.ticket import Cost, MethodLine, RoundLine, Row, TicketLine, TicketReport
 from winnow.report.ticket.verdict import judge, warnings
-from winnow.report.ticket.words import named
 from winnow.tickets import audit
-from winnow.tickets.cost import Price, price, training_flops
+from winnow.tickets.cost import price, training_flops
+from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Ticket
 from winnow.train.task.training import Training
 
 YARDSTICKS = ("imp", "imp-rewind", "lrr", "lottery-pool", "magnitude")  # what others are compared with, the best first
-
-
 METRICS = {
     "accuracy": ("accuracy", "%", True, 100.0),
     "agreement": ("agreement with the dense model", "%", True, 100.0),
     "spearman": ("Spearman correlation", "", True, 100.0),
     "perplexity": ("perplexity", "", False, 1.0),
 }
-
-
 Dense = Evaluation | Reference
 
 
@@ -43,11 +40,7 @@ def build(
     title: str = "",
     model: str = "",
     data: str | None = None,
-    command: str | None = None,
-    created: str | None = None,
-    notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-    machine: Mapping[str, Any] | None = None,
 ) -> TicketReport:
     """Everything a search has to say, from its tickets.
 
@@ -60,19 +53,20 @@ def build(
             between methods are paired by seed.
         chosen: the method that the verdict is about; by default the first one.
         reference: the method others are compared with, masks and figures; by default IMP or the nearest to it there is.
-        title, model, data, command, created, settings, machine: told as they are; the model's class where no name is given.
+        title, model, data, settings: shown as they are; the model's class where no name is given.
 
     Raises:
         InputError: no ticket, tickets of different models, evaluations of different examples, or an unknown method.
     """
     model = model or type(training.model).__name__
+    if not tickets:
+        raise InputError("there is no ticket to report: find one first.")
     flops, batch = training_flops(training)
-    prices = price(tickets, training, counted=(flops, batch))
     scope = training.scope()
     for ticket in tickets:
         if set(ticket.masks) != set(scope.prunables):
             raise InputError(
-                f"the ticket of {ticket.method} has masks of another model: build one report per training."
+                f"the ticket of {ticket.method} has masks of another model: report each training by itself."
             )
     numbers = _seeds(tickets, seeds)
     methods = list(dict.fromkeys(t.method for t in tickets))
@@ -81,35 +75,39 @@ def build(
     reference = _known(reference, methods, next((m for m in YARDSTICKS if m in rest), None))
     denses = _denses(dense, tickets, numbers)
     task = _task([t.evaluation for t in tickets], data)
-    lines = []
-    for ticket, seed, cost in zip(tickets, numbers, prices, strict=True):
-        other = None if ticket.method == reference else _partner(tickets, numbers, reference, ticket.zeros, seed)
-        line = _line(ticket, seed, cost, task, _dense_of(denses, seed))
-        line.tensors = audit.tensors(ticket.masks, flops.tensors)
-        if other is not None:
-            line.overlap = audit.overlap(ticket.masks, other.masks, other.method)
-        lines.append(line)
-    rows = [
-        _row(method, zeros, tickets, numbers, lines, task, reference)
-        for zeros in sorted({t.zeros for t in tickets})
-        for method in methods
-        if any((t.method, t.zeros) == (method, zeros) for t in tickets)
-    ]
-    verdict, sparsity = judge(rows, chosen, training.steps, reference, task)
+    first = next(iter(denses.values()), None)
+    costs = [price(t, training.steps, (flops, batch)) for t in tickets]
+    lines = [_line(t, n, cost, task, denses.get(n, first)) for t, n, cost in zip(tickets, numbers, costs)]
+    groups: dict[tuple[int, str], list[tuple[Ticket, TicketLine]]] = {}  # by zeros and method: one for each seed
+    for ticket, line in zip(tickets, lines):
+        groups.setdefault((ticket.zeros, ticket.method), []).append((ticket, line))
+    rows = []
+    for zeros, method in sorted(groups, key=lambda g: (g[0], methods.index(g[1]))):
+        own = groups[zeros, method]
+        theirs = {} if method == reference else {b.seed: t for t, b in groups.get((zeros, reference or ""), [])}
+        for ticket, line in own:
+            line.tensors = audit.tensors(ticket.masks, flops.tensors)
+            if theirs:
+                other = theirs.get(line.seed, next(iter(theirs.values())))
+                line.overlap = audit.overlap(ticket.masks, other.masks, other.method)
+        rows.append(_row(own, theirs, task))
+    found = {m: METHODS[m] for m in methods if m in METHODS}
+    described = {m: MethodLine(title=f.title, brief=f.brief, meaning=f.meaning) for m, f in found.items()}
     figures = [audit.figure(e, _scale(e)) for e in denses.values()]
     report = TicketReport(
-        title=title or f"Tickets of {model}", created=created, command=command, verdict=verdict,
+        title=title or f"Tickets of {model}", verdict=Verdict(sentence="", tone="mixed"),
         model=ModelInfo(
             name=model, architecture=type(training.model).__name__, prunable=scope.numel,
             parameters=sum(p.numel() for p in training.model.parameters()),
         ),
-        task=task, chosen=chosen, sparsity=sparsity, reference=reference, steps=training.steps, batch=batch,
+        task=task, chosen=chosen, sparsity=0.0, reference=reference, steps=training.steps, batch=batch,
         forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, _ends(task)),
-        tickets=lines, rows=rows, settings=dict(settings or {}), machine=dict(machine or {}),
+        tickets=lines, rows=rows, settings=dict(settings or {}), described=described,
     )  # fmt: skip
+    report.verdict, report.sparsity = judge(report)
     report.warnings = warnings(report)
-    own = [f"{named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
-    report.notes = list(dict.fromkeys([*notes, *training.notes, *own]))
+    remarks = [f"{report.named(t.method)} at {words.percent(t.sparsity)}: {note}" for t in tickets for note in t.notes]
+    report.notes = list(dict.fromkeys([*training.notes, *remarks]))
     return report
 
 
@@ -118,12 +116,8 @@ def _seeds(tickets: Sequence[Ticket], given: Sequence[int] | None) -> list[int]:
         if len(given) != len(tickets):
             raise InputError(f"{len(given)} seeds for {len(tickets)} tickets: give one for each ticket.")
         return list(given)
-    seen: dict[tuple[str, int], int] = {}
-    found = []
-    for t in tickets:
-        found.append(seen.get((t.method, t.zeros), 0))
-        seen[t.method, t.zeros] = found[-1] + 1
-    return found
+    counts: dict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
+    return [next(counts[t.method, t.zeros]) for t in tickets]
 
 
 def _known(name: str | None, methods: Sequence[str], default: Any) -> Any:
@@ -137,26 +131,13 @@ def _denses(
 ) -> dict[int, Evaluation]:
     """Evaluations of the dense model by seed; one alone serves all."""
     if given is None:
-        own = [(n, t.evaluation) for n, t in zip(numbers, tickets) if t.method == "dense" and t.evaluation is not None]
-        return dict(own)
+        return {n: t.evaluation for n, t in zip(numbers, tickets) if t.method == "dense" and t.evaluation is not None}
     several = list(given) if isinstance(given, Sequence) else [given]
     plain = [d.evaluation if isinstance(d, Reference) else d for d in several]
     order = list(dict.fromkeys(sorted(numbers)))
     if len(plain) > len(order):
         raise InputError(f"{len(plain)} dense evaluations for {len(order)} seeds: give one, or one for each seed.")
     return dict(zip(order, plain))
-
-
-def _dense_of(denses: Mapping[int, Evaluation], seed: int) -> Evaluation | None:
-    return denses.get(seed, next(iter(denses.values()), None))
-
-
-def _partner(
-    tickets: Sequence[Ticket], numbers: Sequence[int], method: str | None, zeros: int, seed: int
-) -> Ticket | None:
-    """The ticket of a method with as many zeros, of this seed if there is one, else its first."""
-    found = {n: t for n, t in zip(numbers, tickets) if (t.method, t.zeros) == (method, zeros)}
-    return found.get(seed, next(iter(found.values()), None))
 
 
 def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInfo:
@@ -170,7 +151,7 @@ def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInf
 
 
 def _scale(evaluation: Evaluation) -> float:
-    """From the stored figure to the way it is told."""
+    """From the stored figure to the one that is shown."""
     return METRICS[evaluation.metric][3] if evaluation.metric in METRICS else 1.0
 
 
@@ -178,18 +159,12 @@ def _ends(task: TaskInfo) -> tuple[float, float]:
     return (0.0, 100.0) if task.unit == "%" else (float("-inf"), float("inf"))
 
 
-def _line(ticket: Ticket, seed: int, cost: Price, task: TaskInfo, dense: Evaluation | None) -> TicketLine:
+def _line(ticket: Ticket, seed: int, cost: Cost, task: TaskInfo, dense: Evaluation | None) -> TicketLine:
     evaluation = ticket.evaluation
     scale = 1.0 if evaluation is None else _scale(evaluation)
     line = TicketLine(
         method=ticket.method, seed=seed, sparsity=ticket.sparsity, zeros=ticket.zeros, notes=list(ticket.notes),
-        cost=Cost(
-            steps=cost.steps, main=cost.main, look_ahead=cost.look_ahead, extra=cost.extra, passes=cost.passes,
-            imp_rounds=cost.imp_rounds, imp_steps=cost.imp_steps, dense_flops=cost.dense_flops,
-            sparse_flops=cost.sparse_flops, seconds=cost.seconds,
-            forward_share=min(cost.ticket_forward / cost.forward, 1.0) if cost.forward else 1.0,
-            isp=None if cost.rule is None else Isp(**asdict(cost.rule), kept=cost.rule.kept),
-        ),
+        cost=cost,
         rounds=[
             RoundLine(
                 number=r.number, step=r.step, steps=r.steps, zeros=r.zeros, sparsity=r.zeros / ticket.masks.numel,
@@ -208,32 +183,19 @@ def _line(ticket: Ticket, seed: int, cost: Price, task: TaskInfo, dense: Evaluat
     return line
 
 
-def _row(
-    method: str,
-    zeros: int,
-    tickets: Sequence[Ticket],
-    numbers: Sequence[int],
-    lines: Sequence[TicketLine],
-    task: TaskInfo,
-    reference: str | None,
-) -> Row:
-    own = [line for line in lines if (line.method, line.zeros) == (method, zeros)]
+def _row(own: Sequence[tuple[Ticket, TicketLine]], theirs: Mapping[int, Ticket], task: TaskInfo) -> Row:
+    """One method at one sparsity; ``theirs`` are the tickets of the reference there by seed."""
     gaps = []
-    if reference not in (None, method):
-        theirs = {n: t for n, t in zip(numbers, tickets) if (t.method, t.zeros) == (reference, zeros)}
-        for n, t in zip(numbers, tickets):
-            other = theirs.get(n)
-            if (t.method, t.zeros) == (method, zeros) and other is not None and t.evaluation and other.evaluation:
-                gaps.append(audit.drop(other.evaluation, t.evaluation, task.higher_is_better))
-    costs = [line.cost for line in own]
-
-    def mean(name: str) -> float:
-        return sum(getattr(c, name) for c in costs) / len(costs)
-
+    for ticket, line in own:
+        other = theirs.get(line.seed)
+        if other is not None and ticket.evaluation and other.evaluation:
+            gaps.append(audit.drop(other.evaluation, ticket.evaluation, task.higher_is_better))
+    lines = [line for _, line in own]
+    means = ("steps", "passes", "dense_flops", "sparse_flops", "forward_share", "seconds")
     return Row(
-        method=method, sparsity=own[0].sparsity, zeros=zeros, seeds=len(own),
-        figure=audit.pooled([line.figure for line in own if line.figure is not None], _ends(task)),
-        drop=audit.pooled([line.drop for line in own if line.drop is not None]),
-        against=audit.pooled(gaps), imp_steps=costs[0].imp_steps,
-        **{name: mean(name) for name in ("steps", "passes", "dense_flops", "sparse_flops", "forward_share", "seconds")},
+        method=lines[0].method, sparsity=lines[0].sparsity, zeros=lines[0].zeros, seeds=len(own),
+        figure=audit.pooled([line.figure for line in lines if line.figure is not None], _ends(task)),
+        drop=audit.pooled([line.drop for line in lines if line.drop is not None]),
+        against=audit.pooled(gaps), imp_steps=lines[0].cost.imp_steps,
+        **{name: sum(getattr(line.cost, name) for line in lines) / len(own) for name in means},
     )  # fmt: skip

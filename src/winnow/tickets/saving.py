@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,14 +44,9 @@ def write_ticket(
     ``model.safetensors``: the state dict under its own names, zeros in place. ``given``: paths that a person typed; the
     files, which are given away, call them by name.
     """
-    output = OutputFolder(folder, inputs=training.files)
-    try:
+    with _published(folder, training, report, given) as output:
         fill(output.path, ticket, training, settings, given)
-        _page(output.path, report, given)
-        return output.publish()
-    except BaseException:
-        output.discard()
-        raise
+    return output.final
 
 
 def write_tickets(
@@ -62,31 +58,33 @@ def write_tickets(
     given: Sequence[Any] = (),
 ) -> Path:
     """Several tickets, each in the subfolder that is its name, an index and the report of all beside them."""
-    output = OutputFolder(folder, inputs=training.files)
-    try:
-        for name, ticket in tickets:
-            with disk_errors(output.path / name):
-                (output.path / name).mkdir()
-            fill(output.path / name, ticket, training, settings, given)
-        index = [
-            {"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)}
-            for name, t in tickets
-        ]
+    with _published(folder, training, report, given) as output:
+        index = []
+        for name, t in tickets:
+            part = output.path / name
+            with disk_errors(part):
+                part.mkdir()
+            fill(part, t, training, settings, given)
+            index.append({"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)})
         write_text(
             output.path / TICKET, _json({"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index})
         )
-        _page(output.path, report, given)
-        return output.publish()
+    return output.final
+
+
+@contextmanager
+def _published(folder: Path, training: Training, report: TicketReport, given: Sequence[Any]) -> Iterator[OutputFolder]:
+    """A folder to fill, which gets ticket.html and ticket-report.json and its name when all of it is there."""
+    from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
+
+    output = OutputFolder(folder, inputs=training.files)
+    try:
+        yield output
+        write(type(report).model_validate(without_paths(report.model_dump(), given)), output.path)
+        output.publish()
     except BaseException:
         output.discard()
         raise
-
-
-def _page(folder: Path, report: TicketReport, given: Sequence[Any]) -> None:
-    """ticket.html and ticket-report.json."""
-    from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
-
-    write(type(report).model_validate(without_paths(report.model_dump(), given)), folder)
 
 
 def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, given: Sequence[Any] = ()) -> None:
@@ -154,7 +152,7 @@ def _weights(folder: Path, model: nn.Module) -> None:
 
 
 def _verify(folder: Path, ticket: Ticket) -> None:
-    """What lies on disk is the model in memory, tensor by tensor, and its masks."""
+    """Compares what is on disk with the model in memory, tensor by tensor, and its masks."""
     from safetensors import safe_open
 
     from winnow.masks.mask import MaskSet
@@ -174,10 +172,4 @@ def _evaluated(ticket: Ticket) -> dict[str, Any] | None:
 
 
 def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1, default=_plain) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    return json.dumps(value, indent=1, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)) + "\n"

@@ -1,4 +1,4 @@
-"""What every way to find a ticket is given, and what it hands back."""
+"""What every ticket method gets, and what it returns."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from winnow.tickets.remarks import remarks
 from winnow.train.task.run import Cost, Progress, Run
 from winnow.train.task.training import Training
 
-_SHARES = ("accuracy", "agreement")  # metrics that are told in per cent
+_SHARES = ("accuracy", "agreement")  # metrics shown in per cent
 
 
 @dataclass
 class Round:
-    """One pruning round, as it is told in reports.
+    """One pruning round, as reports show it.
 
     Attributes:
         step: main-model step at which it pruned (of its own training, for IMP).
         zeros: after it, over all prunable weights.
         steps: optimizer steps so far, look-ahead and earlier rounds included.
         disagreement: mean over pairs of candidates of (weights on which they differ) / (weights active before the round).
-        unanimous: share of the weights asked for that every candidate would prune.
+        unanimous: share of the weights to prune that every candidate would prune.
         densities: share of weights kept, by tensor.
         accuracy: of the model that ended this round, on the evaluation data, where it was measured.
     """
@@ -69,7 +69,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         if self.masks.zeros != self.zeros:
-            raise AssertionError(f"{self.masks.zeros} zeros, {self.zeros} were asked for")
+            raise AssertionError(f"{self.masks.zeros} zeros instead of {self.zeros}")
 
     def __repr__(self) -> str:
         found = f"{self.method}: {100 * self.sparsity:.4g} % zeros ({self.zeros:,} of {self.masks.numel:,})"
@@ -83,7 +83,7 @@ Finder = Callable[["Search"], Iterator[Ticket]]
 
 @dataclass
 class Search:
-    """One search: a training, the sparsities wanted (rising), a method's settings, and where finished parts are kept.
+    """One search: a training, the target sparsities (rising), a method's settings, and where finished parts are kept.
 
     Attributes:
         store: folder of finished parts; None keeps nothing, and a killed search starts anew.
@@ -103,7 +103,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.scope = self.training.scope()
-        self.zeros = [min(round(s * self.scope.numel), self.scope.numel - 1) for s in self.sparsities]
+        self.zeros = [self.zeros_at(s) for s in self.sparsities]
         given = list(self.sparsities)
         if not given or sorted(set(given)) != given:
             raise InputError(f"sparsities {given} do not rise: give each once, smallest first.")

@@ -20,9 +20,8 @@ from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
-from winnow.settings import read_settings
 from winnow.tickets.jobs import tickets_of
-from winnow.tickets.methods.registry import METHODS
+from winnow.tickets.methods.registry import METHODS, known
 from winnow.tickets.saving import write_ticket, write_tickets
 from winnow.tickets.search import Search, Ticket
 from winnow.train.task.check import check_training
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from winnow.records.ticket import TicketReport
 
 log = logging.getLogger(__name__)
-DEFAULT = "isp-matched"  # what method="ticket" stands for
 
 
 @dataclass
@@ -55,7 +53,7 @@ class Found:
     folder: Path | None = None
     _sparsities: list[float] = field(default_factory=list, repr=False)
     _named: str = field(default="", repr=False)  # the model, as the report calls it
-    _given: tuple[Any, ...] = field(default=(), repr=False)  # what was asked for in paths
+    _given: tuple[Any, ...] = field(default=(), repr=False)  # arguments whose paths stay out of what is written
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f" in {self.folder}"
@@ -106,12 +104,12 @@ class Found:
     def _at(self, sparsity: float | str | None) -> Ticket:
         if sparsity is None:
             return self.ticket
-        wanted = parse_sparsity(sparsity)
+        target = parse_sparsity(sparsity)
         for given, ticket in zip(self._sparsities, self.tickets):
-            if abs(given - wanted) < 1e-9:
+            if abs(given - target) < 1e-9:
                 return ticket
         raise InputError(
-            f"there is no ticket of {wanted:g} zeros: choose one of {', '.join(f'{s:g}' for s in self._sparsities)}."
+            f"there is no ticket of sparsity {target:g}: choose one of {', '.join(f'{s:g}' for s in self._sparsities)}."
         )
 
 
@@ -148,16 +146,16 @@ def find_ticket(
     executor: Executor | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> Found:
-    """Fine-tunes a pretrained model for a task and returns it sparse, with exactly the zeros asked for.
+    """Fine-tunes a pretrained model for a task and returns it with exactly the requested sparsity.
 
     Args:
         model: a module (not changed), a Hugging Face folder or name, ``"package.module:function"``, a ready
             :class:`winnow.tickets.Training`, or a ``transformers.Trainer``; the last two say all about data and training.
         data: labelled data; it and all arguments up to ``trust_remote_code`` are those of
             :func:`winnow.tickets.training_from`.
-        sparsity: share of zeros among the prunable weights, such as 0.8 or "80%", or several, rising.
+        sparsity: target sparsity of the prunable weights, such as 0.8 or "80%", or several, rising.
         method: one of :data:`winnow.tickets.METHODS`; "ticket" is the kind of ISP that measured best, ``isp-matched``.
-        settings: of the method, by name (``winnow.tickets.settings``). Unless set, ISP on text encoders takes the
+        settings: of the method, by name (``winnow.tickets.METHODS[method].settings_class``). Unless set, ISP on text encoders takes the
             paper's values for BERT.
         out: folder to write, with the report of the search (``ticket.html``, ``ticket-report.json``); with several
             sparsities a subfolder each. Finished parts are kept in ``OUT.work`` meanwhile: a search that was killed
@@ -169,23 +167,17 @@ def find_ticket(
         progress: called with the name of a stage, gives a function (done, total, what).
 
     Raises:
-        InputError: anything about the arguments, the model or the data that must change; the sentence says what.
+        InputError: an argument, the model or the data must change; the sentence says what.
     """
-    given = {k: v for k, v in locals().items() if k in _TRAINING}
-    name = DEFAULT if method == "ticket" else method
-    if name not in METHODS:
-        known = ", ".join(m for m in METHODS if m != "dense")  # the list that a recipe is told, too
-        raise InputError(
-            f"the method {method!r} is not known: choose one of ticket, {known} (or dense, the training without zeros)."
-        )
+    given = {k: v for k, v in locals().items() if k in _DEFAULTS}
+    name = known(method)
     rates = sparsities(sparsity, dense=name == "dense")
-    kind = METHODS[name].settings_class
-    read_settings(kind, dict(settings or {}), name)
+    METHODS[name].read_settings(settings or {}, name)  # mistakes are named before anything is read
     folder = None if out is None else Path(out)
     if folder is not None:
         check_output(folder, inputs=(model, data, eval, weights))
     training = _training(model, given)
-    chosen = read_settings(kind, default_settings(name, training) | dict(settings or {}), name)
+    chosen = METHODS[name].read_settings(settings or {}, name, training.kind)
     check_training(training)
     named = Path(model).name if isinstance(model, (str, Path)) else ""
     with contextlib.ExitStack() as stack:
@@ -225,14 +217,14 @@ def _searched(search: Search) -> list[Ticket]:
 
 
 def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:
-    """One share of zeros or several, rising. Raises InputError."""
-    parts: Sequence[Any] = given.split(",") if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]  # fmt: skip
-    rates = [parse_sparsity(p) for p in parts]
+    """One target or several, rising. Raises InputError."""
+    listed = given.split(",") if isinstance(given, str) else given
+    rates = [parse_sparsity(p) for p in (listed if isinstance(listed, Sequence) else [listed])]
     if not rates:
-        raise InputError("say how sparse the ticket is to be: sparsity=0.8, or several rising ones.")
+        raise InputError("no sparsity: give one such as 0.8, or several, rising.")
     if any(b <= a for a, b in itertools.pairwise(rates)):
         raise InputError(
-            f"the sparsities {', '.join(f'{r:g}' for r in rates)} do not rise: give each once, smallest first."
+            f"sparsities {', '.join(map('{:g}'.format, rates))} do not rise: give each once, smallest first."
         )
     if rates[0] == 0 and not dense:
         raise InputError("a sparsity of 0 removes nothing: give more, or method='dense' for the dense training.")
@@ -247,7 +239,7 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
         return training_from(model, **given)
     plain = (str, int, float, tuple, list)
     changed = [
-        k for k, v in given.items() if v is not _TRAINING[k] and not (isinstance(v, plain) and v == _TRAINING[k])
+        k for k, v in given.items() if v is not _DEFAULTS[k] and not (isinstance(v, plain) and v == _DEFAULTS[k])
     ]
     if changed:
         kind = "Training" if ready else "Trainer"
@@ -259,13 +251,5 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
     return training_from_trainer(model)
 
 
-def default_settings(method: str, training: Training) -> dict[str, Any]:
-    """Settings that depend on the kind of model: the paper has its figures for CLIP and for BERT.
-
-    ``method`` is a name in :data:`winnow.tickets.METHODS`; of the training only its ``kind`` counts.
-    """
-    return {"preset": "bert"} if training.kind == "encoder" and METHODS[method].settings == "IspSettings" else {}
-
-
 _OWN = ("model", "sparsity", "method", "settings", "out", "executor", "progress")
-_TRAINING = {n: p.default for n, p in inspect.signature(find_ticket).parameters.items() if n not in _OWN}
+_DEFAULTS = {n: p.default for n, p in inspect.signature(find_ticket).parameters.items() if n not in _OWN}

@@ -11,9 +11,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from baseline_samples import cross_entropy, find, network, task
-from winnow.tickets.cost import planned_steps
+from winnow.tickets.methods.one_shot import GraspSettings, SnipSettings
 from winnow.tickets.methods.registry import METHODS
-from winnow.tickets.settings import ScoreSettings, SnipSettings
 from winnow.train.examples import Examples
 from winnow.train.saliency import scored_examples
 from winnow.train.saliency.saliency import grasp, snip
@@ -51,7 +50,7 @@ def test_default_settings_take_as_many_of_each_class_as_published():
     """Two thousand examples of ten classes, mini-batches of 16 and 32: 12 and 25 of each, 10 to 25 in the paper's code."""
     labels = torch.arange(2000) % 10
     for size, least in ((16, 12), (32, 25), (1, 10)):
-        drawn = every_class(labelled(labels, size), 0, ScoreSettings().batches)
+        drawn = every_class(labelled(labels, size), 0, GraspSettings().batches)
         assert len(drawn) == 2
         assert labels[torch.cat(drawn)].bincount(minlength=10).tolist() >= [least] * 10
         for half in drawn:
@@ -169,7 +168,7 @@ def test_what_grasp_takes_is_planned(classes, size):
     training = task(network()).replaced(examples=Examples([(x, torch.arange(300) % classes % 4)], size))
     kept = METHODS["grasp"].settings_class(batches=2)
     (ticket,) = find("grasp", training, [0.5], batches=2)
-    assert ticket.cost.steps == planned_steps("grasp", kept, training, 0.5)
+    assert ticket.cost.steps == METHODS["grasp"].planned_steps(kept, training, 0.5)
     examples = max(2 * size, PER_CLASS * min(classes, 4))
     assert ticket.cost.extra == -(-3 * examples // size)
 

@@ -330,7 +330,7 @@ def test_memory_of_a_look_ahead(monkeypatch):
         run = fresh()
         drawn = protocols(count, 0.01, multipliers=(1.0,), decays=(0.0,), share=1.0, seed=0)
         zeros = round(0.6 * run.attached.numel)
-        return peak(lambda: gather(run, drawn, 2, zeros, folder=None, executor=Local(), **wanted))
+        return peak(lambda: gather(run, drawn, steps=2, zeros=zeros, folder=None, executor=Local(), **wanted))
 
     run = fresh()
     numel, every = run.attached.numel, sum(p.numel() for p in run.model.parameters())

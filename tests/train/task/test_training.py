@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from ticket_inputs import bert, mlp, rows, save_bert, sentences, tokenizer, write_csv
+from ticket_inputs import bert, mlp, rows, save_bert, sentences, tokenizer, trainer, write_csv
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
 from winnow.run.identity import fingerprint
@@ -491,35 +491,6 @@ def test_functions_are_named_by_what_they_hold():
 
 
 # -- a transformers Trainer
-
-
-class Tokens(Dataset):
-    def __init__(self, n=20, seed=0):
-        self.rows = sentences(n, seed)
-        self.tokenizer = tokenizer()
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return {**self.tokenizer(self.rows[i]["text"]), "labels": self.rows[i]["label"]}
-
-
-def trainer(tmp_path, kind=None, model=None, optimizers=(None, None), **settings):
-    transformers = pytest.importorskip("transformers")
-    arguments = dict(
-        output_dir=str(tmp_path / "out"), use_cpu=True, report_to=[], learning_rate=3e-4, weight_decay=0.05,
-        per_device_train_batch_size=4, num_train_epochs=2, seed=11, max_grad_norm=0.7, save_strategy="no",
-    )  # fmt: skip
-    return (kind or transformers.Trainer)(
-        model=model or bert("BertForSequenceClassification"),
-        args=transformers.TrainingArguments(**{**arguments, **settings}),
-        train_dataset=Tokens(),
-        eval_dataset=Tokens(12, seed=7),
-        data_collator=transformers.DataCollatorWithPadding(tokenizer()),
-        processing_class=tokenizer(),
-        optimizers=optimizers,
-    )
 
 
 @pytest.mark.hf

@@ -15,7 +15,7 @@ from winnow.report.compression import phrases
 from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
-from winnow.report.ticket.words import brief, named, plain, span
+from winnow.report.ticket.words import plain, span
 
 COLOURS = 6  # of methods other than the chosen one, the reference and dense; then shapes repeat them
 SHAPES = ("dot", "diamond", "rect")
@@ -68,7 +68,7 @@ def legend(report: TicketReport) -> list[tuple[Markup, str]]:
         if method in drawn:
             canvas = Canvas(14, 10)
             mark(canvas, style, 7, 7, 4.2)
-            found.append((canvas.swatch(), named(method)))
+            found.append((canvas.swatch(), report.named(method)))
     return found
 
 
@@ -114,7 +114,7 @@ def heading(report: TicketReport) -> str:
 
 
 def title(row: Row, report: TicketReport, more: str = "") -> str:
-    said = f"{named(row.method)} at {words.percent(row.sparsity)}"
+    said = f"{report.named(row.method)} at {words.percent(row.sparsity)}"
     if row.figure is not None:
         value, ends = phrases.quality(row.figure.value, report.task), span(row.figure, report.task)
         said += f": {value}" + (f" ({ends})" if ends else "")
@@ -139,7 +139,7 @@ def by_sparsity(report: TicketReport, key: str, width: float, height: float, fon
     y = Scale(known.low, known.high, bottom - 14, top)
     ticks = y.ticks(30)
     left = 10 + max((text_width(words.short(t), font) for t in ticks), default=20.0)
-    label = brief if not wide else named
+    label = report.named if wide else report.brief
     methods = [m for m in report.methods if any(r.method == m for r in pruned)]
     right = width - min(12 + max(text_width(label(m), font) for m in methods), width * (0.26 if wide else 0.3))
     dodge = min(5.0, 40.0 / max(len(methods), 1))
@@ -175,7 +175,7 @@ def by_sparsity(report: TicketReport, key: str, width: float, height: float, fon
         canvas.line(px + 7, py, right + 2, at, "leader")
         name = fit(label(method), width - right - 8, font)
         css = "name chosen" if method == report.chosen else "name"
-        canvas.text(right + 6, at + 0.35 * font, name, css, title=named(method))
+        canvas.text(right + 6, at + 0.35 * font, name, css, title=report.named(method))
     said = "; ".join(title(r, report) for r in pruned[:12])
     return canvas.svg(key, f"{words.capital(report.task.metric)} against sparsity", said + ".")
 

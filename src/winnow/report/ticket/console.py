@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from winnow import words
 from winnow.records.ticket import Row, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.ticket.words import brief, change, change_span, flops, named, passes, span, steps, unit
+from winnow.report.ticket.words import change, change_span, flops, passes, span, steps, unit
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -62,7 +62,7 @@ def _table(report: TicketReport, width: int) -> Table:
         (6, "95 % interval", lambda r: span(r.figure, task)),
         (1, f"vs dense, {unit(task)}", lambda r: change(r.drop, task)),
         (3, "95 % interval", lambda r: change_span(r.drop, task)),
-        (5, f"vs {brief(report.reference)}" if report.reference else "", lambda r: change(r.against, task)),
+        (5, f"vs {report.brief(report.reference)}" if report.reference else "", lambda r: change(r.against, task)),
         (2, "steps", lambda r: steps(r.steps)),
         (2, "", lambda r: passes(r.passes)),
         (4, "full IMP", lambda r: passes(r.imp_steps / report.steps) if r.zeros else ""),
@@ -73,7 +73,7 @@ def _table(report: TicketReport, width: int) -> Table:
     ]
     kept = [(rank, title, [show(r) for r in report.rows]) for rank, title, show in columns]
     kept = [column for column in kept if any(column[2])]
-    names = 2 + max(len(named(r.method)) for r in report.rows)
+    names = 2 + max(len(report.named(r.method)) for r in report.rows)
 
     def wide() -> int:
         return 7 + names + sum(2 + max(len(title), *map(len, cells)) for _, title, cells in kept)
@@ -90,7 +90,10 @@ def _table(report: TicketReport, width: int) -> Table:
         picked = r.method == report.chosen and abs(r.sparsity - report.sparsity) < 1e-9
         zeros = "" if r.sparsity == last else words.percent(r.sparsity)
         table.add_row(
-            zeros, Text(named(r.method)), *(Text(cells[i]) for _, _, cells in kept), style="bold" if picked else None
+            zeros,
+            Text(report.named(r.method)),
+            *(Text(cells[i]) for _, _, cells in kept),
+            style="bold" if picked else None,
         )
         last = r.sparsity
     return table

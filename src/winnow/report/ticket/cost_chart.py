@@ -13,7 +13,7 @@ from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import Box, Wanted, fit, place, text_width
 from winnow.report.ticket.chart import edges, heading, mark, point, rules, styles, title, vertical
-from winnow.report.ticket.words import brief, flops, named, plain, power
+from winnow.report.ticket.words import flops, plain, power
 
 PANELS = 4  # sparsities drawn: the highest
 
@@ -130,7 +130,7 @@ def _panel(
         point(canvas, r, report, style, px, py, y, known, told(r), r.method in (report.chosen, report.reference))
     for r in sorted(rows, key=lambda r: (r.method != report.chosen, r.method != report.reference)):
         assert r.figure is not None
-        name = brief(r.method)
+        name = report.brief(r.method)
         if known.beyond(r.figure.value):
             name += f" ({plain(r.figure.value, report.task)})"
         area = Box(left + 2, top - 4, box.right + 2, bottom - 2)
@@ -141,4 +141,4 @@ def _panel(
         if label.leader is not None:
             canvas.line(*label.leader, "leader")
         css = "name chosen" if label.bold else "name"
-        canvas.text(label.x, label.y, label.text, css, title=named(report.methods[label.key]))
+        canvas.text(label.x, label.y, label.text, css, title=report.named(report.methods[label.key]))

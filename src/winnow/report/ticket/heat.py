@@ -13,7 +13,6 @@ from winnow.records.ticket import COLLAPSE, TensorLine, TicketLine, TicketReport
 from winnow.report.allocation.words import block, shortened
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
-from winnow.report.ticket.words import brief, named
 
 ROWS = 40  # more tensors than this are summed up by block
 COLUMNS = 48  # rounds at most: evenly spaced ones, the last among them
@@ -28,7 +27,7 @@ class Column:
     kept: dict[str, float]
 
 
-def by_round(line: TicketLine, key: str, width: float, font: float) -> Markup | None:
+def by_round(report: TicketReport, line: TicketLine, key: str, width: float, font: float) -> Markup | None:
     """The picture of one ticket's rounds, or None for a ticket of fewer than two."""
     rounds = [r for r in line.rounds if r.densities]
     if len(rounds) < 2:
@@ -38,7 +37,7 @@ def by_round(line: TicketLine, key: str, width: float, font: float) -> Markup | 
     columns = [
         Column(str(r.number), f"round {r.number}, {words.percent(r.sparsity)} zeros", r.densities) for r in rounds
     ]
-    return _draw(line.tensors, columns, key, width, font, "Round", f"{named(line.method)}, kept of each tensor")
+    return _draw(line.tensors, columns, key, width, font, "Round", f"{report.named(line.method)}, kept of each tensor")
 
 
 def by_method(report: TicketReport, key: str, width: float, font: float) -> Markup | None:
@@ -50,7 +49,7 @@ def by_method(report: TicketReport, key: str, width: float, font: float) -> Mark
     columns = []
     for m in order:
         kept = {t.name: t.kept / t.numel for t in lines[m].tensors if t.numel}
-        columns.append(Column(brief(m), named(m), kept))
+        columns.append(Column(report.brief(m), report.named(m), kept))
     title = f"Kept of each tensor at {words.percent(report.sparsity)} zeros"
     return _draw(lines[order[0]].tensors, columns, key, width, font, "", title)
 

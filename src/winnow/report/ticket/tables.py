@@ -16,7 +16,7 @@ from winnow.report.ticket import chart as ticket_chart
 from winnow.report.ticket import cost_chart as ticket_cost_chart
 from winnow.report.ticket import heat as ticket_heat
 from winnow.report.ticket.facts import facts
-from winnow.report.ticket.words import MEANING, change, change_span, flops, named, passes, signed, span, steps, unit
+from winnow.report.ticket.words import change, change_span, flops, passes, signed, span, steps, unit
 
 TONES = {"good": "Worth it", "mixed": "It depends", "bad": "Not worth it"}
 UNFOLDED = 24  # rows of results shown at once: of more, those of the verdict's sparsity
@@ -31,7 +31,7 @@ def view(report: TicketReport) -> dict[str, Any]:
     first = next(iter(report.lines(report.chosen, report.sparsity)), None)
     found = classes(report)
     by_round = [
-        None if first is None else ticket_heat.by_round(first, f"rounds-{name}", width, font)
+        None if first is None else ticket_heat.by_round(report, first, f"rounds-{name}", width, font)
         for name, width, font in HEAT
     ]
     by_method = [ticket_heat.by_method(report, f"layers-{name}", width, font) for name, width, font in HEAT]
@@ -55,7 +55,7 @@ def view(report: TicketReport) -> dict[str, Any]:
         "table": results(report),
         "seeds": max((r.seeds for r in report.rows), default=1),
         "even": len({r.seeds for r in report.rows}) == 1,
-        "reference": named(report.reference) if report.reference else "",
+        "reference": report.named(report.reference) if report.reference else "",
         "measured": any(r.figure is not None for r in report.rows),
         "heat_rounds": renditions(*by_round),
         "unit_rounds": _unit(by_round),
@@ -64,7 +64,7 @@ def view(report: TicketReport) -> dict[str, Any]:
         "heat_caption": "The stronger the colour, the more is left; the other colour marks "
         + ("a block with a tensor" if first and len(first.tensors) > ticket_heat.ROWS else "a tensor")
         + " that has less than 1 % left.",
-        "picked": f"{named(report.chosen)} at {words.percent(report.sparsity)} zeros",
+        "picked": f"{report.named(report.chosen)} at {words.percent(report.sparsity)} zeros",
         "level": words.percent(report.sparsity),
         "rounds": rounds(report),
         "overlaps": overlaps(report),
@@ -101,7 +101,7 @@ def tiles(report: TicketReport) -> list[dict[str, Any]]:
     if r.figure is not None:
         details = [f"{change(r.drop, task)} {unit(task)} against dense" if r.drop is not None else ""]
         details.append(f"95 % interval {change_span(r.drop, task)}" if change_span(r.drop, task) else "")
-        label = f"{words.capital(task.metric)} of {named(report.chosen)}"
+        label = f"{words.capital(task.metric)} of {report.named(report.chosen)}"
         found.append((label, phrases.quality(r.figure.value, task), details))
     weights = f"{words.count(r.zeros)} of {words.count(report.model.prunable)} prunable weights"
     left = f"{words.percent(r.forward_share)} of a forward's FLOPs left, if zeros cost nothing"
@@ -139,7 +139,7 @@ def results(report: TicketReport) -> dict[str, Any]:
     columns: Columns[Row] = [
         ("", words.capital(task.metric), lambda r: phrases.quality(r.figure.value, task) if r.figure else "", lambda r: span(r.figure, task)),
         ("", f"Against dense, {unit(task)}", lambda r: change(r.drop, task), lambda r: change_span(r.drop, task)),
-        ("extra", f"Against {named(report.reference)}" if report.reference else "", lambda r: change(r.against, task), lambda r: change_span(r.against, task)),
+        ("extra", f"Against {report.named(report.reference)}" if report.reference else "", lambda r: change(r.against, task), lambda r: change_span(r.against, task)),
         ("", "Steps", lambda r: passes(r.passes), lambda r: steps(r.steps)),
         ("extra", "Training FLOPs", lambda r: flops(r.dense_flops), lambda r: f"{flops(r.sparse_flops)} sparse" if r.sparse_flops < r.dense_flops else ""),
         ("roomy", "Forward left", lambda r: words.percent(r.forward_share), _below),
@@ -154,7 +154,7 @@ def results(report: TicketReport) -> dict[str, Any]:
         ticket_chart.mark(canvas, looks[r.method], 7, 7, 4.2)
         line = {
             "mark": canvas.swatch(),
-            "name": named(r.method),
+            "name": report.named(r.method),
             "under": f"{r.seeds} seed{'' if r.seeds == 1 else 's'}" if uneven else "",
             "chosen": r.method == report.chosen and abs(r.sparsity - report.sparsity) < 1e-9,
             "cells": own,
@@ -170,7 +170,8 @@ def results(report: TicketReport) -> dict[str, Any]:
     whole = len(report.rows) <= UNFOLDED
     shown = [g for g in tables if whole or g["first"]]
     folded = [g for g in tables if not (whole or g["first"])]
-    meanings = [f"{named(m)}: {MEANING[m]}" for m in report.methods if m in MEANING]
+    told = [report.described[m] for m in report.methods if m in report.described]
+    meanings = [f"{m.title}: {m.meaning}" for m in told if m.meaning]
     return {
         "columns": titles, "groups": shown, "folded": folded, "width": 1 + len(titles),
         "meanings": "; ".join(meanings) + "." if meanings else "",
@@ -198,7 +199,7 @@ def _rounds(line: TicketLine, report: TicketReport) -> dict[str, Any]:
     ]  # fmt: skip
     titles, cells = grid(line.rounds, columns)
     rows = [{"name": str(r.number), "cells": own} for r, own in zip(line.rounds, cells, strict=True)]
-    name = f"{named(line.method)} at {words.percent(line.sparsity)}"
+    name = f"{report.named(line.method)} at {words.percent(line.sparsity)}"
     differ = any(r.disagreement is not None for r in line.rounds)
     return {"name": name, "columns": titles, "rows": rows, "first": "Round", "differ": differ}
 
@@ -267,7 +268,7 @@ def _by_method(
     folded: list[dict[str, Any]] = []
     for (r, _), own in zip(found, cells, strict=True):
         near = len(found) <= UNFOLDED or abs(r.sparsity - report.sparsity) < 1e-9
-        (shown if near else folded).append({"name": named(r.method), "cells": own})
+        (shown if near else folded).append({"name": report.named(r.method), "cells": own})
     return [{"columns": titles, "rows": rows, "first": first} for rows in (shown, folded) if rows]
 
 

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from winnow import words
-from winnow.records.compression import TaskInfo, Verdict
+from winnow.records.compression import Verdict
 from winnow.records.ticket import COLLAPSE, Figure, Row, TicketReport, collapsed
 from winnow.report.compression import phrases
-from winnow.report.ticket.words import change, change_span, named, passes, unit
+from winnow.report.ticket.words import change, change_span, passes, unit
 
 SMALL_DROP, LARGE_DROP = 1.0, 5.0  # points, or per cent of perplexity
 FEW_SEEDS = 3
 NAMES, METHODS = 3, 4  # tensors and methods that a warning names
 
 
-def judge(rows: Sequence[Row], chosen: str, steps: int, reference: str | None, task: TaskInfo) -> tuple[Verdict, float]:
-    """The verdict on a method, and the sparsity it is about: the highest that costs at most one point, else the lowest."""
-    own = [r for r in rows if r.method == chosen]
+def judge(report: TicketReport) -> tuple[Verdict, float]:
+    """The verdict on the chosen method, and the sparsity it is about: the highest that costs at most one point, else the lowest."""
+    rows, task, reference = report.rows, report.task, report.reference
+    name = report.named(report.chosen)
+    own = [r for r in rows if r.method == report.chosen]
     if not own:
-        return Verdict(sentence=f"{named(chosen)} found no ticket.", tone="bad"), 0.0
+        return Verdict(sentence=f"{name} found no ticket.", tone="bad"), 0.0
     fine = [r for r in own if r.drop is not None and r.drop.value <= SMALL_DROP]
     row = fine[-1] if fine else own[0]
     took = f"in {passes(row.passes)} ({words.count(round(row.steps))} steps)"
-    full = f"full IMP takes {passes(row.imp_steps / steps)}" if row.zeros else ""
-    head = f"{words.capital(named(chosen))} at {words.percent(row.sparsity)} zeros"
+    full = f"full IMP takes {passes(row.imp_steps / report.steps)}" if row.zeros else ""
+    head = f"{words.capital(name)} at {words.percent(row.sparsity)} zeros"
     if row.figure is None:
         said = f"{head}, found and trained {took}; its quality was not measured"
         return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
@@ -38,7 +39,7 @@ def judge(rows: Sequence[Row], chosen: str, steps: int, reference: str | None, t
     theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
     if theirs is not None and theirs.figure is not None and reference is not None:
         value = phrases.quality(theirs.figure.value, task)
-        said += f"; {named(reference)} reaches {value} in {passes(theirs.passes)}"
+        said += f"; {report.named(reference)} reaches {value} in {passes(theirs.passes)}"
         full = "" if reference == "imp" else full
     return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone=_tone(row.drop)), row.sparsity
 
@@ -62,7 +63,7 @@ def warnings(report: TicketReport) -> list[str]:
     found = _collapse(report)
     for row in report.rows:
         lines = report.lines(row.method, row.sparsity)
-        where = _where(row)
+        where = _where(report, row)
         rule = next((line.cost.isp for line in lines if line.cost.isp is not None and not line.cost.isp.kept), None)
         if rule is not None:
             found.append(
@@ -78,8 +79,8 @@ def warnings(report: TicketReport) -> list[str]:
     return found
 
 
-def _where(row: Row) -> str:
-    return f"{words.capital(named(row.method))} at {words.percent(row.sparsity)}"
+def _where(report: TicketReport, row: Row) -> str:
+    return f"{words.capital(report.named(row.method))} at {words.percent(row.sparsity)}"
 
 
 def _collapse(report: TicketReport) -> list[str]:
@@ -100,12 +101,12 @@ def _collapse(report: TicketReport) -> list[str]:
         more = f" and {len(mine) - NAMES} more" if len(mine) > NAMES else ""
         count = "one tensor keeps" if len(mine) == 1 else f"{len(mine)} tensors keep"
         found.append(
-            f"{_where(report.picked)}: {count} {less}: {names}{more}; a layer this empty passes next to nothing on."
+            f"{_where(report, report.picked)}: {count} {less}: {names}{more}; a layer this empty passes next to nothing on."
         )
     if empty:
         most = {method: [s for m, s in empty if m == method] for method, _ in empty}
         shown = list(most.items())[:METHODS]
-        told = "; ".join(f"{named(m)} at {', '.join(words.percent(s) for s in at)}" for m, at in shown)
+        told = "; ".join(f"{report.named(m)} at {', '.join(words.percent(s) for s in at)}" for m, at in shown)
         told += f"; and {len(most) - METHODS} more methods" if len(most) > METHODS else ""
         found.append(f"{'Other tickets' if mine else 'Some tickets'} have tensors with {less} left: {told}.")
     return found

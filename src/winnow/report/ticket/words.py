@@ -1,4 +1,4 @@
-"""A search for tickets in words: names of methods, FLOPs, figures with their intervals."""
+"""A search for tickets in words: FLOPs, figures with their intervals."""
 
 from __future__ import annotations
 
@@ -10,50 +10,7 @@ from winnow.records.ticket import Figure
 from winnow.report.allocation.words import points
 from winnow.report.compression import phrases
 
-NAMES = {
-    "dense": "dense",
-    "random": "random",
-    "magnitude": "one-shot magnitude",
-    "snip": "SNIP",
-    "grasp": "GraSP",
-    "synflow": "SynFlow",
-    "progressive": "progressive",
-    "gradual": "gradual",
-    "earlybird": "EarlyBird",
-    "imp": "IMP",
-    "imp-rewind": "IMP, rewinding",
-    "lrr": "LRR",
-    "lottery-pool": "Lottery Pool",
-    "isp": "ISP",
-    "isp-plain": "ISP, no denoisers",
-    "isp-matched": "ISP, steps matched",
-}
-SHORT = NAMES | {
-    "magnitude": "magnitude",
-    "imp-rewind": "IMP rewind",
-    "lottery-pool": "Pool",
-    "isp-plain": "ISP plain",
-    "isp-matched": "ISP matched",
-}
-MEANING = {
-    "isp-plain": "ISP’s rounds without candidates",
-    "isp-matched": "ISP’s rounds without candidates, trained longer by the steps that candidates would take",
-    "lrr": "learning-rate rewinding",
-    "lottery-pool": "IMP’s tickets, interpolated",
-    "progressive": "pruned at fixed intervals",
-    "gradual": "pruned on a cubic schedule",
-    "earlybird": "the magnitude mask once it stands still",
-}
 _POWERS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def named(method: str) -> str:
-    return NAMES.get(method, method)
-
-
-def brief(method: str) -> str:
-    """For axes and the columns of a narrow table."""
-    return SHORT.get(method, method)
 
 
 def power(value: float) -> tuple[float, str]:

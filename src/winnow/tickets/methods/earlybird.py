@@ -1,23 +1,35 @@
-"""EarlyBird: the magnitude mask of a training that has only just begun, taken as soon as it stands still."""
+"""EarlyBird: the magnitude mask of a training that has only just begun, taken as soon as it has converged."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
+from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Run
 
-if TYPE_CHECKING:
-    from winnow.tickets.settings import EarlyBirdSettings
+
+class EarlyBirdSettings(PruningSettings):
+    """EarlyBird: the magnitude mask of a dense training once it has converged."""
+
+    STEPS = ("every",)
+
+    every: int = Field(10, ge=1)  # steps between two masks
+    queue: int = Field(5, ge=2)  # masks looked at: the newest must agree with the others
+    # Each at a distance below this, 1 being that of two random masks with as many zeros. The 0.1 that is published is a share
+    # of all entries, of which random masks of 50% differ in half: 0.2 here.
+    tolerance: float = Field(0.2, gt=0)
+    patience: float = Field(0.25, gt=0, le=1)  # share of T after which the mask is taken as it is
 
 
 def earlybird(search: Search) -> Iterator[Ticket]:
-    """Dense steps until the mask stands still, then the rest of the same T steps under it (You et al. 2020).
+    """Dense steps until the mask has converged, then the rest of the same T steps under it (You et al. 2020).
 
     Every ``every`` steps the global magnitude mask at the target sparsity is compared with the ``queue`` - 1 masks before
     it; once the :func:`distance` to each is below ``tolerance``, the newest is taken (arXiv 1909.11957, algorithm 1, with
@@ -26,8 +38,8 @@ def earlybird(search: Search) -> Iterator[Ticket]:
 
     Beside the authors' code (GATECH-EIC/Early-Bird-Tickets, main.py): there too five masks are looked at and the newest is
     compared with the other four. Their masks are of channels by batch norms' factors, drawn once an epoch of a training
-    with a penalty on these factors, and a distance is the share of all entries that differ, 0.1 at 30 to 70 %. Among
-    weights of 90 % zeros that share is 0.18 between masks that have nothing to do with each other, hence the distance
+    with a penalty on these factors, and a distance is the share of all entries that differ, 0.1 at 30 to 70%. Among
+    weights of 90% zeros that share is 0.18 between masks that have nothing to do with each other, hence the distance
     here. Their scripts train the network that is cut out anew, from its weights or from new ones; here one training goes on.
     """
     for number, zeros in enumerate(search.zeros):
@@ -40,10 +52,10 @@ def earlybird(search: Search) -> Iterator[Ticket]:
             old.unlink(missing_ok=True)
         run.advance_to(run.total)
         step, apart = run.notes["drawn"], run.notes["distance"]
-        told = "standing still" if run.notes["still"] else "at the end of patience"
+        why = "when it had converged" if run.notes["converged"] else "when patience ran out"
         ticket = search.ticket(run, zeros, history=[Round(1, step, zeros, step, densities=densities(run.keeps))])
         ticket.notes.append(
-            f"the mask was drawn after {step} of {run.total} steps, {told}"
+            f"the mask was drawn after {step} of {run.total} steps, {why}"
             + ("." if apart is None else f": {apart:.0%} as far from the masks before it as random masks are.")
         )
         yield ticket
@@ -61,9 +73,9 @@ def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None
         run.advance_to(step)
         mask = MaskSet(global_magnitude(run.attached.matrices(), run.keeps, zeros, settings.max_rate))
         found = largest_distance(mask, recent)
-        still = len(recent) == queue - 1 and found is not None and found < settings.tolerance
-        if still or step == limit:
-            run.notes |= {"drawn": step, "distance": found, "still": still}
+        converged = len(recent) == queue - 1 and found is not None and found < settings.tolerance
+        if converged or step == limit:
+            run.notes |= {"drawn": step, "distance": found, "converged": converged}
             run.prune(mask)
             run.save()
             return
@@ -71,9 +83,8 @@ def _draw(run: Run, zeros: int, settings: EarlyBirdSettings, folder: Path | None
         if folder is not None:
             mask.save(_file(folder, step))
             place = checks.index(step)
-            if (
-                place % queue == 0
-            ):  # a restart makes this mask again and asks for ``queue`` - 1 masks before it, no earlier ones
+            # A restart makes this mask again and needs the ``queue`` - 1 before it, no earlier ones.
+            if place % queue == 0:
                 run.save()
                 for old in checks[: max(place - queue, 0)]:
                     _file(folder, old).unlink(missing_ok=True)
@@ -97,3 +108,6 @@ def distance(mask: MaskSet, other: MaskSet) -> float:
 
 def _file(folder: Path, step: int) -> Path:
     return folder / f"mask-{step}.safetensors"
+
+
+EARLYBIRD = Method(earlybird, "EarlyBird", "the magnitude mask once it has converged", EarlyBirdSettings)

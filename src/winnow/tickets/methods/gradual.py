@@ -6,12 +6,34 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
+from pydantic import Field
+
 from winnow.errors import InputError
 from winnow.masks.global_ranking import global_magnitude
+from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.methods.gradual import Gradual
 
 Plan = list[tuple[int, int]]  # (step after which is pruned, zeros then), in order
+
+
+class ProgressiveSettings(PruningSettings):
+    """Progressive pruning: a fixed interval of training, ten points of the weights, no rewind."""
+
+    STEPS = ("interval",)
+
+    step_points: float = Field(10.0, gt=0, lt=100)  # points of sparsity a round
+    interval: int | None = Field(None, ge=1)  # steps between two rounds; None: the rounds share half of T
+
+
+class GradualSettings(PruningSettings):
+    """Zhu and Gupta's cubic schedule over a part of the training."""
+
+    STEPS = ("every",)
+
+    begin: float = Field(0.0, ge=0, lt=1)  # share of T before the first pruning
+    end: float = Field(0.5, gt=0, le=1)  # share of T at the last one
+    every: int = Field(10, ge=1)  # steps between two
 
 
 def gradual(search: Search) -> Iterator[Ticket]:
@@ -59,12 +81,16 @@ def _shrinking(search: Search, plan: Callable[[int], Plan]) -> Iterator[Ticket]:
     for number, (zeros, points) in enumerate(zip(search.zeros, plans)):
         run = search.run(f"run-{number}", f"train to {search.sparsities[number]:.0%} zeros")
         rounds = run.notes.setdefault("rounds", [])
-        for step, wanted in points:
-            # A checkpoint at this very step may lie before the pruning or after it: pruning twice changes nothing.
+        for step, count in points:
+            # A checkpoint of this very step may be from before the pruning or after it: pruning twice changes nothing.
             if step < run.step or (rounds and rounds[-1]["step"] >= step):
                 continue
             run.advance_to(step)
-            run.prune(global_magnitude(run.attached.matrices(), run.keeps, wanted, search.settings.max_rate))
-            rounds.append(asdict(Round(len(rounds) + 1, step, wanted, run.cost.steps, densities=densities(run.keeps))))
+            run.prune(global_magnitude(run.attached.matrices(), run.keeps, count, search.settings.max_rate))
+            rounds.append(asdict(Round(len(rounds) + 1, step, count, run.cost.steps, densities=densities(run.keeps))))
         run.advance_to(run.total)
         yield search.ticket(run, zeros, history=[Round(**r) for r in rounds])
+
+
+PROGRESSIVE = Method(progressive, "progressive", "pruned at fixed intervals", ProgressiveSettings)
+GRADUAL = Method(gradual, "gradual", "pruned on a cubic schedule", GradualSettings)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from winnow.errors import FormatError
@@ -19,14 +20,31 @@ from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
 from winnow.seeding import seed_of
+from winnow.tickets.method import PruningSettings
 from winnow.tickets.methods.isp.look_ahead import Protocol, departed, protocols
-from winnow.tickets.settings import ImsSettings
+from winnow.tickets.methods.isp.plan import Decay, Positive
 from winnow.train.task.recalibration import recalibrate_mixture, training_batches
 from winnow.train.task.run import Cost, Position, Progress, Run
 from winnow.train.task.train_mode import tracking_norms
 from winnow.train.task.training import Training
 
 State = dict[str, torch.Tensor]
+KEPT = ("start", "alphas", "metrics", "evaluations")  # of a soup, in its file
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ImsSettings(PruningSettings):
+    """Instant Model Soup (Jaiswal et al. 2023, algorithm 3), which names no figures but about 100 steps."""
+
+    sparsities: tuple[Sparsity, ...] = Field(default=(0.1, 0.2, 0.3, 0.5), min_length=1)  # one candidate each
+    look_ahead: int = Field(default=100, ge=1)  # steps of one candidate
+    multipliers: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # of the learning rate
+    decays: tuple[Decay, ...] = Field(default=(0.0, 0.01, 0.1), min_length=1)
+    share: float = Field(default=0.5, gt=0, le=1)  # of an epoch's mini-batches that a candidate may see
+    grid: tuple[Share, ...] = tuple(i / 10 for i in range(11))  # of the newcomer; 0 is always tried
+    ims_scope: Literal["all", "kept"] = "all"  # kept: weights that a candidate's mask removes stay the soup's
+    recalibrate: int = Field(default=8, ge=1)  # mini-batches that batch norms are recalibrated on
 
 
 @dataclass
@@ -44,11 +62,11 @@ class ModelSoup:
     """
 
     model: nn.Module
-    alphas: list[float]
-    metrics: list[float]
-    start: float
-    cost: Cost
-    evaluations: int
+    alphas: list[float] = field(default_factory=list)
+    metrics: list[float] = field(default_factory=list)
+    start: float = math.nan
+    cost: Cost = field(default_factory=Cost)
+    evaluations: int = 0
     evaluation: Evaluation | None = None
 
 
@@ -81,30 +99,31 @@ def instant_model_soup(
     """
     settings = settings or ImsSettings()
     folder = None if store is None else store.folder(key)
-    soup = _Soup.begin(training, validate, folder)
-    jobs = _jobs(training, settings)[len(soup.alphas) :]
+    soup = _Soup(training, validate, folder)
+    found = soup.found
+    jobs = _jobs(training, settings)[len(found.alphas) :]
     executor = executor or Local()
     show = None if progress is None else progress("soup")
     shared = training.replaced(evaluate=None)
     # In this process one candidate is alive at a time; elsewhere they come back together.
-    found = map(lambda job: candidate(shared, job), jobs) if executor.local else executor.map(candidate, shared, jobs)
-    for job, (state, cost) in zip(jobs, found):
-        soup.cost.add(cost)
-        soup.stir(job, state, settings)
+    made = map(lambda job: candidate(shared, job), jobs) if executor.local else executor.map(candidate, shared, jobs)
+    for job, (state, cost) in zip(jobs, made):
+        found.cost.add(cost)
+        soup.add(job, state, settings)
         soup.save()
         if show is not None:
-            count = len(settings.sparsities)
-            show(len(soup.alphas), count, f"alpha {soup.alphas[-1]:g}, {soup.metrics[-1]:.4g}")
+            said = f"alpha {found.alphas[-1]:g}, {found.metrics[-1]:.4g}"
+            show(len(found.alphas), len(settings.sparsities), said)
     run = Run(
         training, start=Position(soup.state), folder=None if store is None else store.folder(f"{key}-run"),
         progress=None if progress is None else progress("train"),
     )  # fmt: skip
     run.advance_to(run.total)
     run.finish()
-    model = run.attached.detach()
-    soup.cost.add(run.cost)
-    evaluation = None if training.evaluate is None else training.evaluate(model)
-    return ModelSoup(model, soup.alphas, soup.metrics, soup.start, soup.cost, soup.evaluations, evaluation)
+    found.model = run.attached.detach()
+    found.cost.add(run.cost)
+    found.evaluation = None if training.evaluate is None else training.evaluate(found.model)
+    return found
 
 
 @dataclass(frozen=True)
@@ -144,39 +163,26 @@ def _mask(training: Training, zeros: int, max_rate: float) -> State:
     return global_magnitude(matrices, every, zeros, max_rate)
 
 
-@dataclass
 class _Soup:
-    """The interpolation so far, as a state dict, and how it came about."""
+    """The interpolation so far, as a state dict, and how it came about; ``found.model`` is there to try mixtures on."""
 
-    training: Training
-    validate: Callable[[nn.Module], float]
-    file: Path | None
-    model: nn.Module  # to try mixtures on
-    state: State
-    start: float = math.nan
-    alphas: list[float] = field(default_factory=list)
-    metrics: list[float] = field(default_factory=list)
-    evaluations: int = 0
-    cost: Cost = field(default_factory=Cost)
-
-    @classmethod
-    def begin(cls, training: Training, validate: Callable[[nn.Module], float], folder: Path | None) -> _Soup:
-        model = working_copy(training.model).eval()
-        file = None if folder is None else folder / "soup.safetensors"
-        soup = cls(training, validate, file, model, {n: t.detach().clone() for n, t in model.state_dict().items()})
-        if file is not None and file.exists():
-            soup._load(file)
+    def __init__(self, training: Training, validate: Callable[[nn.Module], float], folder: Path | None) -> None:
+        self.training, self.validate = training, validate
+        self.file = None if folder is None else folder / "soup.safetensors"
+        self.found = ModelSoup(working_copy(training.model).eval())
+        self.state: State = {n: t.detach().clone() for n, t in self.found.model.state_dict().items()}
+        if self.file is not None and self.file.exists():
+            self._load(self.file)
         else:
-            soup.start = soup._value()
-        return soup
+            self.found.start = self._value()
 
-    def stir(self, job: Job, state: State, settings: ImsSettings) -> None:
+    def add(self, job: Job, state: State, settings: ImsSettings) -> None:
         """Adds the candidate in the share that validates best."""
         if settings.ims_scope == "kept":
             for name, keep in _mask(self.training, job.zeros, job.max_rate).items():
-                gone = ~self.training.scope().prunables[name].restore(keep)
-                state[name][gone] = self.state[name][gone]
-        best, alpha = self.metrics[-1] if self.metrics else self.start, 0.0
+                pruned = ~self.training.scope().prunables[name].restore(keep)
+                state[name][pruned] = self.state[name][pruned]
+        best, alpha = self.found.metrics[-1] if self.found.metrics else self.found.start, 0.0
         kept = self.state
         for share in sorted({*settings.grid} - {0.0}):
             mixed = self._mix(state, share, settings)
@@ -184,31 +190,28 @@ class _Soup:
             if value > best or (math.isnan(best) and not math.isnan(value)):
                 best, alpha, kept = value, share, mixed
         self.state = kept
-        self.alphas.append(alpha)
-        self.metrics.append(best)
+        self.found.alphas.append(alpha)
+        self.found.metrics.append(best)
 
     def _mix(self, state: State, alpha: float, settings: ImsSettings) -> State:
         """The mixture, which the model then holds; whole numbers stay the soup's."""
         mixed = {n: torch.lerp(t, state[n], alpha) if t.is_floating_point() else t for n, t in self.state.items()}
-        self.model.load_state_dict(mixed)
-        if not tracking_norms(self.model):
+        self.found.model.load_state_dict(mixed)
+        if not tracking_norms(self.found.model):
             return mixed
         batches = training_batches(self.training, settings.recalibrate)
-        recalibrate_mixture(self.model, self.training.loss, batches)
-        return {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+        recalibrate_mixture(self.found.model, self.training.loss, batches)
+        return {n: t.detach().clone() for n, t in self.found.model.state_dict().items()}
 
     def _value(self) -> float:
-        self.evaluations += 1
-        self.model.eval()
+        self.found.evaluations += 1
+        self.found.model.eval()
         with torch.no_grad():
-            return float(self.validate(self.model))
+            return float(self.validate(self.found.model))
 
     def save(self) -> None:
         if self.file is not None:
-            about = {
-                "start": self.start, "alphas": self.alphas, "metrics": self.metrics, "evaluations": self.evaluations,
-                "cost": vars(self.cost),
-            }  # fmt: skip
+            about = {name: getattr(self.found, name) for name in KEPT} | {"cost": vars(self.found.cost)}
             write_tensors(self.file, self.state, {"format_version": FORMAT_VERSION, "soup": about})
 
     def _load(self, path: Path) -> None:
@@ -216,7 +219,6 @@ class _Soup:
             file = TensorFile(path)
             about: dict[str, Any] = file.about["soup"]
             self.state = {n: file.read(n).to(t.device) for n, t in self.state.items()}
-            self.start, self.alphas, self.metrics = about["start"], list(about["alphas"]), list(about["metrics"])
-            self.evaluations, self.cost = int(about["evaluations"]), Cost(**about["cost"])
+            self.found = replace(self.found, **{name: about[name] for name in KEPT}, cost=Cost(**about["cost"]))
         except (FormatError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"the soup {path} is damaged or of another model: delete it and run again.") from error

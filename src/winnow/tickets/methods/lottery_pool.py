@@ -1,17 +1,20 @@
-"""Lottery Pool: the tickets that iterative pruning made on its way, mixed into the one that was asked for."""
+"""Lottery Pool: the tickets that iterative pruning made on its way, mixed into the one at the target sparsity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from winnow.masks.global_ranking import global_magnitude
-from winnow.tickets.methods.imp import Restart, State, Way, lengths, trajectory
+from winnow.tickets.method import Method
+from winnow.tickets.methods import imp
+from winnow.tickets.methods.imp import ImpSettings, Restart, State, trajectory
+from winnow.tickets.methods.levels import levels
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.examples import Examples
 from winnow.train.saliency.saliency import spend
@@ -20,11 +23,19 @@ from winnow.train.task.held_out import divided
 from winnow.train.task.recalibration import recalibrate_mixture, training_batches
 from winnow.train.task.run import Run
 from winnow.train.task.train_mode import tracking_norms
-
-if TYPE_CHECKING:
-    from winnow.tickets.settings import PoolSettings
+from winnow.train.task.training import Training
 
 EVALUATIONS = 3  # forward passes that cost what one training step costs
+
+
+class PoolSettings(ImpSettings):
+    """Lottery Pool: interpolate the tickets that IMP made on the way (Yin et al. 2022)."""
+
+    grid: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # shares of the newcomer
+    last: float | None = Field(None, gt=0, lt=1)  # the earlier trainings are part of the ticket here: all alike
+    recalibrate: int = Field(8, ge=1)  # training mini-batches that batch norms of every mixture are recalibrated on
+    holdout: float = Field(0.1, gt=0, lt=1)  # of the training examples: not trained on, they decide who is taken in
+    fine_tune: float = Field(0.0, ge=0)  # share of T trained after the soup
 
 
 def lottery_pool(search: Search) -> Iterator[Ticket]:
@@ -50,12 +61,8 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
     settings: PoolSettings = search.settings
     rest, held = divided(search.training.examples, settings.holdout, search.training.seed)
     inner = replace(search, training=search.training.replaced(examples=rest))
-    sparsities = list(search.sparsities)
-    for place, group in enumerate([sparsities] if settings.budget is None else [[s] for s in sparsities]):
-        way = Way.to(search, group, settings.rate)
-        name = "pool" if settings.budget is None else f"target-{place}-pool"
+    for name, way, steps in imp.ways(search, "pool"):
         weights: list[Callable[[], State]] = []
-        steps = lengths(search, len(way.zeros))
         for trained in trajectory(inner, way.zeros, range(len(way.zeros)), steps=steps, restart=Restart(), name=name):
             weights.append(_weights(trained.run))
             if trained.number not in way.targets:
@@ -71,13 +78,8 @@ def lottery_pool(search: Search) -> Iterator[Ticket]:
             run.advance_to(round(settings.fine_tune * search.training.steps))
             cost = replace(trained.cost)
             cost.add(run.cost)
-            last = Round(
-                len(trained.history) + 1,
-                steps[trained.number],
-                trained.zeros,
-                cost.steps,
-                densities=densities(run.keeps),
-            )
+            number, step = len(trained.history) + 1, steps[trained.number]
+            last = Round(number, step, trained.zeros, cost.steps, densities=densities(run.keeps))
             ticket = search.ticket(run, trained.zeros, cost=cost, history=[*trained.history, last])
             before, after = run.notes["losses"]
             ticket.notes.append(
@@ -130,7 +132,7 @@ def mixing_steps(others: int, settings: PoolSettings, model: nn.Module | None, r
 
 
 def _weights(run: Run) -> Callable[[], State]:
-    """The weights of a finished run when they are asked for: from its checkpoint, or from memory where there is none."""
+    """Reads the weights of a finished run: from its checkpoint, or from memory where there is none."""
     if run.file is not None:
         file = run.file
         return lambda: read_weights(file)
@@ -147,3 +149,19 @@ def _loss(run: Run, held: Examples) -> float:
         total += float(run.training.loss(run.model, batch)) * rows
         count += rows
     return math.inf if math.isnan(total) else total / count
+
+
+def planned_steps(settings: PoolSettings, training: Training, sparsity: float) -> int:
+    """Of IMP's trainings, the mixing of what they made, and the fine-tuning; without examples, all but the mixing."""
+    found = imp.planned_steps(settings, training, sparsity) + round(settings.fine_tune * training.steps)
+    if getattr(training, "examples", None) is None:
+        return found
+    rest, held = divided(training.examples, settings.holdout, training.seed)
+    rounds = len(levels([sparsity], settings.rate))
+    return found + mixing_steps(rounds, settings, getattr(training, "model", None), rest, held)
+
+
+LOTTERY_POOL = Method(
+    lottery_pool, "Lottery Pool", "IMP’s tickets, interpolated", PoolSettings,
+    brief="Pool", planned_steps=planned_steps, trajectory=True,
+)  # fmt: skip

@@ -1,57 +1,64 @@
-"""The ways to find a ticket, by name."""
+"""The ways to find a ticket, by name. A new one is a file beside this one and a line here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from winnow.errors import InputError
+
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from winnow.tickets.method import Method
 
-    from winnow.tickets.search import Finder
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a method lives: ``module`` under winnow.tickets.methods, a generator function in it, and its settings class.
-
-    ``trajectory``: one sequence of trainings serves all sparsities, unless its settings have a ``budget``.
-    ``candidates``: a run has parts that an executor can compute.
-    """
-
-    module: str
-    function: str
-    settings: str = "Settings"  # in winnow.tickets.settings
-    trajectory: bool = False
-    candidates: bool = False
-
-    @property
-    def finder(self) -> Finder:
-        return getattr(import_module(f"winnow.tickets.methods.{self.module}"), self.function)
-
-    @property
-    def settings_class(self) -> type[BaseModel]:
-        from winnow.tickets import settings
-
-        return getattr(settings, self.settings)
+DEFAULT = "isp-matched"  # what method="ticket" stands for
 
 
-METHODS: dict[str, Entry] = {
-    "dense": Entry("dense", "dense"),
-    "random": Entry("one_shot", "random", "PruningSettings"),
-    "magnitude": Entry("one_shot", "one_shot", "PruningSettings"),
-    "snip": Entry("one_shot", "snip", "SnipSettings"),
-    "grasp": Entry("one_shot", "grasp", "ScoreSettings"),
-    "synflow": Entry("one_shot", "synflow", "SynflowSettings"),
-    "progressive": Entry("gradual", "progressive", "ProgressiveSettings"),
-    "gradual": Entry("gradual", "gradual", "GradualSettings"),
-    "earlybird": Entry("earlybird", "earlybird", "EarlyBirdSettings"),
-    "imp": Entry("imp", "imp", "ImpSettings", trajectory=True),
-    "imp-rewind": Entry("imp", "imp_rewind", "RewindSettings", trajectory=True),
-    "lrr": Entry("imp", "lrr", "ImpSettings", trajectory=True),
-    "lottery-pool": Entry("lottery_pool", "lottery_pool", "PoolSettings", trajectory=True),
-    "isp": Entry("isp.isp", "isp", "IspSettings", candidates=True),
-    "isp-plain": Entry("isp.isp", "isp_plain", "IspSettings"),
-    "isp-matched": Entry("isp.isp", "isp_matched", "IspSettings"),
-}  # fmt: skip
+class Methods(Mapping[str, "Method"]):
+    """Methods by name, imported when they are looked up; built from names -> "module:constant" beside this file."""
+
+    def __init__(self, places: dict[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> Method:
+        module, _, constant = self._places[name].partition(":")
+        return getattr(import_module(f"winnow.tickets.methods.{module}"), constant)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+METHODS = Methods(
+    {
+        "dense": "dense:DENSE",
+        "random": "one_shot:RANDOM",
+        "magnitude": "one_shot:MAGNITUDE",
+        "snip": "one_shot:SNIP",
+        "grasp": "one_shot:GRASP",
+        "synflow": "one_shot:SYNFLOW",
+        "progressive": "gradual:PROGRESSIVE",
+        "gradual": "gradual:GRADUAL",
+        "earlybird": "earlybird:EARLYBIRD",
+        "imp": "imp:IMP",
+        "imp-rewind": "imp:IMP_REWIND",
+        "lrr": "imp:LRR",
+        "lottery-pool": "lottery_pool:LOTTERY_POOL",
+        "isp": "isp.isp:ISP",
+        "isp-plain": "isp.isp:ISP_PLAIN",
+        "isp-matched": "isp.isp:ISP_MATCHED",
+    }
+)
+
+
+def known(method: str) -> str:
+    """The name of a method in :data:`METHODS`; "ticket" is the default one. Raises InputError."""
+    name = DEFAULT if method == "ticket" else method
+    if name not in METHODS:
+        names = ", ".join(m for m in METHODS if m != "dense")
+        raise InputError(
+            f"the method {method!r} is not known: choose one of ticket, {names} (or dense, training without pruning)."
+        )
+    return name

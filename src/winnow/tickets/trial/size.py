@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from winnow.errors import InputError
 from winnow.seeding import seed_of
-from winnow.tickets.cost import imp_rounds, planned_steps
-from winnow.tickets.methods.imp import most_rounds
-from winnow.tickets.methods.levels import levels
-from winnow.tickets.settings import ImpSettings
+from winnow.tickets.method import Settings
+from winnow.tickets.methods.registry import METHODS
 from winnow.train.examples import Examples
 from winnow.train.task.held_out import Part
 from winnow.train.task.run import Run
@@ -22,10 +19,9 @@ from winnow.train.task.training import Training
 
 LEAST = 20  # steps of a trial: fewer say nothing
 RESERVE = 0.85  # of the minutes are planned with; the rest is for masks, scoring and what else takes time
-MARGIN = 1.25  # on the minutes asked for in a refusal: the next start times its few steps anew, and not the same
+MARGIN = 1.25  # on the minutes that a refusal names: the next start times its few steps anew, and not the same
 WARM, TIMED = 1, 4  # steps before and while steps are timed
 BATCHES = 8  # mini-batches of examples at least
-SCALED = {"look_ahead": 2, "seed_steps": 1, "interval": 1, "every": 1}  # settings counted in steps, and their least
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Plan:
     steps: int
     examples: int
     seconds: float
-    settings: dict[str, Any]  # by method, shrunk
+    settings: dict[str, Settings]  # by method, shortened
 
 
 class TooShort(InputError):
@@ -58,7 +54,7 @@ def step_seconds(training: Training) -> float:
 def plan(
     training: Training,
     sparsity: float,
-    methods: Mapping[str, Any],
+    methods: Mapping[str, Settings],
     *,
     seeds: int,
     step: float,
@@ -75,7 +71,7 @@ def plan(
         methods: settings by method name.
         step, evaluation: seconds of one of each.
         seconds: that the trial may take.
-        spent: seconds that have gone before it, for the message.
+        spent: seconds before it, for the message.
 
     Raises:
         TooShort: not even a trial of 20 steps fits.
@@ -86,49 +82,25 @@ def plan(
     def examples_at(steps: int) -> int:
         return min(count, max(round(count * steps / training.steps), BATCHES * examples.size))
 
-    def settings_at(steps: int) -> dict[str, Any]:
-        return {m: shrunk(m, s, sparsity, steps, steps / training.steps) for m, s in methods.items()}
+    def settings_at(steps: int) -> dict[str, Settings]:
+        return {m: s.shortened(sparsity, steps, steps / training.steps) for m, s in methods.items()}
 
     def needed(steps: int) -> float:
         # Some method's steps go with the number of examples, whichever they are.
         few = Part(examples, examples.numbers[: _draws(examples, examples_at(steps))])
         short = training.replaced(steps=steps, examples=few)
-        total = sum(
-            planned_steps(m, s, short, 0.0 if m == "dense" else sparsity) for m, s in settings_at(steps).items()
-        )
+        total = sum(METHODS[m].planned_steps(s, short, sparsity) for m, s in settings_at(steps).items())
         return seeds * (total * step + len(methods) * evaluation)
 
     least = min(LEAST, training.steps)
     if needed(least) > RESERVE * seconds:
-        wanted = math.ceil((spent + MARGIN * needed(least) / RESERVE) / 6) / 10
-        raise TooShort(f"a trial of {least} steps, timing included, may take up to {wanted:g} minutes here", wanted)
+        enough = math.ceil((spent + MARGIN * needed(least) / RESERVE) / 6) / 10
+        raise TooShort(f"a trial of {least} steps, timing included, may take up to {enough:g} minutes here", enough)
     low, high = least, training.steps
     while low < high:  # ``needed`` rises with the steps, save for rounding
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(middle) <= RESERVE * seconds else (low, middle - 1)
     return Plan(low, examples_at(low), needed(low), settings_at(low))
-
-
-def shrunk(method: str, settings: Any, sparsity: float, steps: int, share: float) -> Any:
-    """Settings for a training of ``steps``: those counted in steps times ``share``; of ISP, and of IMP within a budget, as many
-    rounds as there is room for."""
-    changes: dict[str, Any] = {
-        name: max(least, round(value * share))
-        for name, least in SCALED.items()
-        if isinstance(value := getattr(settings, name, None), int)
-    }
-    if method.startswith("isp"):
-        # t K (K + 1) / 2 steps go before the last mask, t = 1 at least.
-        most = max(1, math.floor((math.sqrt(1 + 8 * settings.budget * steps) - 1) / 2))
-        if settings.rate is not None and len(levels([sparsity], settings.rate)) > most:
-            changes["rate"] = 1 - (1 - sparsity) ** (1 / most)
-        if "seed_steps" in changes:  # given for the full length: here as many as fit
-            changes["seed_steps"] = None
-    elif isinstance(settings, ImpSettings) and settings.budget is not None:
-        most = most_rounds(settings, steps)
-        if imp_rounds(sparsity, settings.rate) > most:
-            changes["rate"] = 1 - (1 - sparsity) ** (1 / most)
-    return settings.model_copy(update=changes) if changes else settings
 
 
 def subset(examples: Examples, count: int, seed: int) -> Examples:

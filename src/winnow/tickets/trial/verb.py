@@ -9,14 +9,15 @@ from typing import Any
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.measure.intervals import proportion_interval
-from winnow.settings import read_settings
-from winnow.tickets.cost import imp_rounds, planned_steps
-from winnow.tickets.methods.registry import METHODS
+from winnow.tickets.cost import imp_rounds
+from winnow.tickets.method import Settings
+from winnow.tickets.methods.registry import METHODS, known
 from winnow.tickets.search import Search, Ticket
 from winnow.tickets.trial.size import plan, step_seconds, subset
 from winnow.tickets.trial.verdict import MAX_DROP, Full, Verdict, judge
 from winnow.train.task.run import Progress
 from winnow.train.task.training import Training
+from winnow.words import duration
 
 
 def poc(
@@ -50,14 +51,12 @@ def poc(
     """
     start = time.perf_counter()
     if training.evaluate is None:
-        raise InputError(
-            "a trial is judged by its quality and there is nothing to measure it on: give evaluation data."
-        )
+        raise InputError("a trial is judged by its quality: give evaluation data.")
     if not minutes > 0 or seeds < 1:
-        raise InputError(f"a trial of {minutes:g} minutes and {seeds} seeds is none: give more than 0 of both.")
+        raise InputError(f"{minutes:g} minutes and {seeds} seeds: both must be greater than 0.")
     rate = parse_sparsity(sparsity)
     if not 0 < rate < 1:
-        raise InputError(f"a ticket of sparsity {rate:g} is none: give a share of zeros between 0 and 1.")
+        raise InputError(f"sparsity {rate:g}: give one between 0 and 1.")
     chosen, kinds = _settings(methods, training, dict(settings or {}))
     proportion_interval(1, 2)  # imports what intervals need: seconds that no later evaluation takes
     step = step_seconds(training)
@@ -79,8 +78,8 @@ def poc(
             rates = [0.0] if method == "dense" else [rate]
             tickets += METHODS[method].finder(Search(method, one, rates, found.settings[method], progress=progress))
         done += 1
-        took, gone = time.perf_counter() - began, time.perf_counter() - start
-        if gone + took > 60 * minutes:
+        now = time.perf_counter()
+        if now - start + now - began > 60 * minutes:
             break
     evaluations = {m: [t.evaluation for t in tickets if t.method == m and t.evaluation is not None] for m in kinds}
     decision, short_reason, reasons, ability, drop, gain = judge(evaluations, before, chosen, rate, max_drop)
@@ -88,57 +87,42 @@ def poc(
     step = sum(c.seconds for c in dense) / max(sum(c.steps for c in dense), 1)
     full = _full(training, chosen, kinds[chosen], rate, step, measuring)
     if done < seeds:
-        reasons.append(f"{done} of {seeds} seeds were run: the minutes were over.")
+        reasons.append(f"{done} of {seeds} seeds were run: the time was up.")
     seconds = time.perf_counter() - start
     reasons += _lengths(training, found.steps, short.examples.count, full)
     head = {"go": "Go", "no-go": "No-go", "undecided": "Undecided"}[decision]
-    trial = f"in a trial of {found.steps:,} steps on {short.examples.count:,} examples ({_duration(seconds)})"
+    trial = f"in a trial of {found.steps:,} steps on {short.examples.count:,} examples ({duration(seconds)})"
     return Verdict(
-        decision, f"{head}: {trial} {short_reason}; the full run takes about {_duration(full.seconds)}.", reasons,
+        decision, f"{head}: {trial} {short_reason}; the full run takes about {duration(full.seconds)}.", reasons,
         ability, drop, gain, full, found.steps, short.examples.count, seconds, tickets, short,
     )  # fmt: skip
 
 
-def _settings(methods: Sequence[str], training: Training, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _settings(methods: Sequence[str], training: Training, given: dict[str, Any]) -> tuple[str, dict[str, Settings]]:
     """The method judged, and the full run's settings of every method of the trial, the dense training among them."""
-    from winnow.tickets.verb import DEFAULT, default_settings
-
-    names = [DEFAULT if m == "ticket" else m for m in methods]
-    unknown = next((m for m in names if m not in METHODS), None)
-    if unknown is not None:
-        raise InputError(f"the method {unknown!r} is not known: choose ticket, {', '.join(METHODS)}.")
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(known(m) for m in methods))
     judged = next((m for m in names if m != "dense"), None)
     if judged is None:
         raise InputError("a trial judges a ticket against the dense training: name a method beside dense.")
-    kinds: dict[str, Any] = {}
-    for name in ["dense", *(m for m in names if m != "dense")]:
-        chosen = default_settings(name, training) | (given if name == judged else {})
-        kinds[name] = read_settings(METHODS[name].settings_class, chosen, name)
-    return judged, kinds
+    every = ["dense", *(m for m in names if m != "dense")]
+    return judged, {m: METHODS[m].read_settings(given if m == judged else {}, m, training.kind) for m in every}
 
 
-def _full(training: Training, method: str, settings: Any, sparsity: float, step: float, evaluation: float) -> Full:
+def _full(training: Training, method: str, settings: Settings, sparsity: float, step: float, evaluation: float) -> Full:
     """Extrapolated from the seconds of a step; masks and candidates' copies are small beside them."""
-    steps = planned_steps(method, settings, training, sparsity)
+    steps = METHODS[method].planned_steps(settings, training, sparsity)
     imp = (imp_rounds(sparsity) + 1) * training.steps
     return Full(steps, steps * step + evaluation, imp, imp * step + evaluation)
 
 
 def _lengths(training: Training, steps: int, examples: int, full: Full) -> list[str]:
-    part = f"T is {training.steps:,} steps on {training.examples.count:,} examples"
-    said = [
-        f"The full run takes {full.steps:,} steps ({full.steps / training.steps:.3g} T), about {_duration(full.seconds)} here; "
-        f"full IMP {full.imp_steps:,} steps ({full.imp_steps / training.steps:.3g} T), about {_duration(full.imp_seconds)}."
+    found = [
+        f"The full run takes {full.steps:,} steps ({full.steps / training.steps:.3g} T), about {duration(full.seconds)} here; "
+        f"full IMP {full.imp_steps:,} steps ({full.imp_steps / training.steps:.3g} T), about {duration(full.imp_seconds)}."
     ]
     if steps < training.steps:
-        said.append(
-            f"{part}, the trial had {steps:,} on {examples:,}: both models gain from the rest, the sparse one usually more."
+        found.append(
+            f"T is {training.steps:,} steps on {training.examples.count:,} examples, the trial had {steps:,} on {examples:,}: "
+            "both models gain from the rest, the sparse one usually more."
         )
-    return said
-
-
-def _duration(seconds: float) -> str:
-    from winnow.words import duration
-
-    return duration(seconds)
+    return found

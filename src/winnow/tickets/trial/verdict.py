@@ -25,7 +25,7 @@ HALF = 0.5  # of the dense model's skill: a ticket that keeps less will not make
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference with its 95 % interval, in points (per cent of a perplexity)."""
+    """A mean paired difference with its 95% interval, in points (per cent of a perplexity)."""
 
     value: float
     low: float
@@ -121,15 +121,13 @@ def judge(
     ability, usual = skill(dense, before)
     drop = difference(dense, ticket)
     rival = evaluations.get("magnitude") if method != "magnitude" else None
-    gain = negative(difference(ticket, rival)) if rival else None
-    gain = negative(gain) if gain is not None else None
+    gain = difference(ticket, rival) if rival else None
     unit = "%" if dense[0].metric == "perplexity" else "points"
     reasons = [_ability(dense, ability, usual, unit), _loss(ticket, drop, unit, sparsity)]
     if gain is not None:
-        word = _compared(gain, "better than", "worse than", "not told apart from")
-        reasons.append(f"It is {word} one-shot magnitude pruning: {_told(gain, unit)}.")
-    sure = math.isfinite(drop.value + ability.value)
-    if not sure:
+        word = "better than" if gain.low > 0 else "worse than" if gain.high < 0 else "not significantly different from"
+        reasons.append(f"It is {word} one-shot magnitude pruning: {_shown(gain, unit)}.")
+    if not math.isfinite(drop.value + ability.value):
         return "no-go", "a model put out values that are not numbers", reasons, ability, drop, gain
     little = MAX_DROP if usual is None else 100 * LITTLE * (1 - usual)
     if ability.high <= little:
@@ -156,20 +154,15 @@ def _value(evaluations: Sequence[Evaluation]) -> str:
     return f"{evaluations[0].metric} {mean:.4g}"
 
 
-def _told(d: Difference, unit: str) -> str:
+def _shown(d: Difference, unit: str) -> str:
     return f"{signed(d.value)} {unit} ({signed(d.low)} to {signed(d.high)})"
-
-
-def _compared(d: Difference, better: str, worse: str, neither: str) -> str:
-    return better if d.low > 0 else worse if d.high < 0 else neither
 
 
 def _ability(dense: Sequence[Evaluation], ability: Difference, usual: float | None, unit: str) -> str:
     against = "itself before the training" if usual is None else f"the most frequent answer ({100 * usual:.2f} %)"
-    return f"Dense: {_value(dense)}, against {against}: {_told(ability, unit)}."
+    return f"Dense: {_value(dense)}, against {against}: {_shown(ability, unit)}."
 
 
 def _loss(ticket: Sequence[Evaluation], drop: Difference, unit: str, sparsity: float) -> str:
-    worse = unit == "points"
-    shown = negative(drop) if worse else drop
-    return f"Ticket at {100 * sparsity:g} % zeros: {_value(ticket)}, against dense: {_told(shown, unit)}."
+    shown = negative(drop) if unit == "points" else drop
+    return f"Ticket at {100 * sparsity:g} % zeros: {_value(ticket)}, against dense: {_shown(shown, unit)}."

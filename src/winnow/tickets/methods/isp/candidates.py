@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from winnow.errors import FormatError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
-from winnow.masks.global_ranking import MAX_RATE
 from winnow.masks.mask import Mask, MaskSet
 from winnow.run.executor import Executor
 from winnow.tickets.methods.isp.look_ahead import Candidate, Protocol, look_ahead
@@ -22,7 +20,7 @@ from winnow.train.task.training import Training
 
 @dataclass
 class Pool:
-    """What the candidates of a round leave: a packed mask each, and where asked for a sum of what they came to.
+    """What the candidates of a round leave: a packed mask each, and on request a sum of what they came to.
 
     ``total`` sums their scores, as |theta_j|, one float matrix [rows, cols] a tensor, ``weights`` all that they trained;
     neither grows with their number.
@@ -62,68 +60,44 @@ class Fork:
     step: int
     total: int
     stream: Any
-    steps: int
-    zeros: int
-    sums: bool
-    weights: bool
-    max_rate: float
-    curvature: float
+    options: dict[str, Any]  # of look_ahead
 
 
 def candidate_job(shared: Fork, item: Protocol) -> Candidate:
     """One candidate, in a run made anew at the position: bit for bit what :func:`look_ahead` finds in place."""
     run = Run(shared.training, start=shared.position, steps=shared.total, stream=shared.stream, first_step=shared.step)
-    return look_ahead(
-        run, item, shared.steps, shared.zeros, sums=shared.sums, weights=shared.weights,
-        max_rate=shared.max_rate, curvature=shared.curvature,
-    )  # fmt: skip
+    return look_ahead(run, item, **shared.options)
 
 
 def gather(
-    run: Run,
-    protocols: Sequence[Protocol],
-    steps: int,
-    zeros: int,
-    *,
-    folder: Path | None,
-    executor: Executor,
-    sums: bool = False,
-    weights: bool = False,
-    max_rate: float = MAX_RATE,
-    curvature: float = 0.0,
-    label: str = "",
+    run: Run, protocols: Sequence[Protocol], *, folder: Path | None, executor: Executor, label: str = "", **options: Any
 ) -> Pool:
     """The candidates of a round, in order, charged to the run; its weights stay where they are.
 
     A local executor computes them in place, one after another. Another executor gets those that are missing all at once;
-    what is asked for beside masks comes back together. Each is written to ``folder`` when it is finished, so that a
+    what is returned beside masks comes back together. Each is written to ``folder`` when it is finished, so that a
     round that was killed goes on with what is missing.
 
     Args:
         protocols: numbered 0, 1, ...
-        steps, zeros: of one look-ahead, and of its mask.
         folder: None keeps nothing.
-        sums, weights: whether the sums of :class:`Pool` are wanted: of scores, of all that is trained.
-        max_rate: share of its weights that a tensor may lose at most.
-        curvature: what masks and scores are made of; see :func:`winnow.tickets.methods.isp.curvature.scores`.
+        options: of :func:`look_ahead`; ``sums`` and ``weights`` are what :class:`Pool` sums.
     """
-    kept = _Kept(folder, run, sums, weights)
+    kept = _Kept(folder, run, options.get("sums", False), options.get("weights", False))
     elsewhere: dict[int, Candidate] = {}
 
-    def tell(number: int, text: str) -> None:
+    def show(number: int, text: str) -> None:
         if run.progress:
             run.progress(run.step, run.total, f"{label}candidate {number + 1} of {len(protocols)}{text}")
 
     if not executor.local:
-        missing = [p for p in protocols if not kept.has(p.number)]
+        missing = [p for p in protocols if kept.read(p.number) is None]
         training = run.training.replaced(evaluate=None)
-        fork = Fork(
-            training, run.position(), run.step, run.total, run.stream, steps, zeros, sums, weights, max_rate, curvature
-        )
+        fork = Fork(training, run.position(), run.step, run.total, run.stream, options)
 
         def done(index: int, candidate: Candidate) -> None:
             kept.write(missing[index].number, candidate)
-            tell(missing[index].number, " is there")
+            show(missing[index].number, " is there")
 
         if missing:
             elsewhere = dict(zip([p.number for p in missing], executor.map(candidate_job, fork, missing, done)))
@@ -133,19 +107,11 @@ def gather(
         if candidate is not None:
             run.cost.add(candidate.cost)
         else:
-            tell(protocol.number, "")
-            candidate = look_ahead(
-                run, protocol, steps, zeros, sums=sums, weights=weights, max_rate=max_rate, curvature=curvature
-            )
+            show(protocol.number, "")
+            candidate = look_ahead(run, protocol, **options)
             kept.write(protocol.number, candidate)
         pool.add(candidate)
     return pool
-
-
-def forget(folder: Path | None) -> None:
-    """Removes the candidates of a round that is over."""
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Kept:
@@ -153,9 +119,6 @@ class _Kept:
 
     def __init__(self, folder: Path | None, run: Run, sums: bool, weights: bool) -> None:
         self.folder, self.run, self.sums, self.weights = folder, run, sums, weights
-
-    def has(self, number: int) -> bool:
-        return self.read(number) is not None
 
     def read(self, number: int) -> Candidate | None:
         """None where it is not there or damaged: then it is computed again."""

@@ -15,7 +15,7 @@ from winnow.masks.soup import soup
 from winnow.tickets.methods.isp.candidates import Pool
 
 Aggregate = Literal["vote", "mean_abs", "forecast", "union", "intersect", "literal"]
-EXACT = ("vote", "mean_abs", "forecast", "literal")  # ways that come to the wanted count in every round
+EXACT = ("vote", "mean_abs", "forecast", "literal")  # ways that meet the target in every round
 
 
 def denoise(
@@ -51,7 +51,7 @@ def denoise(
         pool: the candidates; their masks lie within ``keeps`` and have ``zeros`` zeros each.
         weights: theta of the main model, matrices [rows, cols]; in all ways but forecast any scores may stand for |theta|.
         keeps: the present masks.
-        zeros: wanted over all tensors, what is gone already included.
+        zeros: target over all tensors, earlier rounds included.
         most: zeros that must not be passed (``intersect``); ``zeros`` unless given.
         max_rate: share of its weights that a tensor may lose at most; a tensor that stops there leaves the rest to others.
         mean: the candidates' mean as matrices (``forecast``).
@@ -88,9 +88,9 @@ def disagreement(masks: Sequence[MaskSet], active: int) -> float:
     return sum(pairs) / len(pairs) / active if pairs and active else 0.0
 
 
-def unanimous(masks: Sequence[MaskSet], gone: int, zeros: int) -> float:
+def unanimous(masks: Sequence[MaskSet], pruned: int, zeros: int) -> float:
     """Of the weights that a round was to prune, the share that every candidate would; 1 where there were none."""
-    return (soup(masks, "union").zeros - gone) / (zeros - gone) if zeros > gone else 1.0
+    return (soup(masks, "union").zeros - pruned) / (zeros - pruned) if zeros > pruned else 1.0
 
 
 def _ahead(weight: torch.Tensor, mean: torch.Tensor, reach: float) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _ahead(weight: torch.Tensor, mean: torch.Tensor, reach: float) -> torch.Tens
 
 
 class _Magnitudes(Mapping[str, torch.Tensor]):
-    """|theta| for the soup, a tensor at a time; weights that are gone lie below live ones that are exactly zero."""
+    """|theta| for the soup, a tensor at a time; pruned weights lie below kept ones that are exactly zero."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], keeps: Mapping[str, torch.Tensor]) -> None:
         self.weights, self.keeps = weights, keeps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +12,18 @@ import torch
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
 from winnow.seeding import seed_of
-from winnow.tickets.methods.isp.candidates import Pool, forget, gather
+from winnow.tickets.method import Method
+from winnow.tickets.methods.isp.candidates import Pool, gather
 from winnow.tickets.methods.isp.curvature import scores
 from winnow.tickets.methods.isp.denoise import EXACT, adjust, denoise, disagreement, unanimous
-from winnow.tickets.methods.isp.look_ahead import protocols, put
-from winnow.tickets.methods.isp.plan import IspPlan, plan_isp
+from winnow.tickets.methods.isp.look_ahead import copy_into, protocols
+from winnow.tickets.methods.isp.plan import IspPlan, IspSettings, plan_isp
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Run
+from winnow.train.task.training import Training
 
-CLOSE = (
-    0.05  # union: this near the target, in shares of all weights, the rest goes at once (the official code's stop rule)
-)
+# Union: this near the target, in shares of all weights, the rest is pruned at once (the official code's stop rule).
+CLOSE = 0.05
 
 
 def isp(search: Search) -> Iterator[Ticket]:
@@ -33,7 +35,7 @@ def isp(search: Search) -> Iterator[Ticket]:
 
     Beside the authors' code (VITA-Group/instant_soup, isp_dynamic.py): there candidates differ in their data only, look
     ahead with a fresh optimizer behind a warm-up of 500 steps, at 0 to 8 % of the training's rate (they then differ in
-    0.03 to 0.33 % of the active weights, here in 3 to 16 %), and are joined by ``union``; the wanted count is met once, at
+    0.03 to 0.33 % of the active weights, here in 3 to 16 %), and are joined by ``union``; the target is met once, at
     the end; masks are drawn until 45 to 64 % of the training, here until ``budget`` of it. Learning rates and decays of
     the candidates, a soup each round and its exact count are the paper's.
     """
@@ -66,7 +68,7 @@ def _tickets(search: Search, *, soup: bool, extended: bool) -> Iterator[Ticket]:
         rounds = _Rounds(search, run, f"run-{number}", plan, zeros, plan.candidates if soup else 0)
         rounds.work()
         run.advance_to(total)
-        yield search.ticket(run, zeros, history=rounds.history, notes=rounds.told())
+        yield search.ticket(run, zeros, history=rounds.history, notes=rounds.notes())
 
 
 @dataclass
@@ -81,7 +83,7 @@ class _Rounds:
     candidates: int
 
     def __post_init__(self) -> None:
-        self.wanted = [min(self.search.zeros_at(s), self.zeros) for s in self.plan.levels[:-1]] + [self.zeros]
+        self.targets = [min(self.search.zeros_at(s), self.zeros) for s in self.plan.levels[:-1]] + [self.zeros]
         self.seed = self.plan.seed_steps
 
     @property
@@ -89,24 +91,30 @@ class _Rounds:
         return [Round(**r) for r in self.run.notes.get("rounds", [])]
 
     def work(self) -> None:
-        while self.run.attached.zeros < self.wanted[-1]:
+        while self.run.attached.zeros < self.targets[-1]:
             number = len(self.history)
             self.run.advance_to(self.seed * (number + 1) * (number + 2) // 2)
             folder = None
             if self.search.store is not None and self.candidates:
                 folder = self.search.store.folder(f"{self.search.key}-{self.name}-round-{number}")
-            masks, told = self._masks(number, folder)
+            masks, agreement = self._masks(number, folder)
             self.run.prune(masks)
-            told |= {"number": number + 1, "step": self.run.step, "zeros": masks.zeros, "steps": self.run.cost.steps}
-            told["densities"] = densities(self.run.keeps)
-            self.run.notes.setdefault("rounds", []).append(told)
+            done: dict[str, Any] = {
+                "number": number + 1,
+                "step": self.run.step,
+                "zeros": masks.zeros,
+                "steps": self.run.cost.steps,
+            }
+            done["densities"] = densities(self.run.keeps)
+            self.run.notes.setdefault("rounds", []).append(agreement | done)
             self.run.save()
-            forget(folder)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _masks(self, number: int, folder: Any) -> tuple[MaskSet, dict[str, Any]]:
         run, settings = self.run, self.search.settings
-        weights, gone = scores(run.attached, run.optimizer, settings.curvature), run.attached.zeros
-        zeros = self._asked(number, gone)
+        weights, pruned = scores(run.attached, run.optimizer, settings.curvature), run.attached.zeros
+        zeros = self._zeros(number, pruned)
         if not self.candidates:
             return MaskSet(global_magnitude(weights, run.keeps, zeros, settings.max_rate)), {}
         drawn = protocols(
@@ -114,24 +122,23 @@ class _Rounds:
             seed=seed_of(run.training.seed, run.stream, number),
         )  # fmt: skip
         pool = gather(
-            run, drawn, self.plan.look_ahead, zeros, folder=folder, executor=self.search.executor,
+            run, drawn, steps=self.plan.look_ahead, zeros=zeros, folder=folder, executor=self.search.executor,
             sums=settings.aggregate == "mean_abs", weights=settings.average or settings.aggregate == "forecast",
-            max_rate=settings.max_rate, curvature=settings.curvature, label=f"round {number + 1} of {len(self.wanted)}, ",
+            max_rate=settings.max_rate, curvature=settings.curvature, label=f"round {number + 1} of {len(self.targets)}, ",
         )  # fmt: skip
         masks = denoise(
-            settings.aggregate, pool, weights, run.keeps, zeros, most=self.wanted[-1], max_rate=settings.max_rate,
+            settings.aggregate, pool, weights, run.keeps, zeros, most=self.targets[-1], max_rate=settings.max_rate,
             mean=self._mean(pool) if settings.aggregate == "forecast" else None, reach=settings.reach,
         )  # fmt: skip
         last = number + 1 == self.plan.most
-        if settings.aggregate == "union" and (last or self.wanted[-1] - masks.zeros < CLOSE * masks.numel):
-            masks = adjust(masks, weights, self.wanted[-1], settings.max_rate)
+        if settings.aggregate == "union" and (last or self.targets[-1] - masks.zeros < CLOSE * masks.numel):
+            masks = adjust(masks, weights, self.targets[-1], settings.max_rate)
         if settings.average:
-            put(run.model, pool.mean())
-        told = {
-            "disagreement": disagreement(pool.masks, run.attached.numel - gone),
-            "unanimous": unanimous(pool.masks, gone, zeros),
+            copy_into(run.model, pool.mean())
+        return masks, {
+            "disagreement": disagreement(pool.masks, run.attached.numel - pruned),
+            "unanimous": unanimous(pool.masks, pruned, zeros),
         }
-        return masks, told
 
     def _mean(self, pool: Pool) -> dict[str, torch.Tensor]:
         """The candidates' mean as matrices; a frozen weight is its own."""
@@ -139,16 +146,16 @@ class _Rounds:
         prunables = self.run.scope.prunables
         return {n: prunables[n].matrix(mean[n]) if n in mean else m for n, m in found.items()}
 
-    def _asked(self, number: int, gone: int) -> int:
+    def _zeros(self, number: int, pruned: int) -> int:
         """Zeros that each candidate's mask gets: the level of the round, or where soups miss it, ``rate`` of what is left."""
-        settings, final = self.search.settings, self.wanted[-1]
+        settings, final = self.search.settings, self.targets[-1]
         if not self.candidates or settings.aggregate in EXACT:
-            return self.wanted[number]
-        if settings.aggregate == "intersect" and number + 1 == len(self.wanted):
+            return self.targets[number]
+        if settings.aggregate == "intersect" and number + 1 == len(self.targets):
             return final
-        return min(final, gone + max(1, round(self.plan.rate * (self.run.attached.numel - gone))))
+        return min(final, pruned + max(1, round(self.plan.rate * (self.run.attached.numel - pruned))))
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         rounds, total = self.history, self.run.total
         before = rounds[-1].step if rounds else 0
         cost = self.run.cost
@@ -163,3 +170,25 @@ class _Rounds:
                 "aggregate=literal is the paper's algorithm 2 as printed: it equals isp-plain, for more steps."
             )
         return found
+
+
+def _with_candidates(settings: IspSettings, training: Training, sparsity: float) -> int:
+    """A union takes the most rounds where t is the least that it can be."""
+    return training.steps + plan_isp(settings, sparsity, training.steps, epoch=1).thrown_at_most
+
+
+def _with_their_steps(settings: IspSettings, training: Training, sparsity: float) -> int:
+    return training.steps + plan_isp(settings, sparsity, training.steps, epoch=1).thrown
+
+
+_OPTIONS: Any = {"settings_class": IspSettings, "encoder_settings": {"preset": "bert"}, "early_masks": True}
+ISP = Method(
+    isp, "ISP", "Instant Soup Pruning: pruned during one training by what several short look-aheads agree on",
+    planned_steps=_with_candidates, candidates=True, **_OPTIONS,
+)  # fmt: skip
+ISP_PLAIN = Method(isp_plain, "ISP, no denoisers", "ISP’s rounds without candidates", brief="ISP plain", **_OPTIONS)
+ISP_MATCHED = Method(
+    isp_matched, "ISP, steps matched",
+    "ISP’s rounds without candidates, trained longer by the steps that candidates would take",
+    brief="ISP matched", planned_steps=_with_their_steps, **_OPTIONS,
+)  # fmt: skip

@@ -33,8 +33,8 @@ class Protocol:
 
 @dataclass
 class Candidate:
-    """What leaves a look-ahead: its mask, its cost, and where asked for its weights' scores as matrices [rows, cols], or all
-    that it trained (parameters and running statistics, by state-dict name)."""
+    """What a look-ahead leaves: its mask, its cost, and on request its weights' scores as matrices [rows, cols], or all that
+    it trained (parameters and running statistics, by state-dict name)."""
 
     masks: MaskSet
     scores: dict[str, torch.Tensor] | None = None
@@ -53,10 +53,14 @@ def look_ahead(
     max_rate: float = MAX_RATE,
     curvature: float = 0.0,
 ) -> Candidate:
-    """Trains the run's model under a protocol, takes its mask with ``zeros`` zeros, and puts everything back.
+    """Trains the run's model under a protocol, takes its mask with ``zeros`` zeros, and restores everything.
 
     The run is left as it was but for its cost (Jaiswal et al. 2023, algorithm 2, line 4); see :func:`departed`. The mask
     is that of the magnitudes, or with ``curvature`` of :func:`winnow.tickets.methods.isp.curvature.scores`.
+
+    Args:
+        sums, weights: whether its scores, and all that it trained, are returned.
+        max_rate: share of its weights that a tensor may lose at most.
 
     Raises:
         InputError: the candidate's loss or weights became NaN or infinite, or its optimizer knows no curvature.
@@ -97,7 +101,7 @@ def departed(run: Run, protocol: Protocol, steps: int, curvature: float = 0.0) -
         run.cost.add(cost)
         yield Away(cost, found)
     finally:
-        put(run.model, kept)
+        copy_into(run.model, kept)
         run.model.eval()
 
 
@@ -143,8 +147,8 @@ def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def put(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
+def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copies tensors, by name, over the model's parameters and buffers; the others stay."""
     present = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, tensor in kept.items():
+    for name, tensor in tensors.items():
         present[name].copy_(tensor)

@@ -1,0 +1,76 @@
+"""What the file of a ticket method exports: how it finds tickets, what can be set, what it costs and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from winnow.settings import read_settings
+from winnow.tickets.search import Finder
+from winnow.train.task.training import Training
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """What can be set about a method, checked before any work. As it is: of methods with nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    STEPS: ClassVar[tuple[str, ...]] = ()  # settings that count optimizer steps
+
+    def shortened(self: S, sparsity: float, steps: int, share: float) -> S:
+        """The settings for a trial of ``steps`` steps, which is a ``share`` of the full training."""
+        values = {name: getattr(self, name) for name in self.STEPS}
+        return self.model_copy(update={n: max(1, round(v * share)) for n, v in values.items() if v})
+
+
+class PruningSettings(Settings):
+    """Of every method that removes weights by one ranking over all tensors."""
+
+    # Share of its weights that a tensor may lose at most; 1 is the pure ranking of the papers, which may empty a tensor.
+    max_rate: float = Field(default=0.99, gt=0, le=1)
+
+
+def one_training(settings: Any, training: Training, sparsity: float) -> int:
+    """T: what a method takes whose work is all within one training."""
+    return training.steps
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A way to find tickets; :mod:`winnow.tickets.methods.registry` lists them by name.
+
+    Attributes:
+        finder: generator function; yields a ticket for each sparsity of its search, in order.
+        title: its name in reports; ``brief`` where there is little room.
+        meaning: what it does, in a few words that follow the title and a colon.
+        settings_class: what can be set about it.
+        encoder_settings: settings that text encoders take unless others are given.
+        planned_steps: (settings, training, sparsity) -> optimizer steps for one sparsity, scoring and mixing passes included;
+            exact, or where masks decide how many rounds there are, the most it can be. Before the data are read, the training
+            has only ``steps`` and perhaps ``examples``, and what depends on others is left out. Raises InputError where the
+            method does not fit into so many steps or examples.
+        trajectory: one sequence of trainings serves all sparsities, unless its settings have a ``budget``.
+        candidates: a run has parts that an executor can compute.
+        early_masks: reports check that the last mask fell within the first quarter of the training (ISP's rule).
+    """
+
+    finder: Finder
+    title: str
+    meaning: str
+    settings_class: type[Settings] = PruningSettings
+    brief: str = ""
+    encoder_settings: Mapping[str, Any] = field(default_factory=dict)
+    planned_steps: Callable[[Any, Any, float], int] = one_training
+    trajectory: bool = False
+    candidates: bool = False
+    early_masks: bool = False
+
+    def read_settings(self, given: dict[str, Any], name: str, kind: str | None = None) -> Settings:
+        """The settings for a model of a ``kind`` (of a training, such as "encoder"). Raises InputError naming what is wrong."""
+        own = dict(self.encoder_settings) if kind == "encoder" else {}
+        return read_settings(self.settings_class, own | given, name)
