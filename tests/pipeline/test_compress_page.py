@@ -159,16 +159,17 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_plain_quantization_is_said_in_a_recipes_words(folder, tmp_path, monkeypatch, method, values):
     from winnow.pipeline.compress_verdict import _take
-    from winnow.pipeline.schema import Compress
+    from winnow.pipeline.stages.compress import Compress
 
-    name = f"{values}-g32-{method}" if values == "int4" else f"{values}-{method}"
-    step = _take(schema.Candidate(name=name, kind="quantized", values=values, method=method), Compress())
+    group = 32 if values == "int4" else None
+    plain = schema.Candidate(name="plain", kind="quantized", values=values, group_size=group, method=method)
+    step = _take(plain, Compress())
     sets = re.findall(r"--set (\S+?)(?=[` ])", step)
     assert ("compress.group_size=32" in sets) == (values == "int4")
     _, report, _ = ran(folder, monkeypatch, tmp_path / "out", TRAIN + COMPRESS, sets=sets)
     assert (report.picked.kind, report.picked.values, report.picked.sparsity) == ("quantized", values, 0)
     for own in (dict(size="1 MB"), dict(max_drop=1.0), dict(bits_per_weight=4.0), dict(structure="2:4")):
-        assert _take(schema.Candidate(name=name, kind="quantized", values=values, method=method), Compress(**own)) == ""
+        assert _take(plain, Compress(**own)) == ""
 
 
 def test_a_change_that_rounds_to_nothing_has_no_sign():
@@ -211,6 +212,6 @@ def test_without_a_report_nothing_of_one_is_written(tmp_path):
     made, out = tmp_path / "made", tmp_path / "ö"
     made.mkdir()
     (made / "model.safetensors").write_bytes(b"x")
-    publish(made, out, "model: m\n", {"model": {"spec": "m"}}, page=None, keep=True)
+    publish(made, out, "model: m\n", {"model": {"spec": "m"}}, keep=True)
     assert {p.name for p in out.iterdir()} == {".winnow.json", "model.safetensors", "run.json", "run.yaml"}
     assert json.loads((out / "run.json").read_text())["model"] == {"spec": "m"}

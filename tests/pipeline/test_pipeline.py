@@ -18,10 +18,11 @@ from command import refused
 from command import winnow as command
 from places import SUPPORT
 from small import classifier, points
+from winnow.disk.work import work_of
 from winnow.errors import GateError, InputError
 from winnow.pipeline import verb as pipeline_verb
-from winnow.pipeline.dry_run import work_of
 from winnow.pipeline.reading import dump, read_recipe
+from winnow.pipeline.stages.compress import Compress
 from winnow.pipeline.trial import try_recipe
 from winnow.pipeline.verb import run_recipe
 from winnow.records import parts
@@ -139,9 +140,9 @@ def test_a_recipe_is_read_and_written_down(here):
         ("samples: 32", "table: {head: true}", 20, ["compress.table: head must be a number, not true"]),
         ("samples: 32", "method: fcpts\n      sparsity: 0.5\n      settings: {steps: true}", 22, ["compress.settings: steps must be a number"]),
         ("samples: 32", "method: fcpts\n      sparsity: 0.5\n      settings: {step: 3}", 17, ["'step'"]),
-        ("samples: 32", "sparsity: 0.5,0.7", 17, ["one sparsity"]),
+        ("samples: 32", "sparsity: 0.5,0.7", 20, ["compress.sparsity", "one sparsity"]),
         ("samples: 32", "method: zeros\n      sparsity: 0.5", 17, ["method zeros takes the zeros that are there: leave out sparsity"]),
-        ("baselines: none", "baselines: some", 17, ["'some'"]),
+        ("baselines: none", "baselines: some", 18, ["compress.baselines", "'some'"]),
         ("max_drop: 60", "max_drop: -1", 22, ["eval.max_drop", "greater than 0"]),
         ("data: train.npz", "dta: train.npz", 4, ["dta", "data?"]),
         ("model: small:classifier\n", "", 1, ["model", "is missing"]),
@@ -159,7 +160,7 @@ def test_a_recipe_is_read_and_written_down(here):
         ("  - eval\n", "  - compress: {sparsity: 0.5}\n", 11, ["ticket cannot follow compress"]),
         ("  - eval\n", "  - train\n", 10, ["one of each"]),
         ("  - eval\n", "", None, []),
-        (RECIPE[RECIPE.index("  - train") : RECIPE.index("  - ticket")], "", 7, ["start model"]),
+        (RECIPE[RECIPE.index("  - train") : RECIPE.index("  - ticket")], "", 12, ["ticket.start", "start model"]),
         (RECIPE[RECIPE.index("  - train") :], "  - eval\n", 6, ["nothing is made"]),
         (RECIPE[RECIPE.index("  - train") :], "", 6, ["must be a list"]),
         (RECIPE[RECIPE.index("stages") :], "", 1, ["stages is missing"]),
@@ -229,7 +230,7 @@ def test_set_puts_values_in_place(here):
         (["train.steps"], ["is not stage.field=value"]),
         (["ticket.method.x=1"], ["holds a value"]),
         (["ticket.method=[a"], ["no YAML"]),
-        (["train.steps=1", "train.epochs=2"], ["exclude each other"]),
+        (["train.steps=1", "train.epochs=2"], ["mutually exclusive"]),
     ],
 )
 def test_set_mistakes_are_named(here, sets, words):
@@ -460,7 +461,7 @@ def test_one_run_at_a_time(here, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline_verb, "pack", stop)
+        patch.setattr(Compress, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe("recipe.yaml", tmp_path / "out", sets=sets)
     assert kept == [True] and not (tmp_path / "out.work" / ".lock").exists()

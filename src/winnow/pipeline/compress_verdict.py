@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from winnow.compression.reporting import below_floor
 from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winning_row
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
-from winnow.pipeline.schema import Compress, Ticket
 from winnow.report.compression.phrases import quality
 
 if TYPE_CHECKING:
+    from winnow.pipeline.stages.compress import Compress
+    from winnow.pipeline.stages.ticket import Ticket
     from winnow.records.compression import Candidate, Report
 
 ORDER = ("good", "mixed", "bad")
@@ -41,7 +43,7 @@ def judge_recipe(report: Report, stage: Compress, ticket: Ticket | None, place: 
     """
     options, picked, given = _options(ticket), report.picked, report.dense
     sizes = report.sizes.dense_file or 0, report.sizes.file or 0
-    label = report.title.rpartition(": ")[2]
+    label = "" if picked is None else picked.label or picked.name
     if picked is None or given is None or picked.quality is None:
         return replace(unmeasured(label, *sizes, options), sentence=report.verdict.sentence)
     better = winning_row(picked, [c for c in report.candidates if c is not picked and c is not given])
@@ -95,9 +97,8 @@ def _take(better: Candidate, stage: Compress) -> str:
         if stage.structure != "unstructured" or better.method not in ("rtn", "gptq"):
             return ""
         sets += ["compress.sparsity=0", f"compress.method={'magnitude' if better.method == 'rtn' else 'sparsegpt'}"]
-        group = better.name.partition("-g")[2].partition("-")[0]
-        if group.isdigit() and int(group) != stage.group_size:
-            sets.append(f"compress.group_size={group}")
+        if better.group_size not in (None, stage.group_size):
+            sets.append(f"compress.group_size={better.group_size}")
     words = " ".join(f"--set {s}" for s in sets)
     return f"Make that model instead: add `{words}` to the command and run it again."
 
@@ -112,8 +113,9 @@ def _value(value: float | None, report: Report) -> str:
 
 
 def _floored(judged: Judgement, report: Report, stage: Compress) -> Judgement:
-    """With the sentence that compress added where its own floor was not reached."""
-    _, mark, rest = report.verdict.sentence.partition(f" Its {report.task.metric} of ")
-    if stage.floor is None or not mark:
+    """With the sentence that compress ends with where its own floor was not reached."""
+    picked, task = report.picked, report.task
+    if picked is None or picked.quality is None:
         return judged
-    return replace(judged, sentence=f"{judged.sentence}{mark}{rest}", tone="bad")
+    below = below_floor(picked.quality, stage.floor, task.metric, task.unit, task.higher_is_better)
+    return judged if below is None else replace(judged, sentence=f"{judged.sentence} {below}", tone="bad")

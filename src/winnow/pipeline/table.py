@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from winnow.pipeline.stages import figure
-from winnow.report.ticket.page import PAGE
+from winnow.pipeline.stage import figures_of
+from winnow.pipeline.stages import KINDS
 from winnow.words import count, duration, number, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from winnow.pipeline.dry_run import Planned
-    from winnow.pipeline.verb import Ran
+    from winnow.pipeline.dry_run import PlannedStage
+    from winnow.pipeline.verb import RunResult
     from winnow.tickets.trial.verdict import Verdict
 
 
-def planned_table(stages: Sequence[Planned]) -> RenderableType:
+def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
     """The stages of a dry run."""
     from rich.console import Group
 
@@ -30,7 +30,7 @@ def planned_table(stages: Sequence[Planned]) -> RenderableType:
     return Group(Text("Stages (nothing is written)", style="bold"), table)
 
 
-def ran_table(ran: Ran) -> RenderableType:
+def ran_table(ran: RunResult) -> RenderableType:
     """The stages of a finished run, and where their result is."""
     from rich.console import Group
 
@@ -46,8 +46,8 @@ def ran_table(ran: Ran) -> RenderableType:
         )  # fmt: skip
     notes = [Text(note, style="dim") for note in ran.notes]
     result = ran.folder.resolve()
-    page = [Text(f"Ticket: {result / PAGE}")] if (result / PAGE).is_file() else []
-    return Group(table, *notes, Text(""), Text(f"Result: {result}"), *page)
+    pages = [Text(f"{title}: {result / name}") for title, name in ran.pages]
+    return Group(table, *notes, Text(""), Text(f"Result: {result}"), *pages)
 
 
 def trial_table(verdict: Verdict) -> RenderableType:
@@ -75,7 +75,7 @@ def trial(verdict: Verdict) -> dict[str, Any]:
     for t in verdict.tickets:
         row = {"method": t.method, "zeros": t.zeros, "sparsity": t.sparsity, "steps": t.cost.steps, "seconds": t.cost.seconds}  # fmt: skip
         if t.evaluation is not None:
-            row |= figure(t.evaluation)
+            row |= figures_of(t.evaluation)
             if dense is not None and t.method != "dense":
                 row["drop"] = asdict(compare(dense, t.evaluation, higher_is_better=t.evaluation.metric != "perplexity"))
         tickets.append(row)
@@ -87,10 +87,10 @@ def trial(verdict: Verdict) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _steps(stage: Planned) -> str:
+def _steps(stage: PlannedStage) -> str:
     if stage.steps is not None:
         return count(stage.steps)
-    return "by the length of the text" if stage.kind in ("train", "ticket") else ""
+    return "by the length of the text" if KINDS[stage.kind].trains else ""
 
 
 def _quality(figures: dict[str, Any]) -> str:
