@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 import winnow
-from small import classifier, points
+from small import classifier
 from winnow import words
 from winnow.compression.verdict import change
 from winnow.measure.compare import Comparison, compare
@@ -28,12 +28,8 @@ COMPRESS = "  - compress: {baselines: none, speed: false, samples: 32}\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
+def folder(folder):
     save_file({n: t.half() for n, t in classifier().state_dict().items()}, folder / "weights.safetensors")
-    for name, count, seed in (("train", 240, 0), ("test", 160, 5)):
-        x, y = points(count, seed=seed)
-        np.savez(folder / f"{name}.npz", x=x.numpy(), y=y)
     return folder
 
 
