@@ -93,7 +93,7 @@ class Ray:
         ray = self._connect(threads)
         from ray import exceptions
 
-        from winnow.run.luggage import instructions, job, luggage, pack, unpack
+        from winnow.run.shipping import environment, instructions, pack, run_job, unpack
 
         # The retries are counted here, not by Ray: it restarts a job that runs out of memory without end.
         options: dict[str, Any] = {"num_cpus": threads, "max_retries": 0}
@@ -101,7 +101,7 @@ class Ray:
             options["memory"] = self.memory
         if self.env:
             options["runtime_env"] = {"env_vars": self.env}
-        remote = ray.remote(job).options(**options)
+        remote = ray.remote(run_job).options(**options)
         lost = (
             exceptions.WorkerCrashedError,
             exceptions.NodeDiedError,
@@ -114,7 +114,7 @@ class Ray:
         running: dict[Any, int] = {}
         room_seen = time.monotonic()
         try:
-            taken, work = ray.put(luggage(threads)), ray.put(pack((function, shared)))
+            sent, work = ray.put(environment(threads)), ray.put(pack((function, shared)))
             while waiting or running:
                 room = self._room(ray, threads)
                 if room:
@@ -124,7 +124,7 @@ class Ray:
                 # Twice as many as there is room for: a worker that is done finds the next job at once.
                 while waiting and len(running) < (self.workers or max(1, 2 * room)):
                     index = waiting.popleft()
-                    running[remote.remote(taken, work, pack(items[index]))] = index
+                    running[remote.remote(sent, work, pack(items[index]))] = index
                 for reference in ray.wait(list(running), num_returns=1, timeout=LOOK)[0]:
                     index = running.pop(reference)
                     try:

@@ -100,7 +100,7 @@ class Store:
             digests = {name: sha256(self.root / name) for name in names}
         write_atomic(self.root / f"{key}.json", sealed(result, digests))
 
-    def forget(self, prefix: str) -> None:
+    def discard(self, prefix: str) -> None:
         """Removes everything whose key begins with ``prefix``."""
         for path in self.root.glob(f"{glob.escape(prefix)}*"):
             drop(path)
