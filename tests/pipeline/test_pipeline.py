@@ -131,7 +131,7 @@ def written(tmp_path, text):
         (RECIPE[RECIPE.index("  - train") : RECIPE.index("  - ticket")], "", 12, ["ticket.start", "start model"]),
         (RECIPE[RECIPE.index("  - train") :], "  - eval\n", 6, ["nothing is made"]),
         (RECIPE[RECIPE.index("  - train") :], "", 6, ["must be a list"]),
-        (RECIPE[RECIPE.index("stages") :], "", 1, ["stages is missing"]),
+        (RECIPE[RECIPE.index("stages") :], "", 1, ["stages: must be a list"]),
         (RECIPE[RECIPE.index("  - train") :], "  - compress\n", 7, ["say a budget"]),
         (RECIPE[RECIPE.index("  - train") :], "  - compress: {structure: 2:5}\n  - train", 8, ["cannot follow"]),
         (RECIPE[RECIPE.index("  - train") :], "  - eval: {max_drop: 1}\n  - compress: {sparsity: 0.5}\n", 7, ["leave it out"]),

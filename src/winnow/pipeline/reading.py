@@ -89,17 +89,23 @@ def _parse(path: Path, sets: Sequence[str]) -> Document:
     value, lines = plain_yaml.read(text, str(path))
     if not isinstance(value, dict):
         raise Document(str(path), {}, lines).error((), "a recipe is a mapping: begin with model, data and stages")
+    if isinstance(value.get("stages"), list):  # a kind alone has no fields
+        value["stages"] = [_with_fields(entry) for entry in value["stages"]]
     document = Document(str(path), value, lines)
     for text in sets:
         _override(document, text)
     return document
 
 
+def _with_fields(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {kind: {} if fields is None else fields for kind, fields in entry.items()}
+    return {entry: {}} if isinstance(entry, str) else entry
+
+
 def _validated(document: Document) -> Pipeline:
     given = dict(document.value)
     listed = given.pop("stages", None)
-    if listed is None and "stages" not in document.value:
-        raise document.error((), f"stages is missing: list one or more of {', '.join(KINDS)}")
     if not isinstance(listed, list) or not listed:
         raise document.error(("stages",), f"must be a list of one or more of {', '.join(KINDS)}")
     stages = tuple(_stage(document, i, entry) for i, entry in enumerate(listed))
@@ -117,8 +123,6 @@ def _validated(document: Document) -> Pipeline:
 
 def _stage(document: Document, number: int, entry: Any) -> Stage:
     where: Where = ("stages", number)
-    if isinstance(entry, str):
-        entry = {entry: None}
     if not isinstance(entry, dict) or len(entry) != 1:
         raise document.error(where, f"must be one of {', '.join(KINDS)} with its fields below it")
     kind, fields = next(iter(entry.items()))
@@ -126,11 +130,10 @@ def _stage(document: Document, number: int, entry: Any) -> Stage:
         raise document.error(
             (*where, kind), f"there is no such stage{_meant(kind, KINDS)}: choose one of {', '.join(KINDS)}"
         )
-    if fields is not None and not isinstance(fields, dict):
+    if not isinstance(fields, dict):
         raise document.error((*where, kind), "must be a mapping of fields")
-    stage = _model(
-        document, KINDS[kind], fields or {}, (*where, kind), f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} stage"
-    )
+    article = "an" if kind[0] in "aeiou" else "a"
+    stage = _model(document, KINDS[kind], fields, (*where, kind), f"{article} {kind} stage")
     for name, (model, what) in stage.nested().items():
         _model(document, model, getattr(stage, name), (*where, kind, name), what)
     return stage
@@ -196,14 +199,11 @@ def _override(document: Document, text: str) -> None:
 
 def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, Any], Where]:
     """The mapping that the rest of ``keys`` is about; what names the stage is taken off them."""
-    stages = document.value.get("stages")
     if len(keys) == 1:
         return document.value, ()
-    found = [
-        (i, s)
-        for i, s in enumerate(stages if isinstance(stages, list) else [])
-        if s == keys[0] or (isinstance(s, dict) and keys[0] in s)
-    ]
+    stages = document.value.get("stages")
+    stages = stages if isinstance(stages, list) else []
+    found = [(i, s) for i, s in enumerate(stages) if isinstance(s, dict) and keys[0] in s]
     if not found:
         raise InputError(f"{where}: the recipe has no stage {keys[0]}: name one of its stages.")
     kind, number = keys.pop(0), 1
@@ -216,9 +216,6 @@ def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, 
     if not 1 <= number <= len(found):
         raise InputError(f"{where}: there is no {kind} stage number {number}: there are {len(found)}.")
     i, entry = found[number - 1]
-    if entry == kind or entry[kind] is None:
-        entry = {kind: {}}
-        document.value["stages"][i] = entry
     if not isinstance(entry[kind], dict):
         raise InputError(f"{where}: the {kind} stage of the recipe holds no fields: mend the recipe first.")
     return entry[kind], ("stages", i, kind)

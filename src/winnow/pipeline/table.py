@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from winnow.measure.compare import compare
 from winnow.pipeline.stage import figures_of
 from winnow.pipeline.stages import KINDS
+from winnow.terminal.screen import Text
 from winnow.words import count, duration, number, size
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from winnow.pipeline.dry_run import PlannedStage
     from winnow.pipeline.verb import RunResult
     from winnow.tickets.trial.verdict import Verdict
@@ -20,10 +23,6 @@ if TYPE_CHECKING:
 
 def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
     """The stages of a dry run."""
-    from rich.console import Group
-
-    from winnow.terminal.screen import Text
-
     table = _table(("", "stage", "", "steps", ""))
     for s in stages:
         table.add_row(str(s.number), s.kind, Text(s.what), _steps(s), "finished" if s.finished else "to do")
@@ -32,10 +31,6 @@ def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
 
 def ran_table(ran: RunResult) -> RenderableType:
     """The stages of a finished run, and where their result is."""
-    from rich.console import Group
-
-    from winnow.terminal.screen import Text
-
     table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
     for s in ran.stages:
         f = s.figures
@@ -52,10 +47,6 @@ def ran_table(ran: RunResult) -> RenderableType:
 
 def trial_table(verdict: Verdict) -> RenderableType:
     """What a trial found: the verdict, its reasons, and a row for each training."""
-    from rich.console import Group
-
-    from winnow.terminal.screen import Text
-
     table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
     for t in trial(verdict)["tickets"]:
         table.add_row(
@@ -68,8 +59,6 @@ def trial_table(verdict: Verdict) -> RenderableType:
 
 def trial(verdict: Verdict) -> dict[str, Any]:
     """The same as plain values; what a training lost is against the dense one."""
-    from winnow.measure.compare import compare
-
     dense = next((t.evaluation for t in verdict.tickets if t.method == "dense"), None)
     tickets = []
     for t in verdict.tickets:
@@ -111,8 +100,6 @@ def _lost(figures: dict[str, Any]) -> str:
 
 
 def _table(headings: Sequence[str]) -> Any:
-    from rich.table import Table
-
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         right = heading in ("time", "zeros", "file", "steps")

@@ -11,7 +11,6 @@ from winnow.disk.work import work_of
 from winnow.errors import InputError
 from winnow.pipeline.inputs import Checkpoint, Inputs, open_inputs
 from winnow.pipeline.reading import located, read_recipe
-from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Progress
 from winnow.pipeline.stages.eval import Evaluate
 from winnow.pipeline.stages.ticket import Ticket
@@ -57,22 +56,18 @@ def try_recipe(
         inputs = open_inputs(pipeline)
         start = _trained(inputs, number, out) if stage.start == "before" else None
         training = stage.training(start or inputs.model, inputs)
+    gates = [s.max_drop for s in pipeline.stages[number + 1 :] if isinstance(s, Evaluate) and s.max_drop is not None]
+    limit: dict[str, Any] = {"max_drop": gates[0]} if gates else {}
     try:
         verdict = poc(
             training, stage.sparsity, minutes=minutes, methods=(stage.method, "magnitude", "dense"), settings=stage.settings,
-            progress=progress, **_limit(pipeline, number),
+            progress=progress, **limit,
         )  # fmt: skip
     except TooShort as error:  # methods and seeds are not chosen here
         raise InputError(f"{error.finding}: give --poc {error.minutes:g} or more.") from None
     if start is None and stage.start == "before" and pipeline.index(Train, before=number) is not None:
         verdict.reasons.append("The train stage is not finished: the trial started from the recipe's model.")
     return verdict
-
-
-def _limit(pipeline: Pipeline, number: int) -> dict[str, Any]:
-    """What the ticket of stage ``number`` may lose: as the gate after it says, if there is one."""
-    gates = [s.max_drop for s in pipeline.stages[number + 1 :] if isinstance(s, Evaluate) and s.max_drop is not None]
-    return {"max_drop": gates[0]} if gates else {}
 
 
 def _trained(inputs: Inputs, number: int, out: str | Path | None) -> Checkpoint | None:

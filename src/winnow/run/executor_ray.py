@@ -10,7 +10,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -102,13 +101,8 @@ class Ray:
         if self.env:
             options["runtime_env"] = {"env_vars": self.env}
         remote = ray.remote(run_job).options(**options)
-        lost = (
-            exceptions.WorkerCrashedError,
-            exceptions.NodeDiedError,
-            exceptions.OutOfMemoryError,
-            exceptions.ObjectLostError,
-        )
-
+        names = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError")
+        lost = tuple(getattr(exceptions, name) for name in names)
         results: dict[int, R] = {}
         waiting, tries = deque(range(len(items))), [0] * len(items)
         running: dict[Any, int] = {}
@@ -173,9 +167,7 @@ class Ray:
     def __enter__(self) -> Ray:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _connect(self, threads: int) -> Any:
