@@ -154,7 +154,7 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_plain_quantization_is_said_in_a_recipes_words(folder, tmp_path, monkeypatch, method, values):
-    from winnow.pipeline.compress_verdict import _take
+    from winnow.pipeline.compress_page import _take
     from winnow.pipeline.stages.compress import Compress
 
     group = 32 if values == "int4" else None

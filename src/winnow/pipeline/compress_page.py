@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from winnow.compression.reporting import EXAMPLES, image_of
-from winnow.measure.compare import changed_examples, class_changes, compare
-from winnow.pipeline.compress_verdict import Dense, judge_recipe
+from winnow.compression.reporting import EXAMPLES, below_floor, image_of
+from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winning_row
+from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task
 from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
 from winnow.report.compression.page import DATA, read
+from winnow.report.compression.phrases import quality
 from winnow.words import percent, size
 
 if TYPE_CHECKING:
-    from winnow.measure.evaluation import Evaluation
     from winnow.pipeline.execution import Execution
     from winnow.pipeline.inputs import Inputs
     from winnow.pipeline.stages.compress import Compress
     from winnow.pipeline.stages.ticket import Ticket
 
 FIGURES = "run.json has the figures of all stages."
+ORDER = ("good", "mixed", "bad")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense model beside the packed one, on the same examples of ``task``. ``ticket``: as it was before packing."""
+
+    task: Task
+    evaluation: Evaluation
+    packed: Evaluation
+    ticket: Evaluation | None
+    made_by: str
 
 
 def compress_report(execution: Execution, number: int, ticket: int | None, dense: Dense | None) -> Report | None:
@@ -77,7 +93,7 @@ def _name_ticket(report: Report, sparsity: float | None) -> None:
 
 
 def _compare(report: Report, dense: Dense) -> None:
-    """The dense model in the table, and every loss against it: with an interval where answers are still known."""
+    """The dense model in the table, and every loss against it: with an interval where the answers are stored."""
     given, picked = report.ticket, report.picked
     if given is None or picked is None:
         return
@@ -143,3 +159,84 @@ def _stored_smaller(report: Report, inputs: Inputs) -> list[str]:
         f"The weights given take {size(stored)} on disk, {than}: sizes here compare with {size(before)}, the same model as "
         "the stages hold it, in wider values."
     ]
+
+
+def judge_recipe(report: Report, stage: Compress, ticket: Ticket | None, place: str, dense: Dense | None) -> Judgement:
+    """What to think of a recipe's packed model.
+
+    Args:
+        report: as compress left it, every loss against the model it was given.
+        ticket: the stage whose ticket was packed, if there was one: the loss of the ticket itself then counts too.
+        place: the folder that is written.
+        dense: what that loss is measured by; without it the sentence says that it is unknown.
+    """
+    options, picked, given = _options(ticket), report.picked, report.dense
+    sizes = report.sizes.dense_file or 0, report.sizes.file or 0
+    label = "" if picked is None else picked.label or picked.name
+    if picked is None or given is None or picked.quality is None:
+        return replace(unmeasured(label, *sizes, options), sentence=report.verdict.sentence)
+    better = winning_row(picked, [c for c in report.candidates if c is not picked and c is not given])
+    loss = _loss(picked, report.task.n or 0, not report.task.higher_is_better)
+    before, after = given.quality, picked.quality
+    if dense is not None:
+        loss = compare(dense.evaluation, dense.packed, higher_is_better=dense.task.higher_is_better)
+        before, after = (dense.task.scale * e.value for e in (dense.evaluation, dense.packed))
+    moved = f"{report.task.metric} {_value(before, report)} to {_value(after, report)} ({change(loss)})"
+    if ticket is None:
+        judged = weigh(label, *sizes, moved, loss, place, options)
+        judged = replace(judged, sentence=report.verdict.sentence, tone=report.verdict.tone)
+    elif better is not None:
+        more = "The dense model was not measured." if dense is None else f"Against the dense model: {moved}."
+        tone = max(report.verdict.tone, "mixed" if dense is None else tone_of(loss), key=ORDER.index)
+        judged = Judgement(f"{report.verdict.sentence} {more}", tone, "", better.name)
+    else:
+        alone = f"packing alone: {moved}; the dense model was not measured"
+        worse = alone if dense is None else f"against the dense model {moved}"
+        judged = weigh(label, *sizes, worse, loss, place, options)
+        below = below_floor(
+            picked.quality, stage.floor, report.task.metric, report.task.unit, report.task.higher_is_better
+        )
+        if below is not None:
+            judged = replace(judged, sentence=f"{judged.sentence} {below}", tone="bad")
+        if dense is None and judged.tone == "good":
+            step = "Measure what the ticket itself lost: put a train stage and an eval stage before it."
+            judged = replace(judged, tone="mixed", next_step=step)
+    return judged if better is None else replace(judged, next_step=_take(better, stage))
+
+
+def _options(ticket: Ticket | None) -> Options:
+    less = "fewer zeros, or `max_drop: 1` in the compress stage to let winnow find the smallest file that stays within one point"
+    if ticket is not None:
+        lower = max(ticket.sparsity - 0.2, ticket.sparsity / 2)
+        less = f"a ticket of fewer zeros, e.g. `--set ticket.sparsity={lower:.2g}`, or more steps for it"
+    return Options(
+        measure="give `eval` in the recipe",
+        less=less,
+        smaller="`--set compress.values=int8`",
+        more="`eval` in the recipe",
+    )
+
+
+def _take(better: Candidate, stage: Compress) -> str:
+    """How the recipe makes another candidate; nothing where it asks for a size or a quality, which have rates of their own."""
+    own = stage.bits_per_weight, stage.size, stage.max_drop, stage.table, stage.allocation, stage.score, stage.solver
+    if any(part is not None for part in own) or better.values is None:
+        return ""
+    sets = [f"compress.values={better.values}"]
+    if better.kind == "quantized":
+        if stage.structure != "unstructured" or better.method not in ("rtn", "gptq"):
+            return ""
+        sets += ["compress.sparsity=0", f"compress.method={'magnitude' if better.method == 'rtn' else 'sparsegpt'}"]
+        if better.group_size not in (None, stage.group_size):
+            sets.append(f"compress.group_size={better.group_size}")
+    words = " ".join(f"--set {s}" for s in sets)
+    return f"Make that model instead: add `{words}` to the command and run it again."
+
+
+def _loss(picked: Candidate, n: int, relative: bool) -> Comparison:
+    drop, low, high = (math.nan if v is None else v for v in (picked.drop, picked.drop_low, picked.drop_high))
+    return Comparison(drop, low, high, relative, n, "as compress measured it")
+
+
+def _value(value: float | None, report: Report) -> str:
+    return quality(value, report.task).replace(" ", "\u00a0") if value is not None else "not a number"

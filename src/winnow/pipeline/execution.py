@@ -29,6 +29,28 @@ class StageResult:
     figures: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage before the start. ``steps``: optimizer steps it will take, None where it takes none or they are unknown."""
+
+    number: int  # from 1
+    kind: str
+    what: str
+    steps: int | None
+    finished: bool
+    key: str
+
+
+def plan_stages(inputs: Inputs, out: Path | None) -> list[PlannedStage]:
+    """The stages of a recipe, and which of them are finished in ``OUT.work``."""
+    rows = []
+    for i, (stage, key) in enumerate(zip(inputs.pipeline.stages, inputs.keys())):
+        finished = out is not None and (work_of(out) / f"{key}{stage.finished}").exists()
+        steps = stage.planned_steps(inputs)
+        rows.append(PlannedStage(i + 1, stage.kind, stage.describe(inputs, i), steps, finished, key))
+    return rows
+
+
 class Execution:
     """The stages of a recipe one after another. What is finished in ``OUT.work`` is read back.
 
@@ -65,7 +87,7 @@ class Execution:
         reused, folder = done is not None, self.store.root / key / self.inputs.label
         if done is None or stage.repeats:
             if done is None:
-                drop(folder)  # of a stage that was killed before its record, or of a damaged one
+                drop(folder)  # of a stage that was interrupted before its record was written, or of a damaged one
             started = time.perf_counter()
             figures = stage.run(self, number)
             done = {"seconds": time.perf_counter() - started, **(done or {}), "figures": figures}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from winnow.models.kind import model_kind
 from winnow.models.source import ModelSource, open_model
 from winnow.pipeline.located import Where, about
 from winnow.pipeline.schema import Pipeline
-from winnow.pipeline.stage import Stage
+from winnow.pipeline.stage import Source, Stage
 from winnow.seeding import torch_seed
 
 HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little
@@ -84,8 +85,10 @@ def open_inputs(pipeline: Pipeline) -> Inputs:
         source = open_model(pipeline.model, pipeline.weights)
     with torch_seed(pipeline.seed):
         model = Checkpoint(pipeline.model, pipeline.weights, source.sha256(), "the model given")
-    data = _opened(pipeline, pipeline.data, ("data",))
-    held_out = _opened(pipeline, pipeline.eval, ("eval",))
+    data, held_out = (
+        None if spec is None else _opened(pipeline, (spec, None, None), (name,))
+        for name, spec in (("data", pipeline.data), ("eval", pipeline.eval))
+    )
     inputs = Inputs(pipeline, model, model_kind(source), data, held_out)
     if held_out is None and data is not None and pipeline.task != "none":
         inputs.data, inputs.held_out = split_disjoint(data, pipeline.seed, HELD_OUT[pipeline.trains])
@@ -95,11 +98,9 @@ def open_inputs(pipeline: Pipeline) -> Inputs:
     measured: list[tuple[Where, Records | None]] = [(("eval",), inputs.held_out)]
     for number, stage in enumerate(pipeline.stages):
         if (own := stage.own_data()) is not None:
-            where: Where = ("stages", number, stage.kind)
-            records = _opened(pipeline, own[0], (*where, "data"), own[1], own[2], where)
-            assert records is not None
-            inputs.own[stage] = records
-            measured.append(((*where, "data"), records))
+            where: Where = ("stages", number, stage.kind, "data")
+            inputs.own[stage] = _opened(pipeline, own, where)
+            measured.append((where, inputs.own[stage]))
     for where, other in measured:
         if inputs.data is not None and other is not None:
             with about(where):
@@ -112,23 +113,13 @@ def open_inputs(pipeline: Pipeline) -> Inputs:
     return inputs
 
 
-def _opened(
-    pipeline: Pipeline,
-    spec: str | None,
-    where: Where,
-    column: str | None = None,
-    label: str | None = None,
-    at: Where = (),
-) -> Records | None:
-    """Data that the field ``where`` names; ``column`` and ``label``, where they are not the recipe's, are fields at ``at``."""
-    if spec is None:
-        return None
-    own = {"column": column, "label": label}
-    options = [
-        (*(at if value is not None else ()), name) for name, value in own.items() if value or getattr(pipeline, name)
-    ]
-    with about(where, *options):
-        return open_data(spec, column=column or pipeline.column, label=label or pipeline.label)
+def _opened(pipeline: Pipeline, given: Source, where: Where) -> Records:
+    """Data that the field ``where`` names; its column and label are fields beside it, else those of the recipe."""
+    spec, *own = given
+    columns: dict[str, Any] = {name: value or getattr(pipeline, name) for name, value in zip(("column", "label"), own)}
+    places = [(*where[:-1], name) if value else (name,) for name, value in zip(columns, own) if columns[name]]
+    with about(where, *places):
+        return open_data(spec, **columns)
 
 
 def _check_training(inputs: Inputs) -> None:

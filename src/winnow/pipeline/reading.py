@@ -24,7 +24,7 @@ ABSENT = "does not exist"
 
 @dataclass
 class Document:
-    """A YAML mapping, and where each of its values stands."""
+    """A YAML mapping, and the line of each of its values."""
 
     name: str
     value: dict[str, Any]
@@ -42,13 +42,13 @@ class Document:
 
 
 def read_recipe(path: str | Path, sets: Sequence[str] = ()) -> Pipeline:
-    """The recipe in a YAML file, with ``stage.field=value`` put in place of what it says.
+    """The recipe in a YAML file, with values overridden by ``stage.field=value``.
 
     ``sets``: "ticket.sparsity=0.9", "ticket.settings.rate=0.1", "seed=3" (top level), "eval.2.max_drop=1" (the second
     eval stage); values are read as YAML.
 
     Raises:
-        InputError: the file cannot be read, is no YAML, or says something that cannot be; line and field are named.
+        InputError: the file cannot be read, is no YAML, or has a value that cannot be used; line and field are named.
     """
     return _validated(_parse(Path(path), sets))
 
@@ -211,7 +211,7 @@ def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, 
         number = int(keys.pop(0))
     elif len(found) > 1:
         raise InputError(
-            f"{where}: there are {len(found)} {kind} stages: say which, as in --set {kind}.1.{'.'.join(keys)}=...."
+            f"{where}: there are {len(found)} {kind} stages: name one, as in --set {kind}.1.{'.'.join(keys)}=...."
         )
     if not 1 <= number <= len(found):
         raise InputError(f"{where}: there is no {kind} stage number {number}: there are {len(found)}.")

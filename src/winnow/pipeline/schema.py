@@ -44,7 +44,7 @@ class Pipeline(Part):
         return None if number is None else self.stages[number]
 
     def check_stage(self, number: int, order: list[str]) -> None:
-        """Raises InputError when stage ``number`` cannot stand there. ``order``: the kinds that make a model."""
+        """Raises InputError when stage ``number`` is not allowed there. ``order``: the kinds that make a model."""
         stage = self.stages[number]
         if stage.makes:
             work = [s.kind for s in self.stages[:number] if s.makes]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from winnow.pipeline.inputs import Inputs
     from winnow.pipeline.schema import Pipeline
 
+Source = tuple[str, str | None, str | None]  # data, its column, its label
 Progress = Callable[[str], Callable[[int, int, str], None]]
 
 
@@ -28,7 +29,7 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1: a recipe that says so means something else."""
+        """Python takes true for 1: in a recipe it is a mistake."""
         require_no_truth(value, cls.model_fields[str(info.field_name)].annotation)
         return value
 
@@ -40,7 +41,7 @@ class Stage(Part):
     """
 
     kind: ClassVar[str]  # its name in a recipe
-    # It makes a model. Such stages stand in the order of the registry, one of each; others anywhere, as often as you like.
+    # It makes a model. Such stages follow the order of the registry, one of each; others come anywhere, as often as you like.
     makes: ClassVar[bool] = True
     trains: ClassVar[bool] = False  # on the recipe's data
     repeats: ClassVar[bool] = False  # even when finished, from what it stored: its figures depend on more than its key
@@ -54,8 +55,8 @@ class Stage(Part):
         """Of fields that hold settings: the model that checks them, and what they are called."""
         return {}
 
-    def own_data(self) -> tuple[str, str | None, str | None] | None:
-        """Data that the stage opens besides the recipe's, with its column and label; None where there is none."""
+    def own_data(self) -> Source | None:
+        """Data that the stage opens besides the recipe's, by its fields data, column and label; None where there is none."""
         return None
 
     def describe(self, inputs: Inputs, number: int) -> str:
@@ -83,7 +84,7 @@ class Stage(Part):
         return store.read(key)
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:
-        """Does the work and returns figures (JSON); a model that it makes goes to ``execution.folder(number)``."""
+        """Does the work and returns figures (JSON); a model that it makes is written to ``execution.folder(number)``."""
         raise NotImplementedError
 
     def accept(self, execution: Execution, figures: dict[str, Any], number: int) -> None:

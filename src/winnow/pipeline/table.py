@@ -16,7 +16,7 @@ from winnow.terminal.screen import Text
 from winnow.words import count, duration, number, size
 
 if TYPE_CHECKING:
-    from winnow.pipeline.dry_run import PlannedStage
+    from winnow.pipeline.execution import PlannedStage
     from winnow.pipeline.verb import RunResult
     from winnow.tickets.trial.verdict import Verdict
 

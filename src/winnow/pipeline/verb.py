@@ -12,8 +12,7 @@ import torch
 
 from winnow.disk.work import check_output
 from winnow.errors import InputError
-from winnow.pipeline.dry_run import PlannedStage, plan_stages
-from winnow.pipeline.execution import Execution, StageResult
+from winnow.pipeline.execution import Execution, PlannedStage, StageResult, plan_stages
 from winnow.pipeline.inputs import open_inputs
 from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, located, read_recipe

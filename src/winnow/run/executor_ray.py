@@ -157,7 +157,7 @@ class Ray:
         return [results[i] for i in range(len(items))]
 
     def close(self) -> None:
-        """Leaves the cluster, and stops it if it was started here; a later :meth:`map` begins anew."""
+        """Leaves the cluster, and stops it if it was started here; a later :meth:`map` connects again."""
         if self._connected:
             import ray
 
@@ -233,12 +233,12 @@ class Ray:
         return room
 
     def _too_small(self, ray: Any, threads: int) -> str:
-        wanted = f"{threads} processors" + ("" if self.memory is None else f" and {self.memory / 1e9:.3g} GB")
+        needed = f"{threads} processors" + ("" if self.memory is None else f" and {self.memory / 1e9:.3g} GB")
         alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
         return (
             f"no machine of the Ray cluster ({len(alive)} there, the largest with "
             f"{max((r.get('CPU', 0) for r in alive), default=0):g} processors and "
-            f"{max((r.get('memory', 0) for r in alive), default=0) / 1e9:.3g} GB) has the {wanted} of one job: "
+            f"{max((r.get('memory', 0) for r in alive), default=0) / 1e9:.3g} GB) has the {needed} of one job: "
             "give fewer threads or less memory, or add machines."
         )
 

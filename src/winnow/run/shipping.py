@@ -4,7 +4,7 @@ Objects are pickled by the cloudpickle that comes with Ray: closures, lambdas an
 value. Modules of the user's own, which nobody has installed on the workers, are shipped as their source and are imported there
 under their own names, so that classes are the same whether they were unpickled or imported.
 
-Imported only where Ray is asked for.
+Imported only where Ray is used.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from winnow.pipeline.stage import Stage
 
-# Name in a recipe (and file) -> class. Stages that make a model stand in this order in a recipe.
+# Name in a recipe (and file) -> class. Stages that make a model follow this order in a recipe.
 _CLASSES = {
     "train": "Train",
     "ticket": "Ticket",

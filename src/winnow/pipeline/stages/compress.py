@@ -12,8 +12,7 @@ from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
 from winnow.masks.structure import parse_structure
 from winnow.measure.evaluation import Evaluation
-from winnow.pipeline.compress_page import compress_report
-from winnow.pipeline.compress_verdict import Dense
+from winnow.pipeline.compress_page import Dense, compress_report
 from winnow.pipeline.located import in_fields
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, Stage, require_settings

@@ -14,7 +14,7 @@ from winnow.measure.evaluation import Evaluation, keep, kept
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
 from winnow.pipeline.schema import Pipeline
-from winnow.pipeline.stage import Progress, Stage, content, figures_of
+from winnow.pipeline.stage import Progress, Source, Stage, content, figures_of
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
 from winnow.run.store import Store, stage_key
@@ -39,7 +39,7 @@ class Evaluate(Stage):
     eval_limit: int | None = Field(None, ge=2)  # examples
     max_drop: float | None = Field(None, gt=0)  # points, or per cent of perplexity
 
-    def own_data(self) -> tuple[str, str | None, str | None] | None:
+    def own_data(self) -> Source | None:
         return None if self.data is None else (self.data, self.column, self.label)
 
     def check(self, pipeline: Pipeline, number: int) -> None:

@@ -61,7 +61,7 @@ class FineTuning(Stage):
     def fine_tune(self, execution: Execution, number: int, start: Checkpoint, **search: Any) -> dict[str, Any]:
         """Trains from ``start`` by :func:`winnow.find_ticket`; a search that was interrupted is resumed.
 
-        The model goes to the stage's folder, its evaluation (where there is one) to the store.
+        The model is written to the stage's folder, its evaluation (where there is one) to the store.
         """
         from winnow.tickets.verb import find_ticket
 
