@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import save_file
 
@@ -13,8 +12,7 @@ import winnow
 from small import classifier
 from winnow import words
 from winnow.compression.verdict import change
-from winnow.measure.compare import Comparison, compare
-from winnow.measure.evaluation import Evaluation
+from winnow.measure.compare import Comparison
 from winnow.pipeline.publish import publish
 from winnow.pipeline.verb import run_recipe
 from winnow.records import compression as schema
@@ -194,14 +192,6 @@ def test_shares_of_the_weights_file_are_of_one_whole(other):
     assert sum(float(share) for *_, share in found["bar"]) == pytest.approx(100 * 43_467 / 80_520, abs=0.1)
     assert bool(found["beside"]) == (other > 500)
     assert "Before packing" not in (card.card(report) + str(view.view(report)["given"]))
-
-
-def test_a_record_of_one_evaluation_is_compared_by_example():
-    """What the page tells as lost is the paired figure of the gate."""
-    right = np.array([1.0, 1, 1, 0, 1, 1, 0, 1])
-    wrong = np.array([1.0, 0, 1, 0, 0, 1, 1, 1])
-    dense, other = (Evaluation("accuracy", v.mean(), 0, 1, v, v.astype(int), 8) for v in (right, wrong))
-    assert compare(dense, other, higher_is_better=True).drop == pytest.approx(12.5)
 
 
 def test_without_a_report_nothing_of_one_is_written(tmp_path):
