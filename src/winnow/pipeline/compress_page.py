@@ -13,14 +13,14 @@ from winnow.compression.verdict import Judgement, Options, change, tone_of, unme
 from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import Inputs
 from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
 from winnow.report.compression.page import DATA, read
 from winnow.report.compression.phrases import quality
 from winnow.words import percent, size
 
 if TYPE_CHECKING:
-    from winnow.pipeline.execution import Execution
-    from winnow.pipeline.inputs import Inputs
     from winnow.pipeline.stages.compress import Compress
     from winnow.pipeline.stages.ticket import Ticket
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from winnow.measure.compare import compare
+from winnow.pipeline.execution import PlannedStage
 from winnow.pipeline.stage import figures_of
 from winnow.pipeline.stages import KINDS
+from winnow.pipeline.verb import RunResult
 from winnow.terminal.screen import Text
+from winnow.tickets.trial.verdict import Verdict
 from winnow.words import count, duration, number, size
-
-if TYPE_CHECKING:
-    from winnow.pipeline.execution import PlannedStage
-    from winnow.pipeline.verb import RunResult
-    from winnow.tickets.trial.verdict import Verdict
 
 
 def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from winnow.disk.work import work_of
 from winnow.errors import InputError
@@ -16,9 +16,7 @@ from winnow.pipeline.stages.eval import Evaluate
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
 from winnow.run.store import unsealed
-
-if TYPE_CHECKING:
-    from winnow.tickets.trial.verdict import Verdict
+from winnow.tickets.trial.verdict import Verdict
 
 
 def try_recipe(

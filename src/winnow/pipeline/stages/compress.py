@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,6 +13,8 @@ from winnow.fcpts.settings import FcptsSettings
 from winnow.masks.structure import parse_structure
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.compress_page import Dense, compress_report
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import Inputs
 from winnow.pipeline.located import in_fields
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, Stage, require_settings
@@ -23,10 +25,6 @@ from winnow.report.compression import card, page
 from winnow.seeding import torch_seed
 from winnow.solve.settings import ReconstructSettings
 from winnow.train.distil.settings import DistilSettings
-
-if TYPE_CHECKING:
-    from winnow.pipeline.execution import Execution
-    from winnow.pipeline.inputs import Inputs
 
 FILES = frozenset({"report.html", "report.json", "README.md"})
 Texts = tuple[str, ...]

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
+from winnow.data import Records
 from winnow.errors import GateError, InputError
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation, keep, kept
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import Checkpoint, Inputs
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Progress, Source, Stage, content, figures_of
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
 from winnow.run.store import Store, stage_key
-
-if TYPE_CHECKING:
-    from winnow.data import Records
-    from winnow.pipeline.execution import Execution
-    from winnow.pipeline.inputs import Checkpoint, Inputs
 
 
 class Evaluate(Stage):

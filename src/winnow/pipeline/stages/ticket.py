@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
@@ -12,6 +12,8 @@ from winnow.budget import parse_sparsity
 from winnow.data import Records
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import Checkpoint, Inputs
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, require_no_truth, require_settings
 from winnow.pipeline.stages.train import PAGES, FineTuning, Train
@@ -24,11 +26,7 @@ from winnow.tickets.cost import planned_steps
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.reporting import METRICS
 from winnow.tickets.verb import DEFAULT, default_settings
-
-if TYPE_CHECKING:
-    from winnow.pipeline.execution import Execution
-    from winnow.pipeline.inputs import Checkpoint, Inputs
-    from winnow.train.task.training import Training
+from winnow.train.task.training import Training
 
 
 class Ticket(FineTuning):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from winnow.measure.evaluation import keep
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import Checkpoint, Inputs
 from winnow.pipeline.stage import Publication, Stage, figures_of
 from winnow.report.ticket.page import DATA, PAGE
 from winnow.seeding import torch_seed
-
-if TYPE_CHECKING:
-    from winnow.pipeline.execution import Execution
-    from winnow.pipeline.inputs import Checkpoint, Inputs
 
 PAGES = frozenset({PAGE, DATA})  # of a training alone
 
