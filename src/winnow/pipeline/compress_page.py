@@ -14,7 +14,7 @@ from winnow.measure.compare import Comparison, changed_examples, class_changes, 
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.pipeline.execution import Execution
-from winnow.pipeline.inputs import Inputs
+from winnow.pipeline.inputs import RecipeInputs
 from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
 from winnow.report.compression.page import DATA, read
 from winnow.report.compression.phrases import quality
@@ -74,7 +74,7 @@ def compress_report(execution: Execution, number: int, ticket: int | None, dense
     return report
 
 
-def _undo(inputs: Inputs, out: Path) -> str:
+def _undo(inputs: RecipeInputs, out: Path) -> str:
     given, path = inputs.pipeline.model, Path(inputs.pipeline.model)
     name = path.resolve().name if path.exists() else given
     return (
@@ -148,7 +148,7 @@ def _ticket_notes(dense: Dense | None) -> list[str]:
     return [f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing. {FIGURES}"]
 
 
-def _stored_smaller(report: Report, inputs: Inputs) -> list[str]:
+def _stored_smaller(report: Report, inputs: RecipeInputs) -> list[str]:
     """Files of 16-bit values are half of what a training, in 32 bits, leaves."""
     stored = sum(f.stat().st_size for f in inputs.model.source().weight_files())
     before, after = report.sizes.dense_file, report.sizes.file

@@ -9,7 +9,7 @@ from typing import Any
 
 from winnow.disk.work import work_of
 from winnow.measure.evaluation import kept_file
-from winnow.pipeline.inputs import Checkpoint, Inputs
+from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.located import about
 from winnow.pipeline.stage import Progress
 from winnow.run.executor import Executor
@@ -41,7 +41,7 @@ class PlannedStage:
     key: str
 
 
-def plan_stages(inputs: Inputs, out: Path | None) -> list[PlannedStage]:
+def plan_stages(inputs: RecipeInputs, out: Path | None) -> list[PlannedStage]:
     """The stages of a recipe, and which of them are finished in ``OUT.work``."""
     rows = []
     for i, (stage, key) in enumerate(zip(inputs.pipeline.stages, inputs.keys())):
@@ -59,7 +59,7 @@ class Execution:
     """
 
     def __init__(
-        self, inputs: Inputs, out: Path, executor: Executor | None, progress: Progress | None, command: str | None
+        self, inputs: RecipeInputs, out: Path, executor: Executor | None, progress: Progress | None, command: str | None
     ) -> None:
         self.inputs, self.out, self.executor, self.command = inputs, out, executor, command
         self._progress = progress

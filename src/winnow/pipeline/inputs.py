@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 @dataclass
-class Inputs:
+class RecipeInputs:
     """The model as given and the data of a recipe, opened and checked."""
 
     pipeline: Pipeline
@@ -75,7 +75,7 @@ class Inputs:
         return Checkpoint(self.pipeline.model, weights, key, made_by)
 
 
-def open_inputs(pipeline: Pipeline) -> Inputs:
+def open_inputs(pipeline: Pipeline) -> RecipeInputs:
     """Opens the model and all data of a recipe. Trains nothing, writes nothing.
 
     Raises:
@@ -89,7 +89,7 @@ def open_inputs(pipeline: Pipeline) -> Inputs:
         None if spec is None else _opened(pipeline, (spec, None, None), (name,))
         for name, spec in (("data", pipeline.data), ("eval", pipeline.eval))
     )
-    inputs = Inputs(pipeline, model, model_kind(source), data, held_out)
+    inputs = RecipeInputs(pipeline, model, model_kind(source), data, held_out)
     if held_out is None and data is not None and pipeline.task != "none":
         inputs.data, inputs.held_out = split_disjoint(data, pipeline.seed, HELD_OUT[pipeline.trains])
         inputs.notes.append(
@@ -122,7 +122,7 @@ def _opened(pipeline: Pipeline, given: Source, where: Where) -> Records:
         return open_data(spec, **columns)
 
 
-def _check_training(inputs: Inputs) -> None:
+def _check_training(inputs: RecipeInputs) -> None:
     """Tasks that a trained model is measured by here are classes and running text."""
     assert inputs.data is not None
     labels = inputs.data.labels

@@ -14,7 +14,7 @@ from winnow.run.store import Store, stage_key
 if TYPE_CHECKING:
     from winnow.measure.evaluation import Evaluation
     from winnow.pipeline.execution import Execution
-    from winnow.pipeline.inputs import Inputs
+    from winnow.pipeline.inputs import RecipeInputs
     from winnow.pipeline.schema import Pipeline
 
 Source = tuple[str, str | None, str | None]  # data, its column, its label
@@ -59,19 +59,19 @@ class Stage(Part):
         """Data that the stage opens besides the recipe's, by its fields data, column and label; None where there is none."""
         return None
 
-    def describe(self, inputs: Inputs, number: int) -> str:
+    def describe(self, inputs: RecipeInputs, number: int) -> str:
         """The stage in a few words, for --dry-run."""
         return ""
 
-    def planned_steps(self, inputs: Inputs) -> int | None:
+    def planned_steps(self, inputs: RecipeInputs) -> int | None:
         """Optimizer steps that it will take; None where it takes none or they are not known before the start."""
         return None
 
-    def depends_on(self, inputs: Inputs, number: int) -> Any:
+    def depends_on(self, inputs: RecipeInputs, number: int) -> Any:
         """The settings that decide its result, as JSON."""
         return self.model_dump(mode="json")
 
-    def key(self, inputs: Inputs, number: int, model: str) -> str:
+    def key(self, inputs: RecipeInputs, number: int, model: str) -> str:
         """The name of its result, which changes with all that decides it. ``model``: the key of the model before it."""
         pipeline = inputs.pipeline
         return stage_key(

@@ -9,7 +9,7 @@ from typing import Any
 
 from winnow.disk.work import work_of
 from winnow.errors import InputError
-from winnow.pipeline.inputs import Checkpoint, Inputs, open_inputs
+from winnow.pipeline.inputs import Checkpoint, RecipeInputs, open_inputs
 from winnow.pipeline.reading import located, read_recipe
 from winnow.pipeline.stage import Progress
 from winnow.pipeline.stages.eval import Evaluate
@@ -68,7 +68,7 @@ def try_recipe(
     return verdict
 
 
-def _trained(inputs: Inputs, number: int, out: str | Path | None) -> Checkpoint | None:
+def _trained(inputs: RecipeInputs, number: int, out: str | Path | None) -> Checkpoint | None:
     """The model of the train stage before stage ``number``, where an earlier run has left it."""
     train = inputs.pipeline.index(Train, before=number)
     if train is None or out is None:

@@ -14,7 +14,7 @@ from winnow.masks.structure import parse_structure
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.compress_page import Dense, compress_report
 from winnow.pipeline.execution import Execution
-from winnow.pipeline.inputs import Inputs
+from winnow.pipeline.inputs import RecipeInputs
 from winnow.pipeline.located import in_fields
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, Stage, require_settings
@@ -128,7 +128,7 @@ class Compress(Stage):
         except InputError as error:
             raise InputError(in_fields(str(error)), option=error.option) from None
 
-    def describe(self, inputs: Inputs, number: int) -> str:
+    def describe(self, inputs: RecipeInputs, number: int) -> str:
         options = self.depends_on(inputs, number)
         names = {"sparsity": "sparsity", "bits_per_weight": "bits per weight", "size": "size", "max_drop": "max drop"}
         budget = [f"{words} {options[name]}" for name, words in names.items() if options[name] is not None]
@@ -137,7 +137,7 @@ class Compress(Stage):
         how = " rounded on calibration data" if rounded and inputs.data is not None else ""
         return ", ".join([options["method"], *budget, *structure, f"values {self.values}{how}"])
 
-    def depends_on(self, inputs: Inputs, number: int) -> Any:
+    def depends_on(self, inputs: RecipeInputs, number: int) -> Any:
         return self.options(inputs.pipeline.first(Ticket, before=number))
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:

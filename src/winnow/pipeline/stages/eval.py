@@ -15,7 +15,7 @@ from winnow.measure.evaluation import Evaluation, keep, kept
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
 from winnow.pipeline.execution import Execution
-from winnow.pipeline.inputs import Checkpoint, Inputs
+from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Progress, Source, Stage, content, figures_of
 from winnow.pipeline.stages.ticket import Ticket
@@ -59,11 +59,11 @@ class Evaluate(Stage):
                 "max_drop compares with the first model measured, and this is the one: leave it out", option="max_drop"
             )
 
-    def describe(self, inputs: Inputs, number: int) -> str:
+    def describe(self, inputs: RecipeInputs, number: int) -> str:
         gate = "" if self.max_drop is None else f", at most {self.max_drop:g} worse"
         return f"on {Path(self._records(inputs).name).name}{gate}"
 
-    def key(self, inputs: Inputs, number: int, model: str) -> str:
+    def key(self, inputs: RecipeInputs, number: int, model: str) -> str:
         return self._key(inputs, model)
 
     def stored(self, store: Store, key: str) -> dict[str, Any] | None:
@@ -131,14 +131,14 @@ class Evaluate(Stage):
         other = evaluation(against, self._key(inputs, against.key))
         return task, evaluation(model, self._key(inputs, model.key)), other
 
-    def _key(self, inputs: Inputs, model: str, against: str | None = None) -> str:
+    def _key(self, inputs: RecipeInputs, model: str, against: str | None = None) -> str:
         """Of the evaluation of one model, also where another stage asks for the same."""
         data, pipeline = content(self._records(inputs)), inputs.pipeline
         return stage_key(
             "eval", of=model, data=data, task=pipeline.task, length=pipeline.length, against=against, eval_limit=self.eval_limit
         )  # fmt: skip
 
-    def _records(self, inputs: Inputs) -> Records:
+    def _records(self, inputs: RecipeInputs) -> Records:
         return inputs.held_out if self.data is None else inputs.own[self]  # type: ignore[return-value]
 
 

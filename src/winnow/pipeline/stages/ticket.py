@@ -13,7 +13,7 @@ from winnow.data import Records
 from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.execution import Execution
-from winnow.pipeline.inputs import Checkpoint, Inputs
+from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, require_no_truth, require_settings
 from winnow.pipeline.stages.train import PAGES, FineTuning, Train
@@ -76,10 +76,10 @@ class Ticket(FineTuning):
     def nested(self) -> dict[str, tuple[type[BaseModel], str]]:
         return {"settings": (_settings_class(self.method), f"the settings of method {self.method}")}
 
-    def describe(self, inputs: Inputs, number: int) -> str:
+    def describe(self, inputs: RecipeInputs, number: int) -> str:
         return f"{self.method}, {100 * self.sparsity:.4g} % zeros"
 
-    def planned_steps(self, inputs: Inputs) -> int | None:
+    def planned_steps(self, inputs: RecipeInputs) -> int | None:
         total = self.training_steps(inputs)
         if total is None:
             return None
@@ -93,7 +93,7 @@ class Ticket(FineTuning):
         settings = _settings_class(self.method)(**(default_settings(name, one) | self.settings))
         return planned_steps(name, settings, one, self.sparsity)
 
-    def key(self, inputs: Inputs, number: int, model: str) -> str:
+    def key(self, inputs: RecipeInputs, number: int, model: str) -> str:
         return super().key(inputs, number, inputs.model.key if self.start == "model" else model)
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:
@@ -101,10 +101,10 @@ class Ticket(FineTuning):
         search = dict(sparsity=self.sparsity, method=self.method, settings=self.settings)
         return self.fine_tune(execution, number, start, **search)
 
-    def training_options(self, start: Checkpoint, inputs: Inputs) -> dict[str, Any]:
+    def training_options(self, start: Checkpoint, inputs: RecipeInputs) -> dict[str, Any]:
         return super().training_options(start, inputs) | dict(include=self.include, exclude=self.exclude)
 
-    def training(self, start: Checkpoint, inputs: Inputs) -> Training:
+    def training(self, start: Checkpoint, inputs: RecipeInputs) -> Training:
         """The training that the search repeats, as :meth:`run` has it made."""
         from winnow.train.task.from_data import training_from
 

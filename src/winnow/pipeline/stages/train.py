@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from winnow.measure.evaluation import keep
 from winnow.pipeline.execution import Execution
-from winnow.pipeline.inputs import Checkpoint, Inputs
+from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.stage import Publication, Stage, figures_of
 from winnow.report.ticket.page import DATA, PAGE
 from winnow.seeding import torch_seed
@@ -38,7 +38,7 @@ class FineTuning(Stage):
             raise ValueError("steps and epochs are mutually exclusive: set one")
         return self
 
-    def training_steps(self, inputs: Inputs) -> int | None:
+    def training_steps(self, inputs: RecipeInputs) -> int | None:
         """Optimizer steps of one training; None where only the length of the text decides it."""
         from winnow.train.task.from_data import EPOCHS
 
@@ -49,7 +49,7 @@ class FineTuning(Stage):
         epoch = -(-len(inputs.data) // self.batch)
         return max(1, round(epoch * (EPOCHS if self.epochs is None else self.epochs)))
 
-    def training_options(self, start: Checkpoint, inputs: Inputs) -> dict[str, Any]:
+    def training_options(self, start: Checkpoint, inputs: RecipeInputs) -> dict[str, Any]:
         """Keywords of :func:`winnow.tickets.training_from`."""
         pipeline = inputs.pipeline
         return {name: getattr(self, name) for name in FineTuning.model_fields} | dict(
@@ -85,10 +85,10 @@ class Train(FineTuning):
 
     kind = "train"
 
-    def describe(self, inputs: Inputs, number: int) -> str:
+    def describe(self, inputs: RecipeInputs, number: int) -> str:
         return "dense"
 
-    def planned_steps(self, inputs: Inputs) -> int | None:
+    def planned_steps(self, inputs: RecipeInputs) -> int | None:
         return self.training_steps(inputs)
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:
