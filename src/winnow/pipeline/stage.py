@@ -84,7 +84,10 @@ class Stage(Part):
         return store.read(key)
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:
-        """Does the work and returns figures (JSON); a model that it makes is written to ``execution.folder(number)``."""
+        """Does the work on ``execution.model`` and returns figures, as JSON.
+
+        A model that it makes is written to ``execution.folder(number)``, which does not exist yet.
+        """
         raise NotImplementedError
 
     def accept(self, execution: Execution, figures: dict[str, Any], number: int) -> None:
