@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 from winnow.errors import InputError
 
 R = TypeVar("R")
+Function = Callable[[Any, Any], R]  # of (shared, item)
+Done = Callable[[int, R], None] | None  # called with (index of the item, result)
 EXECUTORS = ("local", "ray")
 
 
@@ -20,13 +22,7 @@ class Executor(Protocol):
 
     local: bool  # whether jobs run in this process, where they may work on objects at hand
 
-    def map(
-        self,
-        function: Callable[[Any, Any], R],
-        shared: Any,
-        items: Iterable[Any],
-        done: Callable[[int, R], None] | None = None,
-    ) -> list[R]:
+    def map(self, function: Function[R], shared: Any, items: Iterable[Any], done: Done[R] = None) -> list[R]:
         """``[function(shared, item) for item in items]``, in the order of the items.
 
         ``done`` is called with (index of the item, result) in this process whenever a job has ended, in the order in which they
@@ -40,13 +36,7 @@ class Local:
 
     local = True
 
-    def map(
-        self,
-        function: Callable[[Any, Any], R],
-        shared: Any,
-        items: Iterable[Any],
-        done: Callable[[int, R], None] | None = None,
-    ) -> list[R]:
+    def map(self, function: Function[R], shared: Any, items: Iterable[Any], done: Done[R] = None) -> list[R]:
         results = []
         for index, item in enumerate(items):
             results.append(function(shared, item))

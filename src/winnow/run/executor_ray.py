@@ -9,14 +9,14 @@ import socket
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from winnow.errors import InputError, WinnowError
+from winnow.run.executor import Done, Function, R
 
-R = TypeVar("R")
 LOOK = 5.0  # seconds between two looks at which machines are there, while nothing ends
 PATIENCE = 60.0  # seconds to wait for a machine large enough for a job
 log = logging.getLogger(__name__)
@@ -72,13 +72,7 @@ class Ray:
         self.retries, self.env, self.object_store = retries, dict(env or {}), object_store
         self._connected = self._started = False
 
-    def map(
-        self,
-        function: Callable[[Any, Any], R],
-        shared: Any,
-        items: Iterable[Any],
-        done: Callable[[int, R], None] | None = None,
-    ) -> list[R]:
+    def map(self, function: Function[R], shared: Any, items: Iterable[Any], done: Done[R] = None) -> list[R]:
         """See :meth:`winnow.run.executor.Executor.map`.
 
         Raises:

@@ -84,8 +84,7 @@ def run_job(sent: dict[str, Any], work: np.ndarray, item: np.ndarray) -> tuple[n
 def apply_environment(sent: dict[str, Any]) -> None:
     """Makes this process like the one that sent its :func:`environment`."""
     if versions() != sent["versions"]:
-        here = ", ".join(f"{n} {v}" for n, v in versions().items())
-        there = ", ".join(f"{n} {v}" for n, v in sent["versions"].items())
+        here, there = (", ".join(f"{n} {v}" for n, v in found.items()) for found in (versions(), sent["versions"]))
         raise WinnowError(f"a worker has {here} and the caller {there}: install the same versions on every machine.")
     if os.path.isdir(sent["folder"]):  # on a machine of its own there may be no such folder
         os.chdir(sent["folder"])
