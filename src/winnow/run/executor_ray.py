@@ -10,12 +10,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from winnow.errors import InputError, WinnowError
-from winnow.run.executor import Done, Function, R
+
+if TYPE_CHECKING:
+    from winnow.run.executor import Done, Function, R
 
 LOOK = 5.0  # seconds between two looks at which machines are there, while nothing ends
 PATIENCE = 60.0  # seconds to wait for a machine large enough for a job
