@@ -105,7 +105,7 @@ def write_text(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("say where to write: python recipes/tiny.py FOLDER")
+        sys.exit("give an output folder: python recipes/tiny.py FOLDER")
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     write_vision(target)

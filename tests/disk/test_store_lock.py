@@ -90,7 +90,7 @@ def test_the_next_try_of_the_same_process_goes_on(tmp_path):
     second.release()
     assert sorted(p.name for p in (tmp_path / "cc.work").iterdir()) == [".winnow.json", f"{KEY}.json"]
     third = Store(tmp_path / "cc.work")
-    third.forget(KEY)
+    third.discard(KEY)
     second.release()
     assert (tmp_path / "cc.work" / ".lock").exists()
     del third

@@ -5,16 +5,14 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 import winnow
-from small import classifier, points
+from small import classifier
 from winnow import words
 from winnow.compression.verdict import change
-from winnow.measure.compare import Comparison, compare
-from winnow.measure.evaluation import Evaluation
+from winnow.measure.compare import Comparison
 from winnow.pipeline.publish import publish
 from winnow.pipeline.verb import run_recipe
 from winnow.records import compression as schema
@@ -28,12 +26,8 @@ COMPRESS = "  - compress: {baselines: none, speed: false, samples: 32}\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
+def folder(folder):
     save_file({n: t.half() for n, t in classifier().state_dict().items()}, folder / "weights.safetensors")
-    for name, count, seed in (("train", 240, 0), ("test", 160, 5)):
-        x, y = points(count, seed=seed)
-        np.savez(folder / f"{name}.npz", x=x.numpy(), y=y)
     return folder
 
 
@@ -158,17 +152,18 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_plain_quantization_is_said_in_a_recipes_words(folder, tmp_path, monkeypatch, method, values):
-    from winnow.pipeline.compress_verdict import _take
-    from winnow.pipeline.schema import Compress
+    from winnow.pipeline.compress_page import _take
+    from winnow.pipeline.stages.compress import Compress
 
-    name = f"{values}-g32-{method}" if values == "int4" else f"{values}-{method}"
-    step = _take(schema.Candidate(name=name, kind="quantized", values=values, method=method), Compress())
+    group = 32 if values == "int4" else None
+    plain = schema.Candidate(name="plain", kind="quantized", values=values, group_size=group, method=method)
+    step = _take(plain, Compress())
     sets = re.findall(r"--set (\S+?)(?=[` ])", step)
     assert ("compress.group_size=32" in sets) == (values == "int4")
     _, report, _ = ran(folder, monkeypatch, tmp_path / "out", TRAIN + COMPRESS, sets=sets)
     assert (report.picked.kind, report.picked.values, report.picked.sparsity) == ("quantized", values, 0)
     for own in (dict(size="1 MB"), dict(max_drop=1.0), dict(bits_per_weight=4.0), dict(structure="2:4")):
-        assert _take(schema.Candidate(name=name, kind="quantized", values=values, method=method), Compress(**own)) == ""
+        assert _take(plain, Compress(**own)) == ""
 
 
 def test_a_change_that_rounds_to_nothing_has_no_sign():
@@ -199,18 +194,10 @@ def test_shares_of_the_weights_file_are_of_one_whole(other):
     assert "Before packing" not in (card.card(report) + str(view.view(report)["given"]))
 
 
-def test_a_record_of_one_evaluation_is_compared_by_example():
-    """What the page tells as lost is the paired figure of the gate."""
-    right = np.array([1.0, 1, 1, 0, 1, 1, 0, 1])
-    wrong = np.array([1.0, 0, 1, 0, 0, 1, 1, 1])
-    dense, other = (Evaluation("accuracy", v.mean(), 0, 1, v, v.astype(int), 8) for v in (right, wrong))
-    assert compare(dense, other, higher_is_better=True).drop == pytest.approx(12.5)
-
-
 def test_without_a_report_nothing_of_one_is_written(tmp_path):
     made, out = tmp_path / "made", tmp_path / "ö"
     made.mkdir()
     (made / "model.safetensors").write_bytes(b"x")
-    publish(made, out, "model: m\n", {"model": {"spec": "m"}}, page=None, keep=True)
+    publish(made, out, "model: m\n", {"model": {"spec": "m"}}, keep=True)
     assert {p.name for p in out.iterdir()} == {".winnow.json", "model.safetensors", "run.json", "run.yaml"}
     assert json.loads((out / "run.json").read_text())["model"] == {"spec": "m"}

@@ -84,7 +84,7 @@ def test_jobs_give_what_they_give_here(there):
     assert all(by.split(" on ")[1] == "1" for _, by in found)
     assert str(os.getpid()) not in {by.split(" on ")[0] for _, by in found}
     assert sorted(i for i, _ in told) == list(range(5)) and all(r is found[i] for i, r in told)
-    assert len(sent) == 2  # the work and the luggage, for five jobs
+    assert len(sent) == 2  # the work and the environment, for five jobs
     assert there.map(ray_jobs.doubled, None, []) == []
 
 
@@ -208,14 +208,14 @@ def test_what_cannot_be_done_is_said(cluster, there, monkeypatch):
 
 
 def test_modules_of_ones_own_travel_as_source(tmp_path, monkeypatch):
-    from winnow.run.luggage import Carried, own_sources
+    from winnow.run.shipping import ShippedModules, user_modules
 
     package = folder(tmp_path / "carried_package")
     (package / "__init__.py").write_text("from carried_package.part import value\n")
     (package / "part.py").write_text("value = 7\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("carried_package")
-    sources = own_sources()
+    sources = user_modules()
     assert {"carried_package", "carried_package.part", "ray_jobs"} <= set(sources)
     assert not {m.split(".")[0] for m in sources} & {"torch", "ray", "winnow", "os", "__main__"}
 
@@ -224,14 +224,14 @@ def test_modules_of_ones_own_travel_as_source(tmp_path, monkeypatch):
     for changed in (mine, mine | {"carried_package.part": ("value = 8\n", "part.py", False)}):
         for name in mine:
             sys.modules.pop(name, None)
-        Carried.install(changed)
+        ShippedModules.install(changed)
         found = importlib.import_module("carried_package")
         assert found.value == (7 if changed is mine else 8)
         assert found.part.__file__ and found.__path__
-    Carried.install({})
+    ShippedModules.install({})
     assert "carried_package" not in sys.modules
-    sys.meta_path.remove(Carried.current)
-    Carried.current = None
+    sys.meta_path.remove(ShippedModules.current)
+    ShippedModules.current = None
 
 
 def test_a_lost_machine_does_not_change_the_result(cluster, there, tmp_path):

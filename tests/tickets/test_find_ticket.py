@@ -383,7 +383,7 @@ def test_unknown_methods_and_settings_are_named():
 
 
 def test_a_recipe_lists_the_same_methods():
-    from winnow.pipeline.schema import Ticket
+    from winnow.pipeline.stages.ticket import Ticket
 
     lists = []
     for give in (

@@ -80,7 +80,11 @@ def build_report(
     doubts = _doubts(runner, main, outcomes)
     verdict = doubtful(verdict, doubts)
     allocation = _allocation(setup, runner, main)
-    below = _below_floor(setup, main, task)
+    below = None
+    if task is not None and main.evaluation is not None:
+        below = below_floor(
+            task.scale * main.evaluation.value, job.floor, task.metric, written_unit(task), task.higher_is_better
+        )
     if below is not None:
         verdict = replace(verdict, sentence=f"{verdict.sentence} {below}", tone="bad")
     # An allocation's own warnings speak of the floor where higher is better.
@@ -207,17 +211,12 @@ def _error_note(main: Outcome) -> list[str]:
     return ["a layer's error is on the calibration data that it was solved on; quality is measured on other data."]
 
 
-def _below_floor(setup: Setup, main: Outcome, task: Task | None) -> str | None:
-    """A sentence where quality is worse than --floor; NaN is."""
-    floor = setup.job.floor
-    if floor is None or task is None or main.evaluation is None:
+def below_floor(value: float, floor: float | None, metric: str, unit: str, higher_is_better: bool) -> str | None:
+    """A sentence where quality is worse than ``floor``, as NaN is; None where it is not, and without a floor."""
+    if floor is None or (value >= floor if higher_is_better else value <= floor):
         return None
-    value = task.scale * main.evaluation.value
-    if value >= floor if task.higher_is_better else value <= floor:
-        return None
-    side = "below" if task.higher_is_better else "above"
-    unit = written_unit(task) and "\u00a0" + written_unit(task)
-    return f"Its {task.metric} of {number(value)}{unit} is {side} the floor of {number(floor)}{unit}."
+    side, unit = "below" if higher_is_better else "above", unit and "\u00a0" + unit
+    return f"Its {metric} of {number(value)}{unit} is {side} the floor of {number(floor)}{unit}."
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -253,8 +252,10 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candida
     return Candidate(
         name=o.name,
         kind=o.candidate.kind,
+        label=o.candidate.label,
         sparsity=o.pruned.zeros / numel,
         values=recipe.values,
+        group_size=recipe.group_size if recipe.values == "int4" else None,
         method=recipe.method,
         bits_per_weight=o.pruned.bits_per_weight,
         file_bytes=o.file_bytes,

@@ -63,9 +63,9 @@ def npz_keys(
     keys: Sequence[str], split: str | None, column: str | None, label: str | None, name: str
 ) -> tuple[str, str | None]:
     """The keys of the inputs and the labels of an .npz file."""
-    for asked, option in ((column, "--column"), (label, "--label")):
+    for asked, option in ((column, "column"), (label, "label")):
         if asked is not None and asked not in keys:
-            raise InputError(f"{name} has no array {asked!r}: give {option} one of {', '.join(keys)}.")
+            raise InputError(f"{name} has no array {asked!r}: give --{option} one of {', '.join(keys)}.", option=option)
     splits = (split,) if split else ("train",)
     inputs = [key.format(s=s) for s in splits for key in _SPLIT_KEYS]
     targets = [key.format(s=s) for s in splits for key in _SPLIT_LABELS]
@@ -75,7 +75,10 @@ def npz_keys(
     if x is None and split is None and len(apart) == 1:
         x = apart[0]
     if x is None:
-        raise InputError(f"{name}: which array holds the inputs is not clear: give --column one of {', '.join(keys)}.")
+        raise InputError(
+            f"{name}: which array holds the inputs is not clear: give --column one of {', '.join(keys)}.",
+            option="column",
+        )
     if label is not None:
         return x, label
     # The labels that go with the chosen inputs: train_labels beside train_images, y beside x.
@@ -254,7 +257,7 @@ def _hub_table(data: Any, column: str | None, label: str | None, name: str) -> R
     if image in names and type(data.features[image]).__name__ == "Image":
         key = label or next((k for k in (*LABEL_COLUMNS, "fine_label") if k in names), None)
         if key is not None and key not in names:
-            raise InputError(f"{name} has no column {key!r}: give --label one of {', '.join(names)}.")
+            raise InputError(f"{name} has no column {key!r}: give --label one of {', '.join(names)}.", option="label")
         labels, words = parse_labels(list(data[key]), name, key) if key else (None, None)
         records = Records("images", [decode(item) for item in data[image]], labels, words, name=name)
     else:

@@ -109,18 +109,20 @@ class Records:
             InputError: there are no labels, they are not whole numbers, or some are negative.
         """
         if self.labels is None:
-            raise InputError(f"{self.name} has no labels: name their column with --label.")
+            raise InputError(f"{self.name} has no labels: name their column with --label.", option="label")
         labels = self.labels
         if labels.dtype.kind == "f":
             bad = np.flatnonzero(~np.isfinite(labels) | (labels != np.round(labels)))
             if bad.size:
                 raise InputError(
                     f"{self.name}: label {labels[bad[0]]:g} of record {bad[0]} is not a class number: "
-                    "name a column of classes with --label, or give two text columns for a similarity task."
+                    "name a column of classes with --label, or give two text columns for a similarity task.",
+                    option="label",
                 )
             if (far := np.flatnonzero(np.abs(labels) >= _CLASSES)).size:
                 raise InputError(
-                    f"{self.name}: label {labels[far[0]]:g} of record {far[0]} is not a class number: name a column of classes with --label."
+                    f"{self.name}: label {labels[far[0]]:g} of record {far[0]} is not a class number: name a column of classes with --label.",
+                    option="label",
                 )
         labels = labels.astype(np.int64)
         if labels.min() < 0:
@@ -137,10 +139,11 @@ class Records:
             InputError: there are no labels, they are names, or some are not finite.
         """
         if self.labels is None:
-            raise InputError(f"{self.name} has no scores: name their column with --label.")
+            raise InputError(f"{self.name} has no scores: name their column with --label.", option="label")
         if self.label_names is not None:
             raise InputError(
-                f"{self.name}: labels such as {self.label_names[0]!r} are not scores: use --task classification."
+                f"{self.name}: labels such as {self.label_names[0]!r} are not scores: use --task classification.",
+                option="task",
             )
         scores = self.labels.astype(np.float64)
         if not np.isfinite(scores).all():

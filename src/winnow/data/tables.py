@@ -88,7 +88,8 @@ def _columns(header: list[str], column: str | None, name: str) -> list[str]:
             if key not in header:
                 raise InputError(
                     f"{name} has no column {key!r}: give --column one of {_listed(header)} "
-                    "(or its number, counted from 0, if the file has no header line)."
+                    "(or its number, counted from 0, if the file has no header line).",
+                    option="column",
                 )
         if len(columns) > 2:
             raise InputError(f"{name}: {len(columns)} text columns were named: give one, or two for pairs of texts.")
@@ -104,14 +105,15 @@ def _columns(header: list[str], column: str | None, name: str) -> list[str]:
         return [header[0]]
     raise InputError(
         f"{name}: which column is the text is not clear: give --column one of {_listed(header)} "
-        "(or its number, counted from 0, if the file has no header line)."
+        "(or its number, counted from 0, if the file has no header line).",
+        option="column",
     )
 
 
 def _label(header: list[str], label: str | None, columns: list[str], name: str) -> str | None:
     if label is not None:
         if label not in header:
-            raise InputError(f"{name} has no column {label!r}: give --label one of {_listed(header)}.")
+            raise InputError(f"{name} has no column {label!r}: give --label one of {_listed(header)}.", option="label")
         return label
     lower = {key.lower(): key for key in header if key not in columns}
     return next((lower[key] for key in LABEL_COLUMNS if key in lower), None)
@@ -126,7 +128,8 @@ def _texts(cells: list[Any], key: str, name: str) -> list[str]:
         if not isinstance(cell, str):
             kind = "nothing" if cell is None else f"a {type(cell).__name__}"
             raise InputError(
-                f"{name}: column {key!r} holds {kind} in record {row}: name a column of texts with --column."
+                f"{name}: column {key!r} holds {kind} in record {row}: name a column of texts with --column.",
+                option="column",
             )
         if not cell.strip():
             raise InputError(f"{name}: column {key!r} is empty in record {row}: remove the record.")

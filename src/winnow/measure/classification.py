@@ -76,7 +76,8 @@ class ClassificationTask(Task):
             if int(self.truth.max()) >= classes:
                 raise InputError(
                     f"{self.data_name} has label {int(self.truth.max())}, the model knows the {classes} classes 0 to "
-                    f"{classes - 1}: check --label, or use the model trained on this data."
+                    f"{classes - 1}: check --label, or use the model trained on this data.",
+                    option="label",
                 )
             top = logits.argmax(-1).cpu().numpy()
             predictions[rows] = np.where(logits.isnan().any(-1).cpu().numpy(), -1, top)
@@ -145,7 +146,8 @@ def model_order(records: Records, config: Any, *, trained: bool = False) -> np.n
     more = f" ... ({len(known)} classes)" if len(known) > 12 else ""
     raise InputError(
         f"{records.name}: label {unknown!r} is none of the model's classes ({own}{more}): name their column with --label, or use "
-        "the model trained on this data."
+        "the model trained on this data.",
+        option="label",
     )
 
 

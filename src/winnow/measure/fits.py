@@ -131,7 +131,8 @@ def check_length(model: nn.Module, config: Any, length: int | None) -> None:
     # Some keep a few rows in front of the first position.
     if any(known[0] <= rows <= known[0] + 2 for rows in tables):
         raise InputError(
-            f"--length {length} is more than the {known[0]} positions that this model knows: give at most that."
+            f"--length {length} is more than the {known[0]} positions that this model knows: give at most that.",
+            option="length",
         )
 
 

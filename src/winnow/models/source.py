@@ -283,10 +283,12 @@ def open_model(
         if file is not None and file.is_dir():
             packed = ModelSource(spec=text, folder=file, factory=text)
             if not packed.is_artifact:
-                raise InputError(f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.")
+                raise InputError(
+                    f"{file} is not a folder that winnow wrote: give --weights a .safetensors file.", option="weights"
+                )
             return packed
         if file is not None and not file.is_file():
-            raise InputError(f"{file} does not exist: give --weights a .safetensors file.")
+            raise InputError(f"{file} does not exist: give --weights a .safetensors file.", option="weights")
         return ModelSource(spec=text, factory=text, weights=file)
     if path.suffix in (".gguf", ".onnx") and path.is_file():
         raise InputError(f"{text} is an export for another runtime: give the PyTorch model that it was made of.")
@@ -299,7 +301,9 @@ def open_model(
 
 def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | Path | None) -> ModelSource:
     if weights is not None:
-        raise InputError("--weights goes with package.module:function; a folder brings its own weights.")
+        raise InputError(
+            "--weights goes with package.module:function; a folder brings its own weights.", option="weights"
+        )
     refuse_other_kinds(path)
     config = read_json(path / "config.json")
     source = ModelSource(spec=spec, folder=path, trust_remote_code=trust_remote_code)

@@ -1,1 +1,1 @@
-"""Recipes of several stages: read, checked, shown, run, and put together into one result."""
+"""Recipes of several stages: read, checked, planned, run and published."""

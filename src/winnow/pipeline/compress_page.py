@@ -2,82 +2,85 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from winnow.compression.reporting import EXAMPLES, image_of
-from winnow.measure.compare import changed_examples, class_changes, compare
-from winnow.pipeline.compress_verdict import Dense, judge_recipe
-from winnow.pipeline.schema import Compress, Ticket, Train
+from winnow.compression.reporting import EXAMPLES, below_floor, image_of
+from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winning_row
+from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import RecipeInputs
 from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
 from winnow.report.compression.page import DATA, read
+from winnow.report.compression.phrases import quality
 from winnow.words import percent, size
 
 if TYPE_CHECKING:
-    from winnow.measure.evaluation import Evaluation
-    from winnow.pipeline.materials import Materials
+    from winnow.pipeline.stages.compress import Compress
+    from winnow.pipeline.stages.ticket import Ticket
 
-RECORD = "run.json"
+FIGURES = "run.json has the figures of all stages."
+ORDER = ("good", "mixed", "bad")
 
 
-def compress_page(
-    made: Path, out: Path, found: Materials, sparsity: float | None, dense: Dense | None
-) -> Report | None:
-    """The report that a compress stage left in ``made``, with ``out`` for where it goes; None where it left none.
+@dataclass(frozen=True)
+class Dense:
+    """The dense model beside the packed one, on the same examples of ``task``. ``ticket``: as it was before packing."""
+
+    task: Task
+    evaluation: Evaluation
+    packed: Evaluation
+    ticket: Evaluation | None
+    made_by: str
+
+
+def compress_report(execution: Execution, number: int, ticket: int | None, dense: Dense | None) -> Report | None:
+    """The report that compress stage ``number`` left, speaking of the folder that is published; None where it left none.
 
     It is completed here and not when the stage ends: a ticket that starts from the recipe's model does not depend on the
     dense training that it is compared with.
 
     Args:
-        sparsity: of the ticket that was packed; None where a dense model was.
+        ticket: the stage whose ticket was packed; None where a dense model was.
         dense: what the recipe measured of a dense model before that ticket.
     """
+    inputs, made, out = execution.inputs, execution.folder(number), execution.out
     if not (made / DATA).is_file():
         return None
-    report = Report.model_validate(_moved(read(made).model_dump(), str(made), str(out)))
+    report = read(made)
     for c in report.candidates:
-        c.folder = str(out) if c.chosen and c.folder is not None else c.folder
-    stage = next(s for s in found.pipeline.stages if isinstance(s, Compress))
-    ticket = next((s for s in found.pipeline.stages if isinstance(s, Ticket)), None)
-    judged = judge_recipe(report, stage, ticket, str(out), dense)
+        c.folder = str(out) if c.chosen and c.folder is not None else None
+    stage: Compress = inputs.pipeline.stages[number]
+    sparse: Ticket | None = None if ticket is None else inputs.pipeline.stages[ticket]
+    judged = judge_recipe(report, stage, sparse, str(out), dense)
     report.verdict.sentence, report.verdict.tone, report.next_step = judged.sentence, judged.tone, judged.next_step
-    report.undo = _undo(found, out)
-    if ticket is not None:
-        _own_zeros(report, stage, ticket)
-        _name_ticket(report, sparsity)
+    report.undo = _undo(inputs, out)
+    if ticket is not None and sparse is not None:
+        if stage.method is None and stage.options(sparse)["method"] == "zeros":
+            report.requested.budget = f"{percent(sparse.sparsity, 4)} zeros, of the ticket stage"
+        _name_ticket(report, execution.results[ticket].figures["sparsity"])
         if dense is not None:
-            _against(report, dense)
-    report.notes = [*_notes(found, ticket, dense), *_stored_smaller(report, found), *report.notes]
+            _compare(report, dense)
+        notes = _ticket_notes(dense)
+    else:
+        trained = number > 0 and execution.models[number - 1].key != inputs.model.key
+        notes = [(f"“Dense” is the model of {execution.models[number - 1].made_by}; " if trained else "") + FIGURES]
+    report.notes = [*notes, *_stored_smaller(report, inputs), *report.notes]
     return report
 
 
-def _moved(value: Any, before: str, after: str) -> Any:
-    """A report's values with another place in every text."""
-    if isinstance(value, str):
-        return value.replace(before, after)
-    if isinstance(value, dict):
-        return {k: _moved(v, before, after) for k, v in value.items()}
-    return [_moved(v, before, after) for v in value] if isinstance(value, list) else value
-
-
-def _undo(found: Materials, out: Path) -> str:
-    given, path = found.pipeline.model, Path(found.pipeline.model)
+def _undo(inputs: RecipeInputs, out: Path) -> str:
+    given, path = inputs.pipeline.model, Path(inputs.pipeline.model)
     name = path.resolve().name if path.exists() else given
     return (
-        f"The model given is unchanged: {name} (sha256 {found.given.key[:12]}). "
+        f"The model given is unchanged: {name} (sha256 {inputs.model.key[:12]}). "
         f"`winnow export {shlex.quote(str(out))} --out {shlex.quote(f'{out}-dense')}` writes this one for use without winnow."
     )
-
-
-def _own_zeros(report: Report, stage: Compress, ticket: Ticket) -> None:
-    """A stage without a budget took the zeros that the ticket was asked for; nobody named the method."""
-    if stage.method is None and stage.options(ticket)["method"] == "zeros":
-        report.requested.budget = f"{percent(ticket.sparsity, 4)} zeros, of the ticket stage"
-        report.notes = [
-            "method zeros: exactly the ticket’s zeros are kept." if note.startswith("method zeros: ") else note
-            for note in report.notes
-        ]
 
 
 def _name_ticket(report: Report, sparsity: float | None) -> None:
@@ -89,8 +92,8 @@ def _name_ticket(report: Report, sparsity: float | None) -> None:
     given.kind, given.name, given.sparsity, given.drop = "ticket", "ticket", sparsity, None
 
 
-def _against(report: Report, dense: Dense) -> None:
-    """The dense model in the table, and every loss against it: with an interval where answers are still known."""
+def _compare(report: Report, dense: Dense) -> None:
+    """The dense model in the table, and every loss against it: with an interval where the answers are stored."""
     given, picked = report.ticket, report.picked
     if given is None or picked is None:
         return
@@ -102,10 +105,8 @@ def _against(report: Report, dense: Dense) -> None:
     for c in report.candidates:
         c.drop, c.drop_low, c.drop_high = _difference(row, c, dense.task.higher_is_better), None, None
     for c, evaluation in ((picked, dense.packed), (given, dense.ticket)):
-        if evaluation is not None and (evaluation.metric, evaluation.n) == (
-            dense.evaluation.metric,
-            dense.evaluation.n,
-        ):
+        paired = dense.evaluation.metric, dense.evaluation.n
+        if evaluation is not None and (evaluation.metric, evaluation.n) == paired:
             _measured(c, evaluation, dense.task.scale)
             loss = compare(dense.evaluation, evaluation, higher_is_better=dense.task.higher_is_better)
             c.drop, c.drop_low, c.drop_high = _known(loss.drop), _known(loss.low), _known(loss.high)
@@ -138,22 +139,18 @@ def _difference(dense: Candidate, other: Candidate, higher: bool) -> float | Non
     return dense.quality - other.quality if higher else 100 * (other.quality / dense.quality - 1)
 
 
-def _notes(found: Materials, ticket: Ticket | None, dense: Dense | None) -> list[str]:
-    rest = f"{RECORD} has the figures of all stages."
-    if ticket is None:
-        number = next((i for i, s in enumerate(found.pipeline.stages, 1) if isinstance(s, Train)), None)
-        return [rest if number is None else f"“Dense” is the model of stage {number} (train); {rest}"]
+def _ticket_notes(dense: Dense | None) -> list[str]:
     if dense is None:
         return [
             "The dense model was not measured: what the ticket itself lost is not in these figures. A train stage and an "
-            f"eval stage before the ticket measure it. {rest}"
+            f"eval stage before the ticket measure it. {FIGURES}"
         ]
-    return [f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing. {rest}"]
+    return [f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing. {FIGURES}"]
 
 
-def _stored_smaller(report: Report, found: Materials) -> list[str]:
+def _stored_smaller(report: Report, inputs: RecipeInputs) -> list[str]:
     """Files of 16-bit values are half of what a training, in 32 bits, leaves."""
-    stored = sum(f.stat().st_size for f in found.given.source().weight_files())
+    stored = sum(f.stat().st_size for f in inputs.model.source().weight_files())
     before, after = report.sizes.dense_file, report.sizes.file
     if not stored or before is None or after is None or stored > 0.95 * before:
         return []
@@ -162,3 +159,84 @@ def _stored_smaller(report: Report, found: Materials) -> list[str]:
         f"The weights given take {size(stored)} on disk, {than}: sizes here compare with {size(before)}, the same model as "
         "the stages hold it, in wider values."
     ]
+
+
+def judge_recipe(report: Report, stage: Compress, ticket: Ticket | None, place: str, dense: Dense | None) -> Judgement:
+    """What to think of a recipe's packed model.
+
+    Args:
+        report: as compress left it, every loss against the model it was given.
+        ticket: the stage whose ticket was packed, if there was one: the loss of the ticket itself then counts too.
+        place: the folder that is written.
+        dense: what that loss is measured by; without it the sentence says that it is unknown.
+    """
+    options, picked, given = _options(ticket), report.picked, report.dense
+    sizes = report.sizes.dense_file or 0, report.sizes.file or 0
+    label = "" if picked is None else picked.label or picked.name
+    if picked is None or given is None or picked.quality is None:
+        return replace(unmeasured(label, *sizes, options), sentence=report.verdict.sentence)
+    better = winning_row(picked, [c for c in report.candidates if c is not picked and c is not given])
+    loss = _loss(picked, report.task.n or 0, not report.task.higher_is_better)
+    before, after = given.quality, picked.quality
+    if dense is not None:
+        loss = compare(dense.evaluation, dense.packed, higher_is_better=dense.task.higher_is_better)
+        before, after = (dense.task.scale * e.value for e in (dense.evaluation, dense.packed))
+    moved = f"{report.task.metric} {_value(before, report)} to {_value(after, report)} ({change(loss)})"
+    if ticket is None:
+        judged = weigh(label, *sizes, moved, loss, place, options)
+        judged = replace(judged, sentence=report.verdict.sentence, tone=report.verdict.tone)
+    elif better is not None:
+        more = "The dense model was not measured." if dense is None else f"Against the dense model: {moved}."
+        tone = max(report.verdict.tone, "mixed" if dense is None else tone_of(loss), key=ORDER.index)
+        judged = Judgement(f"{report.verdict.sentence} {more}", tone, "", better.name)
+    else:
+        alone = f"packing alone: {moved}; the dense model was not measured"
+        worse = alone if dense is None else f"against the dense model {moved}"
+        judged = weigh(label, *sizes, worse, loss, place, options)
+        below = below_floor(
+            picked.quality, stage.floor, report.task.metric, report.task.unit, report.task.higher_is_better
+        )
+        if below is not None:
+            judged = replace(judged, sentence=f"{judged.sentence} {below}", tone="bad")
+        if dense is None and judged.tone == "good":
+            step = "Measure what the ticket itself lost: put a train stage and an eval stage before it."
+            judged = replace(judged, tone="mixed", next_step=step)
+    return judged if better is None else replace(judged, next_step=_take(better, stage))
+
+
+def _options(ticket: Ticket | None) -> Options:
+    less = "fewer zeros, or `max_drop: 1` in the compress stage to let winnow find the smallest file that stays within one point"
+    if ticket is not None:
+        lower = max(ticket.sparsity - 0.2, ticket.sparsity / 2)
+        less = f"a ticket of fewer zeros, e.g. `--set ticket.sparsity={lower:.2g}`, or more steps for it"
+    return Options(
+        measure="give `eval` in the recipe",
+        less=less,
+        smaller="`--set compress.values=int8`",
+        more="`eval` in the recipe",
+    )
+
+
+def _take(better: Candidate, stage: Compress) -> str:
+    """How the recipe makes another candidate; nothing where it asks for a size or a quality, which have rates of their own."""
+    own = stage.bits_per_weight, stage.size, stage.max_drop, stage.table, stage.allocation, stage.score, stage.solver
+    if any(part is not None for part in own) or better.values is None:
+        return ""
+    sets = [f"compress.values={better.values}"]
+    if better.kind == "quantized":
+        if stage.structure != "unstructured" or better.method not in ("rtn", "gptq"):
+            return ""
+        sets += ["compress.sparsity=0", f"compress.method={'magnitude' if better.method == 'rtn' else 'sparsegpt'}"]
+        if better.group_size not in (None, stage.group_size):
+            sets.append(f"compress.group_size={better.group_size}")
+    words = " ".join(f"--set {s}" for s in sets)
+    return f"Make that model instead: add `{words}` to the command and run it again."
+
+
+def _loss(picked: Candidate, n: int, relative: bool) -> Comparison:
+    drop, low, high = (math.nan if v is None else v for v in (picked.drop, picked.drop_low, picked.drop_high))
+    return Comparison(drop, low, high, relative, n, "as compress measured it")
+
+
+def _value(value: float | None, report: Report) -> str:
+    return quality(value, report.task).replace(" ", "\u00a0") if value is not None else "not a number"

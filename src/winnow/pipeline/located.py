@@ -1,65 +1,48 @@
-"""Errors that come after a recipe was read, told with the line and the field of the recipe that they are about."""
+"""Errors about a field of a recipe: which one, and in a recipe's words."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from winnow.errors import InputError
-from winnow.pipeline import reading
-from winnow.pipeline.part import in_fields
 
-Where = tuple[Any, ...]  # keys and places on the way to a field
-ABSENT = "does not exist"
+Where = tuple[Any, ...]  # keys and list indices on the way to a field
+
+# Options that a recipe has no field for: those of ``winnow run`` itself, and those it does without.
+NO_FIELD = (
+    "out", "executor", "keep-work", "dry-run", "poc", "json", "keep", "compare-with", "trust-remote-code", "limit",
+)  # fmt: skip
 
 
 class FieldError(InputError):
     """An error about the field ``where`` of a recipe."""
 
     def __init__(self, where: Where, sentence: str) -> None:
-        super().__init__(sentence)
+        super().__init__(sentence, option=str(where[-1]))
         self.where = where
 
 
 @contextlib.contextmanager
-def blamed(where: Where, **options: Where) -> Iterator[None]:
-    """Inside, an InputError is about the field ``where``, or about that of the option that its sentence names, if given."""
+def about(where: Where | None, *options: Where) -> Iterator[None]:
+    """Inside, an InputError is about the field among ``options`` that its option names, else about ``where`` (None: unknown)."""
     try:
         yield
+    except FieldError:
+        raise
     except InputError as error:
-        named = next((options[o] for o in _options(error) if o in options), None)
-        raise FieldError(where, str(error)) if named is None else FieldError(named, str(error)) from None
+        place = next((o for o in options if o[-1] == error.option), where)
+        if place is None:
+            raise
+        raise FieldError(place, str(error)) from None
 
 
-@contextlib.contextmanager
-def located(recipe: str | Path, sets: Sequence[str]) -> Iterator[None]:
-    """Inside, an InputError that is about a field names the field and its line (or the --set) in the recipe.
+def in_fields(sentence: str) -> str:
+    """A sentence about options of the command line as one about fields of a recipe: --max-drop is max_drop there."""
 
-    Where the sentence speaks of an option of other commands, the field is the one of that name at the top of the recipe;
-    a field that is not written there has no line, and the sentence alone is told.
-    """
-    try:
-        yield
-    except InputError as error:
-        sentence = in_fields(_from_here(str(error)))
-        document = reading.parse(Path(recipe))
-        for text in sets:
-            reading.put(document, text)
-        top = [(name,) for name in _options(error) if (name,) in document.lines]
-        where = error.where if isinstance(error, FieldError) else next(iter(top), None)
-        raise InputError(sentence) if where is None else document.error(where, sentence) from None
+    def field(found: re.Match[str]) -> str:
+        return found[0] if found[1] in NO_FIELD else found[1].replace("-", "_")
 
-
-def _options(error: InputError) -> list[str]:
-    return [name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]*[a-z])", str(error))]
-
-
-def _from_here(sentence: str) -> str:
-    """Of a relative path that is not there: where it was looked for."""
-    path, absent, rest = sentence.partition(f" {ABSENT}")
-    if not absent or Path(path).expanduser().is_absolute():
-        return sentence
-    return f"{path} {ABSENT} in {Path.cwd()}, the current folder, from which relative paths start{rest}"
+    return re.sub(r"--([a-z][a-z-]*[a-z])", field, re.sub(r"--set (?=\w)", "settings.", sentence))

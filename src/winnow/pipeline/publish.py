@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from winnow.disk.files import copy_file, link_or_copy, write_text
 from winnow.disk.links import refuse_links
@@ -13,14 +13,10 @@ from winnow.errors import disk_errors
 from winnow.formats.artifact import as_json
 from winnow.formats.output import OutputFolder
 from winnow.naming import name_of, without_paths
-
-if TYPE_CHECKING:
-    from winnow.records.compression import Report
-    from winnow.records.ticket import TicketReport
+from winnow.pipeline.stage import Publication
 
 RECORD, AS_GIVEN = "run.json", "run.yaml"
-TICKET = "ticket.json"
-OF_REPORT = ("report.html", "report.json", "README.md")
+TRAINING = "ticket.json"  # of the training that made the weights
 
 
 def publish(
@@ -28,28 +24,21 @@ def publish(
     out: Path,
     recipe: str,
     record: dict[str, Any],
+    publications: Sequence[Publication] = (),
     *,
-    report: Report | None = None,
-    page: TicketReport | None,
     keep: bool,
     given: Sequence[Any] = (),
 ) -> Path:
-    """Brings the folder ``made`` to ``out``, with run.json and the recipe as given.
+    """Brings the folder ``made`` to ``out``, with run.json, the recipe as given, and the reports of ``publications``.
 
-    ``report``: of what was packed, written with the model card in place of those in ``made``, which speak of one stage.
-    ``page``: the report of the recipe's ticket, written beside them; without one a training's own is left behind.
-
-    ``given``: paths of the recipe; the files, which are given away, call them by name.
-
-    ``made`` stays whole until ``out`` is there, so that a kill in between costs nothing. With ``keep`` it stays for
-    good and weights are copied; otherwise they get a second name.
+    Args:
+        publications: of the stages, in place of the reports in ``made``, which speak of one stage alone.
+        keep: ``made`` stays for good, and weights are copied; otherwise they get a second name. It stays whole until
+            ``out`` is there in any case, so that an interruption in between costs nothing.
+        given: paths of the recipe; the published files, which are given away, call them by name.
     """
-    from winnow.report.compression import card
-    from winnow.report.compression.page import write as write_report
-    from winnow.report.ticket.page import DATA, PAGE, write
-
     output = OutputFolder(out)
-    anew = {"manifest.json", PAGE, DATA, *(OF_REPORT if report is not None else ())}
+    replaced = {"manifest.json"}.union(*(p.replaces for p in publications))
     try:
         files = sorted(p for p in made.rglob("*") if p.is_file() and not p.name.startswith("."))
         refuse_links(files, made)
@@ -57,20 +46,19 @@ def publish(
             place = output.path / path.relative_to(made)
             with disk_errors(place):
                 place.parent.mkdir(parents=True, exist_ok=True)
-            if path.parent == made and path.name in anew:
+            if path.parent == made and path.name in replaced:
                 continue
-            if path.name == TICKET:
+            if path.name == TRAINING:
                 about = without_paths(json.loads(path.read_text(encoding="utf-8")), given)
                 write_text(place, json.dumps(about, indent=1) + "\n")
                 continue
             (link_or_copy if path.suffix == ".safetensors" and not keep else copy_file)(path, place)
         _manifest(made, output.path, record)
-        if report is not None:
-            report = type(report).model_validate(without_paths(report.model_dump(), given))
-            write_report(report, output.path)
-            card.write(report, output.path)
-        if page is not None:
-            write(type(page).model_validate(without_paths(page.model_dump(), given)), output.path)
+        for p in publications:
+            if p.report is not None:
+                report = type(p.report).model_validate(without_paths(p.report.model_dump(), given))
+                for write in p.writers:
+                    write(report, output.path)
         write_text(output.path / RECORD, as_json(without_paths(record, given)))
         write_text(output.path / AS_GIVEN, without_paths(recipe, given))
         return output.publish()

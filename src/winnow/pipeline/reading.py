@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from winnow.errors import InputError
-from winnow.pipeline.schema import KINDS, Pipeline, Stage, Ticket
+from winnow.pipeline.located import FieldError, Where, in_fields
+from winnow.pipeline.schema import Pipeline
+from winnow.pipeline.stage import Stage
+from winnow.pipeline.stages import KINDS, ORDER
 from winnow.run import plain_yaml
-from winnow.run.plain_yaml import Where, dotted
-from winnow.tickets.methods.registry import METHODS, known
+from winnow.run.plain_yaml import dotted
 
-LENGTHS = {"steps": "epochs", "epochs": "steps"}
+ABSENT = "does not exist"
 
 
 @dataclass
 class Document:
-    """A YAML mapping, and where each of its values stands."""
+    """A YAML mapping, and the line of each of its values."""
 
     name: str
     value: dict[str, Any]
@@ -39,22 +42,43 @@ class Document:
 
 
 def read_recipe(path: str | Path, sets: Sequence[str] = ()) -> Pipeline:
-    """The recipe in a YAML file, with ``stage.field=value`` put in place of what it says.
+    """The recipe in a YAML file, with values overridden by ``stage.field=value``.
 
     ``sets``: "ticket.sparsity=0.9", "ticket.settings.rate=0.1", "seed=3" (top level), "eval.2.max_drop=1" (the second
     eval stage); values are read as YAML.
 
     Raises:
-        InputError: the file cannot be read, is no YAML, or says something that cannot be; line and field are named.
+        InputError: the file cannot be read, is no YAML, or has a value that cannot be used; line and field are named.
     """
-    document = parse(Path(path))
-    for text in sets:
-        put(document, text)
-    return _validated(document)
+    return _validated(_parse(Path(path), sets))
 
 
-def parse(path: Path) -> Document:
-    """The mapping in a YAML file, with line numbers."""
+@contextlib.contextmanager
+def located(recipe: str | Path, sets: Sequence[str]) -> Iterator[None]:
+    """Inside, an InputError that is about a field names the field and its line (or the --set) in the recipe.
+
+    An option that no stage has is a field at the top of the recipe; where that is not written down, the sentence is all there is.
+    """
+    try:
+        yield
+    except InputError as error:
+        sentence = in_fields(_from_here(str(error)))
+        document = _parse(Path(recipe), sets)
+        top = (error.option,) if (error.option,) in document.lines else None
+        where = error.where if isinstance(error, FieldError) else top
+        raise InputError(sentence) if where is None else document.error(where, sentence) from None
+
+
+def _from_here(sentence: str) -> str:
+    """Of a relative path that does not exist: where it was looked for."""
+    path, absent, rest = sentence.partition(f" {ABSENT}")
+    if not absent or Path(path).expanduser().is_absolute():
+        return sentence
+    return f"{path} {ABSENT} in {Path.cwd()}, the current folder, from which relative paths start{rest}"
+
+
+def _parse(path: Path, sets: Sequence[str]) -> Document:
+    """The mapping in a YAML file, with line numbers, and with each --set carried out."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file: give a recipe file.")
     try:
@@ -65,32 +89,40 @@ def parse(path: Path) -> Document:
     value, lines = plain_yaml.read(text, str(path))
     if not isinstance(value, dict):
         raise Document(str(path), {}, lines).error((), "a recipe is a mapping: begin with model, data and stages")
-    return Document(str(path), value, lines)
+    if isinstance(value.get("stages"), list):  # a kind alone has no fields
+        value["stages"] = [_with_fields(entry) for entry in value["stages"]]
+    document = Document(str(path), value, lines)
+    for text in sets:
+        _override(document, text)
+    return document
+
+
+def _with_fields(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {kind: {} if fields is None else fields for kind, fields in entry.items()}
+    return {entry: {}} if isinstance(entry, str) else entry
 
 
 def _validated(document: Document) -> Pipeline:
     given = dict(document.value)
     listed = given.pop("stages", None)
-    if listed is None and "stages" not in document.value:
-        raise document.error((), f"stages is missing: list one or more of {', '.join(KINDS)}")
     if not isinstance(listed, list) or not listed:
         raise document.error(("stages",), f"must be a list of one or more of {', '.join(KINDS)}")
     stages = tuple(_stage(document, i, entry) for i, entry in enumerate(listed))
     pipeline = _model(document, Pipeline, {**given, "stages": stages}, (), "a recipe")
     for i, stage in enumerate(stages):
         try:
-            pipeline.check_order(i)
+            pipeline.check_stage(i, ORDER)
         except InputError as error:
-            raise document.error(("stages", i, stage.kind), str(error)) from None
-    if not any(stage.kind != "eval" for stage in stages):
-        raise document.error(("stages",), "nothing is made: add a train, ticket or compress stage, or use winnow eval")
+            field_ = [error.option] if error.option in stage.model_fields_set else []
+            raise document.error(("stages", i, stage.kind, *field_), str(error)) from None
+    if not any(stage.makes for stage in stages):
+        raise document.error(("stages",), f"nothing is made: add a {' or '.join(ORDER)} stage, or use winnow eval")
     return pipeline
 
 
 def _stage(document: Document, number: int, entry: Any) -> Stage:
     where: Where = ("stages", number)
-    if isinstance(entry, str):
-        entry = {entry: None}
     if not isinstance(entry, dict) or len(entry) != 1:
         raise document.error(where, f"must be one of {', '.join(KINDS)} with its fields below it")
     kind, fields = next(iter(entry.items()))
@@ -98,13 +130,12 @@ def _stage(document: Document, number: int, entry: Any) -> Stage:
         raise document.error(
             (*where, kind), f"there is no such stage{_meant(kind, KINDS)}: choose one of {', '.join(KINDS)}"
         )
-    if fields is not None and not isinstance(fields, dict):
+    if not isinstance(fields, dict):
         raise document.error((*where, kind), "must be a mapping of fields")
-    what = f"{'an' if kind == 'eval' else 'a'} {kind} stage"
-    stage = _model(document, KINDS[kind], fields or {}, (*where, kind), what)
-    if isinstance(stage, Ticket):
-        settings = METHODS[known(stage.method)].settings_class
-        _model(document, settings, stage.settings, (*where, kind, "settings"), f"the settings of method {stage.method}")
+    article = "an" if kind[0] in "aeiou" else "a"
+    stage = _model(document, KINDS[kind], fields, (*where, kind), f"{article} {kind} stage")
+    for name, (model, what) in stage.nested().items():
+        _model(document, model, getattr(stage, name), (*where, kind, name), what)
     return stage
 
 
@@ -143,7 +174,7 @@ def _meant(name: str, known: Any) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def put(document: Document, text: str) -> None:
+def _override(document: Document, text: str) -> None:
     """Carries out one --set."""
     path, equals, written = text.partition("=")
     keys = path.strip().split(".")
@@ -158,9 +189,9 @@ def put(document: Document, text: str) -> None:
         target, at = target[key], (*at, key)
         if not isinstance(target, dict):
             raise InputError(f"{where}: {key} holds a value, no fields: name a field of a stage.")
-    other = LENGTHS.get(keys[-1], "")
-    if len(at) == 3 and document.lines.get((*at, other), "").startswith("line"):
-        del target[other]  # of the recipe's two ways to say how long, the one that was meant here
+    other = KINDS[at[2]].alternatives.get(keys[-1], "") if len(at) == 3 and at[2] in KINDS else ""
+    if document.lines.get((*at, other), "").startswith("line"):
+        del target[other]  # of two ways to set the same, the one that --set did not name
     target[keys[-1]] = value
     at = (*at, keys[-1])
     document.lines = {k: v for k, v in document.lines.items() if k[: len(at)] != at} | {at: where}
@@ -168,14 +199,11 @@ def put(document: Document, text: str) -> None:
 
 def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, Any], Where]:
     """The mapping that the rest of ``keys`` is about; what names the stage is taken off them."""
-    stages = document.value.get("stages")
     if len(keys) == 1:
         return document.value, ()
-    found = [
-        (i, s)
-        for i, s in enumerate(stages if isinstance(stages, list) else [])
-        if s == keys[0] or (isinstance(s, dict) and keys[0] in s)
-    ]
+    stages = document.value.get("stages")
+    stages = stages if isinstance(stages, list) else []
+    found = [(i, s) for i, s in enumerate(stages) if isinstance(s, dict) and keys[0] in s]
     if not found:
         raise InputError(f"{where}: the recipe has no stage {keys[0]}: name one of its stages.")
     kind, number = keys.pop(0), 1
@@ -183,21 +211,18 @@ def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, 
         number = int(keys.pop(0))
     elif len(found) > 1:
         raise InputError(
-            f"{where}: there are {len(found)} {kind} stages: say which, as in --set {kind}.1.{'.'.join(keys)}=...."
+            f"{where}: there are {len(found)} {kind} stages: name one, as in --set {kind}.1.{'.'.join(keys)}=...."
         )
     if not 1 <= number <= len(found):
         raise InputError(f"{where}: there is no {kind} stage number {number}: there are {len(found)}.")
     i, entry = found[number - 1]
-    if entry == kind or entry[kind] is None:
-        entry = {kind: {}}
-        document.value["stages"][i] = entry
     if not isinstance(entry[kind], dict):
         raise InputError(f"{where}: the {kind} stage of the recipe holds no fields: mend the recipe first.")
     return entry[kind], ("stages", i, kind)
 
 
-def dump(model: BaseModel) -> dict[str, Any]:
-    """What a recipe came to, stages as in the file, without what was left at its default."""
-    found = model.model_dump(mode="json", exclude_defaults=True, exclude={"stages"})
-    stages = [{s.kind: s.model_dump(mode="json", exclude_defaults=True)} for s in model.stages]  # type: ignore[attr-defined]
+def dump(pipeline: Pipeline) -> dict[str, Any]:
+    """A recipe as plain values, stages as in the file, without what was left at its default."""
+    found = pipeline.model_dump(mode="json", exclude_defaults=True, exclude={"stages"})
+    stages = [{s.kind: s.model_dump(mode="json", exclude_defaults=True)} for s in pipeline.stages]
     return {**found, "stages": stages}

@@ -4,38 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from winnow.pipeline.stages import figure
-from winnow.report.ticket.page import PAGE
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from winnow.measure.compare import compare
+from winnow.pipeline.execution import PlannedStage
+from winnow.pipeline.stage import figures_of
+from winnow.pipeline.stages import KINDS
+from winnow.pipeline.verb import RunResult
+from winnow.terminal.screen import Text
+from winnow.tickets.trial.verdict import Verdict
 from winnow.words import count, duration, number, size
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
-    from winnow.pipeline.dry_run import Planned
-    from winnow.pipeline.verb import Ran
-    from winnow.tickets.trial.verdict import Verdict
-
-
-def planned_table(stages: Sequence[Planned]) -> RenderableType:
+def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
     """The stages of a dry run."""
-    from rich.console import Group
-
-    from winnow.terminal.screen import Text
-
     table = _table(("", "stage", "", "steps", ""))
     for s in stages:
         table.add_row(str(s.number), s.kind, Text(s.what), _steps(s), "finished" if s.finished else "to do")
     return Group(Text("Stages (nothing is written)", style="bold"), table)
 
 
-def ran_table(ran: Ran) -> RenderableType:
+def ran_table(ran: RunResult) -> RenderableType:
     """The stages of a finished run, and where their result is."""
-    from rich.console import Group
-
-    from winnow.terminal.screen import Text
-
     table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
     for s in ran.stages:
         f = s.figures
@@ -46,16 +39,12 @@ def ran_table(ran: Ran) -> RenderableType:
         )  # fmt: skip
     notes = [Text(note, style="dim") for note in ran.notes]
     result = ran.folder.resolve()
-    page = [Text(f"Ticket: {result / PAGE}")] if (result / PAGE).is_file() else []
-    return Group(table, *notes, Text(""), Text(f"Result: {result}"), *page)
+    pages = [Text(f"{title}: {result / name}") for title, name in ran.pages]
+    return Group(table, *notes, Text(""), Text(f"Result: {result}"), *pages)
 
 
 def trial_table(verdict: Verdict) -> RenderableType:
     """What a trial found: the verdict, its reasons, and a row for each training."""
-    from rich.console import Group
-
-    from winnow.terminal.screen import Text
-
     table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
     for t in trial(verdict)["tickets"]:
         table.add_row(
@@ -68,14 +57,12 @@ def trial_table(verdict: Verdict) -> RenderableType:
 
 def trial(verdict: Verdict) -> dict[str, Any]:
     """The same as plain values; what a training lost is against the dense one."""
-    from winnow.measure.compare import compare
-
     dense = next((t.evaluation for t in verdict.tickets if t.method == "dense"), None)
     tickets = []
     for t in verdict.tickets:
         row = {"method": t.method, "zeros": t.zeros, "sparsity": t.sparsity, "steps": t.cost.steps, "seconds": t.cost.seconds}  # fmt: skip
         if t.evaluation is not None:
-            row |= figure(t.evaluation)
+            row |= figures_of(t.evaluation)
             if dense is not None and t.method != "dense":
                 row["drop"] = asdict(compare(dense, t.evaluation, higher_is_better=t.evaluation.metric != "perplexity"))
         tickets.append(row)
@@ -87,10 +74,10 @@ def trial(verdict: Verdict) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _steps(stage: Planned) -> str:
+def _steps(stage: PlannedStage) -> str:
     if stage.steps is not None:
         return count(stage.steps)
-    return "by the length of the text" if stage.kind in ("train", "ticket") else ""
+    return "by the length of the text" if KINDS[stage.kind].trains else ""
 
 
 def _quality(figures: dict[str, Any]) -> str:
@@ -111,8 +98,6 @@ def _lost(figures: dict[str, Any]) -> str:
 
 
 def _table(headings: Sequence[str]) -> Any:
-    from rich.table import Table
-
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         right = heading in ("time", "zeros", "file", "steps")

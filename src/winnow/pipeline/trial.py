@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from winnow.disk.work import work_of
 from winnow.errors import InputError
-from winnow.pipeline.located import located
-from winnow.pipeline.materials import Materials, Standing, open_materials
-from winnow.pipeline.reading import read_recipe
-from winnow.pipeline.schema import Evaluate, Pipeline, Ticket, Train
-from winnow.pipeline.stages import Progress, keys, standing, training
+from winnow.pipeline.inputs import Checkpoint, RecipeInputs, open_inputs
+from winnow.pipeline.reading import located, read_recipe
+from winnow.pipeline.stage import Progress
+from winnow.pipeline.stages.eval import Evaluate
+from winnow.pipeline.stages.ticket import Ticket
+from winnow.pipeline.stages.train import Train
 from winnow.run.store import unsealed
-
-if TYPE_CHECKING:
-    from winnow.tickets.trial.verdict import Verdict
+from winnow.tickets.trial.verdict import Verdict
 
 
 def try_recipe(
@@ -44,7 +43,7 @@ def try_recipe(
     if not 0 < minutes < math.inf:
         raise InputError(f"a trial of {minutes:g} minutes is none: give more than 0, such as --poc 3.")
     pipeline = read_recipe(recipe, sets)
-    number = next((i for i, s in enumerate(pipeline.stages) if isinstance(s, Ticket)), None)
+    number = pipeline.index(Ticket)
     if number is None:
         raise InputError(f"{recipe} has no ticket stage to try: run it without --poc, or add a ticket.")
     from winnow.tickets.trial.size import TooShort
@@ -52,34 +51,29 @@ def try_recipe(
 
     stage = pipeline.stages[number]
     with located(recipe, sets):
-        found = open_materials(pipeline)
-        start = _trained(found, number, out) if stage.start == "before" else None
-        short = training(stage, start or found.given, found)
+        inputs = open_inputs(pipeline)
+        start = _trained(inputs, number, out) if stage.start == "before" else None
+        training = stage.training(start or inputs.model, inputs)
+    gates = [s.max_drop for s in pipeline.stages[number + 1 :] if isinstance(s, Evaluate) and s.max_drop is not None]
+    limit: dict[str, Any] = {"max_drop": gates[0]} if gates else {}
     try:
         verdict = poc(
-            short, stage.sparsity, minutes=minutes, methods=(stage.method, "magnitude", "dense"), settings=stage.settings,
-            progress=progress, **_limit(pipeline, number),
+            training, stage.sparsity, minutes=minutes, methods=(stage.method, "magnitude", "dense"), settings=stage.settings,
+            progress=progress, **limit,
         )  # fmt: skip
     except TooShort as error:  # methods and seeds are not chosen here
         raise InputError(f"{error.finding}: give --poc {error.minutes:g} or more.") from None
-    if start is None and stage.start == "before" and pipeline.before(number, Train) is not None:
+    if start is None and stage.start == "before" and pipeline.index(Train, before=number) is not None:
         verdict.reasons.append("The train stage is not finished: the trial started from the recipe's model.")
     return verdict
 
 
-def _limit(pipeline: Pipeline, number: int) -> dict[str, Any]:
-    """What the ticket of stage ``number`` may lose: as the gate after it says, if there is one."""
-    gates = [s.max_drop for s in pipeline.stages[number + 1 :] if isinstance(s, Evaluate) and s.max_drop is not None]
-    return {"max_drop": gates[0]} if gates else {}
-
-
-def _trained(found: Materials, number: int, out: str | Path | None) -> Standing | None:
+def _trained(inputs: RecipeInputs, number: int, out: str | Path | None) -> Checkpoint | None:
     """The model of the train stage before stage ``number``, where an earlier run has left it."""
-    for i, stage in enumerate(found.pipeline.stages[:number]):
-        if isinstance(stage, Train) and out is not None:
-            key = keys(found)[i]
-            root = work_of(Path(out))
-            folder = root / key / found.label
-            if unsealed(root / f"{key}.json") is not None and folder.is_dir():
-                return standing(folder, found, key, f"stage {i + 1} (train)")
-    return None
+    train = inputs.pipeline.index(Train, before=number)
+    if train is None or out is None:
+        return None
+    root, key = work_of(Path(out)), inputs.keys()[train]
+    folder = root / key / inputs.label
+    done = unsealed(root / f"{key}.json") is not None and folder.is_dir()
+    return inputs.checkpoint(folder, train, key) if done else None

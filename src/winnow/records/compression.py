@@ -62,8 +62,10 @@ class Candidate(Part):
 
     name: Text
     kind: Kind
+    label: Text | None = None  # how a person reads it
     sparsity: Share | None = None  # of the prunable weights
     values: Text | None = None  # "keep", "bf16", "int8", "int4" ...
+    group_size: Count | None = None  # inputs that share a scale
     method: Text | None = None
     bits_per_weight: float | None = None  # of the prunable weights, masks and scales counted
     file_bytes: Count | None = None  # of the whole file

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 from winnow.errors import InputError
 
 R = TypeVar("R")
+Function = Callable[[Any, Any], R]  # of (shared, item)
+Done = Callable[[int, R], None] | None  # called with (index of the item, result)
 EXECUTORS = ("local", "ray")
 
 
@@ -20,17 +22,11 @@ class Executor(Protocol):
 
     local: bool  # whether jobs run in this process, where they may work on objects at hand
 
-    def map(
-        self,
-        function: Callable[[Any, Any], R],
-        shared: Any,
-        items: Iterable[Any],
-        done: Callable[[int, R], None] | None = None,
-    ) -> list[R]:
+    def map(self, function: Function[R], shared: Any, items: Iterable[Any], done: Done[R] = None) -> list[R]:
         """``[function(shared, item) for item in items]``, in the order of the items.
 
-        ``done`` is told (index of the item, result) in this process whenever a job has ended, in the order in which they end: a
-        caller that stores each result there does only the missing items when it is started again. The first error of a job,
+        ``done`` is called with (index of the item, result) in this process whenever a job has ended, in the order in which they
+        end: a caller that stores each result there does only the missing items when it is started again. The first error of a job,
         or of ``done``, ends the whole and is raised as it is; what had not ended is given up.
         """
 
@@ -40,13 +36,7 @@ class Local:
 
     local = True
 
-    def map(
-        self,
-        function: Callable[[Any, Any], R],
-        shared: Any,
-        items: Iterable[Any],
-        done: Callable[[int, R], None] | None = None,
-    ) -> list[R]:
+    def map(self, function: Function[R], shared: Any, items: Iterable[Any], done: Done[R] = None) -> list[R]:
         results = []
         for index, item in enumerate(items):
             results.append(function(shared, item))
@@ -65,7 +55,7 @@ def executor_named(name: str, **options: Any) -> Executor:
         raise InputError(f"there is no executor {name!r}: choose one of {', '.join(EXECUTORS)}.")
     if name == "local":
         if options:
-            raise InputError(f"the local executor takes no {_list(options)}: leave it out, or use executor ray.")
+            raise InputError(f"the local executor takes no {', '.join(options)}: leave it out, or use executor ray.")
         return Local()
     from inspect import signature
 
@@ -73,9 +63,5 @@ def executor_named(name: str, **options: Any) -> Executor:
 
     known = list(signature(Ray).parameters)
     if unknown := [o for o in options if o not in known]:
-        raise InputError(f"the ray executor takes no {_list(unknown)}: its options are {_list(known)}.")
+        raise InputError(f"the ray executor takes no {', '.join(unknown)}: its options are {', '.join(known)}.")
     return Ray(**options)
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -9,15 +9,16 @@ import socket
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from winnow.errors import InputError, WinnowError
 
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from winnow.run.executor import Done, Function, R
+
 LOOK = 5.0  # seconds between two looks at which machines are there, while nothing ends
 PATIENCE = 60.0  # seconds to wait for a machine large enough for a job
 log = logging.getLogger(__name__)
@@ -73,13 +74,7 @@ class Ray:
         self.retries, self.env, self.object_store = retries, dict(env or {}), object_store
         self._connected = self._started = False
 
-    def map(
-        self,
-        function: Callable[[Any, Any], R],
-        shared: Any,
-        items: Iterable[Any],
-        done: Callable[[int, R], None] | None = None,
-    ) -> list[R]:
+    def map(self, function: Function[R], shared: Any, items: Iterable[Any], done: Done[R] = None) -> list[R]:
         """See :meth:`winnow.run.executor.Executor.map`.
 
         Raises:
@@ -93,7 +88,7 @@ class Ray:
         ray = self._connect(threads)
         from ray import exceptions
 
-        from winnow.run.luggage import instructions, job, luggage, pack, unpack
+        from winnow.run.shipping import environment, instructions, pack, run_job, unpack
 
         # The retries are counted here, not by Ray: it restarts a job that runs out of memory without end.
         options: dict[str, Any] = {"num_cpus": threads, "max_retries": 0}
@@ -101,20 +96,15 @@ class Ray:
             options["memory"] = self.memory
         if self.env:
             options["runtime_env"] = {"env_vars": self.env}
-        remote = ray.remote(job).options(**options)
-        lost = (
-            exceptions.WorkerCrashedError,
-            exceptions.NodeDiedError,
-            exceptions.OutOfMemoryError,
-            exceptions.ObjectLostError,
-        )
-
+        remote = ray.remote(run_job).options(**options)
+        names = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError")
+        lost = tuple(getattr(exceptions, name) for name in names)
         results: dict[int, R] = {}
         waiting, tries = deque(range(len(items))), [0] * len(items)
         running: dict[Any, int] = {}
         room_seen = time.monotonic()
         try:
-            taken, work = ray.put(luggage(threads)), ray.put(pack((function, shared)))
+            sent, work = ray.put(environment(threads)), ray.put(pack((function, shared)))
             while waiting or running:
                 room = self._room(ray, threads)
                 if room:
@@ -124,7 +114,7 @@ class Ray:
                 # Twice as many as there is room for: a worker that is done finds the next job at once.
                 while waiting and len(running) < (self.workers or max(1, 2 * room)):
                     index = waiting.popleft()
-                    running[remote.remote(taken, work, pack(items[index]))] = index
+                    running[remote.remote(sent, work, pack(items[index]))] = index
                 for reference in ray.wait(list(running), num_returns=1, timeout=LOOK)[0]:
                     index = running.pop(reference)
                     try:
@@ -163,7 +153,7 @@ class Ray:
         return [results[i] for i in range(len(items))]
 
     def close(self) -> None:
-        """Leaves the cluster, and stops it if it was started here; a later :meth:`map` begins anew."""
+        """Leaves the cluster, and stops it if it was started here; a later :meth:`map` connects again."""
         if self._connected:
             import ray
 
@@ -173,9 +163,7 @@ class Ray:
     def __enter__(self) -> Ray:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _connect(self, threads: int) -> Any:
@@ -241,12 +229,12 @@ class Ray:
         return room
 
     def _too_small(self, ray: Any, threads: int) -> str:
-        wanted = f"{threads} processors" + ("" if self.memory is None else f" and {self.memory / 1e9:.3g} GB")
+        needed = f"{threads} processors" + ("" if self.memory is None else f" and {self.memory / 1e9:.3g} GB")
         alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
         return (
             f"no machine of the Ray cluster ({len(alive)} there, the largest with "
             f"{max((r.get('CPU', 0) for r in alive), default=0):g} processors and "
-            f"{max((r.get('memory', 0) for r in alive), default=0) / 1e9:.3g} GB) has the {wanted} of one job: "
+            f"{max((r.get('memory', 0) for r in alive), default=0) / 1e9:.3g} GB) has the {needed} of one job: "
             "give fewer threads or less memory, or add machines."
         )
 

@@ -30,13 +30,6 @@ _SCALARS = {
     "float": re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
     "merge": re.compile(r"<<\Z"),
 }
-_FIRST = {
-    "null": ["~", "n", "N", ""],
-    "bool": list("tTfF"),
-    "int": list("-+0123456789"),
-    "float": list("-+0123456789."),
-    "merge": ["<"],
-}
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {yaml.ScalarNode: (*_SCALARS, "str"), yaml.SequenceNode: ("seq",), yaml.MappingNode: ("map",)}
 
@@ -48,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 
 
 for _name in _SCALARS:
-    _Loader.add_implicit_resolver(_TAG + _name, _SCALARS[_name], _FIRST[_name])
+    _Loader.add_implicit_resolver(_TAG + _name, _SCALARS[_name], None)
 
 
 def read(text: str, name: str) -> tuple[Any, dict[Where, str]]:
@@ -104,11 +97,8 @@ def _bounded(root: yaml.Node, name: str) -> None:
             open_.discard(id(node))
             comes_to[id(node)] = 1 + sum(comes_to[id(child)] for child in children)
             if comes_to[id(node)] > VALUES:
-                raise _error(
-                    node,
-                    name,
-                    f"this comes to more than {VALUES:,} values, aliases written out: write a smaller recipe",
-                )
+                many = f"this comes to more than {VALUES:,} values, aliases written out: write a smaller recipe"
+                raise _error(node, name, many)
             continue
         if id(node) in comes_to:
             continue

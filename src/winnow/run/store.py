@@ -1,4 +1,4 @@
-"""Stages are values: results on disk under a key made of everything they depend on, so that a killed run goes on."""
+"""Stages are values: results on disk under a key made of everything they depend on, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Store:
             digests = {name: sha256(self.root / name) for name in names}
         write_atomic(self.root / f"{key}.json", sealed(result, digests))
 
-    def forget(self, prefix: str) -> None:
+    def discard(self, prefix: str) -> None:
         """Removes everything whose key begins with ``prefix``."""
         for path in self.root.glob(f"{glob.escape(prefix)}*"):
             drop(path)
@@ -113,13 +113,13 @@ class Store:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def release(self) -> None:
-        """Lets other processes write here; what is finished stays, and a folder with nothing in it goes."""
+        """Lets other processes write here; what is finished stays, and an empty folder is removed."""
         if self._work is not None:
             self._work.release()
 
 
 def sealed(result: dict[str, Any], files: dict[str, str] | None = None) -> bytes:
-    """A result as JSON with a checksum of all that it says, and of the files that it speaks of (digests by path)."""
+    """A result as JSON with a checksum of its contents and of the files that belong to it (digests by path)."""
     value = {**json.loads(json.dumps(result, default=_plain)), **({_FILES: files} if files else {})}
     return json.dumps({**value, _CHECKSUM: _digest(value)}).encode()
 
@@ -139,7 +139,7 @@ def unsealed(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
 def _is(path: Path, digest: str) -> bool:
     try:
         return sha256(path) == digest
-    except (OSError, FormatError):  # gone, or no file any more
+    except (OSError, FormatError):  # missing, or no file any more
         return False
 
 

@@ -212,7 +212,7 @@ def _searched(search: Search) -> list[Ticket]:
         if search.store is None:
             raise
         log.warning("a stored part of the search is damaged, and the search begins again: %s", error)
-        search.store.forget(search.key)
+        search.store.discard(search.key)
         return tickets_of(search)
 
 

@@ -1,10 +1,10 @@
-"""What a job takes along to another process, so that it finds there what it would have found here.
+"""What is shipped to a worker process with a job, so that it finds there what it would have found here.
 
-Objects are pickled by the cloudpickle that comes with Ray: closures, lambdas and what was defined in ``__main__`` travel by
-value. Modules of the user's own, which nobody has installed on the workers, travel as their source and are imported there
+Objects are pickled by the cloudpickle that comes with Ray: closures, lambdas and what was defined in ``__main__`` are shipped by
+value. Modules of the user's own, which nobody has installed on the workers, are shipped as their source and are imported there
 under their own names, so that classes are the same whether they were unpickled or imported.
 
-Imported only where Ray is asked for.
+Imported only where Ray is used.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from winnow.version import __version__
 Sources = dict[str, tuple[str, str, bool]]  # module name -> (source, file name, whether it is a package)
 
 
-def luggage(threads: int) -> dict[str, Any]:
-    """What every job needs whatever it does, in plain types: where we are, own modules, and how numbers are computed."""
+def environment(threads: int) -> dict[str, Any]:
+    """What every job needs whatever it does, in plain types: working folder, own modules, and how numbers are computed."""
     return {
         "folder": os.getcwd(),
         "paths": [p for p in sys.path if p and not _installed(p)],
-        "sources": own_sources(),
+        "sources": user_modules(),
         "versions": versions(),
         "threads": threads,
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -61,44 +61,42 @@ def pack(value: Any) -> np.ndarray:
     Raises:
         InputError: something in it cannot leave this process (an open file, a lock, a generator).
     """
-    try:
-        return np.frombuffer(cloudpickle.dumps(value), np.uint8)
-    except Exception as error:
-        raise InputError(
-            f"this job cannot be sent to another process ({str(error).splitlines()[0]}): leave out of it what belongs to this "
-            "process alone, such as open files, locks and generators, or use executor local."
-        ) from error
+    return _pickled(
+        cloudpickle.Pickler, value, "this job cannot be sent to another process",
+        "leave out of it what belongs to this process alone, such as open files, locks and generators, or use executor local",
+    )  # fmt: skip
 
 
 def unpack(data: np.ndarray) -> Any:
     return cloudpickle.loads(data.data)
 
 
-def job(taken: dict[str, Any], work: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, str]:
+def run_job(sent: dict[str, Any], work: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, str]:
     """One job in a worker: (packed result, instruction set)."""
-    arrive(taken)
+    apply_environment(sent)
     function, shared = unpack(work)
     result = function(shared, unpack(item))
-    return _pack_home(result), instructions()
+    return _pickled(
+        _ResultPickler, result, "the result of a job cannot be sent back", "return plain values and tensors"
+    ), instructions()
 
 
-def arrive(taken: dict[str, Any]) -> None:
-    """Makes this process like the one that sent the luggage."""
-    if versions() != taken["versions"]:
-        here = ", ".join(f"{n} {v}" for n, v in versions().items())
-        there = ", ".join(f"{n} {v}" for n, v in taken["versions"].items())
+def apply_environment(sent: dict[str, Any]) -> None:
+    """Makes this process like the one that sent its :func:`environment`."""
+    if versions() != sent["versions"]:
+        here, there = (", ".join(f"{n} {v}" for n, v in found.items()) for found in (versions(), sent["versions"]))
         raise WinnowError(f"a worker has {here} and the caller {there}: install the same versions on every machine.")
-    if os.path.isdir(taken["folder"]):  # on a machine of its own there may be no such folder
-        os.chdir(taken["folder"])
-    sys.path.extend(p for p in taken["paths"] if p not in sys.path)
-    Carried.install(taken["sources"])
-    torch.set_num_threads(taken["threads"])
-    torch.set_default_dtype(getattr(torch, taken["dtype"]))
-    torch.set_float32_matmul_precision(taken["matmul"])
-    torch.use_deterministic_algorithms(taken["deterministic"])
+    if os.path.isdir(sent["folder"]):  # on a machine of its own there may be no such folder
+        os.chdir(sent["folder"])
+    sys.path.extend(p for p in sent["paths"] if p not in sys.path)
+    ShippedModules.install(sent["sources"])
+    torch.set_num_threads(sent["threads"])
+    torch.set_default_dtype(getattr(torch, sent["dtype"]))
+    torch.set_float32_matmul_precision(sent["matmul"])
+    torch.use_deterministic_algorithms(sent["deterministic"])
 
 
-def own_sources() -> Sources:
+def user_modules() -> Sources:
     """The source of every loaded module that is part of no installed package: what only this machine has."""
     found: Sources = {}
     for name, module in list(sys.modules.items()):
@@ -115,17 +113,17 @@ def own_sources() -> Sources:
     return dict(sorted(found.items()))
 
 
-class Carried(MetaPathFinder, Loader):
-    """Imports modules from sources that came along, before anything on the disk."""
+class ShippedModules(MetaPathFinder, Loader):
+    """Imports modules from their shipped sources, before anything on the disk."""
 
-    current: Carried | None = None
+    current: ShippedModules | None = None
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
 
     @classmethod
     def install(cls, sources: Sources) -> None:
-        """Puts them in the place of those that came before; modules that have changed are imported anew."""
+        """Replaces the sources shipped before; modules that have changed are imported again."""
         if cls.current is not None:
             if cls.current.sources == sources:
                 return
@@ -154,7 +152,7 @@ class Carried(MetaPathFinder, Loader):
         exec(compile(source, file, "exec"), module.__dict__)
 
 
-class _Home(cloudpickle.Pickler):  # type: ignore[misc]
+class _ResultPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Names what the caller's ``__main__`` defines instead of sending it back by value.
 
     By value, the caller's own classes would be overwritten with the worker's copies of their attributes.
@@ -166,14 +164,12 @@ class _Home(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(value)
 
 
-def _pack_home(value: Any) -> np.ndarray:
+def _pickled(pickler: Any, value: Any, failed: str, fix: str) -> np.ndarray:
     file = io.BytesIO()
     try:
-        _Home(file).dump(value)
+        pickler(file).dump(value)
     except Exception as error:
-        raise InputError(
-            f"the result of a job cannot be sent back ({str(error).splitlines()[0]}): return plain values and tensors."
-        ) from error
+        raise InputError(f"{failed} ({str(error).splitlines()[0]}): {fix}.") from error
     return np.frombuffer(file.getbuffer(), np.uint8)
 
 
@@ -187,10 +183,8 @@ def _from_main(qualname: str) -> Any:
 def _installed(path: str) -> bool:
     """Whether a file or folder belongs to Python itself or to an installed package."""
     there = Path(path)
-    standard = [Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")]
-    return bool({"site-packages", "dist-packages"} & set(there.parts)) or any(
-        there == s or s in there.parents for s in standard
-    )
+    standard = {Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")}
+    return bool({"site-packages", "dist-packages"} & set(there.parts) or standard & {there, *there.parents})
 
 
 def _has_distribution(name: str) -> bool:

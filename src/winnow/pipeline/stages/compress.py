@@ -1,0 +1,189 @@
+"""``compress``: the model packed, by :func:`winnow.compress`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from winnow.compression.job import Job
+from winnow.compression.methods import resolve, settle
+from winnow.errors import InputError
+from winnow.fcpts.settings import FcptsSettings
+from winnow.masks.structure import parse_structure
+from winnow.measure.evaluation import Evaluation
+from winnow.pipeline.compress_page import Dense, compress_report
+from winnow.pipeline.execution import Execution
+from winnow.pipeline.inputs import RecipeInputs
+from winnow.pipeline.located import in_fields
+from winnow.pipeline.schema import Pipeline
+from winnow.pipeline.stage import Publication, Stage, require_settings
+from winnow.pipeline.stages.eval import Evaluate
+from winnow.pipeline.stages.ticket import Ticket
+from winnow.pipeline.stages.train import Train
+from winnow.report.compression import card, page
+from winnow.seeding import torch_seed
+from winnow.solve.settings import ReconstructSettings
+from winnow.train.distil.settings import DistilSettings
+
+FILES = frozenset({"report.html", "report.json", "README.md"})
+Texts = tuple[str, ...]
+
+
+class Compress(Stage):
+    """A packed folder: the arguments of :func:`winnow.compress`. After a ticket without a budget: its own zeros."""
+
+    kind = "compress"
+
+    sparsity: float | str | None = None
+    bits_per_weight: float | None = None
+    size: str | int | None = None
+    max_drop: float | None = None
+    method: str | None = None
+    score: str | None = None
+    group: str | None = None
+    allocation: str | None = None
+    table: dict[str, float] | None = None
+    structure: str = "unstructured"
+    solver: str | None = None
+    values: str = "keep"
+    group_size: int = 128
+    baselines: str = "all"
+    include: Texts | None = None  # None: as the ticket stage has it
+    exclude: Texts | None = None
+    samples: int | None = None
+    batch_size: int = 8
+    eval_limit: int | None = Field(None, ge=2)
+    damp: float = 0.01
+    sequential: str = "auto"
+    recalibrate: bool = True
+    ram: str | int | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    speed: bool = True
+    settings: dict[str, Any] = Field(default_factory=dict)
+    time: float | str | None = None
+    floor: float | None = None
+
+    @field_validator(
+        "values",
+        "group_size",
+        "samples",
+        "batch_size",
+        "dtype",
+        "sequential",
+        "floor",
+        "time",
+        "ram",
+        "structure",
+        "damp",
+    )
+    @classmethod
+    def _alone(cls, value: Any, info: ValidationInfo) -> Any:
+        """What is wrong about a field whatever the others are, so that the error names its line."""
+        name = str(info.field_name)
+        if name == "structure":
+            parse_structure(value)
+        elif value is not None:
+            try:
+                Job(model="", method="zeros", **{name: value}).check()
+            except InputError as error:
+                raise ValueError(in_fields(str(error).removeprefix(f"--{name.replace('_', '-')} "))) from None
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        require_settings(value, DistilSettings, FcptsSettings, ReconstructSettings)
+        return value
+
+    def options(self, ticket: Ticket | None) -> dict[str, Any]:
+        """Keywords of :func:`winnow.compress`."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        for name in ("include", "exclude"):
+            if found[name] is None:
+                found[name] = getattr(ticket, name) if ticket is not None else ()
+        if self.method is None:
+            budget = (self.sparsity, self.bits_per_weight, self.size, self.max_drop)
+            own = ticket is not None and all(b is None for b in budget) and self.structure == "unstructured"
+            found["method"] = "zeros" if own else "auto"
+        return found
+
+    def check(self, pipeline: Pipeline, number: int) -> None:
+        """What compress would refuse whatever the model and data."""
+        try:
+            options = self.options(pipeline.first(Ticket, before=number))
+            if isinstance(self.sparsity, str) and "," in self.sparsity:
+                raise InputError("a recipe ends in one artifact: give one sparsity", option="sparsity")
+            job = Job(model=pipeline.model, data=pipeline.data, **options)
+            job.check()
+            if job.method != "auto":
+                allocation = "table" if job.table is not None and not job.learns else job.allocation
+                parts = resolve(job.method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
+                settle(job.method, parts, job.settings, time=job.seconds(), table=job.table)
+            if job.baselines not in ("all", "rtn", "none"):
+                raise InputError(
+                    f"baselines {job.baselines!r} is not known: choose all, rtn or none", option="baselines"
+                )
+        except InputError as error:
+            raise InputError(in_fields(str(error)), option=error.option) from None
+
+    def describe(self, inputs: RecipeInputs, number: int) -> str:
+        options = self.depends_on(inputs, number)
+        names = {"sparsity": "sparsity", "bits_per_weight": "bits per weight", "size": "size", "max_drop": "max drop"}
+        budget = [f"{words} {options[name]}" for name, words in names.items() if options[name] is not None]
+        structure = [] if self.structure == "unstructured" else [self.structure]
+        rounded = options["method"] == "zeros" and self.values in ("int8", "int4") and self.solver is None
+        how = " rounded on calibration data" if rounded and inputs.data is not None else ""
+        return ", ".join([options["method"], *budget, *structure, f"values {self.values}{how}"])
+
+    def depends_on(self, inputs: RecipeInputs, number: int) -> Any:
+        return self.options(inputs.pipeline.first(Ticket, before=number))
+
+    def run(self, execution: Execution, number: int) -> dict[str, Any]:
+        """The packed folder with its report comes to the stage's folder.
+
+        Raises:
+            GateError: ``max_drop`` cannot be kept.
+        """
+        from winnow.compression.verb import compress
+
+        inputs, start = execution.inputs, execution.model
+        pipeline = inputs.pipeline
+        with torch_seed(pipeline.seed):
+            result: Any = compress(
+                start.spec, inputs.data, weights=start.weights, eval=inputs.held_out, task=pipeline.task,
+                length=pipeline.length, seed=pipeline.seed, out=execution.folder(number),
+                progress=execution.progress(number), command=execution.command, **self.depends_on(inputs, number),
+            )  # fmt: skip
+        report = result.report
+        chosen = report.picked
+        copied = ("method", "sparsity", "values", "bits_per_weight", "file_bytes", "low", "high")
+        return {name: getattr(chosen, name) for name in copied} | {
+            "zeros": report.requested.zeros_reached, "dense_file": report.sizes.dense_file, "value": chosen.quality,
+            "metric": report.task.metric if chosen.quality is not None else None, "unit": report.task.unit,
+            "verdict": report.verdict.sentence,
+        }  # fmt: skip
+
+    def publish(self, execution: Execution, number: int) -> Publication | None:
+        """The report of what was packed and its model card, compared with the dense model where the recipe measured one."""
+        ticket = execution.inputs.pipeline.index(Ticket, before=number)
+        dense = None if ticket is None else self._dense(execution, number, ticket)
+        report = compress_report(execution, number, ticket, dense)
+        return None if report is None else Publication(FILES, report, (page.write, card.write))
+
+    def _dense(self, execution: Execution, number: int, ticket: int) -> Dense | None:
+        """The dense model that was trained, else the one measured before the ticket, beside the packed one."""
+        pipeline, packed = execution.inputs.pipeline, execution.models[number]
+        before = pipeline.index(Train), pipeline.index(Evaluate, before=ticket)
+        reference = next((execution.models[i] for i in before if i is not None), None)
+        if reference is None or execution.inputs.held_out is None:
+            return None
+        measured = Evaluate(eval_limit=self.eval_limit, max_drop=None)
+        task, mine, other = measured.paired(
+            execution, packed, reference, execution.progress(number)
+        )  # mostly read back
+        if other is None or task.of_dense:
+            return None
+        own = execution.evaluation_file(ticket)
+        return Dense(task, other, mine, Evaluation.load(own) if own.exists() else None, reference.made_by)
