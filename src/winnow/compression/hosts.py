@@ -82,7 +82,7 @@ class Loaded:
             if first != names[0]:
                 continue
             tensor, key = tensors[first].detach(), next((found[n] for n in names if n in found), None)
-            if key is not None and _same(self.shards.read(key), tensor):
+            if key is not None and torch.equal(self.shards.read(key).to(tensor.dtype), tensor):
                 self.names[first] = key
             else:
                 self.kept[first] = tensor.clone()
@@ -125,7 +125,7 @@ class Loaded:
         with torch.no_grad():
             for name in scope.prunables:
                 self.model.get_parameter(name).copy_(self.original(name))
-        self.put(self._small)
+        write_tensors(self.model, self._small)
 
     @contextmanager
     def dense(self, scope: Scope) -> Iterator[nn.Module]:
@@ -139,7 +139,7 @@ class Loaded:
         with torch.no_grad():
             for name in scope.prunables:
                 self.model.get_parameter(name).copy_(weights(name))
-        self.put({**self._small, **{self.first.get(n, n): t for n, t in extra.items()}})
+        write_tensors(self.model, {**self._small, **{self.first.get(n, n): t for n, t in extra.items()}})
         yield self.model
 
     def as_stored(self) -> None:
@@ -153,10 +153,6 @@ class Loaded:
         if changed and self.dense_model is not None:
             share_as(self.dense_model, self.model)
         self._remember()
-
-    def put(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copies values into parameters and buffers by state-dict name."""
-        put_tensors(self.model, tensors)
 
 
 class Streamed:
@@ -294,19 +290,14 @@ def written_names(host: Host, name: str) -> list[str]:
     return list(dict.fromkeys(host.stored[n] for n, first in host.first.items() if first == host.first[name]))
 
 
-def _same(stored: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Whether a tensor of a file is the model's own, once it has the model's type."""
-    return stored.shape == tensor.shape and torch.equal(stored.to(tensor.dtype), tensor)
-
-
-def put_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> None:
+def write_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> None:
     """Writes a [rows, cols] matrix into the model's parameter, in place, in the parameter's dtype."""
     parameter = model.get_parameter(prunable.name)
     with torch.no_grad():
         parameter.copy_(prunable.restore(matrix).to(parameter.dtype))
 
 
-def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def write_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Copies values into parameters and buffers by name, those too that no state dict holds."""
     state = dict(all_tensors(model))
     with torch.no_grad():

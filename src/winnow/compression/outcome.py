@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from winnow.compression.candidates import Candidate
+from winnow.compression.hosts import Host
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
+from winnow.masks.prunable import Scope
 from winnow.measure.quality import Comparison, Evaluation
 
 
@@ -65,6 +69,14 @@ class Pruned:
     @property
     def bits_per_weight(self) -> float:
         return sum(x.bits_per_weight * x.numel for x in self.layers) / max(sum(x.numel for x in self.layers), 1)
+
+    def in_place(self, host: Host, scope: Scope) -> AbstractContextManager[nn.Module]:
+        """The host's model with these weights, in the layout and type they are stored in."""
+
+        def weight(name: str) -> torch.Tensor:
+            return scope.prunables[name].restore(self.packed(name).unpack()).to(host.stored_dtype[name])
+
+        return host.with_weights(weight, scope, self.extra)
 
 
 def by_magnitude(unseen: int, parts: int, zeros: int) -> str | None:

@@ -18,7 +18,6 @@ from winnow.formats.shards import Layout
 from winnow.forward.batch import call, example_count, token_count
 from winnow.machine.memory import resident as resident_bytes
 from winnow.masks.prunable import Prunable, Scope
-from winnow.solve import before_units
 from winnow.words import count, duration, size
 
 if TYPE_CHECKING:
@@ -90,18 +89,18 @@ def make_plan(
     per_batch = max((token_count([b]) for b in prepared.batches), default=0)
     hidden = min((p.cols for p in scope.prunables.values()), default=1)
     itemsize = next((p.element_size() for p in host.model.parameters() if p.is_floating_point()), 4)
-    gram = any(r.needs_gram for r in recipes)
-    fits = not recipes[0].trains and before_units(recipes[0].solver) is not None
+    gram = any(r.chain.needs_gram for r in recipes)
+    by_block = recipes[0].fitting.by_block
     ledger = reckon(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
-        fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if fits else None,
+        fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if by_block else None,
     )  # fmt: skip
     seconds = _seconds(scope, tokens, gram)
-    if fits:
+    if by_block:
         share = min(recipes[0].settings["batch"] / max(example_count(prepared.batches), 1), 1.0)
         seconds += recipes[0].settings["steps"] * 3 * 2 * scope.numel * tokens * share / matmul_flops()
-    if any(r.trains for r in recipes):
+    if recipes[0].fitting.trains:
         ledger, seconds = _training(ledger, host, scope, prepared, recipes[0], seconds)
     skipped: dict[str, int] = {}
     for s in scope.skipped:

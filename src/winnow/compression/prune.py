@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from winnow.compression.hosts import Host, put_matrix, put_tensors
+from winnow.compression.hosts import Host, write_matrix, write_tensors
 from winnow.compression.otherwise import by_watching, in_own_type, in_place_of
 from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
@@ -26,7 +26,7 @@ from winnow.formats.units import read_packed, save_packed, split_keys
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
 from winnow.run.store import sealed, unsealed
-from winnow.solve import Solution, before_units
+from winnow.solve import Solution
 
 Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
@@ -65,11 +65,9 @@ class Pruner:
 
         started = time.perf_counter()
         watched: set[str] = set()
-        gram, fitting = self.recipe.needs_gram, before_units(self.recipe.solver) is not None
-        if fitting:
-            from winnow.compression.reconstructing import settings_of
-
-            settings = settings_of(self.recipe)
+        gram, recovery = self.recipe.chain.needs_gram, self.recipe.recovery
+        if recovery.by_block:
+            settings = recovery.settings_of(self.recipe)
             if not self.batches:
                 raise InputError(
                     "--solver reconstruct fits to calibration data: give --data, or choose another solver."
@@ -82,12 +80,12 @@ class Pruner:
                 gram=gram,
                 by=self.recipe.sequential,
                 device=self.device,
-                enter=(lambda unit: self.host.enter(unit.path)) if fitting else self._enter,
+                enter=(lambda unit: self.host.enter(unit.path)) if recovery.by_block else self._enter,
                 leave=lambda unit: self.host.leave(unit.path),
                 spill=self.spill,
                 progress=self._progressed if self.progress else None,
             )
-            if fitting:
+            if recovery.by_block:
                 walker.fit(self._fit, skip=self._finished, follow=settings.target == "dense")
             else:
                 walker.walk(self._visit, skip=lambda unit: self._done(unit.path))
@@ -140,18 +138,18 @@ class Pruner:
         return False
 
     def _fit(self, unit: Any, stats: dict[str, list[InputStats]], calls: Any) -> None:
-        from winnow.compression.reconstructing import fit_unit, masking
-
         started = time.perf_counter()
-        before = list(solve_unit(unit.prunables, stats, masking(self.recipe), self.zeros, self._weight, self.keeps))
-        solutions, extra, gained = fit_unit(
-            unit, before, stats, calls, self.recipe, grid_of(self.recipe),
-            put=lambda p, matrix: put_matrix(self.host.model, p, matrix),
+        unrounded = self.recipe.model_copy(update=dict(values="keep"))
+        solutions = list(solve_unit(unit.prunables, stats, unrounded, self.zeros, self._weight, self.keeps))
+        for p, solution in solutions:  # where the fit starts
+            write_matrix(self.host.model, p, solution.weight)
+        fitted = self.recipe.recovery.fit_block(
+            self.recipe, unit, solutions, stats, calls, grid_of(self.recipe),
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
-        unseen = {p.name: unseen_parts(p, stats, masking(self.recipe)) for p in unit.prunables}
-        self._keep(unit.path, unit.prunables, solutions, started, extra, unseen, gained)
+        unseen = {p.name: unseen_parts(p, stats, self.recipe) for p in unit.prunables}
+        self._keep(unit.path, unit.prunables, fitted.solutions, started, fitted.extra, unseen, fitted.improved)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -187,7 +185,7 @@ class Pruner:
         results = {}
         for p, solution in solutions:
             packed = store_solution(p, solution, self.recipe, self.host.stored_dtype[p.name])
-            put_matrix(self.host.model, p, packed.unpack())
+            write_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
@@ -208,7 +206,7 @@ class Pruner:
 
     def _change(self, extra: dict[str, torch.Tensor]) -> None:
         if extra:
-            put_tensors(self.host.model, extra)
+            write_tensors(self.host.model, extra)
             self._extra.update(extra)
 
     def _overlay(self, path: str, prunables: Sequence[Prunable]) -> None:
@@ -216,7 +214,7 @@ class Pruner:
         file = self._unit_file(path)
         assert file is not None
         for p in prunables:
-            put_matrix(self.host.model, p, read_unit(file, p.name).unpack())
+            write_matrix(self.host.model, p, read_unit(file, p.name).unpack())
         self._change(read_extra(file))
         found = unsealed(file.with_suffix(".json"))
         assert found is not None  # as _done saw

@@ -9,15 +9,15 @@ import torch
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
-from winnow.compression.counts import BITS, layer_seed, within_tensor
+from winnow.compression.counts import BITS, layer_seed
 from winnow.compression.recipe import Recipe
 from winnow.formats.packed import PackedTensor, pack
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
-from winnow.masks.structure import Unstructured, parse_structure
+from winnow.masks.structure import Unstructured, within_tensor
 from winnow.quantize import Grid, Quantized
 from winnow.scores import needs_data, score
-from winnow.solve import Problem, Solution, needs_gram, needs_scores, solve_group
+from winnow.solve import Chain, Problem, Solution, solve_group
 
 
 def solve_unit(
@@ -39,7 +39,7 @@ def solve_unit(
         weight_of: the dense matrix [rows, cols] in float32.
         keeps: fixed masks (coupled units), by tensor name.
     """
-    gram = needs_gram(recipe.solver)
+    gram = recipe.chain.needs_gram
     groups: dict[tuple[int, str], list[tuple[Prunable, int]]] = {}
     for p in prunables:
         for part in range(p.parts):
@@ -54,8 +54,7 @@ def solve_unit(
             _problem(p, part, shares[p.name][part], _known(stats, p, part), recipe, weight_of, keeps)
             for p, part in members
         ]
-        solver = recipe.solver if shared is not None or not gram else "none"
-        for (p, part), solution, problem in zip(members, solve_group(problems, solver), problems):
+        for (p, part), solution, problem in zip(members, solve_group(problems, _chain(recipe, shared)), problems):
             found[p.name][part] = _with_own_zeros(problem, solution)
             if problem.grid is not None and not problem.grid.holds(problem.weight, solution.keep):
                 unheld.add(p.name)
@@ -84,9 +83,13 @@ def _in_its_type(
     for part, share in enumerate(shares):
         known = _known(stats, p, part)
         problem = _problem(p, part, share, known, plain, weight_of, keeps)
-        solver = recipe.solver if known is not None or not needs_gram(recipe.solver) else "none"
-        parts[part] = _with_own_zeros(problem, solve_group([problem], solver)[0])
+        parts[part] = _with_own_zeros(problem, solve_group([problem], _chain(recipe, known))[0])
     return parts
+
+
+def _chain(recipe: Recipe, stats: InputStats | None) -> Chain:
+    """The recipe's solvers; none that reads inputs where no input was seen."""
+    return Chain() if stats is None and recipe.chain.needs_gram else recipe.chain
 
 
 def _with_own_zeros(problem: Problem, solution: Solution) -> Solution:
@@ -110,8 +113,8 @@ def unseen_parts(p: Prunable, stats: dict[str, list[InputStats]], recipe: Recipe
 
     Such parts are pruned by magnitude (rounded to nearest where nothing goes). ``kept``: their mask was given.
     """
-    scored = needs_data(recipe.score) and needs_scores(recipe.solver) and not kept
-    if not (scored or needs_gram(recipe.solver)):
+    scored = needs_data(recipe.score) and recipe.chain.needs_scores and not kept
+    if not (scored or recipe.chain.needs_gram):
         return 0
     return sum(_known(stats, p, part) is None for part in range(p.parts))
 
@@ -133,7 +136,7 @@ def _problem(
 ) -> Problem:
     band = slice(part * p.rows // p.parts, (part + 1) * p.rows // p.parts)
     weight = weight_of(p)[band]
-    structure = within_tensor(parse_structure(recipe.structure))
+    structure = within_tensor(recipe.pattern)
     problem = Problem(
         weight, stats, zeros, structure, recipe.group, grid=grid_of(recipe), damp=recipe.damp, where=p.name
     )
@@ -141,7 +144,7 @@ def _problem(
         problem.keep = keeps[p.name][band]
     elif recipe.allocation == "zeros" or (isinstance(structure, Unstructured) and 0 < zeros <= zero_entries(weight)):
         problem.keep = weight != 0  # as many as are asked for are zero already: nothing else goes
-    elif needs_scores(recipe.solver) or stats is None:
+    elif recipe.chain.needs_scores or stats is None:
         name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
         problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)
     return problem
@@ -149,7 +152,7 @@ def _problem(
 
 def store_solution(p: Prunable, solution: Solution, recipe: Recipe, dtype: torch.dtype) -> PackedTensor:
     """Packs a solution in the value type of the recipe; kept weights never become zeros by rounding to a float."""
-    structure = within_tensor(parse_structure(recipe.structure))
+    structure = within_tensor(recipe.pattern)
     keep = None if bool(solution.keep.all()) else solution.keep
     if solution.quantized is not None:
         return pack(solution.weight.to(dtype), keep, structure, quantized=solution.quantized)

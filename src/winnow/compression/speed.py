@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from winnow.compression.outcome import Outcome
-from winnow.compression.runner import Runner
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.machine.memory import available_memory
@@ -28,7 +27,7 @@ LAYER = 0.25  # seconds of timing for each distinct layer
 TOKENS, PROMPT, SHORTEST = 8, 120, 16
 
 
-def quick_speed(setup: Setup, runner: Runner, outcome: Outcome) -> Speed:
+def quick_speed(setup: Setup, outcome: Outcome) -> Speed:
     """Times the dense model and the accelerated packed one of ``outcome`` at batch 1, alternating, in a few seconds.
 
     The result says why where nothing was measured: no measurement is worth failing a compression for.
@@ -39,7 +38,7 @@ def quick_speed(setup: Setup, runner: Runner, outcome: Outcome) -> Speed:
         if problem is None:
             what, work = _work(setup)
             if work is not None:
-                return _measured(setup, runner, outcome, what, work, started)
+                return _measured(setup, outcome, what, work, started)
             problem = "there was no data to call the model with"
     except KeyboardInterrupt:
         problem = "stopped by Ctrl-C"
@@ -57,7 +56,7 @@ def _problem(setup: Setup) -> str | None:
     return None
 
 
-def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: Work, started: float) -> Speed:
+def _measured(setup: Setup, outcome: Outcome, what: str, work: Work, started: float) -> Speed:
     from winnow.kernels.dispatch import accelerate
     from winnow.kernels.micro import MicroTimer
     from winnow.records import speed as speed_schema
@@ -65,7 +64,7 @@ def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: W
     from winnow.speed.race import race
 
     assert outcome.pruned is not None
-    with setup.host.with_weights(runner.weights(outcome.pruned), setup.scope, outcome.pruned.extra) as model:
+    with outcome.pruned.in_place(setup.host, setup.scope) as model:
         training = model.training
         model.eval()
         try:

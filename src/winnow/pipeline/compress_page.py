@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.compression.reporting import EXAMPLES, image_of
-from winnow.measure.compare import changed_examples, class_changes, compare
+from winnow.compression.examples import changed_rows, class_rows
+from winnow.measure.compare import compare
 from winnow.pipeline.compress_verdict import Dense, judge_recipe
 from winnow.pipeline.schema import Compress, Ticket, Train
-from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
+from winnow.records.compression import Candidate, Report
 from winnow.report.compression.page import DATA, read
 from winnow.words import percent, size
 
@@ -110,18 +110,8 @@ def _against(report: Report, dense: Dense) -> None:
             loss = compare(dense.evaluation, evaluation, higher_is_better=dense.task.higher_is_better)
             c.drop, c.drop_low, c.drop_high = _known(loss.drop), _known(loss.low), _known(loss.high)
     report.candidates.insert(0, row)
-    if dense.task.metric == "accuracy":
-        rows = class_changes(dense.evaluation, dense.packed)
-        report.classes = [
-            ClassQuality(name=r["name"], n=r["n"], dense=100 * r["before"], pruned=100 * r["after"]) for r in rows
-        ]
-    report.changed = [
-        ChangedExample(
-            input=r["input"] or f"example {r['index']}", truth=r["truth"], dense=r["dense"], pruned=r["pruned"],
-            image=image_of(dense.task, r["index"]) if r["input"] is None else None,
-        )
-        for r in changed_examples(dense.task, dense.evaluation, dense.packed, k=EXAMPLES)
-    ]  # fmt: skip
+    report.classes = class_rows(dense.task, dense.evaluation, dense.packed) or report.classes
+    report.changed = changed_rows(dense.task, dense.evaluation, dense.packed)
 
 
 def _measured(row: Candidate, evaluation: Evaluation, scale: float) -> None:
