@@ -18,6 +18,7 @@ from torch.func import functional_call
 import winnow
 from coupled_models import Mobile, PlainCNN, ResNet, stir
 from families import FAMILIES
+from patterns import realized
 from small import classifier, convnet, images
 from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.errors import InputError
@@ -30,7 +31,7 @@ from winnow.fcpts.units_channels import Channels
 from winnow.fcpts.units_patterns import Patterns
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
-from winnow.masks.structure import NM, BlockShape, realized
+from winnow.masks.structure import NM, BlockShape
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 CNNS = {"plain": PlainCNN, "residual": ResNet, "mobile": Mobile}

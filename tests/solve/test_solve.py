@@ -5,9 +5,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from patterns import realized
 from winnow.errors import InputError
 from winnow.inputs import InputStats
-from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, realized
+from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured
 from winnow.quantize import Grid, round_to_nearest
 from winnow.scores import score
 from winnow.solve import Problem, parse_solver, solve, solve_group

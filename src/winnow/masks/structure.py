@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Literal, get_args
 
 import torch
 
-from winnow.errors import FormatError, InputError
-from winnow.masks.ranking import comparable, global_counts, lowest, lowest_of_groups, lowest_per_row
+from winnow.errors import InputError
+from winnow.masks.ranking import comparable, lowest, lowest_of_groups, lowest_per_row
 
 Unit = Literal["neuron", "head", "channel"]
 Group = Literal["layer", "row"]
@@ -182,63 +181,6 @@ def select(
     return _spread(keep, structure)
 
 
-def select_global(
-    scores: Mapping[str, torch.Tensor],
-    zeros: int,
-    structure: Structure,
-    weights: Mapping[str, torch.Tensor] | None = None,
-    max_rate: float = 1.0,
-) -> dict[str, torch.Tensor]:
-    """One ranking over all tensors: name -> keep mask, ``zeros`` removed in total (blocks: to the nearest block).
-
-    Scores are compared as float32; among equals the earlier tensor comes first, then the lower index. ``max_rate``
-    is the share of its weights that a tensor may lose at most: 1.0 ranks freely and can empty a tensor, the
-    ``global`` allocation uses 0.99. n:m leaves no choice between tensors, so each gets its own pattern.
-
-    Raises InputError as :func:`select`, and when ``max_rate`` leaves room for fewer zeros than requested.
-    """
-    weights = weights or {}
-    shapes = {name: _shape(tensor, weights.get(name)) for name, tensor in scores.items()}
-    for name, (rows, cols) in shapes.items():
-        check(structure, rows, cols, name)
-    zeros = nearest_zeros(structure, sum(rows * cols for rows, cols in shapes.values()), zeros, "the tensors")
-    if isinstance(structure, NM):
-        share = (structure.m - structure.n) / structure.m
-        return {
-            name: select(scores[name], round(rows * cols * share), structure, weight=weights.get(name))
-            for name, (rows, cols) in shapes.items()
-        }
-    area = unit_size(structure)
-
-    def ranked(name: str) -> torch.Tensor:
-        return _ranked(scores[name].to(torch.float32), structure, weights.get(name), name)
-
-    caps = {name: int(max_rate * (rows * cols // area)) for name, (rows, cols) in shapes.items()}
-    counts = global_counts({name: partial(ranked, name) for name in scores}, zeros // area, caps)
-    return {name: _spread(lowest(ranked(name), counts[name]).logical_not_(), structure) for name in scores}
-
-
-def realized(structure: Structure, keep: torch.Tensor) -> bool:
-    """Whether a keep mask [R, C] shows the pattern everywhere (coupled units are not a pattern of one matrix)."""
-    rows, cols = keep.shape
-    if isinstance(structure, NM):
-        if cols % structure.m:
-            return False
-        return bool((keep.reshape(-1, structure.m).count_nonzero(dim=1) == structure.n).all())
-    if isinstance(structure, BlockShape):
-        if rows % structure.r or cols % structure.c:
-            return False
-        blocks = keep.reshape(rows // structure.r, structure.r, cols // structure.c, structure.c)
-        return bool((blocks == blocks[:, :1, :, :1]).all())
-    return True
-
-
-def verify(keep: torch.Tensor, structure: Structure, name: str = "") -> None:
-    """Raises FormatError unless the keep mask shows the pattern everywhere."""
-    if not realized(structure, keep):
-        raise FormatError(f"the mask{f' of {name}' if name else ''} breaks {structure}: write the artifact again")
-
-
 def _shape(scores: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, int]:
     if scores.ndim != 2:
         raise InputError(f"scores must be a matrix [rows, cols], not of shape {tuple(scores.shape)}: reshape them")
@@ -249,11 +191,9 @@ def _shape(scores: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, int]
     return scores.shape[0], scores.shape[1]
 
 
-def _ranked(
-    scores: torch.Tensor, structure: Structure, weight: torch.Tensor | None = None, name: str = ""
-) -> torch.Tensor:
+def _ranked(scores: torch.Tensor, structure: Structure, weight: torch.Tensor | None) -> torch.Tensor:
     """What is ranked: a score per weight or per block, minus infinity where the weights are already zero."""
-    scores = comparable(scores, name)
+    scores = comparable(scores)
     zero = None if weight is None else weight == 0
     if isinstance(structure, BlockShape):
         blocks = (scores.shape[0] // structure.r, structure.r, scores.shape[1] // structure.c, structure.c)
