@@ -1,4 +1,4 @@
-"""What is compared: the dense model, plain quantization, and the pruned model in every value type asked for."""
+"""What is compared: the dense model, plain quantization, and the pruned model in every requested data type."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from winnow.compression.recipe import Recipe, Values
 from winnow.errors import InputError
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
-ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given
+ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a fixed mask
 VALUES: tuple[Values, ...] = ("keep", "int8", "int4")  # that pruned models are compared in
-PLAIN = ("int8", "int4-g128", "int4-g32")  # value types of plain quantization, by how they are stored
+PLAIN: tuple[tuple[Values, int | None], ...] = (("int8", None), ("int4", 128), ("int4", 32))  # and their group sizes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def primary(recipe: Recipe) -> Candidate:
-    """The candidate the user asked for."""
+    """The candidate that was requested."""
     kind: Kind = "pruned" if recipe.values in ("keep", "bf16") else "pruned+quantized"
     if recipe.zeros == 0 and recipe.values in ("int8", "int4"):
         kind = "quantized"
@@ -86,12 +86,12 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
     for solver, suffix in (("none", "rtn"), ("sparsegpt", "gptq")):
         if suffix == "gptq" and (level != "all" or not has_data):
             continue
-        for plain in PLAIN:
-            values, _, group = plain.partition("-g")
+        for values, group in PLAIN:
             update = dict(
                 method=suffix, score="magnitude", allocation="uniform", structure="unstructured", solver=solver, values=values,
-                group_size=int(group or base.group_size), sparsity=0.0, zeros=0, table=None, settings={}, time=None,
+                group_size=group or base.group_size, sparsity=0.0, zeros=0, table=None, settings={}, time=None,
             )  # fmt: skip
+            plain = f"{values}-g{group}" if group else values
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":
         for recipe in recipes:

@@ -1,4 +1,4 @@
-"""From a budget to integers: how many weights go in all, and how many from each tensor."""
+"""From a budget to integers: how many weights are pruned in total, and in each tensor."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def per_tensor(
     scope: Scope,
     stats: dict[str, list[InputStats]] | None = None,
 ) -> dict[str, int]:
-    """How many weights each tensor gives up; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
+    """How many weights each tensor loses; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
 
-    Where weights go one by one, no tensor is asked for fewer than are zero in it already: what that takes more goes from
-    the others in proportion to what they have to give beyond theirs, and where they have too little the sum is higher.
+    Without a structure, no tensor gets fewer zeros than it has already: what that takes more is taken from the others in
+    proportion to what they have beyond theirs, and where they have too little the sum is higher.
 
     Raises:
         InputError: a tensor the structure does not tile, naming it.
@@ -131,7 +131,7 @@ def per_tensor(
 
 
 def raised(sparsity: float, zeros: int, own: int, numel: int) -> tuple[float, int]:
-    """A rate and its zeros, or the zeros that are there already where those are more (at most all but one)."""
+    """A rate and its zeros, or the existing zeros where those are more (at most all but one)."""
     if own <= zeros:
         return sparsity, zeros
     own = min(own, numel - 1)
@@ -139,15 +139,15 @@ def raised(sparsity: float, zeros: int, own: int, numel: int) -> tuple[float, in
 
 
 def zeros_note(own: int, numel: int, structure: Structure, *, requested: float | None) -> list[str]:
-    """What becomes of zeros that are there before anything is pruned; nothing where they are next to none."""
+    """What becomes of zeros that exist before pruning; nothing where they are next to none."""
     fewer = requested is not None and own > round(requested * numel)
     if own < 0.01 * numel and not fewer:
         return []
-    said = f"{own:,} of the prunable weights ({100 * own / numel:.4g} %) are zeros already"
+    found = f"{own:,} of the prunable weights ({100 * own / numel:.4g} %) are zeros already"
     if not isinstance(structure, Unstructured):
-        return [f"{said}: those in what {structure} keeps are stored as values and not counted."]
+        return [f"{found}: those in what {structure} keeps are stored as values and not counted."]
     more = f", more than the {100 * requested:.4g} % requested" if fewer and requested is not None else ""
-    return [f"{said}{more}: they stay zeros, are stored as such and counted."]
+    return [f"{found}{more}: they stay zeros, are stored as such and counted."]
 
 
 def at_least(counts: dict[str, int], own: dict[str, int]) -> dict[str, int]:

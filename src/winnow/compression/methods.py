@@ -59,17 +59,17 @@ def choose(scope: Scope, *, has_data: bool, pattern: Structure, recurrent: int =
     if widest > ALPS_WIDTH:
         return (
             "sparsegpt+lsq",
-            f"a layer has {widest:,} inputs, for which ALPS takes long: SparseGPT chooses the zeros, least squares refits the weights that stay",
+            f"a layer has {widest:,} inputs, too many for ALPS: SparseGPT chooses the zeros, least squares refits the remaining weights",
         )
     if uneven and not fixed:
         kind = "convolutions" if conv >= recurrent else "of recurrent layers"
         return (
             "alps-lamp",
-            f"most prunable weights are {kind}, where ALPS within LAMP's split lost least in what was measured",
+            f"most prunable weights are {kind}, where ALPS with LAMP's allocation lost least in benchmarks",
         )
     return (
         "alps",
-        f"no layer has more than {ALPS_WIDTH:,} inputs, where ALPS leaves the least error and still takes minutes",
+        f"lowest error for layers of up to {ALPS_WIDTH:,} inputs, in minutes of compute",
     )
 
 

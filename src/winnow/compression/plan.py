@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
-from winnow.compression.hosts import Host, stored_sizes
+from winnow.compression.hosts import Host
 from winnow.compression.recipe import Recipe
-from winnow.compression.sizes import expected_bytes
+from winnow.compression.sizes import expected_bytes, stored_sizes
 from winnow.formats.shards import Layout
 from winnow.forward.batch import call, example_count, token_count
 from winnow.machine.memory import resident as resident_bytes
@@ -221,10 +221,10 @@ def plan_table(plan: Plan) -> RenderableType:
     rows.add_row("method", plan.method)
     rows.add_row("prunable weights", f"{count(plan.prunable)} of {count(plan.total)}")
     for reason, n in sorted(plan.skipped.items(), key=lambda x: -x[1]):
-        rows.add_row(Text(f"  left alone: {reason}"), count(n))
+        rows.add_row(Text(f"  not pruned: {reason}"), count(n))
     rows.add_row("weights file now", size(plan.dense_file))
     for text, zeros, expected in plan.rates:
-        rows.add_row(f"  at {text}: {count(zeros)} weights go", f"about {size(expected)}")
+        rows.add_row(f"  at {text}: {count(zeros)} weights pruned", f"about {size(expected)}")
     for note in plan.notes:
         rows.add_row(Text(f"note: {note}"), "")
     rows.add_row("time per candidate", f"about {duration(plan.seconds)}")

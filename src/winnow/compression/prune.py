@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from winnow.compression.hosts import Host, write_matrix, write_tensors
-from winnow.compression.otherwise import by_watching, in_own_type, in_place_of
+from winnow.compression.otherwise import unfitted_note, unrounded_note, unseen_note, watched_note
 from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
@@ -95,8 +95,8 @@ class Pruner:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
-        self.notes += [*in_place_of(self.recipe.method, layers), *by_watching(watched, layers)]
-        self.notes += [*in_own_type(self.recipe.values, layers), *_unfitted(layers)]
+        self.notes += [*unseen_note(self.recipe.method, layers), *watched_note(watched, layers)]
+        self.notes += [*unrounded_note(self.recipe.values, layers), *unfitted_note(layers)]
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -249,18 +249,6 @@ class Pruner:
                 return False
             self._whole.add(path)
         return True
-
-
-def _unfitted(layers: Sequence[LayerOutcome]) -> list[str]:
-    """A note on units whose reconstruction did not pay."""
-    fitted = {x.unit: x.fitted for x in layers if x.fitted is not None}
-    left = [unit or "the model as a whole" for unit, gained in fitted.items() if not gained]
-    if not left:
-        return []
-    return [
-        f"{len(left)} of {len(fitted)} reconstructed units kept the weights that their masks leave (first: {left[0]}): no fit was "
-        "better on the calibration examples held out; more --samples may help."
-    ]
 
 
 def unit_file(folder: Path, unit: str) -> Path:

@@ -41,6 +41,8 @@ class Recovery:
     allocates: ClassVar[bool] = False  # training decides how many weights each layer loses
     alone: ClassVar[bool] = False  # no layer solver comes before it
     settings: ClassVar[type[BaseModel] | None] = None
+    train: Callable[..., Fitted]  # where ``trains``: see Distillation
+    fit_block: Callable[..., FittedBlock]  # where ``by_block``: see ReconstructBlocks
     # Fields of the recipe that change only what happens after training: one training serves all their values.
     after: ClassVar[tuple[str, ...]] = ("values", "group_size", "recalibrate", "damp", "sequential")
 
@@ -52,35 +54,6 @@ class Recovery:
         """The recipe's settings, checked. Raises InputError: one is unknown or out of range."""
         assert self.settings is not None
         return read_settings(self.settings, recipe.settings, recipe.method)
-
-    def train(
-        self, recipe: Recipe, model: nn.Module, batches: Sequence[Any], masks: Callable[[], Masks], **common: Any
-    ) -> Fitted:
-        """Trains ``model`` in place, where ``trains``.
-
-        Args:
-            masks: computes the keep masks of the recipe's score and allocation; leaves the model dense.
-            common: the scope, the folder of checkpoints and the progress, as :meth:`Distil.fit` takes them.
-        """
-        raise NotImplementedError
-
-    def fit_block(
-        self,
-        recipe: Recipe,
-        unit: Unit,
-        solutions: list[tuple[Prunable, Solution]],
-        stats: Mapping[str, list[InputStats]],
-        calls: Calls,
-        grid: Grid | None,
-        **options: Any,
-    ) -> FittedBlock:
-        """Fits one block from the solutions of its layers, which are in the model, where ``by_block``.
-
-        Args:
-            grid: the remaining weights are rounded to it after the fit.
-            options: ``statistics`` (batch norms inside the block are estimated again) and ``progress``.
-        """
-        raise NotImplementedError
 
 
 @dataclass
@@ -116,6 +89,12 @@ class ReconstructBlocks(Recovery):
         grid: Grid | None,
         **options: Any,
     ) -> FittedBlock:
+        """Fits one block from the solutions of its layers, which are in the model.
+
+        Args:
+            grid: the remaining weights are rounded to it after the fit.
+            options: ``statistics`` (batch norms inside the block are estimated again) and ``progress``.
+        """
         prefix = f"{unit.path}." if unit.path else ""
         fit: Fit = Reconstruction(
             unit.module, {p.name.removeprefix(prefix): (p, s.keep) for p, s in solutions}, calls, self.settings_of(recipe),
@@ -144,6 +123,12 @@ class Distillation(Recovery):
     def train(
         self, recipe: Recipe, model: nn.Module, batches: Sequence[Any], masks: Callable[[], Masks], **common: Any
     ) -> Fitted:
+        """Trains ``model`` in place.
+
+        Args:
+            masks: computes the keep masks of the recipe's score and allocation; leaves the model dense.
+            common: the scope, the folder of checkpoints and the progress, as :meth:`Distil.fit` takes them.
+        """
         keeps, biases = masks()
         return Distil(self.settings_of(recipe), time=recipe.time, seed=recipe.seed).fit(
             model, batches, keeps, method=recipe.method, allocation=recipe.allocation, structure=recipe.structure, before=biases, **common
@@ -182,7 +167,7 @@ def parse_recovery(solver: str) -> tuple[Chain, Recovery]:
                 f"unknown solver {name!r}: choose from {', '.join([*NAMES, *RECOVERIES])}, joined with '+'"
             )
         if name in RECOVERIES and RECOVERIES[name].alone and len(names) > 1:
-            raise InputError(f"{name} fits all the remaining weights by itself: give it as the only solver.")
+            raise InputError(f"{name} trains all remaining weights by itself: give it as the only solver.")
         if name in RECOVERIES and place < len(names):
             raise InputError(f"{name!r} runs after all other solvers: put it last in {solver!r}")
     recovery = RECOVERIES.get(names[-1])

@@ -123,13 +123,7 @@ def build_report(
             *([_dense_row(setup, task, dense)] if task is not None and dense is not None else []),
             *(_row(o, o is main, folders.get(o.name), task) for o in outcomes),
         ],
-        layers=[
-            Layer(
-                name=x.name, block=x.block, kind=x.kind, rows=x.rows, cols=x.cols, zeros=x.zeros, sparsity=x.sparsity,
-                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds, method=x.method,
-            )
-            for x in main.pruned.layers
-        ],
+        layers=[Layer.model_validate(x, from_attributes=True) for x in main.pruned.layers],
         allocation=allocation,
         requested=Requested(
             budget=_budget(setup),
@@ -142,11 +136,7 @@ def build_report(
         sizes=sizes_of(setup, main, filled),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in timing.items()],
-        cost=Cost(
-            seconds_total=time.time() - started,
-            calibration_tokens=tokens,
-            energy="not measured: no meter was read",
-        ),
+        cost=Cost(seconds_total=time.time() - started, calibration_tokens=tokens, energy="not measured: no meter was read"),
         classes=classes,
         changed=changed_rows(task, dense, main.evaluation),
         notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
@@ -171,12 +161,9 @@ def _allocation(setup: Setup, main: Outcome, *, classes: int) -> AllocationRecor
     quality, task = None, setup.prepared.task
     if task is not None and main.evaluation is not None and task.higher_is_better:
         quality = task.scale * main.evaluation.value
+    examples = example_count(setup.prepared.batches)
     record.warnings = warnings_for(
-        record,
-        quality=quality,
-        floor=setup.job.floor,
-        examples=example_count(setup.prepared.batches),
-        classes=classes or None,
+        record, quality=quality, floor=setup.job.floor, examples=examples, classes=classes or None
     )
     return record
 

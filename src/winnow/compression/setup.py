@@ -13,15 +13,15 @@ from winnow.calibrate.units import find_units, one_stream
 from winnow.compression.candidates import at_values, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
-from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
+from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
 from winnow.compression.methods import choose, recurrent_weights, resolve, settle
-from winnow.compression.opening import outputs_of, tried
+from winnow.compression.opening import outputs_of, with_data
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.sizes import dense_bytes as size_of_dense
-from winnow.compression.sizes import dense_layout
+from winnow.compression.sizes import dense_layout, stored_sizes
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
 from winnow.errors import InputError
@@ -51,12 +51,12 @@ class Setup:
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
-    own: int = 0  # zeros among the prunable weights as given, that every rate includes
+    existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
         base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
-        sparsity, zeros = raised(sparsity, zeros, self.own, self.scope.numel)
+        sparsity, zeros = raised(sparsity, zeros, self.existing, self.scope.numel)
         return base.model_copy(update=dict(sparsity=sparsity, zeros=zeros, values=values))
 
 
@@ -108,7 +108,7 @@ def set_up(job: Job) -> Setup:
         tokens=TOKENS if fitting.trains and "batch" not in (job.settings or {}) else None,
         model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
     )  # fmt: skip
-    host = tried(host, prepared)
+    host = with_data(host, prepared)
     scope = find_scope(
         host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)
     )
@@ -121,14 +121,14 @@ def set_up(job: Job) -> Setup:
         job.keeps_zeros and parts["solver"] == "none"
     )  # as little changes, in every row
     sequential = _sequential(job, host, scope, prepared, whole_blocks=recovery.by_block)
-    stays = dense_layout(host, scope)
-    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
+    layout = dense_layout(host, scope)
+    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, layout)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
-    there = sum(zero_entries(host.original(n)) for n in scope.prunables)
-    kept = there if isinstance(job.pattern, Unstructured) else 0
+    zero = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    existing = zero if isinstance(job.pattern, Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
         zeros = (
@@ -146,8 +146,8 @@ def set_up(job: Job) -> Setup:
             else round(zeros / scope.numel, 4)
         )
         if budget is not None:
-            sparsity, zeros = raised(sparsity, zeros, kept, scope.numel)
-        if any(r.zeros == zeros for r in recipes):  # two rates below the zeros that are there come to one
+            sparsity, zeros = raised(sparsity, zeros, existing, scope.numel)
+        if any(r.zeros == zeros for r in recipes):  # two rates below the existing zeros come to one
             continue
         recipes.append(
             Recipe(
@@ -165,9 +165,9 @@ def set_up(job: Job) -> Setup:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
     if not job.keeps_zeros:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
-        notes += zeros_note(there, scope.numel, job.pattern, requested=requested)
-    plan = make_plan(job, source, host, scope, prepared, recipes, dense=stays, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, kept)
+        notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
+    plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, existing)
 
 
 def _fits_wide(job: Job, source: ModelSource) -> bool:

@@ -16,6 +16,7 @@ from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import describe, split_keys, stored_key, stored_parts
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import Structure, within_tensor
+from winnow.masks.ties import tensors_of
 
 STREAMED_SHARD = 64 << 20  # bytes: what waits for its shard waits in memory
 _QUICK = 20_000_000  # weights whose allocation is worked out for the plan; of more, every tensor is taken to lose alike
@@ -24,6 +25,13 @@ _QUICK = 20_000_000  # weights whose allocation is worked out for the plan; of m
 def shard_bytes(host: Host) -> int:
     """The size of shard that a host's model is written in."""
     return STREAMED_SHARD if host.streamed else SHARD_BYTES
+
+
+def stored_sizes(host: Host) -> dict[str, int]:
+    """Bytes of every tensor of the dense model, in its own type, by the name it is stored under; tied tensors count once."""
+    tensors = tensors_of(host.model)
+    names = dict.fromkeys(host.stored.values())
+    return {name: tensors[name].numel() * host.stored_dtype[name].itemsize for name in names}
 
 
 def dense_layout(host: Host, scope: Scope) -> Layout:
@@ -91,9 +99,9 @@ def _renamed(parts: Layout, name: str, written: str) -> Layout:
 
 
 def _equal_shares(scope: Scope, zeros: int) -> dict[str, int]:
-    shares, given, seen = {}, 0, 0
+    shares, assigned, seen = {}, 0, 0
     for name, prunable in scope.prunables.items():
         seen += prunable.numel
-        shares[name] = zeros * seen // scope.numel - given
-        given += shares[name]
+        shares[name] = zeros * seen // scope.numel - assigned
+        assigned += shares[name]
     return shares

@@ -34,7 +34,7 @@ def fit_size(setup: Setup, weigh: Callable[[Recipe], int]) -> None:
     limit = parse_size(setup.job.size) - _slack(setup, recipe)
     unit = unit_size(recipe.pattern)
     a_zero = stored_bits(setup.host, setup.scope, recipe.values, recipe.group_size) / 8  # bytes that one more saves
-    least, most = setup.own, (total - 1) // unit * unit
+    least, most = setup.existing, (total - 1) // unit * unit
     zeros, tried = min(max(recipe.zeros, least), most), dict[int, int]()
     while len(tried) < DRAFTS and zeros not in tried:
         tried[zeros] = weigh(_draft(recipe.model_copy(update=dict(zeros=zeros))))
@@ -45,7 +45,7 @@ def fit_size(setup: Setup, weigh: Callable[[Recipe], int]) -> None:
     if not fitting:
         raise InputError(
             f"--size {setup.job.size} cannot be met: with next to nothing kept the file takes "
-            f"{size(min(tried.values()))}; ask for more, or for narrower --values."
+            f"{size(min(tried.values()))}; raise the limit, or choose narrower --values."
         )
     zeros = min(fitting)
     setup.recipes[0] = recipe.model_copy(update=dict(zeros=zeros, sparsity=round(zeros / total, 4)))

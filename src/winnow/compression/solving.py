@@ -30,12 +30,12 @@ def solve_unit(
 ) -> Iterator[tuple[Prunable, Solution]]:
     """Masks and solved weights of the layers of one block, one after another so that few are in memory at once.
 
-    Layers that share an input are solved together where the solver factorizes its Gram matrix. Where weights go one by one,
-    one that was zero and still is belongs to the zeros of the mask, chosen or not: none is stored as a value.
+    Layers that share an input are solved together where the solver factorizes its Gram matrix. Without a
+    structure, a weight that was zero and still is belongs to the zeros of the mask: none is stored as a value.
 
     Args:
         stats: per tensor name, one InputStats per part; empty without calibration data.
-        zeros: how many weights each tensor gives up, exactly.
+        zeros: how many weights each tensor loses, exactly.
         weight_of: the dense matrix [rows, cols] in float32.
         keeps: fixed masks (coupled units), by tensor name.
     """
@@ -111,7 +111,7 @@ def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunab
 def unseen_parts(p: Prunable, stats: dict[str, list[InputStats]], recipe: Recipe, *, kept: bool = False) -> int:
     """In how many parts of a tensor the recipe's method stood without the inputs that it reads.
 
-    Such parts are pruned by magnitude (rounded to nearest where nothing goes). ``kept``: their mask was given.
+    Such parts are pruned by magnitude (rounded to nearest where nothing is pruned). ``kept``: their mask is fixed.
     """
     scored = needs_data(recipe.score) and recipe.chain.needs_scores and not kept
     if not (scored or recipe.chain.needs_gram):
@@ -143,7 +143,7 @@ def _problem(
     if keeps and p.name in keeps:
         problem.keep = keeps[p.name][band]
     elif recipe.allocation == "zeros" or (isinstance(structure, Unstructured) and 0 < zeros <= zero_entries(weight)):
-        problem.keep = weight != 0  # as many as are asked for are zero already: nothing else goes
+        problem.keep = weight != 0  # enough weights are zero already: no other is pruned
     elif recipe.chain.needs_scores or stats is None:
         name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
         problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)

@@ -154,15 +154,15 @@ def _work(setup: Setup) -> tuple[str, Work | None]:
     from winnow.speed.workload import Work, random_batch
 
     kind = setup.prepared.kind
-    given = _first(setup.prepared.batches[0]) if setup.prepared.batches else None
-    if given is None:
+    batch = _first(setup.prepared.batches[0]) if setup.prepared.batches else None
+    if batch is None:
         try:
-            given = random_batch(setup.source, kind, 1, PROMPT + TOKENS, 0) if kind != "tensors" else None
+            batch = random_batch(setup.source, kind, 1, PROMPT + TOKENS, 0) if kind != "tensors" else None
         except InputError:
             return "one call", None
-    if given is None:
+    if batch is None:
         return "one call", None
-    ids = given.get("input_ids") if isinstance(given, dict) else None
+    ids = batch.get("input_ids") if isinstance(batch, dict) else None
     length = None if ids is None else int(ids.shape[1])
     case = Case(name="quick", what="forward", batch=1, length=length, unit="requests")
     if kind == "causal-lm" and ids is not None and length is not None and length >= SHORTEST:
@@ -172,8 +172,8 @@ def _work(setup: Setup) -> tuple[str, Work | None]:
             case, [{"input_ids": ids[:, :prompt]}], ids[:, prompt : prompt + TOKENS]
         )
     if length is not None:
-        return f"a text of {length} tokens", Work(case, [given])
-    return "one image" if kind in ("vision", "clip") else "one input", Work(case, [given])
+        return f"a text of {length} tokens", Work(case, [batch])
+    return "one image" if kind in ("vision", "clip") else "one input", Work(case, [batch])
 
 
 def _first(batch: Batch) -> Batch:

@@ -34,7 +34,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Options:
-    """How what to change is said, which differs between a command and a recipe."""
+    """The words for what to change, which differ between a command and a recipe."""
 
     measure: str = "give evaluation data with `--eval`"
     less: str = (
@@ -58,7 +58,7 @@ def judge(
 ) -> Judgement:
     """Compares the chosen candidate with the dense model and with everything else that was measured within its size.
 
-    ``limit``: bytes that were allowed, where a size was asked for; otherwise the chosen candidate's own.
+    ``limit``: bytes that were allowed, where a size was requested; otherwise the chosen candidate's own.
     """
     label = chosen.candidate.label
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
@@ -137,7 +137,7 @@ def winner(chosen: Outcome, others: Sequence[Outcome], limit: int | None = None)
     worse than ``chosen``, strictly ahead in quality or size; or None.
 
     The best in quality, and of equals the smallest: no other within the size is better, so what is named is never
-    dominated. Plain quantization that was asked for is overruled as any other candidate is.
+    dominated. Plain quantization that was requested is overruled as any other candidate is.
     """
     number = _best(_standing(chosen), [_standing(o) for o in others], limit)
     return None if number is None else others[number]
@@ -176,9 +176,9 @@ def doubtful(judgement: Judgement, doubts: Sequence[str]) -> Judgement:
     """A judgement with what makes its figures doubtful: it praises nothing."""
     if not doubts:
         return judgement
-    said = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
+    sentences = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
     tone: Tone = "mixed" if judgement.tone == "good" else judgement.tone
-    return replace(judgement, sentence=f"{judgement.sentence} {said}", tone=tone)
+    return replace(judgement, sentence=f"{judgement.sentence} {sentences}", tone=tone)
 
 
 def recalibrated_note(task: Task, dense: Evaluation, again: Evaluation, loss: Comparison, samples: int) -> str:
