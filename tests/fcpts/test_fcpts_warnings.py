@@ -35,7 +35,11 @@ def test_nothing_to_say():
         ({"classes": 10, "answers": 4}, {}, "gives only 4 of its 10 answers: shuffle the data"),
         ({"classes": 2, "answers": 1}, {}, "only 1 of its 2 answers"),
         ({}, dict(examples=255), "Only 255 calibration examples; use at least 256 (see --samples)"),
-        ({}, dict(examples=999, classes=100), "Only 999 calibration examples; use at least 1,000 (10 for each of 100 classes; see --samples)"),
+        (
+            {},
+            dict(examples=999, classes=100),
+            "Only 999 calibration examples; use at least 1,000 (10 for each of 100 classes; see --samples)",
+        ),
         (
             {"stability": Stability(seeds=4, spread=0.06, correlation=0.9)},
             {},

@@ -292,7 +292,7 @@ def write_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> 
 
 def write_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Copies values into parameters and buffers by name, those too that no state dict holds."""
-    state = dict(all_tensors(model))
+    state = dict(all_tensors(model)) if tensors else {}
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(value)

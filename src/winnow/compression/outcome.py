@@ -47,8 +47,11 @@ class LayerOutcome:
 
     @property
     def method(self) -> str | None:
-        """What was done in place of the recipe's method; None where that was done."""
-        return by_magnitude(self.unseen, self.parts, self.zeros)
+        """What replaced the recipe's method in parts (experts, groups) whose inputs were not seen; None if nothing did."""
+        if not self.unseen:
+            return None
+        instead = "magnitude" if self.zeros else "round to nearest"
+        return instead if self.unseen == self.parts else f"{instead} in {self.unseen} of {self.parts} parts"
 
 
 @dataclass
@@ -77,14 +80,6 @@ class Pruned:
             return scope.prunables[name].restore(self.packed(name).unpack()).to(host.stored_dtype[name])
 
         return host.with_weights(weight, scope, self.extra)
-
-
-def by_magnitude(unseen: int, parts: int, zeros: int) -> str | None:
-    """What stands in the method column of a tensor of which ``unseen`` of ``parts`` (experts, groups) had no inputs."""
-    if not unseen:
-        return None
-    instead = "magnitude" if zeros else "round to nearest"
-    return instead if unseen == parts else f"{instead} in {unseen} of {parts} parts"
 
 
 @dataclass

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,23 @@ Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class Pruner:
     """Runs one recipe over a model. With a ``folder``, every finished block is stored and a later run goes on there."""
 
-    def __init__(
-        self,
-        host: Host,
-        scope: Scope,
-        recipe: Recipe,
-        zeros: dict[str, int],
-        batches: Sequence[Any],
-        *,
-        folder: Path | None = None,
-        keeps: dict[str, torch.Tensor] | None = None,
-        spill: Path | None = None,
-        device: str = "cpu",
-        progress: Progress | None = None,
-    ) -> None:
-        self.host, self.scope, self.recipe, self.zeros = host, scope, recipe, zeros
-        self.batches, self.folder, self.keeps = batches, folder, keeps
-        self.spill, self.device, self.progress = spill, device, progress
+    host: Host
+    scope: Scope
+    recipe: Recipe
+    zeros: dict[str, int]  # by tensor name
+    batches: Sequence[Any]
+    _: KW_ONLY
+    folder: Path | None = None
+    keeps: dict[str, torch.Tensor] | None = None  # masks that are fixed
+    spill: Path | None = None
+    device: str = "cpu"
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
         self.layers: dict[str, LayerOutcome] = {}
         self._packed: dict[str, PackedTensor] = {}
         self._extra: dict[str, torch.Tensor] = {}
@@ -85,10 +82,12 @@ class Pruner:
                 spill=self.spill,
                 progress=self._progressed if self.progress else None,
             )
-            if recovery.by_block:
-                walker.fit(self._fit, skip=self._finished, follow=settings.target == "dense")
+            if recovery.by_block:  # a finished block is written once its dense passes are through
+                walker.fit(
+                    self._fit, skip=lambda u: self._finished(u.path, u.prunables), follow=settings.target == "dense"
+                )
             else:
-                walker.walk(self._visit, skip=lambda unit: self._done(unit.path))
+                walker.walk(lambda u, stats: self._prune(u.path, u.prunables, stats), skip=lambda u: self._done(u.path))
             self.notes += walker.notes
             watched = walker.watched
         else:
@@ -114,9 +113,7 @@ class Pruner:
             if self.progress:
                 self.progress(i, len(units), path or "model")
             self.host.enter(path)
-            if self._done(path):
-                self._overlay(path, prunables)
-            else:
+            if not self._finished(path, prunables):
                 self._prune(path, prunables, {})
             self.host.leave(path)
         if self.progress:
@@ -124,18 +121,7 @@ class Pruner:
 
     def _enter(self, unit: Any) -> None:
         self.host.enter(unit.path)
-        if self._done(unit.path):
-            self._overlay(unit.path, unit.prunables)
-
-    def _visit(self, unit: Any, stats: dict[str, list[InputStats]]) -> None:
-        self._prune(unit.path, unit.prunables, stats)
-
-    def _finished(self, unit: Any) -> bool:
-        """Whether a unit was fitted before; its dense passes are through, so its weights go in now."""
-        if self._done(unit.path):
-            self._overlay(unit.path, unit.prunables)
-            return True
-        return False
+        self._finished(unit.path, unit.prunables)
 
     def _fit(self, unit: Any, stats: dict[str, list[InputStats]], calls: Any) -> None:
         started = time.perf_counter()
@@ -181,7 +167,7 @@ class Pruner:
         unseen: dict[str, int],
         fitted: bool | None = None,
     ) -> None:
-        """Packs the layers of a unit, puts what was packed into the model, and stores it."""
+        """Packs the layers of a unit, writes them into the model as packed, and stores them."""
         results = {}
         for p, solution in solutions:
             packed = store_solution(p, solution, self.recipe, self.host.stored_dtype[p.name])
@@ -205,12 +191,13 @@ class Pruner:
             save_packed(file, results, dense=extra)  # last: a unit with this file is finished
 
     def _change(self, extra: dict[str, torch.Tensor]) -> None:
-        if extra:
-            write_tensors(self.host.model, extra)
-            self._extra.update(extra)
+        write_tensors(self.host.model, extra)
+        self._extra.update(extra)
 
-    def _overlay(self, path: str, prunables: Sequence[Prunable]) -> None:
-        """Puts a stored unit's pruned weights into the model."""
+    def _finished(self, path: str, prunables: Sequence[Prunable]) -> bool:
+        """Whether a unit is stored; if so, its pruned weights are written into the model."""
+        if not self._done(path):
+            return False
         file = self._unit_file(path)
         assert file is not None
         for p in prunables:
@@ -220,6 +207,7 @@ class Pruner:
         assert found is not None  # as _done saw
         for layer in found[0]["layers"]:
             self.layers[layer["name"]] = LayerOutcome(**layer)
+        return True
 
     def _weight(self, p: Prunable) -> torch.Tensor:
         weight = p.matrix(self.host.model.get_parameter(p.name).detach()).float()

@@ -131,21 +131,13 @@ def set_up(job: Job) -> Setup:
     existing = zero if isinstance(job.pattern, Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
-        zeros = (
-            own
-            if budget is None
-            else round(budget.value * scope.numel)  # which layers take the pattern is learned
-            if learned_pattern
-            else total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, dense_bytes)
-        )
-        sparsity = (
-            budget.value
-            if budget is not None and budget.kind == "sparsity"
-            else own / scope.numel
-            if own
-            else round(zeros / scope.numel, 4)
-        )
+        sparsity, zeros = own / scope.numel, own
         if budget is not None:
+            if learned_pattern:  # which layers take it is learned
+                zeros = round(budget.value * scope.numel)
+            else:
+                zeros = total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, dense_bytes)
+            sparsity = budget.value if budget.kind == "sparsity" else round(zeros / scope.numel, 4)
             sparsity, zeros = raised(sparsity, zeros, existing, scope.numel)
         if any(r.zeros == zeros for r in recipes):  # two rates below the existing zeros come to one
             continue

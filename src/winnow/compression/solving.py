@@ -64,27 +64,11 @@ def solve_unit(
         for p, _ in members:
             if len(found.get(p.name, ())) == p.parts:
                 parts = found.pop(p.name)
-                if p.name in unheld:
-                    parts = _in_its_type(p, shares[p.name], stats, recipe, weight_of, keeps)
-                yield p, _join([parts[i] for i in range(p.parts)])
-
-
-def _in_its_type(
-    p: Prunable,
-    shares: list[int],
-    stats: dict[str, list[InputStats]],
-    recipe: Recipe,
-    weight_of: Callable[[Prunable], torch.Tensor],
-    keeps: dict[str, torch.Tensor] | None,
-) -> dict[int, Solution]:
-    """The parts of a tensor whose weights no float16 scale holds, solved without rounding."""
-    plain = recipe.model_copy(update=dict(values="keep"))
-    parts = {}
-    for part, share in enumerate(shares):
-        known = _known(stats, p, part)
-        problem = _problem(p, part, share, known, plain, weight_of, keeps)
-        parts[part] = _with_own_zeros(problem, solve_group([problem], _chain(recipe, known))[0])
-    return parts
+                if p.name in unheld:  # no float16 scale holds its weights: solved without rounding
+                    plain = recipe.model_copy(update=dict(values="keep"))
+                    yield from solve_unit([p], stats, plain, zeros, weight_of, keeps)
+                else:
+                    yield p, _join([parts[i] for i in range(p.parts)])
 
 
 def _chain(recipe: Recipe, stats: InputStats | None) -> Chain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from winnow.compression.outcome import Outcome
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
+from winnow.errors import InputError
 from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
 from winnow.records.compression import Speed
@@ -118,7 +120,6 @@ def _packed_copy(setup: Setup, outcome: Outcome, model: nn.Module) -> tuple[nn.M
 
     Layers so small that calling them takes longer than their product stay dense.
     """
-    from winnow.errors import InputError
     from winnow.kernels.dispatch import SMALLEST
     from winnow.kernels.matrix import PackedMatrix
     from winnow.kernels.swap import pack_layer, swap, why_dense
@@ -141,15 +142,12 @@ def _packed_copy(setup: Setup, outcome: Outcome, model: nn.Module) -> tuple[nn.M
 
 
 def _kernels(fast: nn.Module) -> dict[str, int]:
-    from collections import Counter
-
     decided: Any = fast.winnow_dispatch
     return dict(Counter(kernel for decision in decided for kernel in dict.fromkeys(decision.kernel.values())))
 
 
 def _work(setup: Setup) -> tuple[str, Work | None]:
     """One input of the calibration data, else a random one; of a decoder, a prompt and what follows it."""
-    from winnow.errors import InputError
     from winnow.records.speed import Case
     from winnow.speed.workload import Work, random_batch
 
