@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from winnow.allocate import NAMES as ALLOCATIONS
-from winnow.compression.recovery import LEARNED, fitting_of, parse_recovery
+from winnow.compression.recovery import LEARNED, RECOVERIES, fitting_of, parse_recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.structure import NM, Coupled, Structure
@@ -126,7 +126,7 @@ def _check_zeros(score: str | None, group: str | None, allocation: str | None, s
         if value not in (None, METHODS["zeros"][option]):
             named = "table" if value == "table" else option
             raise InputError(f"--method zeros takes the zeros that are there: leave out --{named}.")
-    if solver not in (None, "none", "sparsegpt", "lsq", "reconstruct"):
+    if solver not in (None, "none", "sparsegpt", "lsq", *(n for n, r in RECOVERIES.items() if r.by_block)):
         raise InputError(
             f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct."
         )

@@ -128,7 +128,7 @@ def _fitting(
     # Of every layer its input and output and what the functions between them keep; of attention its weights, three times.
     widths = max((sum(p.rows + p.cols for p in unit) for unit in units), default=0)
     graph = 4 * positions * (2 * widths + 3 * heads * length)
-    return Fitting(3 if recipe.settings["target"] == "own" else 4, int(graph))
+    return Fitting(4 if recipe.recovery.follows_dense(recipe) else 3, int(graph))
 
 
 def _training(
@@ -144,14 +144,14 @@ def _training(
     examples = Examples(prepared.batches, settings["batch"])
     whole, full = examples.joined is not None, min(settings["batch"], examples.count)
     shown = float(min(4, full)) if whole else examples.count / len(examples.batches)  # examples in a rehearsal
-    seconds, left, put_out = _rehearse(host.model, examples.take(torch.arange(int(shown) if whole else 1)))
+    seconds, left, outputs = _rehearse(host.model, examples.take(torch.arange(int(shown) if whole else 1)))
     if whole and seconds * full / shown < PATIENCE:  # a few examples of a small model are all overhead
         shown = float(full)
-        seconds, left, put_out = _rehearse(host.model, examples.take(torch.arange(full)))
+        seconds, left, outputs = _rehearse(host.model, examples.take(torch.arange(full)))
     share = full / shown if whole else 1.0
     small = sum(p.numel() for p in host.model.parameters() if p.ndim <= 1)
     # Per weight: the dense copy, gradient, momentum, and its masked form twice (in the matrix view and as stored).
-    training = 4 * (5 * scope.numel + 3 * small) + min(int(put_out * examples.count / shown), 1 << 30)
+    training = 4 * (5 * scope.numel + 3 * small) + min(int(outputs * examples.count / shown), 1 << 30)
     times = settings.get("seeds", 1)
     steps = recipe.time if recipe.time is not None else 3 * seconds * share * settings.get("steps", 0) * times
     dense = seconds * share * max(examples.count / settings["batch"], 1)
@@ -160,7 +160,7 @@ def _training(
 
 
 def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
-    """(seconds, bytes its layers put out, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
+    """(seconds, bytes of its layers' outputs, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
     from winnow.forward.quiet import calibrating
 
     held = 0

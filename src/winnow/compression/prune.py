@@ -64,7 +64,7 @@ class Pruner:
         watched: set[str] = set()
         gram, recovery = self.recipe.chain.needs_gram, self.recipe.recovery
         if recovery.by_block:
-            settings = recovery.settings_of(self.recipe)
+            follow = recovery.follows_dense(self.recipe)
             if not self.batches:
                 raise InputError(
                     "--solver reconstruct fits to calibration data: give --data, or choose another solver."
@@ -83,9 +83,7 @@ class Pruner:
                 progress=self._progressed if self.progress else None,
             )
             if recovery.by_block:  # a finished block is written once its dense passes are through
-                walker.fit(
-                    self._fit, skip=lambda u: self._finished(u.path, u.prunables), follow=settings.target == "dense"
-                )
+                walker.fit(self._fit, skip=lambda u: self._finished(u.path, u.prunables), follow=follow)
             else:
                 walker.walk(lambda u, stats: self._prune(u.path, u.prunables, stats), skip=lambda u: self._done(u.path))
             self.notes += walker.notes

@@ -40,7 +40,7 @@ class Recovery:
     trains: ClassVar[bool] = False  # fits the whole model in memory, before anything is packed
     allocates: ClassVar[bool] = False  # training decides how many weights each layer loses
     alone: ClassVar[bool] = False  # no layer solver comes before it
-    settings: ClassVar[type[BaseModel] | None] = None
+    settings: ClassVar[type[BaseModel] | None] = None  # with steps and batch, if there are any
     train: Callable[..., Fitted]  # where ``trains``: see Distillation
     fit_block: Callable[..., FittedBlock]  # where ``by_block``: see ReconstructBlocks
     # Fields of the recipe that change only what happens after training: one training serves all their values.
@@ -54,6 +54,10 @@ class Recovery:
         """The recipe's settings, checked. Raises InputError: one is unknown or out of range."""
         assert self.settings is not None
         return read_settings(self.settings, recipe.settings, recipe.method)
+
+    def follows_dense(self, recipe: Recipe) -> bool:
+        """Whether blocks are fitted to the dense model's outputs, and so its hidden states are kept as well."""
+        return False
 
 
 @dataclass
@@ -69,6 +73,9 @@ class ReconstructBlocks(Recovery):
     """``reconstruct``: each block fitted to the outputs of the dense one."""
 
     by_block, settings = True, ReconstructSettings
+
+    def follows_dense(self, recipe: Recipe) -> bool:
+        return self.settings_of(recipe).target == "dense"
 
     def settings_of(self, recipe: Recipe) -> ReconstructSettings:
         """Raises InputError also for structures that remove whole units."""

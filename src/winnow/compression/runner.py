@@ -174,7 +174,7 @@ class Runner:
                 plain = plain.model_copy(update=dict(score="magnitude"))  # nothing is chosen any more
                 learned.write(self.bench)
             elif isinstance(recipe.pattern, Coupled):  # learned masks on the dense weights, their units' biases zero
-                units: Any = make_units(recipe.structure, self.scope, self.host.model, batches[0])
+                units: Any = make_units(recipe.pattern, self.scope, self.host.model, batches[0])
                 keeps, extra = learned.keeps, units.entries(learned.keeps, self.host.model)
         parts = [(self.scope, plain, folder)]
         if learned is not None and _apart(recipe):
