@@ -68,7 +68,6 @@ def source_notes(source: ModelSource) -> list[str]:
 
 
 def check_finite(host: Host, scope: Scope) -> None:
-    """NaN anywhere is found before an hour of work, where it can be read without it."""
-    if host.streamed:
-        return  # each block is checked when it is read
-    require_sound(host.model, scope.prunables)
+    """NaN anywhere is found before an hour of work; a streamed model's blocks are checked when they are read."""
+    if not host.streamed:
+        require_sound(host.model, scope.prunables)

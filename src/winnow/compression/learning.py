@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import torch
 
-from winnow.compression.hosts import write_matrix, write_tensors
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import solve_unit
 from winnow.compression.units import coupled_masks
 from winnow.compression.workbench import Workbench
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Prunable
+from winnow.records.allocation import AllocationRecord
 from winnow.run.store import Store, stage_key
 from winnow.scores import needs_data
+from winnow.train.distil.fit import Fitted
 
 MEASURING = ("evaluation", "selection")  # parts of a run's identity that training does not depend on
 
 
-@dataclass
-class Learned:
-    """What training came to; tensors as in :class:`winnow.train.distil.fit.Fitted`."""
-
-    keeps: dict[str, torch.Tensor]
-    weights: dict[str, torch.Tensor]
-    extra: dict[str, torch.Tensor]
-    record: dict[str, Any]  # an AllocationRecord as JSON
-
-    @property
-    def zeros(self) -> dict[str, int]:
-        return {n: int((~k).sum()) for n, k in self.keeps.items()}
-
-    def write(self, bench: Workbench) -> None:
-        """The trained weights, biases, norms and buffers into the host's model."""
-        for name, p in bench.scope.prunables.items():
-            write_matrix(bench.host.model, p, self.weights[name])
-        write_tensors(bench.host.model, self.extra)
-
-
-def learn(bench: Workbench, recipe: Recipe, store: Store, identity: dict[str, str]) -> Learned:
+def learn(bench: Workbench, recipe: Recipe, store: Store, identity: dict[str, str]) -> Fitted:
     """Trains as the recipe says, or finds it done; leaves the host dense.
 
     The result is stored under a key without the candidates' value types, so that one training serves them all. A run
@@ -53,8 +30,8 @@ def learn(bench: Workbench, recipe: Recipe, store: Store, identity: dict[str, st
     decides = {k: v for k, v in recipe.key().items() if k not in recipe.fitting.after}
     key = stage_key("learn", recipe=decides, **{k: v for k, v in identity.items() if k not in MEASURING})
     folder = store.folder(key)
-    file, record = folder / "learned.safetensors", store.read(key)
-    if record is None:
+    file, stored = folder / "learned.safetensors", store.read(key)
+    if stored is None:
         host, scope = bench.host, bench.scope
         host.restore(scope)
         try:
@@ -64,22 +41,18 @@ def learn(bench: Workbench, recipe: Recipe, store: Store, identity: dict[str, st
             )  # fmt: skip
         finally:
             host.restore(scope)
-        stored = {n: t.to(host.stored_dtype.get(n, t.dtype)) for n, t in fitted.extra.items()}
-        parts = (("keep", fitted.keeps), ("weight", fitted.weights), ("extra", stored))
+        extra = {n: t.to(host.stored_dtype.get(n, t.dtype)) for n, t in fitted.extra.items()}
+        parts = (("keep", fitted.keeps), ("weight", fitted.weights), ("extra", extra))
         save_packed(file, {}, dense={f"{part}.{n}": t.contiguous() for part, ts in parts for n, t in ts.items()})
-        record = fitted.record.model_dump(mode="json")
-        store.write(key, record, files=[file])
+        stored = fitted.record.model_dump(mode="json")
+        store.write(key, stored, files=[file])
         for checkpoint in folder.rglob("fit.safetensors"):
             checkpoint.unlink()
-    return _load(file, record)
-
-
-def _load(file: Path, record: dict[str, Any]) -> Learned:
     found: dict[str, dict[str, torch.Tensor]] = {"keep": {}, "weight": {}, "extra": {}}
     for name, tensor in load_packed(file)[1].items():
         part, _, key = name.partition(".")
         found[part][key] = tensor
-    return Learned(found["keep"], found["weight"], found["extra"], record)
+    return Fitted(found["keep"], found["weight"], found["extra"], AllocationRecord.model_validate(stored))
 
 
 def _fixed(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

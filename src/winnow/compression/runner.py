@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from winnow.compression.candidates import Candidate
-from winnow.compression.hosts import write_tensors
-from winnow.compression.learning import Learned, learn
+from winnow.compression.hosts import write_matrix, write_tensors
+from winnow.compression.learning import learn
 from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
 from winnow.compression.prune import Pruner, read_unit, unit_file
 from winnow.compression.recipe import Recipe
@@ -30,6 +30,7 @@ from winnow.measure.quality import Comparison, Evaluation, compare
 from winnow.measure.task import Task
 from winnow.run.store import Store, stage_key
 from winnow.solve.batchnorm import has_batchnorm, recalibrate
+from winnow.train.distil.fit import Fitted
 
 
 class Runner:
@@ -123,7 +124,7 @@ class Runner:
             learned = None
             if recipe.fitting.trains and recipe.zeros:
                 learned = learn(self.bench, recipe, self.store, self.identity)
-            record = learned.record if learned is not None else None
+            record = learned.record.model_dump(mode="json") if learned is not None else None
             self.host.restore(self.scope)
             stage = self.bench.progress(f"compressing to {candidate.name}")
             runs, extra = self._prune(recipe, learned, folder, stage)
@@ -154,7 +155,7 @@ class Runner:
         return pruned, key, done["record"]
 
     def _prune(
-        self, recipe: Recipe, learned: Learned | None, folder: Path, stage: Progress | None
+        self, recipe: Recipe, learned: Fitted | None, folder: Path, stage: Progress | None
     ) -> tuple[list[Pruned], dict[str, torch.Tensor]]:
         """Prunes the host's model in place. What was trained is packed as it is, or goes to the solver as an allocation."""
         plain = recipe
@@ -166,13 +167,15 @@ class Runner:
         extra: dict[str, torch.Tensor] = {}
         if learned is None:
             keeps, extra = coupled_masks(self.bench, plain)
-            zeros = self.bench.counts(plain) if keeps is None else {n: int((~k).sum()) for n, k in keeps.items()}
+            zeros = self.bench.counts(plain) if keeps is None else _removed(keeps)
         else:
-            zeros = learned.zeros
+            zeros = _removed(learned.keeps)
             if recipe.recovery.trains:
                 keeps, extra, batches = learned.keeps, dict(learned.extra), []
                 plain = plain.model_copy(update=dict(score="magnitude"))  # nothing is chosen any more
-                learned.write(self.bench)
+                for name, p in self.scope.prunables.items():
+                    write_matrix(self.host.model, p, learned.weights[name])
+                write_tensors(self.host.model, extra)
             elif isinstance(recipe.pattern, Coupled):  # learned masks on the dense weights, their units' biases zero
                 units: Any = make_units(recipe.pattern, self.scope, self.host.model, batches[0])
                 keeps, extra = learned.keeps, units.entries(learned.keeps, self.host.model)
@@ -234,6 +237,10 @@ class Runner:
             stored = measure()
             keep(self.store, name, stored)
         return stored
+
+
+def _removed(keeps: dict[str, torch.Tensor]) -> dict[str, int]:
+    return {n: int((~k).sum()) for n, k in keeps.items()}
 
 
 def _apart(recipe: Recipe) -> bool:
