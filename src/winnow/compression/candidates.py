@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from winnow.compression.recipe import Recipe, Values
 from winnow.errors import InputError
+from winnow.masks.structure import NM, Unstructured
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
 ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a fixed mask
@@ -28,12 +29,10 @@ class Candidate:
         """How a person reads it."""
         if self.recipe is None:
             return "dense"
-        values = {"keep": "", "bf16": "bf16", "int8": "int8", "int4": f"int4 g{self.recipe.group_size}"}[
-            self.recipe.values
-        ]
+        values = _values(self.recipe, " ")
         if self.kind == "quantized":
             return f"{values} {'GPTQ' if self.recipe.solver == 'sparsegpt' else 'RTN'}"
-        pattern = "" if self.recipe.structure == "unstructured" else f" {self.recipe.structure}"
+        pattern = "" if isinstance(self.recipe.pattern, Unstructured) else f" {self.recipe.structure}"
         return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g}\u00a0%{pattern} zeros", values)))
 
 
@@ -102,10 +101,12 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
 
 
 def _name(recipe: Recipe) -> str:
-    structure = (
-        ""
-        if recipe.structure == "unstructured"
-        else "-" + recipe.structure.replace(":", "of" if recipe.structure[0].isdigit() else "")
-    )
-    values = {"keep": "", "bf16": "-bf16", "int8": "-int8", "int4": f"-int4-g{recipe.group_size}"}[recipe.values]
-    return f"s{100 * recipe.sparsity:.4g}{structure}{values}"
+    pattern = recipe.structure.replace(":", "of" if isinstance(recipe.pattern, NM) else "")
+    shown = "" if isinstance(recipe.pattern, Unstructured) else pattern
+    return "-".join(filter(None, (f"s{100 * recipe.sparsity:.4g}", shown, _values(recipe, "-"))))
+
+
+def _values(recipe: Recipe, separator: str) -> str:
+    """The data type with its group size; nothing where values keep theirs."""
+    group = f"{separator}g{recipe.group_size}" if recipe.values == "int4" else ""
+    return "" if recipe.values == "keep" else recipe.values + group
