@@ -16,9 +16,10 @@ import families
 from small import classifier, convnet, images, points, save_llama, sentences, trained
 from winnow.calibrate.walker import Walker
 from winnow.compression.hosts import Loaded, Streamed
+from winnow.compression.methods import resolve, settle
 from winnow.compression.prune import Pruner
 from winnow.compression.recipe import Recipe
-from winnow.compression.recovery import parse_recovery
+from winnow.compression.recovery import RECOVERIES, parse_recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
@@ -609,6 +610,9 @@ def test_solver_names():
         with pytest.raises(InputError, match=message):
             parse_recovery(text)
     assert recipe(find_scope(classifier())).needs_data
+    for name, recovery in RECOVERIES.items():
+        assert recovery.by_block != recovery.trains and hasattr(recovery, "fit_block" if recovery.by_block else "train")
+        assert {"steps", "batch"} <= settle(name, resolve("magnitude", solver=name), {}).keys()
 
 
 def test_bad_input():
