@@ -98,3 +98,7 @@ class Outcome:
     @property
     def name(self) -> str:
         return self.candidate.name
+
+    @property
+    def drop(self) -> float | None:
+        return None if self.comparison is None else self.comparison.drop

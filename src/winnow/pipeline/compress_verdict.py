@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winning_row
+from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winner
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
@@ -44,7 +44,7 @@ def judge_recipe(report: Report, stage: Compress, ticket: Ticket | None, place: 
     label = report.title.rpartition(": ")[2]
     if picked is None or given is None or picked.quality is None:
         return replace(unmeasured(label, *sizes, options), sentence=report.verdict.sentence)
-    better = winning_row(picked, [c for c in report.candidates if c is not picked and c is not given])
+    better = winner(picked, [c for c in report.candidates if c is not picked and c is not given])
     loss = _loss(picked, report.task.n or 0, not report.task.higher_is_better)
     if dense is not None:
         loss = compare(dense.evaluation, dense.packed, higher_is_better=dense.task.higher_is_better)
