@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 
 MINUS = "\u2212"
@@ -24,6 +25,11 @@ def number(value: float | None) -> str:
         digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4
         text = f"{size:,.{digits}f}"
     return (MINUS if value < 0 else "") + text
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """At most ``most`` names: "a, b and 3 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def short(value: float | None) -> str:

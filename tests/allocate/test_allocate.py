@@ -14,7 +14,7 @@ from winnow.allocate.exact import whole_units
 from winnow.allocate.lamp import lamp_scores
 from winnow.errors import InputError
 from winnow.masks.ranking import limits
-from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, select_global
+from winnow.masks.structure import NM, BlockShape, Coupled
 
 SHAPES = [(8, 12), (5, 7), (16, 4), (1, 1), (20, 20), (3, 30)]
 
@@ -101,11 +101,12 @@ def test_uniform_is_one_rate():
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 57, 350, 600, total(make()) - 3])
-def test_global_is_what_select_global_takes(zeros):
+def test_global_is_one_sort_of_all_scores(zeros):
     layers = make(scale=[0.01, 1, 2, 3, 0.5, 1])
     counts = allocate("global", layers, zeros, max_rate=1.0)
-    keep = select_global({v.name: v.scores for v in layers}, zeros, Unstructured())
-    assert counts == {name: int((~k).sum()) for name, k in keep.items()}
+    owner = torch.cat([torch.full((v.numel,), i) for i, v in enumerate(layers)])
+    lowest = torch.cat([v.scores.flatten().float() for v in layers]).argsort(stable=True)[:zeros]
+    assert list(counts.values()) == torch.bincount(owner[lowest], minlength=len(layers)).tolist()
 
 
 def slow_erk(shapes, numels, density):

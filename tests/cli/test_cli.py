@@ -69,7 +69,7 @@ def test_dry_run_writes_nothing(files, tmp_path):
         "compress", *model(files), "--data", files / "train.npz", "--sparsity", "0.5", "--dry-run", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "3,456 weights go" in done.stdout and "peak memory" in done.stdout
+    assert "3,456 weights pruned" in done.stdout and "peak memory" in done.stdout
     assert list(tmp_path.iterdir()) == []
     plan = json.loads(
         winnow("compress", *model(files), "--sparsity", "0.5", "--dry-run", "--json", cwd=tmp_path).stdout

@@ -214,9 +214,9 @@ def test_every_row_but_the_dense_one_gets_its_batch_norms_anew():
         assert {"int8-rtn", "int4-g32-gptq", "s50-int4-g128"} < {o.name for o in made.outcomes}
         host, scope = made._setup.host, made._setup.scope
         for o in made.outcomes:
-            with host.with_weights(made._runner.weights(o.pruned), scope, o.pruned.extra) as model:
+            with o.pruned.in_place(host, scope) as model:
                 norms = {n: b.clone() for n, b in model.named_buffers()}
-                own = recalibrate_norms(model, made._runner.batches)
+                own = recalibrate_norms(model, made._setup.prepared.batches)
             for name, value in own.items():
                 assert torch.equal(norms[name], value if recalibrate else net.state_dict()[name]), (o.name, name)
         noted = [n for n in made.report.notes if n.startswith("batch norms of every row")]

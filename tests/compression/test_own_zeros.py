@@ -11,6 +11,7 @@ import winnow
 from small import classifier, points, trained
 from winnow.compression.counts import at_least, zeros_note
 from winnow.formats.packed import PackedTensor
+from winnow.masks.structure import NM, Unstructured
 
 QUICK = dict(baselines="none", speed=False, task="none", samples=32)
 
@@ -61,7 +62,7 @@ def test_counted_zeros_are_the_zeros_there(shares, asked, options, tmp_path):
         row = result.report.picked
         assert row.sparsity == zeros / numel and result.report.requested.zeros_reached == zeros
         if before > asked * numel:
-            assert any("more than the 50 % asked for" in n for n in result.report.notes)
+            assert any("more than the 50 % requested" in n for n in result.report.notes)
             assert result.chosen.candidate.recipe.sparsity == pytest.approx(before / numel, abs=1e-4)
     from winnow.formats.artifact import read_artifact
 
@@ -82,8 +83,8 @@ def test_a_tensor_is_asked_for_no_fewer_than_it_has_and_the_sum_stays_where_it_c
 
 
 def test_what_a_pattern_keeps_is_said():
-    assert "stored as values" in zeros_note(700, 1000, "2:4", asked=None)[0]
-    assert zeros_note(3, 1000, "unstructured", asked=0.5) == []
+    assert "stored as values" in zeros_note(700, 1000, NM(2, 4), requested=None)[0]
+    assert zeros_note(3, 1000, Unstructured(), requested=0.5) == []
 
 
 def test_two_rates_below_what_is_there_are_one_candidate():

@@ -405,7 +405,7 @@ def test_settings_are_in_the_recipe_and_not_in_the_baselines(cnn):
     )  # fmt: skip
     recipes = {o.name: o.candidate.recipe for o in result.outcomes}
     assert recipes["s50"].settings["lr"] == 0.02 and recipes["s50"].settings["momentum"] == 0.9
-    assert recipes["int8-rtn"].settings == {} and not recipes["int8-rtn"].trains
+    assert recipes["int8-rtn"].settings == {} and not recipes["int8-rtn"].fitting.trains
 
 
 def test_no_zeros_means_no_training(cnn):

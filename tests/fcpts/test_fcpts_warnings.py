@@ -34,8 +34,12 @@ def test_nothing_to_say():
         ({"numel": 9_999}, {}, "only 9,999 prunable weights"),
         ({"classes": 10, "answers": 4}, {}, "gives only 4 of its 10 answers: shuffle the data"),
         ({"classes": 2, "answers": 1}, {}, "only 1 of its 2 answers"),
-        ({}, dict(examples=255), "only 255 calibration examples: give 256 (256 at least)"),
-        ({}, dict(examples=999, classes=100), "only 999 calibration examples: give 1,000 (10 for each of 100 classes)"),
+        ({}, dict(examples=255), "Only 255 calibration examples; use at least 256 (see --samples)"),
+        (
+            {},
+            dict(examples=999, classes=100),
+            "Only 999 calibration examples; use at least 1,000 (10 for each of 100 classes; see --samples)",
+        ),
         (
             {"stability": Stability(seeds=4, spread=0.06, correlation=0.9)},
             {},
@@ -48,12 +52,12 @@ def test_nothing_to_say():
         (
             {"layers": [AllocationLayer(name="conv1", numel=432, rate=427 / 432)]},
             {},
-            "A layer is at the limit, 99% gone (conv1)",
+            "A layer is at the limit, 99% pruned (conv1)",
         ),
         (
             {"layers": [AllocationLayer(name=f"l{i}", numel=1000, rate=0.995) for i in range(5)]},
             {},
-            "5 layers are at the limit, 99% gone (l0, l1, l2 and 2 more)",
+            "5 layers are at the limit, 99% pruned (l0, l1, l2 and 2 more)",
         ),
     ],
 )

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from winnow.errors import FormatError, InputError
-from winnow.masks.ranking import global_counts
+from patterns import realized
+from winnow.errors import InputError
+from winnow.masks.ranking import comparable, global_counts
 from winnow.masks.structure import (
     NM,
     BlockShape,
@@ -15,10 +16,7 @@ from winnow.masks.structure import (
     check,
     nearest_zeros,
     parse_structure,
-    realized,
     select,
-    select_global,
-    verify,
 )
 
 # Few distinct values, so that ties are the rule.
@@ -120,7 +118,6 @@ def test_n_of_m_holds_in_every_group(data):
     structure = NM(n, m)
     keep = select(torch.from_numpy(scores), rows * groups * (m - n), structure, weight=torch.from_numpy(weight))
     assert realized(structure, keep)
-    verify(keep, structure)
     for r in range(rows):
         for g in range(groups):
             at = slice(g * m, (g + 1) * m)
@@ -170,34 +167,17 @@ def test_an_all_zero_block_goes_before_a_lower_score():
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_global_selection_is_one_plain_sort(data):
+def test_global_counts_are_those_of_one_plain_sort(data):
     tensors = data.draw(st.lists(matrices(), min_size=1, max_size=4))
-    names = [f"t{i}" for i in range(len(tensors))]
-    with_weights = data.draw(st.booleans())
-    weights = [data.draw(hnp.arrays(np.float32, t.shape, elements=st.sampled_from([0.0, 1.0]))) for t in tensors]
-    caps = [data.draw(st.sampled_from([1.0, 0.5]))] * len(tensors)
-    sizes = [int(cap * t.size) for cap, t in zip(caps, tensors)]
+    cap = data.draw(st.sampled_from([1.0, 0.5]))
+    sizes = [int(cap * t.size) for t in tensors]
     zeros = data.draw(st.integers(0, sum(sizes)))
-    keep = select_global(
-        {n: torch.from_numpy(t) for n, t in zip(names, tensors)},
-        zeros,
-        Unstructured(),
-        {n: torch.from_numpy(w) for n, w in zip(names, weights)} if with_weights else None,
-        max_rate=caps[0],
-    )
-    order = []
-    for t, (scores, weight) in enumerate(zip(tensors, weights)):
-        for i, s in enumerate(scores.astype(np.float64).flat):
-            dead = with_weights and weight.flat[i] == 0
-            order.append((not dead, 0.0 if dead else s, t, i))
-    expected, left = [np.ones(t.size, dtype=bool) for t in tensors], zeros
-    for _, _, t, i in sorted(order):  # greedy: a tensor at its cap is passed over
-        if left and (~expected[t]).sum() < sizes[t]:
-            expected[t][i] = False
-            left -= 1
-    for name, tensor, flat in zip(names, tensors, expected):
-        assert np.array_equal(keep[name].numpy(), flat.reshape(tensor.shape))
-    assert sum(int((~k).sum()) for k in keep.values()) == zeros
+    found = global_counts({t: torch.from_numpy(x) for t, x in enumerate(tensors)}, zeros, dict(enumerate(sizes)))
+    expected = dict.fromkeys(range(len(tensors)), 0)
+    for _, t in sorted((s, t) for t, scores in enumerate(tensors) for s in scores.astype(np.float64).flat):
+        if sum(expected.values()) < zeros and expected[t] < sizes[t]:  # a tensor at its cap is passed over
+            expected[t] += 1
+    assert found == expected
 
 
 def test_global_counts_over_many_chunks_match_a_sort():
@@ -216,24 +196,11 @@ def test_minus_zero_ties_with_zero_across_tensors():
     assert global_counts({"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([-0.0, 2.0])}, 1) == {"a": 1, "b": 0}
 
 
-def test_global_blocks_and_n_of_m():
-    scores = {"a": torch.rand(4, 8), "b": torch.rand(8, 8) + 0.5}
-    keep = select_global(scores, 50, BlockShape(2, 4))
-    assert sum(int((~k).sum()) for k in keep.values()) == 48
-    assert all(realized(BlockShape(2, 4), k) for k in keep.values())
-    assert keep["a"].sum() < 32 * 0.5  # the lower scores lose more
-    keep = select_global(scores, 48, NM(2, 4))
-    assert all(realized(NM(2, 4), k) for k in keep.values())
-    with pytest.raises(InputError, match="max_rate"):
-        select_global(scores, 80, Unstructured(), max_rate=0.5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
 def test_other_types_rank_the_same(dtype):
     values = torch.randperm(48).reshape(6, 8)
     expected = values >= 20
     assert torch.equal(select(values.to(dtype), 20, Unstructured()), expected)
-    assert torch.equal(select_global({"x": values.to(dtype)}, 20, Unstructured())["x"], expected)
     assert torch.equal(select(values.to(dtype).t().contiguous().t(), 20, Unstructured()), expected)  # any strides
 
 
@@ -242,7 +209,6 @@ def test_scores_are_not_written_to():
     before = scores.clone()
     for structure in (Unstructured(), NM(2, 4), BlockShape(2, 2)):
         select(scores, 16, structure, weight=weight)
-        select_global({"x": scores}, 16, structure, {"x": weight})
     assert torch.equal(scores, before)
 
 
@@ -253,7 +219,7 @@ def test_scores_that_cannot_be_ranked(bad):
     with pytest.raises(InputError, match="scores"):
         select(scores, 3, Unstructured())
     with pytest.raises(InputError, match="of fc hold"):
-        select_global({"fc": scores}, 3, Unstructured())
+        comparable(scores, "fc")
 
 
 def test_counts_groups_and_shapes_that_do_not_fit():
@@ -269,17 +235,6 @@ def test_counts_groups_and_shapes_that_do_not_fit():
     ):
         with pytest.raises(InputError):
             call()
-
-
-def test_verify_finds_one_wrong_weight():
-    keep = torch.tensor([[True, True, False, False]] * 4)
-    assert realized(NM(2, 4), keep) and realized(BlockShape(4, 2), keep)
-    keep[3, 2] = True
-    for structure in (NM(2, 4), BlockShape(4, 2), BlockShape(3, 2), NM(1, 3)):
-        assert not realized(structure, keep)
-        with pytest.raises(FormatError, match="fc"):
-            verify(keep, structure, "fc")
-    assert realized(Unstructured(), keep)
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 400))

@@ -16,13 +16,14 @@ import families
 from small import classifier, convnet, images, points, save_llama, sentences, trained
 from winnow.calibrate.walker import Walker
 from winnow.compression.hosts import Loaded, Streamed
+from winnow.compression.methods import resolve, settle
 from winnow.compression.prune import Pruner
 from winnow.compression.recipe import Recipe
+from winnow.compression.recovery import RECOVERIES, parse_recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
 from winnow.models.source import open_model
-from winnow.solve import before_units, needs_gram, needs_scores, parse_solver
 from winnow.solve.calls import held_out
 from winnow.solve.draw import Draw
 from winnow.solve.reconstruct import Call, Reconstruction
@@ -601,13 +602,17 @@ def test_structures_are_held(structure):
 
 
 def test_solver_names():
-    assert parse_solver("reconstruct") == ["reconstruct"] and parse_solver("lsq+reconstruct") == ["lsq", "reconstruct"]
-    assert not needs_gram("reconstruct") and needs_gram("lsq+reconstruct") and needs_scores("reconstruct")
-    assert before_units("reconstruct") == "none" and before_units("alps+reconstruct") == "alps"
-    assert before_units("lsq") is None
-    with pytest.raises(InputError, match="put it last"):
-        parse_solver("reconstruct+lsq")
+    found = [parse_recovery(name) for name in ("reconstruct", "lsq+reconstruct", "alps", "distil")]
+    assert [str(chain) for chain, _ in found] == ["none", "lsq", "alps", "none"]
+    assert [recovery.by_block for _, recovery in found] == [True, True, False, False]
+    assert [recovery.trains for _, recovery in found] == [False, False, False, True]
+    for text, message in (("reconstruct+lsq", "put it last"), ("lsq+distil", "only solver"), ("gptq", "choose from")):
+        with pytest.raises(InputError, match=message):
+            parse_recovery(text)
     assert recipe(find_scope(classifier())).needs_data
+    for name, recovery in RECOVERIES.items():
+        assert recovery.by_block != recovery.trains and hasattr(recovery, "fit_block" if recovery.by_block else "train")
+        assert {"steps", "batch"} <= settle(name, resolve("magnitude", solver=name), {}).keys()
 
 
 def test_bad_input():

@@ -5,12 +5,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from patterns import realized
 from winnow.errors import InputError
 from winnow.inputs import InputStats
-from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, realized
+from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured
 from winnow.quantize import Grid, round_to_nearest
 from winnow.scores import score
-from winnow.solve import Problem, needs_gram, needs_scores, parse_solver, solve, solve_group
+from winnow.solve import Problem, parse_solver, solve, solve_group
 from winnow.solve.conjugate import masked_cg
 from winnow.solve.error import relative_error, row_errors
 from winnow.solve.factor import factor, gram_of, ridge_of, spectrum
@@ -564,7 +565,7 @@ def test_layers_solved_together_are_as_solved_alone(chain, grid):
         weight = torch.randn(rows, 70)
         scores = score("wanda", weight, stats)
         problems.append(Problem(weight, stats, zeros, group=group, scores=scores, grid=grid))
-    together = solve_group(problems, chain)
+    together = solve_group(problems, parse_solver(chain))
     for problem, found in zip(problems, together, strict=True):
         alone = solve(problem, chain)
         assert torch.equal(found.keep, alone.keep)
@@ -647,9 +648,10 @@ def test_the_callers_tensors_are_left_alone():
 
 
 def test_names_and_what_they_need():
-    assert parse_solver("sparsegpt + lsq") == ["sparsegpt", "lsq"]
-    assert [needs_gram(name) for name in ("none", "sparsegpt", "lsq", "swap+lsq")] == [False, True, True, True]
-    assert [needs_scores(name) for name in ("none", "sparsegpt", "alps", "swap+lsq")] == [True, False, False, True]
+    assert str(parse_solver("sparsegpt + lsq")) == "sparsegpt+lsq"
+    found = [parse_solver(name) for name in ("none", "sparsegpt", "alps", "lsq", "swap+lsq")]
+    assert [chain.needs_gram for chain in found] == [False, True, True, True, True]
+    assert [chain.needs_scores for chain in found] == [True, False, False, True, True]
     for text, message in (("gptq", "choose from"), ("", "choose from"), ("lsq+alps", "first"), ("swap+none", "first")):
         with pytest.raises(InputError, match=message):
             parse_solver(text)
@@ -683,4 +685,4 @@ def test_bad_input_is_one_sentence_naming_layer_and_fix():
     with pytest.raises(InputError, match="no Gram matrix"):
         gram_of(InputStats(3), CPU)
     with pytest.raises(InputError, match="share one statistics"):
-        solve_group([Problem(weight, make_layer(1, 12)[2], 4) for _ in range(2)], "sparsegpt")
+        solve_group([Problem(weight, make_layer(1, 12)[2], 4) for _ in range(2)], parse_solver("sparsegpt"))

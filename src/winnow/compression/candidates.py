@@ -1,4 +1,4 @@
-"""What is compared: the dense model, plain quantization, and the pruned model in every value type asked for."""
+"""What is compared: the dense model, plain quantization, and the pruned model in every requested data type."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from winnow.compression.recipe import Recipe, Values
 from winnow.errors import InputError
+from winnow.masks.structure import NM, Unstructured
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
-ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given
+ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a fixed mask
 VALUES: tuple[Values, ...] = ("keep", "int8", "int4")  # that pruned models are compared in
-PLAIN = ("int8", "int4-g128", "int4-g32")  # value types of plain quantization, by how they are stored
+PLAIN: tuple[tuple[Values, int | None], ...] = (("int8", None), ("int4", 128), ("int4", 32))  # and their group sizes
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,15 @@ class Candidate:
         """How a person reads it."""
         if self.recipe is None:
             return "dense"
-        values = {"keep": "", "bf16": "bf16", "int8": "int8", "int4": f"int4 g{self.recipe.group_size}"}[
-            self.recipe.values
-        ]
+        values = _values(self.recipe, " ")
         if self.kind == "quantized":
             return f"{values} {'GPTQ' if self.recipe.solver == 'sparsegpt' else 'RTN'}"
-        pattern = "" if self.recipe.structure == "unstructured" else f" {self.recipe.structure}"
+        pattern = "" if isinstance(self.recipe.pattern, Unstructured) else f" {self.recipe.structure}"
         return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g}\u00a0%{pattern} zeros", values)))
 
 
 def primary(recipe: Recipe) -> Candidate:
-    """The candidate the user asked for."""
+    """The candidate that was requested."""
     kind: Kind = "pruned" if recipe.values in ("keep", "bf16") else "pruned+quantized"
     if recipe.zeros == 0 and recipe.values in ("int8", "int4"):
         kind = "quantized"
@@ -86,12 +85,12 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
     for solver, suffix in (("none", "rtn"), ("sparsegpt", "gptq")):
         if suffix == "gptq" and (level != "all" or not has_data):
             continue
-        for plain in PLAIN:
-            values, _, group = plain.partition("-g")
+        for values, group in PLAIN:
             update = dict(
                 method=suffix, score="magnitude", allocation="uniform", structure="unstructured", solver=solver, values=values,
-                group_size=int(group or base.group_size), sparsity=0.0, zeros=0, table=None, settings={}, time=None,
+                group_size=group or base.group_size, sparsity=0.0, zeros=0, table=None, settings={}, time=None,
             )  # fmt: skip
+            plain = f"{values}-g{group}" if group else values
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":
         for recipe in recipes:
@@ -102,10 +101,12 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
 
 
 def _name(recipe: Recipe) -> str:
-    structure = (
-        ""
-        if recipe.structure == "unstructured"
-        else "-" + recipe.structure.replace(":", "of" if recipe.structure[0].isdigit() else "")
-    )
-    values = {"keep": "", "bf16": "-bf16", "int8": "-int8", "int4": f"-int4-g{recipe.group_size}"}[recipe.values]
-    return f"s{100 * recipe.sparsity:.4g}{structure}{values}"
+    pattern = recipe.structure.replace(":", "of" if isinstance(recipe.pattern, NM) else "")
+    shown = "" if isinstance(recipe.pattern, Unstructured) else pattern
+    return "-".join(filter(None, (f"s{100 * recipe.sparsity:.4g}", shown, _values(recipe, "-"))))
+
+
+def _values(recipe: Recipe, separator: str) -> str:
+    """The data type with its group size; nothing where values keep theirs."""
+    group = f"{separator}g{recipe.group_size}" if recipe.values == "int4" else ""
+    return "" if recipe.values == "keep" else recipe.values + group

@@ -9,7 +9,7 @@ import torch
 from winnow.allocate.zeros import zero_entries
 from winnow.compression.hosts import Host
 from winnow.compression.job import Job
-from winnow.compression.methods import trains
+from winnow.compression.recovery import Recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 from winnow.measure.fits import require_sound
@@ -45,11 +45,11 @@ def own_zeros(host: Host, scope: Scope, spec: str) -> int:
     return zeros
 
 
-def check_earlier(job: Job, parts: dict[str, str]) -> None:
+def check_earlier(job: Job, fitting: Recovery) -> None:
     """The run compared with is read before any work."""
     from winnow.compression.earlier import earlier_record
 
-    if not trains(parts):
+    if not fitting.trains:
         raise InputError(
             "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out."
         )
@@ -68,7 +68,6 @@ def source_notes(source: ModelSource) -> list[str]:
 
 
 def check_finite(host: Host, scope: Scope) -> None:
-    """NaN anywhere is found before an hour of work, where it can be read without it."""
-    if host.streamed:
-        return  # each block is checked when it is read
-    require_sound(host.model, scope.prunables)
+    """NaN anywhere is found before an hour of work; a streamed model's blocks are checked when they are read."""
+    if not host.streamed:
+        require_sound(host.model, scope.prunables)

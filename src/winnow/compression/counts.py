@@ -1,4 +1,4 @@
-"""From a budget to integers: how many weights go in all, and how many from each tensor."""
+"""From a budget to integers: how many weights are pruned in total, and in each tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from winnow.compression.recipe import Recipe
 from winnow.errors import InputError
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
-from winnow.masks.structure import Coupled, Structure, Unstructured, parse_structure
+from winnow.masks.structure import Structure, Unstructured, within_tensor
 from winnow.quantize import Grid
 from winnow.scores import needs_data, score
 
@@ -71,7 +71,7 @@ def header_bytes(scope: Scope) -> int:
 
 
 def total_zeros(
-    budget: Budget, host: Host, scope: Scope, structure: str, values: str, group_size: int, dense_bytes: int
+    budget: Budget, host: Host, scope: Scope, structure: Structure, values: str, group_size: int, dense_bytes: int
 ) -> int:
     """The number of zeros the budget comes to over all prunable weights.
 
@@ -84,7 +84,7 @@ def total_zeros(
             budget,
             {n: p.numel for n, p in scope.prunables.items()},
             stored_bits(host, scope, values, group_size),
-            within_tensor(parse_structure(structure)),
+            within_tensor(structure),
             dense_bytes=dense_bytes,
             overhead_bytes=scale_bytes(host, scope, values, group_size) + overhead,
         )
@@ -103,10 +103,10 @@ def per_tensor(
     scope: Scope,
     stats: dict[str, list[InputStats]] | None = None,
 ) -> dict[str, int]:
-    """How many weights each tensor gives up; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
+    """How many weights each tensor loses; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
 
-    Where weights go one by one, no tensor is asked for fewer than are zero in it already: what that takes more goes from
-    the others in proportion to what they have to give beyond theirs, and where they have too little the sum is higher.
+    Without a structure, no tensor gets fewer zeros than it has already: what that takes more is taken from the others in
+    proportion to what they have beyond theirs, and where they have too little the sum is higher.
 
     Raises:
         InputError: a tensor the structure does not tile, naming it.
@@ -123,7 +123,7 @@ def per_tensor(
         )
         for p in scope.prunables.values()
     ]
-    structure = within_tensor(parse_structure(recipe.structure))
+    structure = within_tensor(recipe.pattern)
     counts = allocate(recipe.allocation, layers, recipe.zeros, table=recipe.table, structure=structure)
     if not isinstance(structure, Unstructured) or not recipe.zeros:
         return counts
@@ -131,23 +131,23 @@ def per_tensor(
 
 
 def raised(sparsity: float, zeros: int, own: int, numel: int) -> tuple[float, int]:
-    """A rate and its zeros, or the zeros that are there already where those are more (at most all but one)."""
+    """A rate and its zeros, or the existing zeros where those are more (at most all but one)."""
     if own <= zeros:
         return sparsity, zeros
     own = min(own, numel - 1)
     return round(own / numel, 4) if own < numel * 0.9999 else own / numel, own
 
 
-def zeros_note(own: int, numel: int, structure: str, *, asked: float | None) -> list[str]:
-    """What becomes of zeros that are there before anything is pruned; nothing where they are next to none."""
-    fewer = asked is not None and own > round(asked * numel)
+def zeros_note(own: int, numel: int, structure: Structure, *, requested: float | None) -> list[str]:
+    """What becomes of zeros that exist before pruning; nothing where they are next to none."""
+    fewer = requested is not None and own > round(requested * numel)
     if own < 0.01 * numel and not fewer:
         return []
-    said = f"{own:,} of the prunable weights ({100 * own / numel:.4g} %) are zeros already"
-    if not isinstance(parse_structure(structure), Unstructured):
-        return [f"{said}: those in what {structure} keeps are stored as values and not counted."]
-    more = f", more than the {100 * asked:.4g} % asked for" if fewer and asked is not None else ""
-    return [f"{said}{more}: they stay zeros, are stored as such and counted."]
+    found = f"{own:,} of the prunable weights ({100 * own / numel:.4g} %) are zeros already"
+    if not isinstance(structure, Unstructured):
+        return [f"{found}: those in what {structure} keeps are stored as values and not counted."]
+    more = f", more than the {100 * requested:.4g} % requested" if fewer and requested is not None else ""
+    return [f"{found}{more}: they stay zeros, are stored as such and counted."]
 
 
 def at_least(counts: dict[str, int], own: dict[str, int]) -> dict[str, int]:
@@ -216,8 +216,3 @@ def _even(stats: InputStats, square: float) -> InputStats:
 def layer_seed(recipe: Recipe, p: Prunable) -> int:
     """A seed of its own for every tensor, whatever the order they are visited in."""
     return recipe.seed + zlib.crc32(p.name.encode())
-
-
-def within_tensor(structure: Structure) -> Structure:
-    """Coupled units are rows and columns that go whole: inside one tensor they are stored as unstructured."""
-    return Unstructured() if isinstance(structure, Coupled) else structure

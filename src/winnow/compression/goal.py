@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from winnow.compression.candidates import Candidate
+from winnow.compression.candidates import VALUES, Candidate, primary
 from winnow.compression.outcome import Outcome
 from winnow.compression.recipe import Recipe
 from winnow.errors import GateError
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-VALUES = ("keep", "int8", "int4")
-
-
-@dataclass
-class Search:
-    """What was tried on the selection data, and what was taken."""
-
-    tried: list[Outcome]
-    taken: Outcome
 
 
 def search(
     recipe_at: Callable[[float, str], Recipe],
     plain: Sequence[Candidate],
     make: Callable[[Candidate], Outcome],
-    primary: Callable[[Recipe], Candidate],
     max_drop: float,
     values: Sequence[str] = VALUES,
-) -> Search:
-    """Finds, per value type, the highest sparsity of ``GRID`` whose upper bound holds, and takes the smallest file of all.
+) -> list[Outcome]:
+    """Finds, per data type, the highest sparsity of ``GRID`` whose upper bound holds; returns all that was tried.
 
-    Loss grows with sparsity, so the grid is bisected rather than walked: about three models per value type. Plain
+    Loss grows with sparsity, so the grid is bisected rather than walked: about three models per data type. Plain
     quantization competes on the same terms.
 
     Args:
-        recipe_at: the recipe for a sparsity and a value type.
+        recipe_at: the recipe for a sparsity and a data type.
         make: compresses and measures a candidate on the *selection* data.
         max_drop: points, or per cent of perplexity; the paired upper 95 % bound must not exceed it.
 
@@ -60,10 +50,10 @@ def search(
                 low = middle
             else:
                 high = middle
-    good = [o for o in tried.values() if within(o, max_drop)]
-    if not good:
-        raise GateError(nothing_holds(list(tried.values()), max_drop))
-    return Search(list(tried.values()), min(good, key=lambda o: (o.file_bytes, o.name)))
+    outcomes = list(tried.values())
+    if not any(within(o, max_drop) for o in outcomes):
+        raise GateError(nothing_holds(outcomes, max_drop))
+    return outcomes
 
 
 def safest_first(tried: Sequence[Outcome], max_drop: float) -> list[Outcome]:
@@ -87,13 +77,10 @@ def within(outcome: Outcome, max_drop: float) -> bool:
 
 
 def nothing_holds(tried: Sequence[Outcome], max_drop: float) -> str:
-    """The sentence for a gate that said no."""
-    closest = min(
-        tried,
-        key=lambda o: o.comparison.high if o.comparison and o.comparison.high == o.comparison.high else float("inf"),
-    )
-    bound = closest.comparison.high if closest.comparison else float("nan")
+    """The error where every outcome loses more than ``max_drop``."""
+    bounds = [math.nan if o.comparison is None else o.comparison.high for o in tried]
+    bound, closest = min(zip(bounds, tried), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
     return (
         f"nothing stays within --max-drop {max_drop:g} with 95 % confidence (closest: {closest.candidate.label}, bound {bound:.2f}); "
-        "nothing was written - allow more, or give more evaluation data to narrow the interval."
+        "nothing was written - raise the limit, or give more evaluation data to narrow the interval."
     )

@@ -30,9 +30,9 @@ Host = Any  # Loaded | Streamed: same methods, nothing shared
 
 
 class Loaded:
-    """The whole model in memory, a copy of the user's where there is one: what was given is never changed.
+    """The whole model in memory, a copy of the user's where there is one: that one is never modified.
 
-    ``stored_dtype`` has the type of every tensor as given, which is the one it is written in; ``stored`` the name under
+    ``stored_dtype`` has the original type of every tensor, which is the one it is written in; ``stored`` the name under
     which it is written (tied names have one); ``model`` computes in ``dtype``.
     """
 
@@ -82,13 +82,13 @@ class Loaded:
             if first != names[0]:
                 continue
             tensor, key = tensors[first].detach(), next((found[n] for n in names if n in found), None)
-            if key is not None and _same(self.shards.read(key), tensor):
+            if key is not None and torch.equal(self.shards.read(key).to(tensor.dtype), tensor):
                 self.names[first] = key
             else:
                 self.kept[first] = tensor.clone()
 
     def begin(self, scope: Scope) -> None:
-        """From now on the tensors of ``scope`` are the caller's to put; all other small ones are put back between candidates."""
+        """From now on the caller writes the tensors of ``scope``; all other small ones are restored between candidates."""
         self._pruned = {self.first[n] for n in scope.prunables}
         self._small = {n: t for n, t in self._small.items() if n not in self._pruned}
 
@@ -102,7 +102,7 @@ class Loaded:
         }
 
     def original(self, name: str) -> torch.Tensor:
-        """The dense tensor as given, in its layout and type."""
+        """The dense tensor in its original layout and type."""
         first = self.first[name]
         if first in self.kept:
             return self.kept[first]
@@ -121,15 +121,15 @@ class Loaded:
         give_back()
 
     def restore(self, scope: Scope) -> None:
-        """Puts the dense weights, biases and buffers back."""
+        """Writes the dense weights, biases and buffers back."""
         with torch.no_grad():
             for name in scope.prunables:
                 self.model.get_parameter(name).copy_(self.original(name))
-        self.put(self._small)
+        write_tensors(self.model, self._small)
 
     @contextmanager
     def dense(self, scope: Scope) -> Iterator[nn.Module]:
-        """The model as it was given, whatever was done to it since."""
+        """The original model, whatever was done to it since."""
         self.restore(scope)
         yield self.model
 
@@ -139,11 +139,11 @@ class Loaded:
         with torch.no_grad():
             for name in scope.prunables:
                 self.model.get_parameter(name).copy_(weights(name))
-        self.put({**self._small, **{self.first.get(n, n): t for n, t in extra.items()}})
+        write_tensors(self.model, {**self._small, **{self.first.get(n, n): t for n, t in extra.items()}})
         yield self.model
 
     def as_stored(self) -> None:
-        """From now on ``model`` has the types of the model given in place of those of the arithmetic."""
+        """From now on ``model`` has the original types in place of those of the arithmetic."""
         changed = False
         for name, tensor in tensors_of(self.model).items():
             if tensor.dtype != self.stored_dtype[name]:
@@ -153,10 +153,6 @@ class Loaded:
         if changed and self.dense_model is not None:
             share_as(self.dense_model, self.model)
         self._remember()
-
-    def put(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copies values into parameters and buffers by state-dict name."""
-        put_tensors(self.model, tensors)
 
 
 class Streamed:
@@ -214,7 +210,7 @@ class Streamed:
         return set()
 
     def original(self, name: str) -> torch.Tensor:
-        """The dense tensor as given, in its layout and type."""
+        """The dense tensor in its original layout and type."""
         if name not in self.names:  # a buffer that the class fills itself
             return tensors_of(self.model)[name].detach()
         return self._read(name).to(self.stored_dtype[name])
@@ -232,7 +228,7 @@ class Streamed:
         self._fill(self.original)
 
     def _fill(self, fetch: Callable[[str], torch.Tensor]) -> None:
-        """Puts what ``fetch`` gives into the prunable tensors outside the blocks: they stay in memory between candidates."""
+        """Copies from ``fetch`` into the prunable tensors outside the blocks, which stay in memory between candidates."""
         with torch.no_grad():
             for name in self.outside:
                 for alias in (n for n, first in self.first.items() if first == self.first[name]):
@@ -265,15 +261,8 @@ class Streamed:
             yield model
 
 
-def stored_sizes(host: Host) -> dict[str, int]:
-    """Bytes of every tensor of the dense model, in its own type, by the name it is stored under; tied tensors count once."""
-    tensors = tensors_of(host.model)
-    names = dict.fromkeys(host.stored.values())
-    return {name: tensors[name].numel() * host.stored_dtype[name].itemsize for name in names}
-
-
 def dense_tensors(host: Host, scope: Scope) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that is not packed, as it was given, one at a time, under the name it is stored under."""
+    """Every tensor that is not packed, unchanged, one at a time, under the name it is stored under."""
     pruned = {host.first[name] for name in scope.prunables}
     for name in dict.fromkeys(host.stored.values()):
         if host.first[name] not in pruned:
@@ -294,21 +283,16 @@ def written_names(host: Host, name: str) -> list[str]:
     return list(dict.fromkeys(host.stored[n] for n, first in host.first.items() if first == host.first[name]))
 
 
-def _same(stored: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Whether a tensor of a file is the model's own, once it has the model's type."""
-    return stored.shape == tensor.shape and torch.equal(stored.to(tensor.dtype), tensor)
-
-
-def put_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> None:
+def write_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> None:
     """Writes a [rows, cols] matrix into the model's parameter, in place, in the parameter's dtype."""
     parameter = model.get_parameter(prunable.name)
     with torch.no_grad():
         parameter.copy_(prunable.restore(matrix).to(parameter.dtype))
 
 
-def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def write_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Copies values into parameters and buffers by name, those too that no state dict holds."""
-    state = dict(all_tensors(model))
+    state = dict(all_tensors(model)) if tensors else {}
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(value)

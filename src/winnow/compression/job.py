@@ -13,8 +13,9 @@ from torch import nn
 
 from winnow.budget import Budget, parse_size, parse_sparsity
 from winnow.compression.methods import METHODS
+from winnow.compression.recovery import LEARNED
 from winnow.errors import InputError
-from winnow.masks.structure import NM, Unstructured, parse_structure
+from winnow.masks.structure import NM, Structure, Unstructured, parse_structure
 
 VALUES = ("keep", "bf16", "int8", "int4")
 SAMPLES, TRAINING_SAMPLES = 128, 1024  # where --samples does not say
@@ -100,7 +101,11 @@ class Job:
     def learns(self) -> bool:
         """Whether the split over layers is learned on the data."""
         named = METHODS.get(self.method, {}).get("allocation") if self.allocation is None else self.allocation
-        return named == "learned"
+        return named == LEARNED
+
+    @property
+    def pattern(self) -> Structure:
+        return parse_structure(self.structure)
 
     @property
     def keeps_zeros(self) -> bool:
@@ -114,14 +119,12 @@ class Job:
             InputError: none or several kinds of budget, or a value out of range.
         """
         given = [k for k in ("sparsity", "bits_per_weight", "size", "max_drop") if getattr(self, k) is not None]
-        shape = parse_structure(self.structure)
-        fixed = isinstance(shape, NM)
         if self.keeps_zeros:
             if given:
                 raise InputError(
                     f"--method zeros takes the zeros that are there: leave out --{given[0].replace('_', '-')}, or choose another --method."
                 )
-            if not isinstance(shape, Unstructured):
+            if not isinstance(self.pattern, Unstructured):
                 raise InputError(
                     f"--method zeros packs zeros wherever they are: leave out --structure {self.structure}."
                 )
@@ -130,12 +133,12 @@ class Job:
             raise InputError(
                 f"{' and '.join('--' + g.replace('_', '-') for g in given)} exclude each other: say one budget."
             )
-        if fixed:
+        if isinstance(self.pattern, NM):
             if given and given != ["sparsity"]:
                 raise InputError(
                     f"--structure {self.structure} fixes the sparsity: leave out --{given[0].replace('_', '-')}."
                 )
-            rate = 1 - shape.n / shape.m  # type: ignore[union-attr]
+            rate = 1 - self.pattern.n / self.pattern.m
             if self.learns and given:
                 rates = self._sparsities()
                 if not all(0 < r <= rate + 1e-9 for r in rates):
@@ -173,7 +176,7 @@ class Job:
             )
         if self.device != "cpu":
             check_device(self.device)
-        if self.table is not None and self.allocation not in (None, "table", "learned"):
+        if self.table is not None and self.allocation not in (None, "table", LEARNED):
             raise InputError(f"a table of rates and --allocation {self.allocation} exclude each other.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"--dtype {self.dtype!r} is not known: choose auto, float32 or bfloat16.")

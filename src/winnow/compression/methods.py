@@ -6,8 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from winnow.allocate import NAMES as ALLOCATIONS
+from winnow.compression.recovery import LEARNED, RECOVERIES, fitting_of, parse_recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Scope
+from winnow.masks.structure import NM, Coupled, Structure
+from winnow.scores import NAMES as SCORES
+from winnow.settings import read_settings
 
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": dict(score="magnitude", group="layer", allocation="uniform", solver="none"),
@@ -32,18 +37,19 @@ METHODS: dict[str, dict[str, Any]] = {
 ALPS_WIDTH = 2048  # inputs; its eigendecomposition and 300 iterations grow with the cube and the square of the width
 
 
-def choose(scope: Scope, *, has_data: bool, structure: str, recurrent: int = 0) -> tuple[str, str]:
+def choose(scope: Scope, *, has_data: bool, pattern: Structure, recurrent: int = 0) -> tuple[str, str]:
     """The method for a user who named none, and the reason, in words.
 
     Taken from a table of methods and allocations on convolutional, recurrent, encoder and decoder models at 50 to 90 % zeros
     and 2:4 (docs/benchmarks/compression.md, "Defaults"). ``recurrent``: how many of the prunable weights are of recurrent layers.
     """
-    if structure in ("neuron", "head", "channel"):
-        return "magnitude", f"whole {structure}s are chosen by their weights"
+    if isinstance(pattern, Coupled):
+        return "magnitude", f"whole {pattern}s are chosen by their weights"
     conv = sum(p.numel for p in scope.prunables.values() if p.kind in CONVOLUTIONS)
     uneven = (conv + recurrent) * 2 > scope.numel  # layers of very different sizes: the small ones are spared
+    fixed = isinstance(pattern, NM)  # every layer loses the same share
     if not has_data:
-        if conv * 2 > scope.numel and not _fixed(structure):
+        if conv * 2 > scope.numel and not fixed:
             return (
                 "lamp",
                 "most prunable weights are convolutions, and LAMP spares the small ones; with calibration data (--data) far less is lost",
@@ -53,17 +59,17 @@ def choose(scope: Scope, *, has_data: bool, structure: str, recurrent: int = 0) 
     if widest > ALPS_WIDTH:
         return (
             "sparsegpt+lsq",
-            f"a layer has {widest:,} inputs, for which ALPS takes long: SparseGPT chooses the zeros, least squares refits the weights that stay",
+            f"a layer has {widest:,} inputs, too many for ALPS: SparseGPT chooses the zeros, least squares refits the remaining weights",
         )
-    if uneven and not _fixed(structure):
+    if uneven and not fixed:
         kind = "convolutions" if conv >= recurrent else "of recurrent layers"
         return (
             "alps-lamp",
-            f"most prunable weights are {kind}, where ALPS within LAMP's split lost least in what was measured",
+            f"most prunable weights are {kind}, where ALPS with LAMP's allocation lost least in benchmarks",
         )
     return (
         "alps",
-        f"no layer has more than {ALPS_WIDTH:,} inputs, where ALPS leaves the least error and still takes minutes",
+        f"lowest error for layers of up to {ALPS_WIDTH:,} inputs, in minutes of compute",
     )
 
 
@@ -94,25 +100,19 @@ def resolve(
     for key, value in dict(score=score, group=group, allocation=allocation, solver=solver).items():
         if value is not None:
             parts[key] = value
-    from winnow.allocate import NAMES as ALLOCATIONS
-    from winnow.scores import NAMES as SCORES
-    from winnow.solve import parse_solver
-
     if parts["score"] not in SCORES:
         raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.")
-    if parts["allocation"] not in (*ALLOCATIONS, "learned"):
+    if parts["allocation"] not in (*ALLOCATIONS, LEARNED):
         raise InputError(
-            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, 'learned'])}."
+            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, LEARNED])}."
         )
     if parts["group"] not in ("layer", "row"):
         raise InputError(
             f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation)."
         )
-    if "distil" in parts["solver"] and parts["solver"] != "distil":
-        raise InputError("distil fits all the weights that stay by itself: give it as the only solver.")
-    if parts["solver"] != "distil":
-        parse_solver(parts["solver"])
-    elif parts["allocation"] == "learned" and (parts["score"], parts["group"]) != ("magnitude", "layer"):
+    _, recovery = parse_recovery(parts["solver"])
+    by_magnitude = (parts["score"], parts["group"]) == ("magnitude", "layer")
+    if recovery.trains and parts["allocation"] == LEARNED and not by_magnitude:
         raise InputError(
             "learned thresholds compare magnitudes over a whole layer: leave out --score and --group, or choose "
             "another --allocation or --solver."
@@ -126,15 +126,10 @@ def _check_zeros(score: str | None, group: str | None, allocation: str | None, s
         if value not in (None, METHODS["zeros"][option]):
             named = "table" if value == "table" else option
             raise InputError(f"--method zeros takes the zeros that are there: leave out --{named}.")
-    if solver not in (None, "none", "sparsegpt", "lsq", "reconstruct"):
+    if solver not in (None, "none", "sparsegpt", "lsq", *(n for n, r in RECOVERIES.items() if r.by_block)):
         raise InputError(
             f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct."
         )
-
-
-def trains(parts: dict[str, Any]) -> bool:
-    """Whether parts of a method fit the whole model on data."""
-    return parts["solver"] == "distil" or parts["allocation"] == "learned"
 
 
 def settle(
@@ -152,21 +147,10 @@ def settle(
     Raises:
         InputError: a setting the method does not have, a value out of range, settings that exclude each other.
     """
-    from winnow.fcpts.settings import FcptsSettings
-    from winnow.settings import read_settings
-    from winnow.solve import before_units
-    from winnow.solve.settings import ReconstructSettings
-    from winnow.train.distil.settings import DistilSettings
-
-    learned = parts["allocation"] == "learned"
-    kind: Any = None
-    if trains(parts):
-        kind = FcptsSettings if learned else DistilSettings
-    elif before_units(parts["solver"]) is not None:
-        kind = ReconstructSettings
-    if time is not None and not trains(parts):
+    fitting = fitting_of(parts["solver"], parts["allocation"])
+    if time is not None and not fitting.trains:
         raise InputError(f"--time is for methods that train, and {method} does not: choose fcpts or distil.")
-    if kind is None:
+    if fitting.settings is None:
         if given:
             raise InputError(
                 f"method {method} has no settings: leave out --set {next(iter(given))}, or choose fcpts, distil or reconstruct."
@@ -174,17 +158,13 @@ def settle(
         return {}
     if time is not None and "steps" in given:
         raise InputError("--time and --set steps exclude each other: say one.")
-    if learned and table is not None:
+    if fitting.allocates and table is not None:
         if given.get("start", "table") != "table":
             raise InputError(f"a table of rates and --set start={given['start']} exclude each other: say one.")
         given = {**given, "start": "table"}
-    elif learned and given.get("start") == "table":
+    elif fitting.allocates and given.get("start") == "table":
         raise InputError("--set start=table needs the rates: give --table FILE.")
-    found = read_settings(kind, given, method).model_dump()
+    found = read_settings(fitting.settings, given, method).model_dump()
     if time is not None:
         found.pop("steps")
     return found
-
-
-def _fixed(structure: str) -> bool:
-    return ":" in structure and not structure.startswith("block")

@@ -20,7 +20,7 @@ from winnow.measure.prepare import Prepared, try_model
 from winnow.models.source import ModelSource
 
 
-def tried(host: Host, prepared: Prepared) -> Host:
+def with_data(host: Host, prepared: Prepared) -> Host:
     """The host, once its model has taken the first batches; held in its stored types where it runs in no others.
 
     A streamed model is only looked at: a forward would read all of it.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from winnow.compression.candidates import Candidate
+from winnow.compression.hosts import Host
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
+from winnow.masks.prunable import Scope
 from winnow.measure.quality import Comparison, Evaluation
 
 
@@ -43,8 +47,11 @@ class LayerOutcome:
 
     @property
     def method(self) -> str | None:
-        """What was done in place of the recipe's method; None where that was done."""
-        return by_magnitude(self.unseen, self.parts, self.zeros)
+        """What replaced the recipe's method in parts (experts, groups) whose inputs were not seen; None if nothing did."""
+        if not self.unseen:
+            return None
+        instead = "magnitude" if self.zeros else "round to nearest"
+        return instead if self.unseen == self.parts else f"{instead} in {self.unseen} of {self.parts} parts"
 
 
 @dataclass
@@ -66,13 +73,13 @@ class Pruned:
     def bits_per_weight(self) -> float:
         return sum(x.bits_per_weight * x.numel for x in self.layers) / max(sum(x.numel for x in self.layers), 1)
 
+    def in_place(self, host: Host, scope: Scope) -> AbstractContextManager[nn.Module]:
+        """The host's model with these weights, in the layout and type they are stored in."""
 
-def by_magnitude(unseen: int, parts: int, zeros: int) -> str | None:
-    """What stands in the method column of a tensor of which ``unseen`` of ``parts`` (experts, groups) had no inputs."""
-    if not unseen:
-        return None
-    instead = "magnitude" if zeros else "round to nearest"
-    return instead if unseen == parts else f"{instead} in {unseen} of {parts} parts"
+        def weight(name: str) -> torch.Tensor:
+            return scope.prunables[name].restore(self.packed(name).unpack()).to(host.stored_dtype[name])
+
+        return host.with_weights(weight, scope, self.extra)
 
 
 @dataclass
@@ -91,3 +98,7 @@ class Outcome:
     @property
     def name(self) -> str:
         return self.candidate.name
+
+    @property
+    def drop(self) -> float | None:
+        return None if self.comparison is None else self.comparison.drop

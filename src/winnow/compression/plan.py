@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
-from winnow.compression.hosts import Host, stored_sizes
+from winnow.compression.hosts import Host
 from winnow.compression.recipe import Recipe
-from winnow.compression.sizes import expected_bytes
+from winnow.compression.sizes import expected_bytes, stored_sizes
 from winnow.formats.shards import Layout
 from winnow.forward.batch import call, example_count, token_count
 from winnow.machine.memory import resident as resident_bytes
 from winnow.masks.prunable import Prunable, Scope
-from winnow.solve import before_units
 from winnow.words import count, duration, size
 
 if TYPE_CHECKING:
@@ -90,18 +89,18 @@ def make_plan(
     per_batch = max((token_count([b]) for b in prepared.batches), default=0)
     hidden = min((p.cols for p in scope.prunables.values()), default=1)
     itemsize = next((p.element_size() for p in host.model.parameters() if p.is_floating_point()), 4)
-    gram = any(r.needs_gram for r in recipes)
-    fits = not recipes[0].trains and before_units(recipes[0].solver) is not None
+    gram = any(r.chain.needs_gram for r in recipes)
+    by_block = recipes[0].fitting.by_block
     ledger = reckon(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
-        fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if fits else None,
+        fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if by_block else None,
     )  # fmt: skip
     seconds = _seconds(scope, tokens, gram)
-    if fits:
+    if by_block:
         share = min(recipes[0].settings["batch"] / max(example_count(prepared.batches), 1), 1.0)
         seconds += recipes[0].settings["steps"] * 3 * 2 * scope.numel * tokens * share / matmul_flops()
-    if any(r.trains for r in recipes):
+    if recipes[0].fitting.trains:
         ledger, seconds = _training(ledger, host, scope, prepared, recipes[0], seconds)
     skipped: dict[str, int] = {}
     for s in scope.skipped:
@@ -129,7 +128,7 @@ def _fitting(
     # Of every layer its input and output and what the functions between them keep; of attention its weights, three times.
     widths = max((sum(p.rows + p.cols for p in unit) for unit in units), default=0)
     graph = 4 * positions * (2 * widths + 3 * heads * length)
-    return Fitting(3 if recipe.settings["target"] == "own" else 4, int(graph))
+    return Fitting(4 if recipe.recovery.follows_dense(recipe) else 3, int(graph))
 
 
 def _training(
@@ -145,14 +144,14 @@ def _training(
     examples = Examples(prepared.batches, settings["batch"])
     whole, full = examples.joined is not None, min(settings["batch"], examples.count)
     shown = float(min(4, full)) if whole else examples.count / len(examples.batches)  # examples in a rehearsal
-    seconds, left, put_out = _rehearse(host.model, examples.take(torch.arange(int(shown) if whole else 1)))
+    seconds, left, outputs = _rehearse(host.model, examples.take(torch.arange(int(shown) if whole else 1)))
     if whole and seconds * full / shown < PATIENCE:  # a few examples of a small model are all overhead
         shown = float(full)
-        seconds, left, put_out = _rehearse(host.model, examples.take(torch.arange(full)))
+        seconds, left, outputs = _rehearse(host.model, examples.take(torch.arange(full)))
     share = full / shown if whole else 1.0
     small = sum(p.numel() for p in host.model.parameters() if p.ndim <= 1)
     # Per weight: the dense copy, gradient, momentum, and its masked form twice (in the matrix view and as stored).
-    training = 4 * (5 * scope.numel + 3 * small) + min(int(put_out * examples.count / shown), 1 << 30)
+    training = 4 * (5 * scope.numel + 3 * small) + min(int(outputs * examples.count / shown), 1 << 30)
     times = settings.get("seeds", 1)
     steps = recipe.time if recipe.time is not None else 3 * seconds * share * settings.get("steps", 0) * times
     dense = seconds * share * max(examples.count / settings["batch"], 1)
@@ -161,7 +160,7 @@ def _training(
 
 
 def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
-    """(seconds, bytes its layers put out, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
+    """(seconds, bytes of its layers' outputs, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
     from winnow.forward.quiet import calibrating
 
     held = 0
@@ -222,10 +221,10 @@ def plan_table(plan: Plan) -> RenderableType:
     rows.add_row("method", plan.method)
     rows.add_row("prunable weights", f"{count(plan.prunable)} of {count(plan.total)}")
     for reason, n in sorted(plan.skipped.items(), key=lambda x: -x[1]):
-        rows.add_row(Text(f"  left alone: {reason}"), count(n))
+        rows.add_row(Text(f"  not pruned: {reason}"), count(n))
     rows.add_row("weights file now", size(plan.dense_file))
     for text, zeros, expected in plan.rates:
-        rows.add_row(f"  at {text}: {count(zeros)} weights go", f"about {size(expected)}")
+        rows.add_row(f"  at {text}: {count(zeros)} weights pruned", f"about {size(expected)}")
     for note in plan.notes:
         rows.add_row(Text(f"note: {note}"), "")
     rows.add_row("time per candidate", f"about {duration(plan.seconds)}")

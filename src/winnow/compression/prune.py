@@ -7,14 +7,14 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from winnow.compression.hosts import Host, put_matrix, put_tensors
-from winnow.compression.otherwise import by_watching, in_own_type, in_place_of
+from winnow.compression.hosts import Host, write_matrix, write_tensors
+from winnow.compression.otherwise import unfitted_note, unrounded_note, unseen_note, watched_note
 from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
@@ -26,32 +26,29 @@ from winnow.formats.units import read_packed, save_packed, split_keys
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
 from winnow.run.store import sealed, unsealed
-from winnow.solve import Solution, before_units
+from winnow.solve import Solution
 
 Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class Pruner:
     """Runs one recipe over a model. With a ``folder``, every finished block is stored and a later run goes on there."""
 
-    def __init__(
-        self,
-        host: Host,
-        scope: Scope,
-        recipe: Recipe,
-        zeros: dict[str, int],
-        batches: Sequence[Any],
-        *,
-        folder: Path | None = None,
-        keeps: dict[str, torch.Tensor] | None = None,
-        spill: Path | None = None,
-        device: str = "cpu",
-        progress: Progress | None = None,
-    ) -> None:
-        self.host, self.scope, self.recipe, self.zeros = host, scope, recipe, zeros
-        self.batches, self.folder, self.keeps = batches, folder, keeps
-        self.spill, self.device, self.progress = spill, device, progress
+    host: Host
+    scope: Scope
+    recipe: Recipe
+    zeros: dict[str, int]  # by tensor name
+    batches: Sequence[Any]
+    _: KW_ONLY
+    folder: Path | None = None
+    keeps: dict[str, torch.Tensor] | None = None  # masks that are fixed
+    spill: Path | None = None
+    device: str = "cpu"
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
         self.layers: dict[str, LayerOutcome] = {}
         self._packed: dict[str, PackedTensor] = {}
         self._extra: dict[str, torch.Tensor] = {}
@@ -65,11 +62,9 @@ class Pruner:
 
         started = time.perf_counter()
         watched: set[str] = set()
-        gram, fitting = self.recipe.needs_gram, before_units(self.recipe.solver) is not None
-        if fitting:
-            from winnow.compression.reconstructing import settings_of
-
-            settings = settings_of(self.recipe)
+        gram, recovery = self.recipe.chain.needs_gram, self.recipe.recovery
+        if recovery.by_block:
+            follow = recovery.follows_dense(self.recipe)
             if not self.batches:
                 raise InputError(
                     "--solver reconstruct fits to calibration data: give --data, or choose another solver."
@@ -82,23 +77,23 @@ class Pruner:
                 gram=gram,
                 by=self.recipe.sequential,
                 device=self.device,
-                enter=(lambda unit: self.host.enter(unit.path)) if fitting else self._enter,
+                enter=(lambda unit: self.host.enter(unit.path)) if recovery.by_block else self._enter,
                 leave=lambda unit: self.host.leave(unit.path),
                 spill=self.spill,
                 progress=self._progressed if self.progress else None,
             )
-            if fitting:
-                walker.fit(self._fit, skip=self._finished, follow=settings.target == "dense")
+            if recovery.by_block:  # a finished block is written once its dense passes are through
+                walker.fit(self._fit, skip=lambda u: self._finished(u.path, u.prunables), follow=follow)
             else:
-                walker.walk(self._visit, skip=lambda unit: self._done(unit.path))
+                walker.walk(lambda u, stats: self._prune(u.path, u.prunables, stats), skip=lambda u: self._done(u.path))
             self.notes += walker.notes
             watched = walker.watched
         else:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
-        self.notes += [*in_place_of(self.recipe.method, layers), *by_watching(watched, layers)]
-        self.notes += [*in_own_type(self.recipe.values, layers), *_unfitted(layers)]
+        self.notes += [*unseen_note(self.recipe.method, layers), *watched_note(watched, layers)]
+        self.notes += [*unrounded_note(self.recipe.values, layers), *unfitted_note(layers)]
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -116,9 +111,7 @@ class Pruner:
             if self.progress:
                 self.progress(i, len(units), path or "model")
             self.host.enter(path)
-            if self._done(path):
-                self._overlay(path, prunables)
-            else:
+            if not self._finished(path, prunables):
                 self._prune(path, prunables, {})
             self.host.leave(path)
         if self.progress:
@@ -126,32 +119,21 @@ class Pruner:
 
     def _enter(self, unit: Any) -> None:
         self.host.enter(unit.path)
-        if self._done(unit.path):
-            self._overlay(unit.path, unit.prunables)
-
-    def _visit(self, unit: Any, stats: dict[str, list[InputStats]]) -> None:
-        self._prune(unit.path, unit.prunables, stats)
-
-    def _finished(self, unit: Any) -> bool:
-        """Whether a unit was fitted before; its dense passes are through, so its weights go in now."""
-        if self._done(unit.path):
-            self._overlay(unit.path, unit.prunables)
-            return True
-        return False
+        self._finished(unit.path, unit.prunables)
 
     def _fit(self, unit: Any, stats: dict[str, list[InputStats]], calls: Any) -> None:
-        from winnow.compression.reconstructing import fit_unit, masking
-
         started = time.perf_counter()
-        before = list(solve_unit(unit.prunables, stats, masking(self.recipe), self.zeros, self._weight, self.keeps))
-        solutions, extra, gained = fit_unit(
-            unit, before, stats, calls, self.recipe, grid_of(self.recipe),
-            put=lambda p, matrix: put_matrix(self.host.model, p, matrix),
+        unrounded = self.recipe.model_copy(update=dict(values="keep"))
+        solutions = list(solve_unit(unit.prunables, stats, unrounded, self.zeros, self._weight, self.keeps))
+        for p, solution in solutions:  # where the fit starts
+            write_matrix(self.host.model, p, solution.weight)
+        fitted = self.recipe.recovery.fit_block(
+            self.recipe, unit, solutions, stats, calls, grid_of(self.recipe),
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
-        unseen = {p.name: unseen_parts(p, stats, masking(self.recipe)) for p in unit.prunables}
-        self._keep(unit.path, unit.prunables, solutions, started, extra, unseen, gained)
+        unseen = {p.name: unseen_parts(p, stats, self.recipe) for p in unit.prunables}
+        self._keep(unit.path, unit.prunables, fitted.solutions, started, fitted.extra, unseen, fitted.improved)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -183,11 +165,11 @@ class Pruner:
         unseen: dict[str, int],
         fitted: bool | None = None,
     ) -> None:
-        """Packs the layers of a unit, puts what was packed into the model, and stores it."""
+        """Packs the layers of a unit, writes them into the model as packed, and stores them."""
         results = {}
         for p, solution in solutions:
             packed = store_solution(p, solution, self.recipe, self.host.stored_dtype[p.name])
-            put_matrix(self.host.model, p, packed.unpack())
+            write_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
@@ -207,21 +189,23 @@ class Pruner:
             save_packed(file, results, dense=extra)  # last: a unit with this file is finished
 
     def _change(self, extra: dict[str, torch.Tensor]) -> None:
-        if extra:
-            put_tensors(self.host.model, extra)
-            self._extra.update(extra)
+        write_tensors(self.host.model, extra)
+        self._extra.update(extra)
 
-    def _overlay(self, path: str, prunables: Sequence[Prunable]) -> None:
-        """Puts a stored unit's pruned weights into the model."""
+    def _finished(self, path: str, prunables: Sequence[Prunable]) -> bool:
+        """Whether a unit is stored; if so, its pruned weights are written into the model."""
+        if not self._done(path):
+            return False
         file = self._unit_file(path)
         assert file is not None
         for p in prunables:
-            put_matrix(self.host.model, p, read_unit(file, p.name).unpack())
+            write_matrix(self.host.model, p, read_unit(file, p.name).unpack())
         self._change(read_extra(file))
         found = unsealed(file.with_suffix(".json"))
         assert found is not None  # as _done saw
         for layer in found[0]["layers"]:
             self.layers[layer["name"]] = LayerOutcome(**layer)
+        return True
 
     def _weight(self, p: Prunable) -> torch.Tensor:
         weight = p.matrix(self.host.model.get_parameter(p.name).detach()).float()
@@ -251,18 +235,6 @@ class Pruner:
                 return False
             self._whole.add(path)
         return True
-
-
-def _unfitted(layers: Sequence[LayerOutcome]) -> list[str]:
-    """A note on units whose reconstruction did not pay."""
-    fitted = {x.unit: x.fitted for x in layers if x.fitted is not None}
-    left = [unit or "the model as a whole" for unit, gained in fitted.items() if not gained]
-    if not left:
-        return []
-    return [
-        f"{len(left)} of {len(fitted)} reconstructed units kept the weights that their masks leave (first: {left[0]}): no fit was "
-        "better on the calibration examples held out; more --samples may help."
-    ]
 
 
 def unit_file(folder: Path, unit: str) -> Path:

@@ -8,8 +8,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from winnow.compression.recovery import Recovery, fitting_of, parse_recovery
 from winnow.errors import InputError
+from winnow.masks.structure import Structure, parse_structure
 from winnow.run import plain_yaml
+from winnow.scores import needs_data
+from winnow.solve import Chain
 
 Values = Literal["keep", "bf16", "int8", "int4"]
 Group = Literal["layer", "row"]
@@ -19,7 +23,8 @@ class Recipe(BaseModel):
     """How weights are chosen, what happens to those that stay, and how they are stored.
 
     The four nouns (score, allocation, structure, solver) are orthogonal; ``compression.methods`` has the named
-    combinations. ``zeros`` is the integer the budget came to over all prunable weights.
+    combinations. ``zeros`` is the integer the budget came to over all prunable weights. Structure and solver are stored
+    as text; ``pattern``, ``chain``, ``recovery`` and ``fitting`` are what the text means.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,26 +53,29 @@ class Recipe(BaseModel):
     seed: int = 0
 
     @property
-    def trains(self) -> bool:
-        """Whether the whole model is fitted on data: with masks that are learned, or fixed ones."""
-        return self.solver == "distil" or self.allocation == "learned"
+    def pattern(self) -> Structure:
+        return parse_structure(self.structure)
+
+    @property
+    def chain(self) -> Chain:
+        """The solvers of single layers."""
+        return parse_recovery(self.solver)[0]
+
+    @property
+    def recovery(self) -> Recovery:
+        """What comes after them."""
+        return parse_recovery(self.solver)[1]
+
+    @property
+    def fitting(self) -> Recovery:
+        """What ``settings`` and ``time`` are for: the training of a learned allocation, else the recovery."""
+        return fitting_of(self.solver, self.allocation)
 
     @property
     def needs_data(self) -> bool:
         """Whether any part of it reads calibration activations (batch-norm repair is a bonus, not a need)."""
-        from winnow.scores import needs_data
-        from winnow.solve import before_units, needs_scores
-
-        if self.trains or before_units(self.solver) is not None:
-            return True
-        scored = needs_data(self.score) and (needs_scores(self.solver) or self.allocation == "global")
-        return scored or self.needs_gram or self.allocation == "owl"
-
-    @property
-    def needs_gram(self) -> bool:
-        from winnow.solve import needs_gram
-
-        return self.solver != "distil" and needs_gram(self.solver)
+        scored = needs_data(self.score) and (self.chain.needs_scores or self.allocation == "global")
+        return self.fitting.needs_data or scored or self.chain.needs_gram or self.allocation == "owl"
 
     def key(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import sys
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from winnow.budget import parse_size
+from winnow.compression.examples import changed_rows, class_rows
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
-from winnow.compression.runner import Runner
 from winnow.compression.verdict import doubtful, judge
-from winnow.data.records import first_tensor
 from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
 from winnow.machine.facts import machine
 from winnow.machine.memory import peak_rss
 from winnow.measure.chance import at_chance, too_good
-from winnow.measure.quality import Task, changed_examples, class_changes
+from winnow.measure.quality import Evaluation, Task
 from winnow.measure.task import written_unit
 from winnow.naming import name_of, without_paths
 from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import (
     Candidate,
-    ChangedExample,
-    ClassQuality,
     Cost,
     Layer,
     Memory,
@@ -51,35 +43,39 @@ from winnow.words import number
 if TYPE_CHECKING:
     from winnow.compression.setup import Setup
 
-EXAMPLES = 8  # changed answers shown
-
 
 def build_report(
     setup: Setup,
-    runner: Runner,
     outcomes: list[Outcome],
     chosen: list[Outcome],
     folders: dict[str, Path],
     *,
+    dense: Evaluation | None,
+    timing: dict[str, float],
     started: float,
     command: str | None,
     filled: Path | None = None,
 ) -> Report:
     """The report of a run. The first of ``chosen`` is the one the first screen speaks of.
 
-    ``folders``: where candidates will be, by name; ``filled``: where the first of ``chosen`` lies until then.
+    Args:
+        folders: where candidates will be, by name.
+        dense: what was measured of the dense model.
+        timing: seconds by stage.
+        filled: where the first of ``chosen`` lies until then.
     """
     from winnow.version import __version__
 
-    main, task, job = chosen[0], runner.task, setup.job
+    main, task, job = chosen[0], setup.prepared.task, setup.job
     assert main.pruned is not None and main.candidate.recipe is not None
     recipe = main.candidate.recipe
     place = str(folders.get(main.name, job.out or "OUT"))
     limit = parse_size(job.size) if job.size is not None else None
-    verdict = judge(main, [o for o in outcomes if o is not main], task, runner.dense, setup.dense_file, place, limit)
-    doubts = _doubts(runner, main, outcomes)
+    verdict = judge(main, [o for o in outcomes if o is not main], task, dense, setup.dense_file, place, limit)
+    doubts = _doubts(task, dense, [main, *outcomes])
     verdict = doubtful(verdict, doubts)
-    allocation = _allocation(setup, runner, main)
+    classes = class_rows(task, dense, main.evaluation)
+    allocation = _allocation(setup, main, classes=len(classes))
     below = None
     if task is not None and main.evaluation is not None:
         below = below_floor(
@@ -93,7 +89,6 @@ def build_report(
     environment = machine()
     info = setup.source.config
     prepared = setup.prepared
-    dense = runner.dense
     written = prepared.kind in ("causal-lm", "encoder", "seq2seq")
     tokens = token_count(prepared.batches) or None if written else None
     return Report(
@@ -129,16 +124,10 @@ def build_report(
         ),
         chosen=main.name,
         candidates=[
-            *([_dense_row(setup, runner)] if dense is not None else []),
-            *(_row(o, o is main, folders.get(o.name), task.scale if task else 1.0) for o in outcomes),
+            *([_dense_row(setup, task, dense)] if task is not None and dense is not None else []),
+            *(_row(o, o is main, folders.get(o.name), task) for o in outcomes),
         ],
-        layers=[
-            Layer(
-                name=x.name, block=x.block, kind=x.kind, rows=x.rows, cols=x.cols, zeros=x.zeros, sparsity=x.sparsity,
-                error=x.error, bits_per_weight=x.bits_per_weight, seconds=x.seconds, method=x.method,
-            )
-            for x in main.pruned.layers
-        ],
+        layers=[Layer.model_validate(x, from_attributes=True) for x in main.pruned.layers],
         allocation=allocation,
         requested=Requested(
             budget=_budget(setup),
@@ -150,15 +139,11 @@ def build_report(
         skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
         sizes=sizes_of(setup, main, filled),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
-        timing=[Stage(stage=k, seconds=v) for k, v in runner.timing.items()],
-        cost=Cost(
-            seconds_total=time.time() - started,
-            calibration_tokens=tokens,
-            energy="not measured: no meter was read",
-        ),
-        classes=_classes(runner, main),
-        changed=_changed(runner, main),
-        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *runner.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        timing=[Stage(stage=k, seconds=v) for k, v in timing.items()],
+        cost=Cost(seconds_total=time.time() - started, calibration_tokens=tokens, energy="not measured: no meter was read"),
+        classes=classes,
+        changed=changed_rows(task, dense, main.evaluation),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
@@ -166,7 +151,7 @@ def build_report(
     )  # fmt: skip
 
 
-def _allocation(setup: Setup, runner: Runner, main: Outcome) -> AllocationRecord | None:
+def _allocation(setup: Setup, main: Outcome, *, classes: int) -> AllocationRecord | None:
     """The record of the chosen candidate's training, beside the earlier run it is compared with, and what to doubt."""
     from winnow.compression.earlier import compare, earlier_record
     from winnow.fcpts.warnings import warnings_for
@@ -177,25 +162,22 @@ def _allocation(setup: Setup, runner: Runner, main: Outcome) -> AllocationRecord
     if setup.job.compare_with is not None:
         folder = Path(setup.job.compare_with)
         record.comparison = compare(record, earlier_record(folder), str(folder))
-    quality = None
-    if runner.task is not None and main.evaluation is not None and runner.task.higher_is_better:
-        quality = runner.task.scale * main.evaluation.value
+    quality, task = None, setup.prepared.task
+    if task is not None and main.evaluation is not None and task.higher_is_better:
+        quality = task.scale * main.evaluation.value
+    examples = example_count(setup.prepared.batches)
     record.warnings = warnings_for(
-        record,
-        quality=quality,
-        floor=setup.job.floor,
-        examples=example_count(setup.prepared.batches),
-        classes=len(_classes(runner, main)) or None,
+        record, quality=quality, floor=setup.job.floor, examples=examples, classes=classes or None
     )
     return record
 
 
-def _doubts(runner: Runner, main: Outcome, outcomes: list[Outcome]) -> list[str]:
+def _doubts(task: Task | None, dense: Evaluation | None, outcomes: list[Outcome]) -> list[str]:
     """Why not to believe the figures: a dense model at chance, a candidate that beats it."""
-    if runner.task is None or runner.dense is None:
+    if task is None or dense is None:
         return []
-    found = [at_chance(runner.task, runner.dense)]
-    ahead = next((o for o in (main, *outcomes) if o.comparison is not None and too_good(o.comparison)), None)
+    found = [at_chance(task, dense)]
+    ahead = next((o for o in outcomes if o.comparison is not None and too_good(o.comparison)), None)
     if ahead is not None and ahead.comparison is not None:
         found.append(f"{ahead.candidate.label}: {too_good(ahead.comparison)}")
     return [f for f in found if f is not None]
@@ -230,21 +212,26 @@ def _near(argument: str) -> str:
     return option + equals + without_paths(value, [value]) if value.startswith(("/", "~")) else argument
 
 
-def _dense_row(setup: Setup, runner: Runner) -> Candidate:
-    e = runner.dense
-    assert e is not None and runner.task is not None
-    scale = runner.task.scale
+def _dense_row(setup: Setup, task: Task, dense: Evaluation) -> Candidate:
     bits = (
         sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
         / setup.scope.numel
     )
     return Candidate(
         name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits, file_bytes=setup.dense_file,
-        quality=_number(scale * e.value), low=_number(scale * e.low), high=_number(scale * e.high), drop=0.0,
+        **_quality(task, dense), drop=0.0,
     )  # fmt: skip
 
 
-def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candidate:
+def _quality(task: Task | None, measured: Evaluation | None) -> dict[str, Any]:
+    """What was measured, with its interval, in the task's unit; nothing of what is not a number."""
+    if task is None or measured is None:
+        return {}
+    found = dict(quality=measured.value, low=measured.low, high=measured.high)
+    return {name: _number(task.scale * value) for name, value in found.items()}
+
+
+def _row(o: Outcome, chosen: bool, folder: Path | None, task: Task | None) -> Candidate:
     recipe, e, c = o.candidate.recipe, o.evaluation, o.comparison
     assert recipe is not None and o.pruned is not None
     numel = sum(x.numel for x in o.pruned.layers)
@@ -259,9 +246,7 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, scale: float) -> Candida
         method=recipe.method,
         bits_per_weight=o.pruned.bits_per_weight,
         file_bytes=o.file_bytes,
-        quality=_number(scale * e.value) if e else None,
-        low=_number(scale * e.low) if e else None,
-        high=_number(scale * e.high) if e else None,
+        **_quality(task, e),
         drop=_number(c.drop) if c else None,
         drop_low=_number(c.low) if c else None,
         drop_high=_number(c.high) if c else None,
@@ -295,54 +280,6 @@ def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
     )
 
 
-def _classes(runner: Runner, main: Outcome) -> list[ClassQuality]:
-    if runner.dense is None or main.evaluation is None or runner.task is None or runner.task.metric != "accuracy":
-        return []
-    rows = class_changes(runner.dense, main.evaluation)
-    return [ClassQuality(name=r["name"], n=r["n"], dense=100 * r["before"], pruned=100 * r["after"]) for r in rows]
-
-
-def _changed(runner: Runner, main: Outcome) -> list[ChangedExample]:
-    if runner.dense is None or main.evaluation is None or runner.task is None:
-        return []
-    rows = changed_examples(runner.task, runner.dense, main.evaluation, k=EXAMPLES)
-    return [
-        ChangedExample(
-            input=r["input"] or f"example {r['index']}",
-            truth=r["truth"],
-            dense=r["dense"],
-            pruned=r["pruned"],
-            image=image_of(runner.task, r["index"]) if r["input"] is None else None,
-        )
-        for r in rows
-    ]
-
-
-def image_of(task: Task, index: int) -> str | None:
-    """A changed image as a data URI of at most 96 pixels a side; None for inputs that are not images."""
-    records = getattr(task, "records", None)
-    if records is None or records.kind not in ("images", "tensors"):
-        return None
-    given = records.inputs[index] if records.kind == "images" else first_tensor(records.inputs)[index]
-    if isinstance(given, torch.Tensor) and given.is_floating_point():
-        given = given.float()  # numpy does not know bfloat16
-    array = np.asarray(given)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)) or max(array.shape[:2]) > 1024:
-        return None
-    if array.dtype != np.uint8:
-        low, high = float(array.min()), float(array.max())
-        array = ((array - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    from PIL import Image as Picture
-
-    buffer = io.BytesIO()
-    picture = Picture.fromarray(array.squeeze())
-    picture.thumbnail((96, 96))
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _budget(setup: Setup) -> str:
     job = setup.job
     if job.max_drop is not None:
@@ -351,8 +288,8 @@ def _budget(setup: Setup) -> str:
         return f"{job.bits_per_weight:g} bits per prunable weight"
     if job.size is not None:
         return f"weights file of at most {job.size}"
-    asked = [b.value for b in job.budgets() if b.kind == "sparsity"] or [r.sparsity for r in setup.recipes]
-    return "sparsity " + ", ".join(f"{value:g}" for value in asked)
+    rates = [b.value for b in job.budgets() if b.kind == "sparsity"] or [r.sparsity for r in setup.recipes]
+    return "sparsity " + ", ".join(f"{value:g}" for value in rates)
 
 
 def _short(spec: str) -> str:

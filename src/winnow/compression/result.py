@@ -14,7 +14,6 @@ from torch import nn
 
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
 from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
-from winnow.compression.runner import Runner
 from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors
 from winnow.formats.artifact import ArtifactWriter, read_artifact
@@ -44,7 +43,6 @@ class Result:
     report: Report
     folder: Path | None = None
     _setup: Any = field(default=None, repr=False)
-    _runner: Any = field(default=None, repr=False)
     _scratch: contextlib.ExitStack | None = field(default=None, repr=False)
 
     @property
@@ -68,9 +66,7 @@ class Result:
             raise InputError(f"the model was streamed: load it with winnow.load({str(self.folder)!r}).")
         assert self.chosen.pruned is not None
         self._setup.host.as_stored()
-        with self._setup.host.with_weights(
-            self._runner.weights(self.chosen.pruned), self._setup.scope, self.chosen.pruned.extra
-        ) as model:
+        with self.chosen.pruned.in_place(self._setup.host, self._setup.scope) as model:
             return model
 
     def save(self, out: str | Path, candidate: str | None = None) -> Path:
@@ -87,7 +83,7 @@ class Result:
         folder = Path(out)
         output = OutputFolder(folder, inputs=inputs_of(self._setup))
         try:
-            write_folder(self._setup, self._runner, outcome, output.path)
+            write_folder(self._setup, outcome, output.path)
             if candidate is None:
                 from winnow.compression.reporting import sizes_of
 
@@ -110,9 +106,9 @@ class Result:
 
 
 def finish(
-    setup: Setup, runner: Runner, outcomes: list[Outcome], chosen: list[Outcome], *, started: float, command: str | None
+    setup: Setup, outcomes: list[Outcome], chosen: list[Outcome], *, timing: dict[str, float], **figures: Any
 ) -> Result:
-    """Writes the folders asked for and the report."""
+    """Writes the requested folders and the report, of which ``timing`` and ``figures`` are a part."""
     from winnow.compression.reporting import build_report
     from winnow.compression.speed import quick_speed
 
@@ -127,16 +123,16 @@ def finish(
             for name, place in inside.items():
                 with disk_errors(output.path):
                     (output.path / place).mkdir(exist_ok=True)
-                write_folder(setup, runner, next(o for o in outcomes if o.name == name), output.path / place)
-            runner.timing["write"] = time.perf_counter() - writing
+                write_folder(setup, next(o for o in outcomes if o.name == name), output.path / place)
+            timing["write"] = time.perf_counter() - writing
         folders = {name: out / place for name, place in inside.items()} if out is not None else {}
         main = inside.get(chosen[0].name)
         report = build_report(
-            setup, runner, outcomes, chosen, folders, started=started, command=command,
+            setup, outcomes, chosen, folders, timing=timing, **figures,
             filled=None if output is None or main is None else output.path / main,
         )  # fmt: skip
         if setup.job.speed:
-            report.speed = quick_speed(setup, runner, chosen[0])
+            report.speed = quick_speed(setup, chosen[0])
         if output is not None:
             assert out is not None
             _write_report(public(report, setup.job, out), output.path, whole=chosen == outcomes[:1])
@@ -148,7 +144,7 @@ def finish(
         for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name, setup.host.stored)
-    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, runner)
+    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup)
 
 
 def inputs_of(setup: Setup) -> list[Any]:
@@ -169,16 +165,16 @@ def _write_report(report: Report, folder: Path, *, whole: bool) -> None:
 
 def public(report: Report, job: Job, out: str | Path) -> Report:
     """The report as files hold it, which are given away: names in place of the paths that the person typed."""
-    given = [job.model, job.data, job.eval, job.weights, job.out, job.compare_with, out]
-    return type(report).model_validate(without_paths(report.model_dump(), given))
+    typed = [job.model, job.data, job.eval, job.weights, job.out, job.compare_with, out]
+    return type(report).model_validate(without_paths(report.model_dump(), typed))
 
 
-def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -> Path:
+def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
     """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance."""
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
     with ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
-        for name, tensor in _dense(setup, runner, outcome.pruned):
+        for name, tensor in _dense(setup, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in setup.scope.prunables.items():
             for written in written_names(host, name):
@@ -188,8 +184,7 @@ def write_folder(setup: Setup, runner: Runner, outcome: Outcome, folder: Path) -
                 give_back()
         config = None
         if source.config is not None:
-            config = source.config.to_dict()
-            config = nameless(config)
+            config = nameless(source.config.to_dict())
             for key in ("quantization_config", "transformers_weights"):  # how the weights given were stored
                 config.pop(key, None)
             config["architectures"] = config.get("architectures") or [type(host.model).__name__]
@@ -225,7 +220,7 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _dense(setup: Setup, runner: Runner, pruned: Pruned) -> Iterator[tuple[str, torch.Tensor]]:
+def _dense(setup: Setup, pruned: Pruned) -> Iterator[tuple[str, torch.Tensor]]:
     """What is written beside the packed tensors: as it was, but for what calibration changed, and for views of memory
     of which a packed tensor is another view."""
     host, scope = setup.host, setup.scope
@@ -235,7 +230,7 @@ def _dense(setup: Setup, runner: Runner, pruned: Pruned) -> Iterator[tuple[str, 
         if host.first[name] in changed:
             yield name, changed[host.first[name]].to(tensor.dtype)
         elif name in views:
-            with host.with_weights(runner.weights(pruned), scope, pruned.extra) as model:
+            with pruned.in_place(host, scope) as model:
                 yield name, tensors_of(model)[name].detach().to(tensor.dtype, copy=True)
         else:
             yield name, tensor
@@ -244,9 +239,9 @@ def _dense(setup: Setup, runner: Runner, pruned: Pruned) -> Iterator[tuple[str, 
 def _from_folder(folder: Path | None, name: str, stored: dict[str, str]) -> Callable[[str], PackedTensor]:
     if folder is None:
 
-        def gone(_: str) -> PackedTensor:
+        def removed(_: str) -> PackedTensor:
             raise InputError(f"{name} was measured but not kept: run again with --keep {name}.")
 
-        return gone
+        return removed
     artifact = read_artifact(folder)
     return lambda tensor: artifact.packed(stored[tensor])

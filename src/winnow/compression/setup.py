@@ -12,15 +12,16 @@ from winnow.budget import Budget
 from winnow.calibrate.units import find_units, one_stream
 from winnow.compression.candidates import at_values, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
-from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_note
-from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
+from winnow.compression.counts import raised, total_zeros, zeros_note
+from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
-from winnow.compression.methods import choose, recurrent_weights, resolve, settle, trains
-from winnow.compression.opening import outputs_of, tried
+from winnow.compression.methods import choose, recurrent_weights, resolve, settle
+from winnow.compression.opening import outputs_of, with_data
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
+from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.sizes import dense_bytes as size_of_dense
-from winnow.compression.sizes import dense_layout
+from winnow.compression.sizes import dense_layout, stored_sizes
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
 from winnow.errors import InputError
@@ -28,10 +29,9 @@ from winnow.forward.batch import token_count
 from winnow.machine.memory import available_memory
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import find_scope
-from winnow.masks.structure import NM, Unstructured, check, parse_structure
+from winnow.masks.structure import NM, Unstructured, check, within_tensor
 from winnow.measure.prepare import Prepared, prepare
 from winnow.models.source import ModelSource, open_model
-from winnow.solve import before_units
 
 TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
 
@@ -51,12 +51,12 @@ class Setup:
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
-    own: int = 0  # zeros among the prunable weights as given, that every rate includes
+    existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
         base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
-        sparsity, zeros = raised(sparsity, zeros, self.own, self.scope.numel)
+        sparsity, zeros = raised(sparsity, zeros, self.existing, self.scope.numel)
         return base.model_copy(update=dict(sparsity=sparsity, zeros=zeros, values=values))
 
 
@@ -87,68 +87,59 @@ def set_up(job: Job) -> Setup:
         )
     )
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
-    learned_pattern = job.learns and isinstance(parse_structure(job.structure), NM)
+    learned_pattern = job.learns and isinstance(job.pattern, NM)  # leaves tensors dense that do not take it
     check_finite(host, scope)
     method, reason = job.method, "exactly the model’s zeros are kept" if job.keeps_zeros else "named by you"
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
-        method, reason = choose(scope, has_data=job.data is not None, structure=job.structure, recurrent=recurrent)
+        method, reason = choose(scope, has_data=job.data is not None, pattern=job.pattern, recurrent=recurrent)
     allocation = "table" if job.table is not None and not job.learns else job.allocation
     parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
     settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
-    training = trains(parts)
-    if training:
+    fitting, (_, recovery) = fitting_of(parts["solver"], parts["allocation"]), parse_recovery(parts["solver"])
+    if fitting.trains:
         check_trainable(job, host, scope, method)
     if job.compare_with is not None:
-        check_earlier(job, parts)
-    by_units = parts["solver"] != "distil" and before_units(parts["solver"]) is not None
-    samples = job.samples or (TRAINING_SAMPLES if training or by_units else SAMPLES)  # a fit needs as many as training
+        check_earlier(job, fitting)
+    samples = job.samples or (TRAINING_SAMPLES if fitting.needs_data else SAMPLES)
     prepared = prepare(
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
-        batch_size=settings["batch"] if training else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
-        tokens=TOKENS if training and "batch" not in (job.settings or {}) else None,
+        batch_size=settings["batch"] if fitting.trains else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
+        tokens=TOKENS if fitting.trains and "batch" not in (job.settings or {}) else None,
         model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
     )  # fmt: skip
-    host = tried(host, prepared)
+    host = with_data(host, prepared)
     scope = find_scope(
         host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)
     )
     for p in scope.prunables.values():
-        if not learned_pattern:  # which leaves tensors dense that do not take it
-            check(within_tensor(parse_structure(job.structure)), p.rows, p.cols, p.name)
-    if training:
+        if not learned_pattern:
+            check(within_tensor(job.pattern), p.rows, p.cols, p.name)
+    if fitting.trains:
         settings["batch"] = prepared.batch_size
     recalibrate = job.recalibrate and not (
         job.keeps_zeros and parts["solver"] == "none"
     )  # as little changes, in every row
-    sequential = _sequential(job, host, scope, prepared, whole_blocks=by_units)
-    stays = dense_layout(host, scope)
-    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, stays)
+    sequential = _sequential(job, host, scope, prepared, whole_blocks=recovery.by_block)
+    layout = dense_layout(host, scope)
+    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, layout)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
     own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
-    there = sum(zero_entries(host.original(n)) for n in scope.prunables)
-    kept = there if isinstance(parse_structure(job.structure), Unstructured) else 0
+    zero = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    existing = zero if isinstance(job.pattern, Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
-        zeros = (
-            own
-            if budget is None
-            else round(budget.value * scope.numel)  # which layers take the pattern is learned
-            if learned_pattern
-            else total_zeros(budget, host, scope, job.structure, job.values, job.group_size, dense_bytes)
-        )
-        sparsity = (
-            budget.value
-            if budget is not None and budget.kind == "sparsity"
-            else own / scope.numel
-            if own
-            else round(zeros / scope.numel, 4)
-        )
+        sparsity, zeros = own / scope.numel, own
         if budget is not None:
-            sparsity, zeros = raised(sparsity, zeros, kept, scope.numel)
-        if any(r.zeros == zeros for r in recipes):  # two rates below the zeros that are there come to one
+            if learned_pattern:  # which layers take it is learned
+                zeros = round(budget.value * scope.numel)
+            else:
+                zeros = total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, dense_bytes)
+            sparsity = budget.value if budget.kind == "sparsity" else round(zeros / scope.numel, 4)
+            sparsity, zeros = raised(sparsity, zeros, existing, scope.numel)
+        if any(r.zeros == zeros for r in recipes):  # two rates below the existing zeros come to one
             continue
         recipes.append(
             Recipe(
@@ -165,10 +156,10 @@ def set_up(job: Job) -> Setup:
     if any(r.needs_data for r in recipes) and not prepared.batches:
         raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
     if not job.keeps_zeros:
-        asked = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
-        notes += zeros_note(there, scope.numel, job.structure, asked=asked)
-    plan = make_plan(job, source, host, scope, prepared, recipes, dense=stays, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, kept)
+        requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
+        notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
+    plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, existing)
 
 
 def _fits_wide(job: Job, source: ModelSource) -> bool:

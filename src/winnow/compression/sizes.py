@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from winnow.compression.counts import per_tensor, unheld, within_tensor
+from winnow.compression.counts import per_tensor, unheld
 from winnow.compression.hosts import Host, dense_tensors, written_names
 from winnow.compression.recipe import Recipe
 from winnow.formats.packed import outline
@@ -15,7 +15,8 @@ from winnow.formats.shards import SHARD_BYTES, Layout, weights_bytes
 from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import describe, split_keys, stored_key, stored_parts
 from winnow.masks.prunable import Scope
-from winnow.masks.structure import Structure, parse_structure
+from winnow.masks.structure import Structure, within_tensor
+from winnow.masks.ties import tensors_of
 
 STREAMED_SHARD = 64 << 20  # bytes: what waits for its shard waits in memory
 _QUICK = 20_000_000  # weights whose allocation is worked out for the plan; of more, every tensor is taken to lose alike
@@ -24,6 +25,13 @@ _QUICK = 20_000_000  # weights whose allocation is worked out for the plan; of m
 def shard_bytes(host: Host) -> int:
     """The size of shard that a host's model is written in."""
     return STREAMED_SHARD if host.streamed else SHARD_BYTES
+
+
+def stored_sizes(host: Host) -> dict[str, int]:
+    """Bytes of every tensor of the dense model, in its own type, by the name it is stored under; tied tensors count once."""
+    tensors = tensors_of(host.model)
+    names = dict.fromkeys(host.stored.values())
+    return {name: tensors[name].numel() * host.stored_dtype[name].itemsize for name in names}
 
 
 def dense_layout(host: Host, scope: Scope) -> Layout:
@@ -69,15 +77,14 @@ def packed_bytes(
 def expected_bytes(recipe: Recipe, host: Host, scope: Scope, dense: Layout) -> int:
     """The size of the weights file that a recipe will leave: its own zeros in each tensor where they are known before
     the work, else an equal share of them (the total is the same)."""
-    structure = parse_structure(recipe.structure)
-    known = not recipe.trains and recipe.allocation not in ("owl", "learned") and scope.numel <= _QUICK
+    known = not recipe.fitting.trains and recipe.allocation != "owl" and scope.numel <= _QUICK
     if not recipe.zeros:
         zeros = {}
     elif known and not (recipe.allocation == "global" and recipe.needs_data):
         zeros = per_tensor(recipe, host, scope)
     else:
         zeros = _equal_shares(scope, recipe.zeros)
-    return packed_bytes(host, scope, dense, zeros, structure, recipe.values, recipe.group_size)
+    return packed_bytes(host, scope, dense, zeros, recipe.pattern, recipe.values, recipe.group_size)
 
 
 def dense_bytes(host: Host, scope: Scope, dense: Layout) -> int:
@@ -92,9 +99,9 @@ def _renamed(parts: Layout, name: str, written: str) -> Layout:
 
 
 def _equal_shares(scope: Scope, zeros: int) -> dict[str, int]:
-    shares, given, seen = {}, 0, 0
+    shares, assigned, seen = {}, 0, 0
     for name, prunable in scope.prunables.items():
         seen += prunable.numel
-        shares[name] = zeros * seen // scope.numel - given
-        given += shares[name]
+        shares[name] = zeros * seen // scope.numel - assigned
+        assigned += shares[name]
     return shares

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from winnow.budget import parse_size
-from winnow.compression.counts import stored_bits, within_tensor
+from winnow.compression.counts import stored_bits
 from winnow.compression.recipe import Recipe
-from winnow.compression.runner import Runner
+from winnow.compression.recovery import LEARNED
 from winnow.errors import InputError
-from winnow.masks.structure import BlockShape, parse_structure
+from winnow.masks.structure import unit_size
 from winnow.words import size
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ AIM, NEAR = 0.998, 0.985  # shares of the size: where a draft is steered to, and
 DRAFTS = 8
 
 
-def fit_size(setup: Setup, runner: Runner) -> None:
-    """Gives the job's recipe the number of zeros whose file uses the size that was asked for, and exceeds it by nothing.
+def fit_size(setup: Setup, weigh: Callable[[Recipe], int]) -> None:
+    """Gives the job's recipe the number of zeros whose file is as close below the requested size as drafts come.
 
-    Drafts are made by magnitude, which costs no forward, and weighed as files: what a header takes is measured, not reckoned.
+    Drafts are made by magnitude, which costs no forward, and their files measured with headers by ``weigh``, in bytes.
 
     Raises:
         InputError: even next to nothing kept does not fit.
@@ -31,13 +32,12 @@ def fit_size(setup: Setup, runner: Runner) -> None:
     assert setup.job.size is not None
     recipe, total = setup.recipes[0], setup.scope.numel
     limit = parse_size(setup.job.size) - _slack(setup, recipe)
-    structure = within_tensor(parse_structure(recipe.structure))
-    unit = structure.r * structure.c if isinstance(structure, BlockShape) else 1
+    unit = unit_size(recipe.pattern)
     a_zero = stored_bits(setup.host, setup.scope, recipe.values, recipe.group_size) / 8  # bytes that one more saves
-    least, most = setup.own, (total - 1) // unit * unit
+    least, most = setup.existing, (total - 1) // unit * unit
     zeros, tried = min(max(recipe.zeros, least), most), dict[int, int]()
     while len(tried) < DRAFTS and zeros not in tried:
-        tried[zeros] = _file_bytes(setup, runner, recipe.model_copy(update=dict(zeros=zeros)))
+        tried[zeros] = weigh(_draft(recipe.model_copy(update=dict(zeros=zeros))))
         if NEAR * limit <= tried[zeros] <= limit:
             break
         zeros = _next(tried, AIM * limit, limit, a_zero, unit, least, most)
@@ -45,7 +45,7 @@ def fit_size(setup: Setup, runner: Runner) -> None:
     if not fitting:
         raise InputError(
             f"--size {setup.job.size} cannot be met: with next to nothing kept the file takes "
-            f"{size(min(tried.values()))}; ask for more, or for narrower --values."
+            f"{size(min(tried.values()))}; raise the limit, or choose narrower --values."
         )
     zeros = min(fitting)
     setup.recipes[0] = recipe.model_copy(update=dict(zeros=zeros, sparsity=round(zeros / total, 4)))
@@ -70,13 +70,12 @@ def _next(tried: dict[int, int], aim: float, limit: int, a_zero: float, unit: in
     return min(max(guess, least), most)
 
 
-def _file_bytes(setup: Setup, runner: Runner, recipe: Recipe) -> int:
-    """Bytes of the weights files that a recipe's counts come to."""
-    split = "uniform" if recipe.allocation in ("learned", "owl") else recipe.allocation
-    draft = recipe.model_copy(
+def _draft(recipe: Recipe) -> Recipe:
+    """A recipe that comes to the same counts without a forward."""
+    split = "uniform" if recipe.allocation in (LEARNED, "owl") else recipe.allocation
+    return recipe.model_copy(
         update=dict(
             method="draft", score="magnitude", group="layer", solver="none", recalibrate=False, settings={}, time=None,
             allocation=split, table=recipe.table if split == "table" else None,
         )
     )  # fmt: skip
-    return runner.file_bytes(runner.made(draft))

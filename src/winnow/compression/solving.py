@@ -9,15 +9,15 @@ import torch
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
-from winnow.compression.counts import BITS, layer_seed, within_tensor
+from winnow.compression.counts import BITS, layer_seed
 from winnow.compression.recipe import Recipe
 from winnow.formats.packed import PackedTensor, pack
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
-from winnow.masks.structure import Unstructured, parse_structure
+from winnow.masks.structure import Unstructured, within_tensor
 from winnow.quantize import Grid, Quantized
 from winnow.scores import needs_data, score
-from winnow.solve import Problem, Solution, needs_gram, needs_scores, solve_group
+from winnow.solve import Chain, Problem, Solution, solve_group
 
 
 def solve_unit(
@@ -30,16 +30,16 @@ def solve_unit(
 ) -> Iterator[tuple[Prunable, Solution]]:
     """Masks and solved weights of the layers of one block, one after another so that few are in memory at once.
 
-    Layers that share an input are solved together where the solver factorizes its Gram matrix. Where weights go one by one,
-    one that was zero and still is belongs to the zeros of the mask, chosen or not: none is stored as a value.
+    Layers that share an input are solved together where the solver factorizes its Gram matrix. Without a
+    structure, a weight that was zero and still is belongs to the zeros of the mask: none is stored as a value.
 
     Args:
         stats: per tensor name, one InputStats per part; empty without calibration data.
-        zeros: how many weights each tensor gives up, exactly.
+        zeros: how many weights each tensor loses, exactly.
         weight_of: the dense matrix [rows, cols] in float32.
         keeps: fixed masks (coupled units), by tensor name.
     """
-    gram = needs_gram(recipe.solver)
+    gram = recipe.chain.needs_gram
     groups: dict[tuple[int, str], list[tuple[Prunable, int]]] = {}
     for p in prunables:
         for part in range(p.parts):
@@ -54,8 +54,7 @@ def solve_unit(
             _problem(p, part, shares[p.name][part], _known(stats, p, part), recipe, weight_of, keeps)
             for p, part in members
         ]
-        solver = recipe.solver if shared is not None or not gram else "none"
-        for (p, part), solution, problem in zip(members, solve_group(problems, solver), problems):
+        for (p, part), solution, problem in zip(members, solve_group(problems, _chain(recipe, shared)), problems):
             found[p.name][part] = _with_own_zeros(problem, solution)
             if problem.grid is not None and not problem.grid.holds(problem.weight, solution.keep):
                 unheld.add(p.name)
@@ -65,28 +64,16 @@ def solve_unit(
         for p, _ in members:
             if len(found.get(p.name, ())) == p.parts:
                 parts = found.pop(p.name)
-                if p.name in unheld:
-                    parts = _in_its_type(p, shares[p.name], stats, recipe, weight_of, keeps)
-                yield p, _join([parts[i] for i in range(p.parts)])
+                if p.name in unheld:  # no float16 scale holds its weights: solved without rounding
+                    plain = recipe.model_copy(update=dict(values="keep"))
+                    yield from solve_unit([p], stats, plain, zeros, weight_of, keeps)
+                else:
+                    yield p, _join([parts[i] for i in range(p.parts)])
 
 
-def _in_its_type(
-    p: Prunable,
-    shares: list[int],
-    stats: dict[str, list[InputStats]],
-    recipe: Recipe,
-    weight_of: Callable[[Prunable], torch.Tensor],
-    keeps: dict[str, torch.Tensor] | None,
-) -> dict[int, Solution]:
-    """The parts of a tensor whose weights no float16 scale holds, solved without rounding."""
-    plain = recipe.model_copy(update=dict(values="keep"))
-    parts = {}
-    for part, share in enumerate(shares):
-        known = _known(stats, p, part)
-        problem = _problem(p, part, share, known, plain, weight_of, keeps)
-        solver = recipe.solver if known is not None or not needs_gram(recipe.solver) else "none"
-        parts[part] = _with_own_zeros(problem, solve_group([problem], solver)[0])
-    return parts
+def _chain(recipe: Recipe, stats: InputStats | None) -> Chain:
+    """The recipe's solvers; none that reads inputs where no input was seen."""
+    return Chain() if stats is None and recipe.chain.needs_gram else recipe.chain
 
 
 def _with_own_zeros(problem: Problem, solution: Solution) -> Solution:
@@ -108,10 +95,10 @@ def _shares(p: Prunable, zeros: int, recipe: Recipe, weight_of: Callable[[Prunab
 def unseen_parts(p: Prunable, stats: dict[str, list[InputStats]], recipe: Recipe, *, kept: bool = False) -> int:
     """In how many parts of a tensor the recipe's method stood without the inputs that it reads.
 
-    Such parts are pruned by magnitude (rounded to nearest where nothing goes). ``kept``: their mask was given.
+    Such parts are pruned by magnitude (rounded to nearest where nothing is pruned). ``kept``: their mask is fixed.
     """
-    scored = needs_data(recipe.score) and needs_scores(recipe.solver) and not kept
-    if not (scored or needs_gram(recipe.solver)):
+    scored = needs_data(recipe.score) and recipe.chain.needs_scores and not kept
+    if not (scored or recipe.chain.needs_gram):
         return 0
     return sum(_known(stats, p, part) is None for part in range(p.parts))
 
@@ -133,15 +120,15 @@ def _problem(
 ) -> Problem:
     band = slice(part * p.rows // p.parts, (part + 1) * p.rows // p.parts)
     weight = weight_of(p)[band]
-    structure = within_tensor(parse_structure(recipe.structure))
+    structure = within_tensor(recipe.pattern)
     problem = Problem(
         weight, stats, zeros, structure, recipe.group, grid=grid_of(recipe), damp=recipe.damp, where=p.name
     )
     if keeps and p.name in keeps:
         problem.keep = keeps[p.name][band]
     elif recipe.allocation == "zeros" or (isinstance(structure, Unstructured) and 0 < zeros <= zero_entries(weight)):
-        problem.keep = weight != 0  # as many as are asked for are zero already: nothing else goes
-    elif needs_scores(recipe.solver) or stats is None:
+        problem.keep = weight != 0  # enough weights are zero already: no other is pruned
+    elif recipe.chain.needs_scores or stats is None:
         name = "magnitude" if stats is None and needs_data(recipe.score) else recipe.score
         problem.scores = score(name, weight, stats, seed=layer_seed(recipe, p) + part)
     return problem
@@ -149,7 +136,7 @@ def _problem(
 
 def store_solution(p: Prunable, solution: Solution, recipe: Recipe, dtype: torch.dtype) -> PackedTensor:
     """Packs a solution in the value type of the recipe; kept weights never become zeros by rounding to a float."""
-    structure = within_tensor(parse_structure(recipe.structure))
+    structure = within_tensor(recipe.pattern)
     keep = None if bool(solution.keep.all()) else solution.keep
     if solution.quantized is not None:
         return pack(solution.weight.to(dtype), keep, structure, quantized=solution.quantized)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from winnow.compression.outcome import Outcome
-from winnow.compression.runner import Runner
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
+from winnow.errors import InputError
 from winnow.machine.memory import available_memory
 from winnow.masks.given import working_copy
 from winnow.records.compression import Speed
@@ -28,7 +29,7 @@ LAYER = 0.25  # seconds of timing for each distinct layer
 TOKENS, PROMPT, SHORTEST = 8, 120, 16
 
 
-def quick_speed(setup: Setup, runner: Runner, outcome: Outcome) -> Speed:
+def quick_speed(setup: Setup, outcome: Outcome) -> Speed:
     """Times the dense model and the accelerated packed one of ``outcome`` at batch 1, alternating, in a few seconds.
 
     The result says why where nothing was measured: no measurement is worth failing a compression for.
@@ -39,7 +40,7 @@ def quick_speed(setup: Setup, runner: Runner, outcome: Outcome) -> Speed:
         if problem is None:
             what, work = _work(setup)
             if work is not None:
-                return _measured(setup, runner, outcome, what, work, started)
+                return _measured(setup, outcome, what, work, started)
             problem = "there was no data to call the model with"
     except KeyboardInterrupt:
         problem = "stopped by Ctrl-C"
@@ -57,7 +58,7 @@ def _problem(setup: Setup) -> str | None:
     return None
 
 
-def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: Work, started: float) -> Speed:
+def _measured(setup: Setup, outcome: Outcome, what: str, work: Work, started: float) -> Speed:
     from winnow.kernels.dispatch import accelerate
     from winnow.kernels.micro import MicroTimer
     from winnow.records import speed as speed_schema
@@ -65,7 +66,7 @@ def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: W
     from winnow.speed.race import race
 
     assert outcome.pruned is not None
-    with setup.host.with_weights(runner.weights(outcome.pruned), setup.scope, outcome.pruned.extra) as model:
+    with outcome.pruned.in_place(setup.host, setup.scope) as model:
         training = model.training
         model.eval()
         try:
@@ -119,7 +120,6 @@ def _packed_copy(setup: Setup, outcome: Outcome, model: nn.Module) -> tuple[nn.M
 
     Layers so small that calling them takes longer than their product stay dense.
     """
-    from winnow.errors import InputError
     from winnow.kernels.dispatch import SMALLEST
     from winnow.kernels.matrix import PackedMatrix
     from winnow.kernels.swap import pack_layer, swap, why_dense
@@ -142,28 +142,25 @@ def _packed_copy(setup: Setup, outcome: Outcome, model: nn.Module) -> tuple[nn.M
 
 
 def _kernels(fast: nn.Module) -> dict[str, int]:
-    from collections import Counter
-
     decided: Any = fast.winnow_dispatch
     return dict(Counter(kernel for decision in decided for kernel in dict.fromkeys(decision.kernel.values())))
 
 
 def _work(setup: Setup) -> tuple[str, Work | None]:
     """One input of the calibration data, else a random one; of a decoder, a prompt and what follows it."""
-    from winnow.errors import InputError
     from winnow.records.speed import Case
     from winnow.speed.workload import Work, random_batch
 
     kind = setup.prepared.kind
-    given = _first(setup.prepared.batches[0]) if setup.prepared.batches else None
-    if given is None:
+    batch = _first(setup.prepared.batches[0]) if setup.prepared.batches else None
+    if batch is None:
         try:
-            given = random_batch(setup.source, kind, 1, PROMPT + TOKENS, 0) if kind != "tensors" else None
+            batch = random_batch(setup.source, kind, 1, PROMPT + TOKENS, 0) if kind != "tensors" else None
         except InputError:
             return "one call", None
-    if given is None:
+    if batch is None:
         return "one call", None
-    ids = given.get("input_ids") if isinstance(given, dict) else None
+    ids = batch.get("input_ids") if isinstance(batch, dict) else None
     length = None if ids is None else int(ids.shape[1])
     case = Case(name="quick", what="forward", batch=1, length=length, unit="requests")
     if kind == "causal-lm" and ids is not None and length is not None and length >= SHORTEST:
@@ -173,8 +170,8 @@ def _work(setup: Setup) -> tuple[str, Work | None]:
             case, [{"input_ids": ids[:, :prompt]}], ids[:, prompt : prompt + TOKENS]
         )
     if length is not None:
-        return f"a text of {length} tokens", Work(case, [given])
-    return "one image" if kind in ("vision", "clip") else "one input", Work(case, [given])
+        return f"a text of {length} tokens", Work(case, [batch])
+    return "one image" if kind in ("vision", "clip") else "one input", Work(case, [batch])
 
 
 def _first(batch: Batch) -> Batch:

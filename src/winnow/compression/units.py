@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from winnow.compression.counts import layer_seed
 from winnow.compression.recipe import Recipe
 from winnow.compression.workbench import Workbench
 from winnow.errors import InputError
-from winnow.masks.structure import Coupled, parse_structure
+from winnow.masks.structure import Coupled
 from winnow.scores import needs_data, score
 
 
-def coupled(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
-    """Masks of coupled units under the budget and the biases that change with them; None for other structures."""
-    structure = parse_structure(recipe.structure)
-    if not isinstance(structure, Coupled):
-        return None, {}
-    return coupled_masks(bench, recipe, structure.unit)
-
-
-def coupled_masks(
-    bench: Workbench, recipe: Recipe, unit: Literal["neuron", "head", "channel"]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Keep masks of the chosen units, and the biases that change with them.
+def coupled_masks(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
+    """Keep masks of the chosen units, and the biases that change with them; None for other structures.
 
     Units are found by probing one calibration batch, ranked over the whole model by the sum of their weights' scores
     (with calibration data by FLAP's fluctuation), and taken whole until the budget is met to one unit. Biases of
@@ -34,9 +22,11 @@ def coupled_masks(
     Raises:
         InputError: there is no batch to probe with, the model is streamed, or it has no such units.
     """
+    if not isinstance(recipe.pattern, Coupled):
+        return None, {}
     from winnow.coupled.find import compensate, find_units, matrices, score_units, select_units, unit_masks, zero_biases
 
-    host, scope = bench.host, bench.scope
+    host, scope, unit = bench.host, bench.scope, recipe.pattern.unit
     if not bench.batches:
         raise InputError(f"--structure {unit} finds its units by running the model: give --data.")
     if host.streamed:
@@ -45,19 +35,13 @@ def coupled_masks(
     if not units:
         raise InputError(f"no {unit} that can be removed was found in this model: choose another --structure.")
     weights = matrices(host.model, scope)
-    stats = bench.statistics()
+    stats = bench.statistics
     if recipe.method == "magnitude" and recipe.score == "magnitude":
         ranked = score_units(units, {}, "flap", stats=stats, weights=weights)
     else:
-        scores = {
-            n: score(
-                recipe.score if not needs_data(recipe.score) else "magnitude",
-                w,
-                None,
-                seed=layer_seed(recipe, scope.prunables[n]),
-            )
-            for n, w in weights.items()
-        }
+        name = recipe.score if not needs_data(recipe.score) else "magnitude"
+        seeds = {n: layer_seed(recipe, scope.prunables[n]) for n in weights}
+        scores = {n: score(name, w, None, seed=seeds[n]) for n, w in weights.items()}
         ranked = score_units(units, scores, "sum")
     selection = select_units(units, ranked, recipe.zeros, scope)
     deltas = compensate(units, selection.chosen, weights, stats)

@@ -11,15 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from winnow.compression.candidates import baselines, primary
-from winnow.compression.goal import Search, nothing_holds, safest_first, search, within
+from winnow.compression.candidates import VALUES, baselines, primary
+from winnow.compression.goal import nothing_holds, safest_first, search, within
+from winnow.compression.job import Job
 from winnow.compression.outcome import Outcome
 from winnow.compression.plan import Plan
 from winnow.compression.result import Result, finish
 from winnow.compression.runner import Progress, Runner
-from winnow.compression.setup import Setup
+from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
+from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_of
 from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance
@@ -69,11 +71,6 @@ def compress(
         GateError: ``max_drop`` cannot be kept.
         WinnowError: the work failed, e.g. a full disk; running again continues.
     """
-    from winnow.compression.job import Job
-    from winnow.compression.setup import set_up
-    from winnow.compression.verb import run
-    from winnow.errors import InputError
-
     unknown = sorted(set(options) - set(Job.__dataclass_fields__))
     if unknown:
         raise InputError(
@@ -104,17 +101,20 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         store = Store(root)
         stack.callback(store.release)
         setup.host.begin(setup.scope)
-        runner = Runner(
-            setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),
-            spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
-        )  # fmt: skip
+        bench = Workbench(setup.host, setup.scope, setup.prepared.batches, progress)
+        options: Any = dict(spill=setup.plan.ledger.spilled, device=job.device)
+        runner = Runner(bench, setup.prepared.task, store, identity=_identity(setup), **options)
         if job.size is not None:
-            fit_size(setup, runner)
+            fit_size(setup, runner.weigh)
         if job.max_drop is None:
             outcomes, chosen = _at_rates(setup, runner)
         else:
-            outcomes, chosen = _at_goal(setup, runner, store, progress)
-        result = finish(setup, runner, outcomes, chosen, started=started, command=command)
+            selecting = {**_identity(setup), "evaluation": setup.prepared.hashes["selection"]}
+            selector = Runner(bench, setup.prepared.selection, store, identity=selecting, **options)
+            outcomes, chosen = _at_goal(setup, runner, selector)
+        result = finish(
+            setup, outcomes, chosen, dense=runner.dense, timing=runner.timing, started=started, command=command
+        )
         if job.out is None:
             result.hold(stack.pop_all())  # the packed units live as long as the result
         else:
@@ -135,22 +135,15 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
         raise InputError(f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.")
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]
-    _note_recalibrated(runner, outcomes)
+    _note_recalibrated(setup, runner, outcomes)
     return outcomes, outcomes[: len(requested)]
 
 
-def _at_goal(
-    setup: Setup, runner: Runner, store: Store, progress: ProgressFactory | None
-) -> tuple[list[Outcome], list[Outcome]]:
-    """The smallest file within the limit: searched on the selection data, confirmed on data no choice has seen."""
+def _at_goal(setup: Setup, runner: Runner, selector: Runner) -> tuple[list[Outcome], list[Outcome]]:
+    """The smallest file within the limit: searched by ``selector``, confirmed on data no choice has seen."""
     limit = setup.job.max_drop
     assert limit is not None and setup.prepared.selection is not None
-    selecting = Runner(
-        setup.host, setup.scope, setup.prepared.batches, setup.prepared.selection, store,
-        identity={**_identity(setup), "evaluation": setup.prepared.hashes["selection"]},
-        spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
-    )  # fmt: skip
-    dense = selecting.measure_dense()
+    dense = selector.measure_dense()
     if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):
         raise GateError(
             f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
@@ -158,19 +151,13 @@ def _at_goal(
     plain = baselines(
         setup.recipes, "all" if setup.job.baselines == "all" else "rtn", has_data=bool(setup.prepared.batches)
     )
-    values = [setup.job.values] if setup.job.values != "keep" else ["keep", "int8", "int4"]
-    found: Search = search(
-        setup.recipe_at,
-        plain=[c for c in plain if c.kind == "quantized"],
-        make=selecting.run,
-        primary=primary,
-        max_drop=limit,
-        values=values,
-    )
+    values = [setup.job.values] if setup.job.values != "keep" else VALUES
+    quantized = [c for c in plain if c.kind == "quantized"]
+    tried = search(setup.recipe_at, quantized, selector.run, limit, values)
     runner.measure_dense()
-    runner.timing.update(selecting.timing)
+    runner.timing.update(selector.timing)
     confirmed: list[Outcome] = []
-    for outcome in safest_first(found.tried, limit):
+    for outcome in safest_first(tried, limit):
         looked = runner.run(outcome.candidate)
         if not within(looked, limit):
             break
@@ -178,17 +165,17 @@ def _at_goal(
     if not confirmed:
         raise GateError(nothing_holds([looked], limit))
     taken = confirmed[-1]
-    outcomes = [taken, *(runner.run(o.candidate) for o in found.tried if o.name != taken.name)]
-    _note_recalibrated(runner, outcomes)
+    outcomes = [taken, *(runner.run(o.candidate) for o in tried if o.name != taken.name)]
+    _note_recalibrated(setup, runner, outcomes)
     return outcomes, [taken]
 
 
-def _note_recalibrated(runner: Runner, outcomes: list[Outcome]) -> None:
+def _note_recalibrated(setup: Setup, runner: Runner, outcomes: list[Outcome]) -> None:
     """What the new batch norms of every candidate do to the dense model alone: a part of every row but the dense one."""
     recipe = next((o.candidate.recipe for o in outcomes if o.candidate.recipe and o.candidate.recipe.recalibrate), None)
     found = runner.dense_recalibrated(recipe) if recipe is not None else None
     if recipe is not None and found is not None and runner.task is not None and runner.dense is not None:
-        runner.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
+        setup.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
 
 
 def _identity(setup: Setup) -> dict[str, str]:

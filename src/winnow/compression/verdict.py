@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from winnow.compression.outcome import Outcome
 from winnow.measure.chance import too_good
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SMALL_DROP = 1.0  # points, or per cent of perplexity: what most users accept without asking
 LARGE_DROP = 5.0
 Tone = Literal["good", "mixed", "bad"]
+T = TypeVar("T", Outcome, "Candidate")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Options:
-    """How what to change is said, which differs between a command and a recipe."""
+    """The words for what to change, which differ between a command and a recipe."""
 
     measure: str = "give evaluation data with `--eval`"
     less: str = (
@@ -58,7 +59,7 @@ def judge(
 ) -> Judgement:
     """Compares the chosen candidate with the dense model and with everything else that was measured within its size.
 
-    ``limit``: bytes that were allowed, where a size was asked for; otherwise the chosen candidate's own.
+    ``limit``: bytes that were allowed, where a size was requested; otherwise the chosen candidate's own.
     """
     label = chosen.candidate.label
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
@@ -132,53 +133,33 @@ def tone_of(loss: Comparison) -> Tone:
     return "good" if loss.high <= SMALL_DROP or loss.drop <= 0 else "mixed"
 
 
-def winner(chosen: Outcome, others: Sequence[Outcome], limit: int | None = None) -> Outcome | None:
+def winner(chosen: T, others: Sequence[T], limit: int | None = None) -> T | None:
     """The best candidate of at most ``limit`` bytes (the size of ``chosen``, unless more was allowed) that measured no
-    worse than ``chosen``, strictly ahead in quality or size; or None.
+    worse than ``chosen``, strictly ahead in quality or size; or None. Both are outcomes, or rows of a report.
 
     The best in quality, and of equals the smallest: no other within the size is better, so what is named is never
-    dominated. Plain quantization that was asked for is overruled as any other candidate is.
+    dominated. Plain quantization that was requested is overruled as any other candidate is. A drop that is not a number
+    (the outputs hold NaN) is worse than any other.
     """
-    number = _best(_standing(chosen), [_standing(o) for o in others], limit)
-    return None if number is None else others[number]
-
-
-def winning_row(chosen: Candidate, others: Sequence[Candidate]) -> Candidate | None:
-    """:func:`winner` among the rows of a report."""
-    number = _best((chosen.file_bytes, chosen.drop), [(c.file_bytes, c.drop) for c in others])
-    return None if number is None else others[number]
-
-
-def _standing(outcome: Outcome) -> tuple[int | None, float | None]:
-    return outcome.file_bytes, None if outcome.comparison is None else outcome.comparison.drop
-
-
-def _best(
-    mine: tuple[int | None, float | None], others: Sequence[tuple[int | None, float | None]], limit: int | None = None
-) -> int | None:
-    """The number of the best one ahead, by bytes and drop; None where there is none or ``mine`` was not measured.
-
-    A drop that is not a number (the outputs hold NaN) is worse than any other.
-    """
-    bytes_, drop = mine
-    if bytes_ is None or drop is None:
+    if chosen.file_bytes is None or chosen.drop is None:
         return None
-    room, lost = max(bytes_, limit or 0), math.inf if math.isnan(drop) else drop
+    room, lost = max(chosen.file_bytes, limit or 0), math.inf if math.isnan(chosen.drop) else chosen.drop
     ahead = [
-        (d, b, i)
-        for i, (b, d) in enumerate(others)
-        if b is not None and d is not None and b <= room and d <= lost and (b < bytes_ or d < lost)
+        (o.drop, o.file_bytes, i)
+        for i, o in enumerate(others)
+        if o.file_bytes is not None and o.drop is not None and o.file_bytes <= room and o.drop <= lost
+        if o.file_bytes < chosen.file_bytes or o.drop < lost
     ]
-    return min(ahead)[2] if ahead else None
+    return others[min(ahead)[2]] if ahead else None
 
 
 def doubtful(judgement: Judgement, doubts: Sequence[str]) -> Judgement:
     """A judgement with what makes its figures doubtful: it praises nothing."""
     if not doubts:
         return judgement
-    said = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
+    sentences = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
     tone: Tone = "mixed" if judgement.tone == "good" else judgement.tone
-    return replace(judgement, sentence=f"{judgement.sentence} {said}", tone=tone)
+    return replace(judgement, sentence=f"{judgement.sentence} {sentences}", tone=tone)
 
 
 def recalibrated_note(task: Task, dense: Evaluation, again: Evaluation, loss: Comparison, samples: int) -> str:
@@ -187,12 +168,9 @@ def recalibrated_note(task: Task, dense: Evaluation, again: Evaluation, loss: Co
         f"batch norms of every row but the dense one were estimated anew on up to {samples:,} calibration examples; of the "
         f"dense weights that alone makes {task.metric} {_value(task, again)} from {_value(task, dense)} ({change(loss)})."
     )
-    doubt = too_good(loss)
-    return (
-        f"{note} The dense model gains by it: its inputs are not what it was trained on, look at how they are fed."
-        if doubt
-        else note
-    )
+    if too_good(loss):
+        note += " The dense model gains by it: its inputs are not what it was trained on, look at how they are fed."
+    return note
 
 
 def _same_zeros(chosen: Outcome, other: Outcome) -> bool:

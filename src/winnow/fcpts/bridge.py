@@ -53,7 +53,7 @@ def rates(thresholds: torch.Tensor, removed: torch.Tensor, numels: torch.Tensor,
 
     Args:
         thresholds: [G]; gradients reach nothing else.
-        removed: [G], the weights that are gone.
+        removed: [G], the weights that are removed.
         numels: [G], the weights there are.
     """
     result: torch.Tensor = _Rates.apply(thresholds, removed, numels, bridge)

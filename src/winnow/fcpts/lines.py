@@ -101,7 +101,7 @@ class Lines:
             sizes += torch.zeros(self.units + 1, dtype=torch.float64).index_add(0, unit, value)[:-1]
 
     def removed(self, stays: torch.Tensor, groups: int) -> torch.Tensor:
-        """Weights that are gone, by the group they count with, float64 [G]."""
+        """Weights that are removed, by the group they count with, float64 [G]."""
         return self._by_group(self.total - self._crossings(stays.cpu()), groups).to(stays.device)
 
     def _by_group(self, crossings: torch.Tensor, groups: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from winnow.fcpts.units import Units
 from winnow.fcpts.units_channels import Channels
 from winnow.fcpts.units_patterns import Patterns
 from winnow.masks.prunable import Scope
+from winnow.masks.structure import parse_structure
 from winnow.train.distil.fit import Bench, Fitted
 from winnow.train.distil.loop import Progress, Trace
 
@@ -41,10 +42,10 @@ class _Learned:
 
 
 class FCPTS:
-    """Learns how much each layer gives up, at an exactly met global rate (Gong et al., AAAI 2024, arXiv 2405.05808).
+    """Learns the sparsity of each layer, at an exactly met global rate (Gong et al., AAAI 2024, arXiv 2405.05808).
 
     One threshold a group of weights is trained, together with the weights, to keep the dense model's outputs; at the
-    end the units lowest in magnitude / threshold go, over all layers, until the count is the one asked for.
+    end the units lowest in magnitude / threshold are pruned, over all layers, until the requested count is reached.
 
     Args:
         settings: see :class:`winnow.fcpts.settings.FcptsSettings`.
@@ -64,7 +65,7 @@ class FCPTS:
         seed: int = 0,
     ) -> None:
         self.settings = settings if settings is not None else FcptsSettings.model_validate({})
-        self.structure, self.time, self.seed = structure, time, seed
+        self.structure, self.time, self.seed = parse_structure(structure), time, seed
         self.table = dict(table) if table is not None else None
 
     def fit(
@@ -133,7 +134,7 @@ class FCPTS:
             for g, name in enumerate(units.groups)
         ]  # fmt: skip
         record = bench.record(
-            learned.keeps, learned.trace, layers, method="fcpts", start=s.start, structure=self.structure,
+            learned.keeps, learned.trace, layers, method="fcpts", start=s.start, structure=str(self.structure),
             target=zeros / bench.scope.numel, raw_rate=float(learned.removed.sum()) / bench.scope.numel,
         )  # fmt: skip
         if len(rates) > 1:
@@ -213,5 +214,5 @@ def rates_of(units: Units, keeps: Mapping[str, torch.Tensor]) -> list[float]:
 
 
 def entries_of(units: Units, keeps: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Biases and norms of units that have gone, which are zero from now on; none where units are weights of one tensor."""
+    """Biases and norms of removed units, which are zero from now on; none where units are weights of one tensor."""
     return units.entries(keeps, model) if isinstance(units, Channels) else {}

@@ -22,7 +22,7 @@ def sensitivity(
 ) -> dict[str, float]:
     """By group: the rise of the loss when this group alone gives up a tenth more of what it has left.
 
-    The model is the exact one, ``round(target * numel)`` weights gone; then the group's threshold goes up to where a
+    The model is the exact one, ``round(target * numel)`` weights removed; then the group's threshold goes up to where a
     tenth of its remaining weights lie below (to the nearest unit, one at least), all others staying as they are. A group
     with nothing left has 0. Costs one loss for every group and one more.
 

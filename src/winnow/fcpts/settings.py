@@ -19,10 +19,8 @@ class FcptsSettings(DistilSettings):
     penalty: float | None = Field(None, gt=0)
     threshold_grad: Literal["rec+c", "c_only"] = "rec+c"  # c_only: what the released code does
     start: Literal["uniform", "erk", "l2", "lamp", "table"] = "uniform"
-    ramp: float = Field(
-        0.5, ge=0, lt=1
-    )  # share of the training over which the target rises; 0: there from the first step
-    ramp_from: float = Field(0.85, ge=0, lt=1)  # where it begins, as a share of the wanted rate
+    ramp: float = Field(0.5, ge=0, lt=1)  # share of the training over which the target rises; 0: it is constant
+    ramp_from: float = Field(0.85, ge=0, lt=1)  # where it begins, as a share of the target rate
     bridge: Literal["histogram", "kde"] = "histogram"
     bins: int = Field(1000, ge=100)  # of the histogram
     bandwidth: float | None = Field(None, gt=0)  # of the KDE, in standard deviations; None: Silverman's rule

@@ -59,8 +59,8 @@ class Elements:
     def mask(self, weights: Matrices, thresholds: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         masked, removed = {}, []
         for name, t in zip(self.groups, thresholds.unbind()):
-            masked[name], gone = gate(weights[name], t, self.window)
-            removed.append(gone)
+            masked[name], count = gate(weights[name], t, self.window)
+            removed.append(count)
         return masked, torch.stack(removed)
 
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:

@@ -79,7 +79,7 @@ class Channels:
         return masked, removed.float()
 
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
-        """Keep masks of every tensor of the scope, ``zeros`` gone to within one unit.
+        """Keep masks of every tensor of the scope, ``zeros`` removed to within one unit.
 
         Units go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.find.select_units`: one that
         no longer fits is passed over, and one unit of every group stays.

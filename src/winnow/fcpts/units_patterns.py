@@ -22,7 +22,7 @@ class Patterns:
     dense, otherwise it has the pattern.
 
     ``numels`` and ``sizes`` count what the pattern removes, ``numel * (m - n) / m``: a group's rate is 0 or 1. Tensors whose
-    inputs are no multiple of m stay dense (``dense``); they have no group and the wanted zeros come from the others.
+    inputs are no multiple of m stay dense (``dense``); they have no group and the target's zeros come from the others.
     Raises InputError when no tensor takes the pattern.
     """
 
@@ -40,8 +40,8 @@ class Patterns:
 
     def _pattern(self, weight: torch.Tensor) -> torch.Tensor:
         """The keep mask of n:m by ``|w|``, zeros first."""
-        gone = weight.numel() // self.pattern.m * (self.pattern.m - self.pattern.n)
-        return select_pattern(weight.detach().abs(), gone, self.pattern)
+        zeros = weight.numel() // self.pattern.m * (self.pattern.m - self.pattern.n)
+        return select_pattern(weight.detach().abs(), zeros, self.pattern)
 
     def _magnitude(self, weight: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
         square = wide(weight).square()

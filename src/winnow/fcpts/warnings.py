@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from winnow.words import listed
+
 if TYPE_CHECKING:
     from winnow.records.allocation import AllocationRecord
 
 SMALL = 10_000  # prunable weights
 FEW, FEW_PER_CLASS = 256, 10  # calibration examples
 WIDE, UNLIKE = 0.05, 0.8  # spread and correlation over seeds
-OFF = 0.01  # between the rate the thresholds came to and the one asked for
+OFF = 0.01  # between the rate the thresholds came to and the requested one
 LIMIT = 0.99  # of a group
 NO_BETTER = 0.9  # of the loss of a model that always gives the same answer
 
@@ -57,24 +59,23 @@ def warnings_for(
         )
     if record.raw_rate is not None and record.target is not None and abs(record.raw_rate - record.target) > OFF:
         found.append(
-            f"The thresholds came to a rate of {record.raw_rate:.4f} where {record.target:.4f} was asked for: the exact "
+            f"The thresholds came to a rate of {record.raw_rate:.4f} where {record.target:.4f} was requested: the exact "
             "selection made up the difference after training; take more steps or a larger penalty (--set penalty=)."
         )
     if spent := [layer.name for layer in record.layers if _at_limit(layer.rate, layer.numel)]:
-        names = ", ".join(spent[:3]) + (f" and {len(spent) - 3} more" if len(spent) > 3 else "")
         found.append(
-            f"{'A layer is' if len(spent) == 1 else f'{len(spent)} layers are'} at the limit, {LIMIT:.0%} gone "
-            f"({names}): what the limit did not let go there came from other layers; take a lower sparsity."
+            f"{'A layer is' if len(spent) == 1 else f'{len(spent)} layers are'} at the limit, {LIMIT:.0%} pruned "
+            f"({listed(spent, 3)}): what the limit kept there was pruned in other layers; use a lower sparsity."
         )
     return found
 
 
 def _few(examples: int, classes: int | None) -> str | None:
-    wanted = max(FEW, FEW_PER_CLASS * (classes or 0))
-    if examples >= wanted:
+    enough = max(FEW, FEW_PER_CLASS * (classes or 0))
+    if examples >= enough:
         return None
-    why = f"{FEW_PER_CLASS} for each of {classes} classes" if wanted > FEW else f"{FEW} at least"
-    return f"There are only {examples:,} calibration examples: give {wanted:,} ({why}), see --samples."
+    why = f"{FEW_PER_CLASS} for each of {classes} classes; " if enough > FEW else ""
+    return f"Only {examples:,} calibration examples; use at least {enough:,} ({why}see --samples)."
 
 
 def _collapsed(record: AllocationRecord) -> str | None:
@@ -103,9 +104,9 @@ def _one_sided(record: AllocationRecord, examples: int) -> str | None:
 
 
 def _at_limit(rate: float, numel: int) -> bool:
-    """Whether no further whole weight may go."""
-    gone = round(rate * numel)
-    return gone > 0 and gone >= int(LIMIT * numel)
+    """Whether no further whole weight may be pruned."""
+    pruned = round(rate * numel)
+    return pruned > 0 and pruned >= int(LIMIT * numel)
 
 
 def _figure(value: float | None) -> str:

@@ -1,17 +1,16 @@
-"""In what shape weights go: anywhere, n of m inputs kept, whole blocks, or coupled units."""
+"""Sparsity patterns: unstructured, n of m inputs kept, whole blocks, or coupled units."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Literal, get_args
 
 import torch
 
-from winnow.errors import FormatError, InputError
-from winnow.masks.ranking import comparable, global_counts, lowest, lowest_of_groups, lowest_per_row
+from winnow.errors import InputError
+from winnow.masks.ranking import comparable, lowest, lowest_of_groups, lowest_per_row
 
 Unit = Literal["neuron", "head", "channel"]
 Group = Literal["layer", "row"]
@@ -19,7 +18,7 @@ Group = Literal["layer", "row"]
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Any weight may go."""
+    """Any weight can be removed."""
 
     def __str__(self) -> str:
         return "unstructured"
@@ -42,7 +41,7 @@ class NM:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Whole blocks of r rows by c columns go or stay."""
+    """Blocks of r rows by c columns are removed whole."""
 
     r: int
     c: int
@@ -74,6 +73,7 @@ class Coupled:
 Structure = Unstructured | NM | BlockShape | Coupled
 
 
+@cache
 def parse_structure(text: str) -> Structure:
     """The structure a text names: ``unstructured``, ``2:4``, ``block:1x4``, ``neuron``, ``head`` or ``channel``.
 
@@ -94,6 +94,16 @@ def parse_structure(text: str) -> Structure:
     )
 
 
+def within_tensor(structure: Structure) -> Structure:
+    """What a structure is inside one tensor: coupled units are whole rows and columns, stored as unstructured."""
+    return Unstructured() if isinstance(structure, Coupled) else structure
+
+
+def unit_size(structure: Structure) -> int:
+    """Weights that are removed together: those of a block, else one."""
+    return structure.r * structure.c if isinstance(structure, BlockShape) else 1
+
+
 def check(structure: Structure, rows: int, cols: int, name: str = "") -> None:
     """Raises InputError when ``structure`` does not tile a [rows, cols] matrix."""
     label = f"{name or 'a matrix'} of {rows} x {cols}"
@@ -109,7 +119,7 @@ def check(structure: Structure, rows: int, cols: int, name: str = "") -> None:
 
 
 def nearest_zeros(structure: Structure, numel: int, zeros: int, name: str = "the matrix") -> int:
-    """The zero count that ``numel`` weights get when ``zeros`` are asked for: the same, or the nearest whole unit.
+    """The zero count that ``numel`` weights get when ``zeros`` are requested: the same, or the nearest whole unit.
 
     Unstructured: ``zeros``. Blocks: the nearest multiple of the block (half rounds down). n:m: the implied
     ``numel * (m - n) / m``, from which ``zeros`` may differ by at most one group.
@@ -126,7 +136,7 @@ def nearest_zeros(structure: Structure, numel: int, zeros: int, name: str = "the
             )
         return implied
     if isinstance(structure, BlockShape):
-        area = structure.r * structure.c
+        area = unit_size(structure)
         return (2 * zeros + area - 1) // (2 * area) * area
     if isinstance(structure, Coupled):
         raise InputError(
@@ -142,16 +152,16 @@ def select(
     group: Group = "layer",
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which weights stay: bool [R, C], True where kept, the lowest ``scores`` [R, C] gone.
+    """Which weights stay: bool [R, C], True where kept; the lowest ``scores`` [R, C] are removed.
 
-    * Unstructured: exactly ``zeros`` go. ``group="row"`` gives every row floor or ceil of ``zeros / R`` (the first
+    * Unstructured: exactly ``zeros`` are removed. ``group="row"`` gives every row floor or ceil of ``zeros / R`` (the first
       rows the extra one), ``"layer"`` ranks the whole matrix.
     * n:m: exactly n stay in each run of m columns; ``zeros`` must agree with that to one group.
     * Blocks: whole blocks by their mean absolute score, to the number of blocks nearest to ``zeros``;
       ``group="row"`` shares them over the bands of rows.
 
-    Among equal scores the lowest flat index goes first. Where ``weight`` [R, C] is given, weights that are already
-    zero (blocks: all zero) go before any other.
+    Among equal scores the lowest flat index is removed first. With ``weight`` [R, C], weights that are already zero
+    (blocks: all zero) are removed before any other.
 
     Raises InputError on NaN scores, a count that does not fit, or a structure that does not tile the matrix.
     """
@@ -166,66 +176,9 @@ def select(
     if isinstance(structure, NM):
         drop = lowest_of_groups(ranked.reshape(-1, structure.m), structure.m - structure.n)
         return drop.logical_not().reshape(rows, cols)
-    count = zeros // _area(structure)
+    count = zeros // unit_size(structure)
     keep = (lowest(ranked, count) if group == "layer" else lowest_per_row(ranked, count)).logical_not_()
     return _spread(keep, structure)
-
-
-def select_global(
-    scores: Mapping[str, torch.Tensor],
-    zeros: int,
-    structure: Structure,
-    weights: Mapping[str, torch.Tensor] | None = None,
-    max_rate: float = 1.0,
-) -> dict[str, torch.Tensor]:
-    """One ranking over all tensors: name -> keep mask, ``zeros`` gone in all (blocks: to the nearest block).
-
-    Scores are compared as float32; among equals the earlier tensor goes first, then the lower index. ``max_rate``
-    is the share of its weights that a tensor may lose at most: 1.0 ranks freely and can empty a tensor, the
-    ``global`` allocation uses 0.99. n:m leaves no choice between tensors, so each gets its own pattern.
-
-    Raises InputError as :func:`select`, and when ``max_rate`` leaves room for fewer zeros than asked.
-    """
-    weights = weights or {}
-    shapes = {name: _shape(tensor, weights.get(name)) for name, tensor in scores.items()}
-    for name, (rows, cols) in shapes.items():
-        check(structure, rows, cols, name)
-    zeros = nearest_zeros(structure, sum(rows * cols for rows, cols in shapes.values()), zeros, "the tensors")
-    if isinstance(structure, NM):
-        share = (structure.m - structure.n) / structure.m
-        return {
-            name: select(scores[name], round(rows * cols * share), structure, weight=weights.get(name))
-            for name, (rows, cols) in shapes.items()
-        }
-    area = _area(structure)
-
-    def ranked(name: str) -> torch.Tensor:
-        return _ranked(scores[name].to(torch.float32), structure, weights.get(name), name)
-
-    caps = {name: int(max_rate * (rows * cols // area)) for name, (rows, cols) in shapes.items()}
-    counts = global_counts({name: partial(ranked, name) for name in scores}, zeros // area, caps)
-    return {name: _spread(lowest(ranked(name), counts[name]).logical_not_(), structure) for name in scores}
-
-
-def realized(structure: Structure, keep: torch.Tensor) -> bool:
-    """Whether a keep mask [R, C] shows the pattern everywhere (coupled units are not a pattern of one matrix)."""
-    rows, cols = keep.shape
-    if isinstance(structure, NM):
-        if cols % structure.m:
-            return False
-        return bool((keep.reshape(-1, structure.m).count_nonzero(dim=1) == structure.n).all())
-    if isinstance(structure, BlockShape):
-        if rows % structure.r or cols % structure.c:
-            return False
-        blocks = keep.reshape(rows // structure.r, structure.r, cols // structure.c, structure.c)
-        return bool((blocks == blocks[:, :1, :, :1]).all())
-    return True
-
-
-def verify(keep: torch.Tensor, structure: Structure, name: str = "") -> None:
-    """Raises FormatError unless the keep mask shows the pattern everywhere."""
-    if not realized(structure, keep):
-        raise FormatError(f"the mask{f' of {name}' if name else ''} breaks {structure}: write the artifact again")
 
 
 def _shape(scores: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, int]:
@@ -238,21 +191,15 @@ def _shape(scores: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, int]
     return scores.shape[0], scores.shape[1]
 
 
-def _area(structure: Structure) -> int:
-    return structure.r * structure.c if isinstance(structure, BlockShape) else 1
-
-
-def _ranked(
-    scores: torch.Tensor, structure: Structure, weight: torch.Tensor | None = None, name: str = ""
-) -> torch.Tensor:
+def _ranked(scores: torch.Tensor, structure: Structure, weight: torch.Tensor | None) -> torch.Tensor:
     """What is ranked: a score per weight or per block, minus infinity where the weights are already zero."""
-    scores = comparable(scores, name)
-    gone = None if weight is None else weight == 0
+    scores = comparable(scores)
+    zero = None if weight is None else weight == 0
     if isinstance(structure, BlockShape):
         blocks = (scores.shape[0] // structure.r, structure.r, scores.shape[1] // structure.c, structure.c)
         scores = scores.abs().reshape(blocks).mean(dim=(1, 3), dtype=torch.float64).to(scores.dtype)
-        gone = None if gone is None else gone.reshape(blocks).all(dim=3).all(dim=1)
-    return scores if gone is None else scores.masked_fill(gone, -torch.inf)
+        zero = None if zero is None else zero.reshape(blocks).all(dim=3).all(dim=1)
+    return scores if zero is None else scores.masked_fill(zero, -torch.inf)
 
 
 def _spread(keep: torch.Tensor, structure: Structure) -> torch.Tensor:

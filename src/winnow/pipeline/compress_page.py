@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from winnow.compression.reporting import EXAMPLES, below_floor, image_of
-from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winning_row
-from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
+from winnow.compression.examples import changed_rows, class_rows
+from winnow.compression.reporting import below_floor
+from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winner
+from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import RecipeInputs
-from winnow.records.compression import Candidate, ChangedExample, ClassQuality, Report
+from winnow.records.compression import Candidate, Report
 from winnow.report.compression.page import DATA, read
 from winnow.report.compression.phrases import quality
 from winnow.words import percent, size
@@ -111,18 +112,8 @@ def _compare(report: Report, dense: Dense) -> None:
             loss = compare(dense.evaluation, evaluation, higher_is_better=dense.task.higher_is_better)
             c.drop, c.drop_low, c.drop_high = _known(loss.drop), _known(loss.low), _known(loss.high)
     report.candidates.insert(0, row)
-    if dense.task.metric == "accuracy":
-        rows = class_changes(dense.evaluation, dense.packed)
-        report.classes = [
-            ClassQuality(name=r["name"], n=r["n"], dense=100 * r["before"], pruned=100 * r["after"]) for r in rows
-        ]
-    report.changed = [
-        ChangedExample(
-            input=r["input"] or f"example {r['index']}", truth=r["truth"], dense=r["dense"], pruned=r["pruned"],
-            image=image_of(dense.task, r["index"]) if r["input"] is None else None,
-        )
-        for r in changed_examples(dense.task, dense.evaluation, dense.packed, k=EXAMPLES)
-    ]  # fmt: skip
+    report.classes = class_rows(dense.task, dense.evaluation, dense.packed) or report.classes
+    report.changed = changed_rows(dense.task, dense.evaluation, dense.packed)
 
 
 def _measured(row: Candidate, evaluation: Evaluation, scale: float) -> None:
@@ -175,7 +166,7 @@ def judge_recipe(report: Report, stage: Compress, ticket: Ticket | None, place: 
     label = "" if picked is None else picked.label or picked.name
     if picked is None or given is None or picked.quality is None:
         return replace(unmeasured(label, *sizes, options), sentence=report.verdict.sentence)
-    better = winning_row(picked, [c for c in report.candidates if c is not picked and c is not given])
+    better = winner(picked, [c for c in report.candidates if c is not picked and c is not given])
     loss = _loss(picked, report.task.n or 0, not report.task.higher_is_better)
     before, after = given.quality, picked.quality
     if dense is not None:

@@ -74,10 +74,6 @@ def _none(stack: _Stack, last: bool) -> None:
     stack.mask()
 
 
-def _sparsegpt(stack: _Stack, last: bool) -> None:
-    _loop(stack, last)
-
-
 def _loop(stack: _Stack, rounding: bool) -> None:
     problem, device = stack.shared, stack.dense.device
     assert problem.stats is not None
@@ -92,9 +88,7 @@ def _loop(stack: _Stack, rounding: bool) -> None:
     for order in ways:
         columns = None if order is None else order.columns
         prepared = factor(problem.stats, problem.damp, device, problem.where, stack.dense.dtype, columns)
-        other = sparsegpt(
-            target, prepared, stack.bands, problem.structure, stack.group, stack.keep, grid, order=order
-        )  # fmt: skip
+        other = sparsegpt(target, prepared, stack.bands, problem.structure, stack.group, stack.keep, grid, order=order)
         found = other if found is None else _better_rows(found, other, stack)
     assert found is not None
     stack.weight, stack.keep, stack.quantized = found
@@ -147,64 +141,66 @@ def _damped(gram: torch.Tensor, damp: float) -> torch.Tensor:
 
 _STAGES: dict[str, Callable[[_Stack, bool], None]] = {
     "none": _none,
-    "sparsegpt": _sparsegpt,
+    "sparsegpt": _loop,
     "alps": _alps,
     "lsq": _lsq,
     "swap": _swap,
 }
-UNIT = "reconstruct"  # fits whole blocks, so it runs in the walk over the model and not here
-NAMES: tuple[str, ...] = (*_STAGES, UNIT)
+NAMES: tuple[str, ...] = tuple(_STAGES)
 
 
-def parse_solver(solver: str) -> list[str]:
-    """The names in a chain such as ``"sparsegpt+lsq"``, or ``"lsq+reconstruct"``.
+@dataclass(frozen=True)
+class Chain:
+    """Solvers in their order: the first chooses the mask, the others improve mask or values."""
+
+    names: tuple[str, ...] = ("none",)
+
+    def __str__(self) -> str:
+        return "+".join(self.names)
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether it reads the Gram matrix of the inputs."""
+        return self.names != ("none",)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether its first solver starts from scores (or from a mask given with the problem)."""
+        return self.names[0] in ("none", "lsq", "swap")
+
+
+def parse_solver(solver: str) -> Chain:
+    """The chain that a text such as ``"sparsegpt+lsq"`` names.
 
     Raises:
         InputError: a name is unknown, or stands where it can do nothing.
     """
-    names = [name.strip() for name in solver.split("+")]
+    names = tuple(name.strip() for name in solver.split("+"))
     for place, name in enumerate(names):
         if name not in NAMES:
             raise InputError(f"unknown solver {name!r}: choose from {', '.join(NAMES)}, joined with '+'")
         if place and name in ("none", "alps"):
             raise InputError(f"{name!r} cannot follow another solver in {solver!r}: put it first")
-        if name == UNIT and place != len(names) - 1:
-            raise InputError(f"{name!r} fits whole blocks at the end: put it last in {solver!r}")
-    return names
-
-
-def needs_gram(solver: str) -> bool:
-    """Whether the chain reads the Gram matrix of the inputs (all but ``"none"`` and ``"reconstruct"`` alone do)."""
-    return parse_solver(solver) not in (["none"], [UNIT])
-
-
-def before_units(solver: str) -> str | None:
-    """What comes before ``reconstruct`` in a chain (``"none"`` where it stands alone); None for a chain without it."""
-    names = parse_solver(solver)
-    return ("+".join(names[:-1]) or "none") if names[-1] == UNIT else None
-
-
-def needs_scores(solver: str) -> bool:
-    """Whether the chain's first solver starts from scores (or from a mask given with the problem)."""
-    return parse_solver(solver)[0] in ("none", "lsq", "swap", UNIT)
+    return Chain(names)
 
 
 def solve(problem: Problem, solver: str) -> Solution:
     """Solve one layer. See :func:`solve_group`."""
-    return solve_group([problem], solver)[0]
+    return solve_group([problem], parse_solver(solver))[0]
 
 
-def solve_group(problems: list[Problem], solver: str) -> list[Solution]:
+def solve_group(problems: list[Problem], chain: Chain) -> list[Solution]:
     """Solve layers that read one input (q, k, v; gate, up), which share one ``InputStats`` object.
 
-    ``solver`` is a name or a chain: ``none`` (mask from the scores, values kept), ``sparsegpt``, ``alps``, ``lsq``
+    The solvers of a chain: ``none`` (mask from the scores, values kept), ``sparsegpt``, ``alps``, ``lsq``
     (mask from the scores, then least squares), ``swap`` (mask from the scores, then 1-swaps), joined with ``+``:
     ``sparsegpt+lsq``, ``swap+lsq``. The first chooses the mask, later ones improve on it; ``sparsegpt`` after
     another keeps its mask. A ``keep`` given with a problem takes the place of the mask from scores, and all but
     ``swap`` hold it.
 
     With a grid, ``sparsegpt`` as last solver rounds inside its loop (with no zeros this is GPTQ, its columns ordered by
-    activation: :mod:`winnow.solve.order`); a chain that ends otherwise is followed by that loop on its mask; ``none``, or inputs without a Gram matrix, rounds to nearest.
+    activation: :mod:`winnow.solve.order`); a chain that ends otherwise is followed by that loop on its mask; ``none``,
+    or inputs without a Gram matrix, rounds to nearest.
     The work is done in float32, and in float64 where all the weights come so (the Gram matrix is float32 either way).
     Each layer's counts, scales and mask are its own, so the answer does not depend on what else is in the group
     (values may differ by rounding).
@@ -212,18 +208,13 @@ def solve_group(problems: list[Problem], solver: str) -> list[Solution]:
     Raises:
         InputError: a problem does not fit the solver, or holds NaN or infinity; the message names the fix.
     """
-    names = parse_solver(solver)
-    if UNIT in names:
-        raise InputError(
-            f"{UNIT!r} fits whole blocks to their calls, which one layer does not have: choose another solver"
-        )
     for problem in problems:
         problem.check()
         if problem.stats is not problems[0].stats:
             raise InputError("layers solved together must share one statistics object: solve the others separately")
     answers: dict[int, Solution] = {}
     for alike in _alike(problems):
-        for index, solution in zip(alike, _solve([problems[i] for i in alike], names), strict=True):
+        for index, solution in zip(alike, _solve([problems[i] for i in alike], chain), strict=True):
             answers[index] = solution
     return [answers[i] for i in range(len(problems))]
 
@@ -237,7 +228,7 @@ def _alike(problems: list[Problem]) -> list[list[int]]:
     return list(found.values())
 
 
-def _solve(problems: list[Problem], names: list[str]) -> list[Solution]:
+def _solve(problems: list[Problem], chain: Chain) -> list[Solution]:
     bands, start = [], 0
     for problem in problems:
         rows, cols = problem.weight.shape
@@ -247,22 +238,22 @@ def _solve(problems: list[Problem], names: list[str]) -> list[Solution]:
         start += rows
     shared = problems[0]
     without_gram = shared.stats is None or shared.stats.gram is None
-    if without_gram and names != ["none"]:
-        if names != ["sparsegpt"] or shared.grid is None or any(band.zeros for band in bands):
+    if without_gram and chain.needs_gram:
+        if chain.names != ("sparsegpt",) or shared.grid is None or any(band.zeros for band in bands):
             raise InputError(
-                f"{'+'.join(names)!r} reads the Gram matrix of {shared.where or 'the layer'}'s inputs, which was "
+                f"{str(chain)!r} reads the Gram matrix of {shared.where or 'the layer'}'s inputs, which was "
                 "not accumulated: calibrate with it, or use the solver 'none'"
             )
-        names = ["none"]  # nothing to prune and no data to round by: plain rounding
+        chain = Chain()  # nothing to prune and no data to round by: plain rounding
     double = all(p.weight.dtype == torch.float64 for p in problems)
     weights = [p.weight.detach().to(torch.float64 if double else torch.float32) for p in problems]
     dense = torch.cat(weights) if len(weights) > 1 else weights[0]
     keep = None if shared.keep is None else torch.cat([p.keep for p in problems if p.keep is not None]).to(dense.device)
     stack = _Stack(problems, bands, dense, dense if keep is None else dense * keep, keep)
-    for place, name in enumerate(names):
-        _STAGES[name](stack, place == len(names) - 1)
+    for place, name in enumerate(chain.names):
+        _STAGES[name](stack, place == len(chain.names) - 1)
     if shared.grid is not None and stack.quantized is None:
-        if names == ["none"]:
+        if not chain.needs_gram:
             importance = None if shared.stats is None else shared.stats.sum_sq
             stack.quantized = round_to_nearest(stack.weight, shared.grid, stack.mask(), importance)
             stack.weight = stack.quantized.dequantize()
