@@ -17,9 +17,16 @@ class WinnowError(Exception):
 
 
 class InputError(WinnowError, ValueError):
-    """An argument, a file or a model cannot be used as given (exit code 2)."""
+    """An argument, a file or a model cannot be used as given (exit code 2).
+
+    ``option`` is the one at fault, by its name in Python, where the error is about one: a recipe names its line.
+    """
 
     exit_code = 2
+
+    def __init__(self, *args: object, option: str | None = None) -> None:
+        super().__init__(*args)
+        self.option = option
 
 
 class FormatError(WinnowError):
