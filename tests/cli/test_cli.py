@@ -102,7 +102,7 @@ def test_max_drop_takes_the_smallest_that_holds_or_ends_with_3(files, tmp_path):
         (["--sparsity", "0.5"], "--out"),
         (["--out", "o", "--sparsity", "fifty"], "fifty"),
         (["--out", "o", "--sparsity", "1.2"], "1.2"),
-        (["--out", "o"], "say a budget"),
+        (["--out", "o"], "set a budget"),
         (["--out", "o", "--sparsity", "0.5", "--data", "nowhere.csv"], "nowhere.csv"),
         (["--out", "o", "--sparsity", "0.5", "--structure", "5:4"], "5:4"),
         (["--out", "o", "--sparsity", "0.5", "--table", "nowhere.json"], "nowhere.json"),

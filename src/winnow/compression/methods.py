@@ -83,14 +83,14 @@ def resolve(
 ) -> dict[str, Any]:
     """The parts of a named method, with single parts replaced where the user named them."""
     if method not in METHODS:
-        raise InputError(f"there is no method {method!r}: choose one of {', '.join(['auto', *METHODS])}.")
+        raise InputError(
+            f"there is no method {method!r}: choose one of {', '.join(['auto', *METHODS])}.", option="method"
+        )
     parts = dict(METHODS[method])
     if method == "zeros":
         _check_zeros(score, group, allocation, solver)
     elif allocation == "zeros":
-        raise InputError(
-            "--allocation zeros keeps the zeros that are there: say --method zeros and nothing else of it."
-        )
+        raise InputError("--allocation zeros belongs to --method zeros: give that instead.", option="allocation")
     for key, value in dict(score=score, group=group, allocation=allocation, solver=solver).items():
         if value is not None:
             parts[key] = value
@@ -99,17 +99,19 @@ def resolve(
     from winnow.solve import parse_solver
 
     if parts["score"] not in SCORES:
-        raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.")
+        raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.", option="score")
     if parts["allocation"] not in (*ALLOCATIONS, "learned"):
         raise InputError(
-            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, 'learned'])}."
+            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, 'learned'])}.",
+            option="allocation",
         )
     if parts["group"] not in ("layer", "row"):
         raise InputError(
-            f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation)."
+            f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation).",
+            option="group",
         )
     if "distil" in parts["solver"] and parts["solver"] != "distil":
-        raise InputError("distil fits all the weights that stay by itself: give it as the only solver.")
+        raise InputError("distil trains all remaining weights by itself: give it as the only solver.", option="solver")
     if parts["solver"] != "distil":
         parse_solver(parts["solver"])
     elif parts["allocation"] == "learned" and (parts["score"], parts["group"]) != ("magnitude", "layer"):
@@ -125,10 +127,11 @@ def _check_zeros(score: str | None, group: str | None, allocation: str | None, s
     for option, value in (("score", score), ("group", group), ("allocation", allocation)):
         if value not in (None, METHODS["zeros"][option]):
             named = "table" if value == "table" else option
-            raise InputError(f"--method zeros takes the zeros that are there: leave out --{named}.")
+            raise InputError(f"--method zeros keeps the zeros that the model has: leave out --{named}.", option=named)
     if solver not in (None, "none", "sparsegpt", "lsq", "reconstruct"):
         raise InputError(
-            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct."
+            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct.",
+            option="solver",
         )
 
 
@@ -150,7 +153,7 @@ def settle(
     With ``time`` there is no number of steps; with ``table`` a learned allocation starts from it.
 
     Raises:
-        InputError: a setting the method does not have, a value out of range, settings that exclude each other.
+        InputError: a setting the method does not have, a value out of range, settings that are mutually exclusive.
     """
     from winnow.fcpts.settings import FcptsSettings
     from winnow.settings import read_settings
@@ -165,21 +168,26 @@ def settle(
     elif before_units(parts["solver"]) is not None:
         kind = ReconstructSettings
     if time is not None and not trains(parts):
-        raise InputError(f"--time is for methods that train, and {method} does not: choose fcpts or distil.")
+        raise InputError(
+            f"--time is for methods that train, and {method} does not: choose fcpts or distil.", option="time"
+        )
     if kind is None:
         if given:
             raise InputError(
-                f"method {method} has no settings: leave out --set {next(iter(given))}, or choose fcpts, distil or reconstruct."
+                f"method {method} has no settings: leave out --set {next(iter(given))}, or choose fcpts, distil or reconstruct.",
+                option="settings",
             )
         return {}
     if time is not None and "steps" in given:
-        raise InputError("--time and --set steps exclude each other: say one.")
+        raise InputError("--time and --set steps are mutually exclusive: set one.", option="time")
     if learned and table is not None:
         if given.get("start", "table") != "table":
-            raise InputError(f"a table of rates and --set start={given['start']} exclude each other: say one.")
+            raise InputError(
+                f"--table and --set start={given['start']} are mutually exclusive: set one.", option="table"
+            )
         given = {**given, "start": "table"}
     elif learned and given.get("start") == "table":
-        raise InputError("--set start=table needs the rates: give --table FILE.")
+        raise InputError("--set start=table needs the rates: give --table FILE.", option="settings")
     found = read_settings(kind, given, method).model_dump()
     if time is not None:
         found.pop("steps")

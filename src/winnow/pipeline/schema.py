@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from winnow.budget import parse_sparsity
+from winnow.compression.job import BUDGETS
+from winnow.compression.options import Options, rates_of
 from winnow.errors import InputError
 from winnow.pipeline.part import Part, in_fields, require_no_truth, require_settings
 
@@ -97,68 +99,13 @@ class Ticket(Fitting):
         return value
 
 
-class Compress(Stage):
-    """A packed folder: the arguments of :func:`winnow.compress`. After a ticket without a budget: its own zeros."""
+class Compress(Options, Stage):
+    """A packed folder: the options of :func:`winnow.compress`. After a ticket without a budget: its own zeros."""
 
     kind: ClassVar[str] = "compress"
-    sparsity: float | str | None = None
-    bits_per_weight: float | None = None
-    size: str | int | None = None
-    max_drop: float | None = None
-    method: str | None = None
-    score: str | None = None
-    group: str | None = None
-    allocation: str | None = None
-    table: dict[str, float] | None = None
-    structure: str = "unstructured"
-    solver: str | None = None
-    values: str = "keep"
-    group_size: int = 128
-    baselines: str = "all"
-    include: Texts | None = None  # None: as the ticket stage has it
-    exclude: Texts | None = None
-    samples: int | None = None
-    batch_size: int = 8
-    eval_limit: int | None = Field(None, ge=2)
-    damp: float = 0.01
-    sequential: str = "auto"
-    recalibrate: bool = True
-    ram: str | int | None = None
-    device: str = "cpu"
-    dtype: str = "auto"
-    speed: bool = True
-    settings: dict[str, Any] = Field(default_factory=dict)
-    time: float | str | None = None
-    floor: float | None = None
-
-    @field_validator(
-        "values",
-        "group_size",
-        "samples",
-        "batch_size",
-        "dtype",
-        "sequential",
-        "floor",
-        "time",
-        "ram",
-        "structure",
-        "damp",
-    )
-    @classmethod
-    def _alone(cls, value: Any, info: ValidationInfo) -> Any:
-        """What is wrong about a field whatever the others are, so that the error names its line."""
-        from winnow.compression.job import Job
-        from winnow.masks.structure import parse_structure
-
-        name = str(info.field_name)
-        if name == "structure":
-            parse_structure(value)
-        elif value is not None:
-            try:
-                Job(model="", method="zeros", **{name: value}).check()
-            except InputError as error:
-                raise ValueError(in_fields(str(error).removeprefix(f"--{name.replace('_', '-')} "))) from None
-        return value
+    method: str | None = None  # type: ignore[assignment]  # None: auto, or the ticket's zeros
+    include: Texts | None = None  # type: ignore[assignment]  # None: as the ticket stage has it
+    exclude: Texts | None = None  # type: ignore[assignment]
 
     @field_validator("settings")
     @classmethod
@@ -172,13 +119,13 @@ class Compress(Stage):
 
     def options(self, ticket: Ticket | None) -> dict[str, Any]:
         """Keywords of :func:`winnow.compress`."""
-        found = {name: getattr(self, name) for name in type(self).model_fields}
+        found = {name: getattr(self, name) for name in Options.model_fields}
         for name in ("include", "exclude"):
             if found[name] is None:
                 found[name] = getattr(ticket, name) if ticket is not None else ()
         if self.method is None:
-            budget = (self.sparsity, self.bits_per_weight, self.size, self.max_drop)
-            own = ticket is not None and all(b is None for b in budget) and self.structure == "unstructured"
+            free = self.structure == "unstructured" and all(found[name] is None for name in BUDGETS)
+            own = ticket is not None and free
             found["method"] = "zeros" if own else "auto"
         return found
 
@@ -262,16 +209,13 @@ class Pipeline(Part):
         from winnow.compression.methods import resolve, settle
 
         options = stage.options(self.before(number, Ticket))
-        if isinstance(stage.sparsity, str) and "," in stage.sparsity:
-            raise InputError("a recipe ends in one artifact: give one sparsity")
+        if stage.sparsity is not None and len(rates_of(stage.sparsity)) > 1:
+            raise InputError("a recipe ends in one artifact: give one sparsity", option="sparsity")
         job = Job(model=self.model, data=self.data, **options)
-        job.check()
         if job.method != "auto":
             allocation = "table" if job.table is not None and not job.learns else job.allocation
             parts = resolve(job.method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
             settle(job.method, parts, job.settings, time=job.seconds(), table=job.table)
-        if job.baselines not in ("all", "rtn", "none"):
-            raise InputError(f"baselines {job.baselines!r} is not known: choose all, rtn or none")
 
     def _check_gate(self, number: int) -> None:
         stage, earlier = self.stages[number], self.stages[:number]

@@ -82,27 +82,26 @@ def evaluate(
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
-    from winnow.compression.job import RANGES, check_range, pixel_values
+    from winnow.compression.options import Inputs
     from winnow.measure.fits import require_sound
     from winnow.measure.prepare import prepare
     from winnow.measure.quality import compare
     from winnow.measure.task import written_unit
 
-    check_range("length", length, *RANGES["length"])
-    check_range("eval_limit", eval_limit, *RANGES["eval_limit"])
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype!r} is not known: choose auto, float32 or bfloat16.")
+    given = Inputs(
+        task=task, column=column, label=label, length=length, eval_limit=eval_limit, dtype=dtype, weights=weights, mean=mean, std=std
+    )  # fmt: skip
     if harness_tasks and harness_path is None:
-        raise InputError("--harness needs the folder of its task files: give --harness-path.")
+        raise InputError("--harness needs the folder of its task files: give --harness-path.", option="harness_path")
     source = open_model(model, weights, trust_remote_code=trust_remote_code)
     loaded = _load(source, dtype)
     require_sound(loaded)
     prepared = prepare(
         source, None, data, task=task, column=column, label=label, samples=1, length=length, batch_size=8, seed=0,
-        eval_limit=eval_limit, select=False, tokenizer=tokenizer, model=loaded, mean=pixel_values("mean", mean), std=pixel_values("std", std),
+        eval_limit=eval_limit, select=False, tokenizer=tokenizer, model=loaded, mean=given.mean, std=given.std,
     )  # fmt: skip
     if prepared.task is None:
-        raise InputError("there is nothing to measure: --task none leaves no figure.")
+        raise InputError("there is nothing to measure: --task none leaves no figure.", option="task")
     work = prepared.task
     dense = dense_source = anchor = None
     if reference is not None:
