@@ -48,19 +48,15 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    field = Job.model_fields[name]
-    shell: dict[str, Any] = dict(field.json_schema_extra or {})  # type: ignore[arg-type]
-    kind, default = _kind(name, field.annotation), field.default
-    flags = [shell.pop("flag")] if "flag" in shell else [f"--{name.replace('_', '-')}"] if default is False else []
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default or None if kind in (list[str], Path) else default,
-        annotation=Annotated[
-            kind if default not in (None, (), {}) else kind | None,
-            typer.Option(*flags, help=field.description, **shell),
-        ],
+    field, is_set = Job.model_fields[name], name == "settings"
+    default = None if field.default in ((), {}) else field.default
+    kind = _kind(name, field.annotation)
+    off = [f"--{name.replace('_', '-')}"] if default is False else []  # any other bool has a --no- form, too
+    given = typer.Option(
+        *(["--set"] if is_set else off), help=field.description, metavar="NAME=VALUE" if is_set else None
     )
+    annotation: Any = Annotated[kind if default is not None else kind | None, given]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _kind(name: str, annotation: Any) -> Any:

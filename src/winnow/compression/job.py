@@ -25,9 +25,7 @@ class Job(Inputs, Options):
     eval: Any = option(None, "Evaluation data; by default a part of --data is held out.")
     keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.")
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
-    compare_with: str | Path | None = option(
-        None, "Folder of an earlier run: compare the learned allocations.", shell={"metavar": "DIR"}
-    )
+    compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.")
 
     def __init__(self, model: Any, data: Any = None, **options: Any) -> None:
         super().__init__(model=model, data=data, **options)

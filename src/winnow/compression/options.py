@@ -28,9 +28,9 @@ LARGEST = 1 << 50  # bytes
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def option(default: Any, text: str, *, shell: dict[str, Any] | None = None, **bounds: Any) -> Any:
-    """A field with its help text; ``shell`` has what the command line says otherwise: flag, metavar, show_default."""
-    return Field(default, description=text, json_schema_extra=shell, **bounds)
+def option(default: Any, text: str, **bounds: Any) -> Any:
+    """A field with its help text."""
+    return Field(default, description=text, **bounds)
 
 
 def flag(name: str) -> str:
@@ -38,14 +38,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _parts(given: Any) -> Sequence[Any]:
+    """The values in "0.5,0.7", a sequence or a single one."""
+    return given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+
+
 def _pixels(given: Any) -> tuple[float, ...]:
-    """Numbers from "0.485,0.456,0.406", a sequence or one number."""
-    parts: Any = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
     try:
-        values = tuple(float(part) for part in parts)
+        values = tuple(float(part) for part in _parts(given))
     except (TypeError, ValueError):
         values = ()
-    if not values or not all(math.isfinite(v) for v in values):
+    if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"{given!r} is no list of numbers: write one, or one per channel, as 0.485,0.456,0.406")
     return values
 
@@ -92,10 +95,9 @@ class Options(BaseModel):
     exclude: Texts = option((), "Never prune these (name or pattern); repeatable.")
     samples: int | None = option(
         None,
-        "Calibration samples (sequences or images).",
+        f"Calibration samples; by default {SAMPLES}, or {TRAINING_SAMPLES} for methods that train or fit.",
         ge=1,
         le=1 << 24,
-        shell={"show_default": f"{SAMPLES}; {TRAINING_SAMPLES} for methods that train or fit"},
     )
     batch_size: int = option(8, "Calibration samples per forward.", ge=1, le=1 << 20)
     eval_limit: int | None = EVAL_LIMIT
@@ -108,9 +110,7 @@ class Options(BaseModel):
     device: str = option("cpu", "Device for block-wise computation, e.g. cuda.")
     dtype: Dtype = DTYPE
     speed: bool = option(True, "Measure the speed on this machine at the end (quick).")
-    settings: dict[str, Any] = option(
-        {}, "A setting of the method, e.g. steps=300; repeatable.", shell={"flag": "--set", "metavar": "NAME=VALUE"}
-    )
+    settings: dict[str, Any] = option({}, "A setting of the method, e.g. steps=300; repeatable.")
     time: float | str | None = option(None, "Time limit for training, e.g. 60s or 2m, in place of a number of steps.")
     floor: float | None = option(None, "Warn when quality is below this value of the metric, e.g. 80.")
 
@@ -161,27 +161,22 @@ class Inputs(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise _input_error(error) from None
-
-
-def _input_error(error: ValidationError) -> InputError:
-    """The first error as one sentence; that of another InputError as it is."""
-    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    name = str(first["loc"][0]) if first["loc"] else None
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return InputError(str(cause), option=cause.option or name)
-    if first["type"] == "extra_forbidden":
-        return InputError(f"there is no option {name!r}: winnow compress --help lists the options.", option=name)
-    return InputError(f"{flag(str(name))} {complaint(first)}.", option=name)
+            first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        else:
+            return
+        name = str(first["loc"][0]) if first["loc"] else None
+        cause = first.get("ctx", {}).get("error")
+        text = str(cause) if isinstance(cause, InputError) else f"{flag(str(name))} {complaint(first)}."
+        if first["type"] == "extra_forbidden":
+            text = f"there is no option {name!r}: the options are the fields of {type(self).__module__}.{type(self).__name__}."
+        raise InputError(text, option=getattr(cause, "option", None) or name)
 
 
 def rates_of(given: Any) -> list[float]:
     """One sparsity or several, in [0, 1)."""
     from winnow.budget import parse_sparsity
 
-    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
-    rates = [parse_sparsity(part) for part in parts]
+    rates = [parse_sparsity(part) for part in _parts(given)]
     if not rates or len(set(rates)) != len(rates):
         raise ValueError("must name one rate or several different ones, such as 0.5,0.7")
     return rates
