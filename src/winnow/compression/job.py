@@ -34,6 +34,8 @@ class Job(Inputs, Options):
     def check(self) -> Job:
         """What options say about each other."""
         self.budgets()
+        if self.method != "auto":
+            self.resolve(self.method)
         if self.table is not None and self.allocation not in (None, "table", "learned"):
             raise InputError(
                 f"--table and --allocation {self.allocation} are mutually exclusive: leave out one of them.",
@@ -53,6 +55,14 @@ class Job(Inputs, Options):
     def keeps_zeros(self) -> bool:
         """Whether the model's own zeros are the budget."""
         return self.method == "zeros"
+
+    def resolve(self, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parts of a method (score, group, allocation, solver) and its settings, with what was set here in place."""
+        from winnow.compression.methods import resolve, settle
+
+        allocation = "table" if self.table is not None and not self.learns else self.allocation
+        parts = resolve(method, score=self.score, group=self.group, allocation=allocation, solver=self.solver)
+        return parts, settle(method, parts, self.settings, time=self.seconds(), table=self.table)
 
     def budgets(self) -> list[Budget]:
         """One budget per requested sparsity, or the single other budget; none for ``max_drop`` and ``method="zeros"``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -82,34 +83,19 @@ def resolve(
     solver: str | None = None,
 ) -> dict[str, Any]:
     """The parts of a named method, with single parts replaced where the user named them."""
-    if method not in METHODS:
-        raise InputError(
-            f"there is no method {method!r}: choose one of {', '.join(['auto', *METHODS])}.", option="method"
-        )
-    parts = dict(METHODS[method])
-    if method == "zeros":
-        _check_zeros(score, group, allocation, solver)
-    elif allocation == "zeros":
-        raise InputError("--allocation zeros belongs to --method zeros: give that instead.", option="allocation")
-    for key, value in dict(score=score, group=group, allocation=allocation, solver=solver).items():
-        if value is not None:
-            parts[key] = value
     from winnow.allocate import NAMES as ALLOCATIONS
     from winnow.scores import NAMES as SCORES
     from winnow.solve import parse_solver
 
-    if parts["score"] not in SCORES:
-        raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.", option="score")
-    if parts["allocation"] not in (*ALLOCATIONS, "learned"):
-        raise InputError(
-            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, 'learned'])}.",
-            option="allocation",
-        )
-    if parts["group"] not in ("layer", "row"):
-        raise InputError(
-            f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation).",
-            option="group",
-        )
+    _check_known("method", method, METHODS)
+    if method == "zeros":
+        _check_zeros(score, group, allocation, solver)
+    elif allocation == "zeros":
+        raise InputError("--allocation zeros belongs to --method zeros: give that instead.", option="allocation")
+    named = dict(score=score, group=group, allocation=allocation, solver=solver)
+    parts = METHODS[method] | {key: value for key, value in named.items() if value is not None}
+    for kind, known in dict(score=SCORES, allocation=(*ALLOCATIONS, "learned"), group=("layer", "row")).items():
+        _check_known(kind, parts[kind], known)
     if "distil" in parts["solver"] and parts["solver"] != "distil":
         raise InputError("distil trains all remaining weights by itself: give it as the only solver.", option="solver")
     if parts["solver"] != "distil":
@@ -117,9 +103,15 @@ def resolve(
     elif parts["allocation"] == "learned" and (parts["score"], parts["group"]) != ("magnitude", "layer"):
         raise InputError(
             "learned thresholds compare magnitudes over a whole layer: leave out --score and --group, or choose "
-            "another --allocation or --solver."
+            "another --allocation or --solver.",
+            option="allocation",
         )
     return parts
+
+
+def _check_known(option: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise InputError(f"there is no {option} {name!r}: choose one of {', '.join(known)}.", option=option)
 
 
 def _check_zeros(score: str | None, group: str | None, allocation: str | None, solver: str | None) -> None:

@@ -10,15 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from winnow.errors import InputError
 from winnow.settings import complaint
@@ -34,7 +26,6 @@ def option(default: Any, text: str, **bounds: Any) -> Any:
 
 
 def flag(name: str) -> str:
-    """batch_size -> --batch-size"""
     return "--" + name.replace("_", "-")
 
 

@@ -15,7 +15,7 @@ from winnow.compression.checks import check_earlier, check_finite, check_trainab
 from winnow.compression.counts import raised, total_zeros, within_tensor, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed, stored_sizes
 from winnow.compression.job import Job
-from winnow.compression.methods import choose, recurrent_weights, resolve, settle, trains
+from winnow.compression.methods import choose, recurrent_weights, trains
 from winnow.compression.opening import outputs_of, tried
 from winnow.compression.options import SAMPLES, TRAINING_SAMPLES
 from winnow.compression.plan import Plan, make_plan
@@ -93,9 +93,7 @@ def set_up(job: Job) -> Setup:
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
         method, reason = choose(scope, has_data=job.data is not None, structure=job.structure, recurrent=recurrent)
-    allocation = "table" if job.table is not None and not job.learns else job.allocation
-    parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
-    settings = settle(method, parts, dict(job.settings), time=job.seconds(), table=job.table)
+    parts, settings = job.resolve(method)
     training = trains(parts)
     if training:
         check_trainable(job, host, scope, method)

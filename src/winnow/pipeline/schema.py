@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from winnow.budget import parse_sparsity
-from winnow.compression.job import BUDGETS
+from winnow.compression.job import BUDGETS, Job
 from winnow.compression.options import Options, rates_of
 from winnow.errors import InputError
 from winnow.pipeline.part import Part, in_fields, require_no_truth, require_settings
@@ -205,17 +205,10 @@ class Pipeline(Part):
 
     def _check_compress(self, stage: Compress, number: int) -> None:
         """What compress would refuse whatever the model and data."""
-        from winnow.compression.job import Job
-        from winnow.compression.methods import resolve, settle
-
         options = stage.options(self.before(number, Ticket))
         if stage.sparsity is not None and len(rates_of(stage.sparsity)) > 1:
             raise InputError("a recipe ends in one artifact: give one sparsity", option="sparsity")
-        job = Job(model=self.model, data=self.data, **options)
-        if job.method != "auto":
-            allocation = "table" if job.table is not None and not job.learns else job.allocation
-            parts = resolve(job.method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
-            settle(job.method, parts, job.settings, time=job.seconds(), table=job.table)
+        Job(self.model, self.data, **options)
 
     def _check_gate(self, number: int) -> None:
         stage, earlier = self.stages[number], self.stages[:number]
