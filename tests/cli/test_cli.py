@@ -162,7 +162,7 @@ def test_interrupt_is_one_sentence_and_the_work_stays(files, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
     args = ["compress", *model(files), "--data", files / "train.npz", "--sparsity", "0.5", "--out", tmp_path / "out"]
     done = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True, env=env)
-    assert "goes on where this one was" in refused(done, code=1)
+    assert "run the same command again to resume" in refused(done, code=1)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "out.work").glob("prune-*/unit-*.safetensors"))
 

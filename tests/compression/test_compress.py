@@ -261,6 +261,7 @@ def test_bad_input_is_one_sentence_that_names_the_fix(model, options, words, tmp
         winnow.compress(model, data, out=tmp_path / "out", **options)
     message = str(error.value)
     assert words in message and "\n" not in message
+    assert not words.startswith("--") or error.value.option == words.split()[0][2:]
     assert not (tmp_path / "out").exists()
 
 

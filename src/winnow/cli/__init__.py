@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
             raise KeyboardInterrupt
         sys.exit(code or 0)
     except KeyboardInterrupt:
-        _fail("stopped; nothing was lost: the same command goes on where this one was.", 1)
+        _fail("interrupted; finished work is kept: run the same command again to resume.", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -47,7 +47,7 @@ def bench(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Time a packed model against the dense one on this machine: ms, memory, energy, per layer and whole."""
+    """Benchmark a packed model against the dense one on this machine: ms, memory, energy, per layer and in total."""
     from winnow.compression.reporting import command_line
     from winnow.report.speed.console import bench_table
     from winnow.speed.verb import bench as run

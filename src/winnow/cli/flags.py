@@ -42,9 +42,7 @@ def with_options(*names: str) -> Callable[[F], F]:
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options without those that were left out; a file or a list of settings is read."""
-    return {
-        name: READ[name](value) if name in READ else value for name, value in options.items() if value not in (None, [])
-    }
+    return {n: READ[n](value) if n in READ else value for n, value in options.items() if value not in (None, [])}
 
 
 def _parameter(name: str) -> inspect.Parameter:

@@ -10,7 +10,7 @@ from winnow.cli.output import show
 
 @with_options("include", "exclude", "weights", "trust_remote_code")
 def inspect(model: Model, *, as_json: Json = False, **options: Any) -> None:
-    """List a model's or a packed folder's layers: shape, prunable or why not, sparsity, bits."""
+    """List every layer of a model or packed folder: shape, whether it can be pruned and why not, sparsity, bits."""
     from winnow.verbs.inspect import inspect as look
     from winnow.verbs.inspect import inspection_table
 

@@ -30,7 +30,8 @@ def show_report(table: Any, found: Any, page: Path | None, as_json: bool) -> Non
     screen = console()
     screen.print(table(found))
     if page is not None:
-        screen.print(f"\nReport: {page.resolve()}", soft_wrap=True)
+        screen.print()
+        screen.print(f"Report: {page.resolve()}", soft_wrap=True)
 
 
 def put(text: str) -> None:

@@ -145,8 +145,10 @@ class Inputs(BaseModel):
     weights: str | Path | None = option(None, "State dict (.safetensors) for package.module:function.")
     tokenizer: Any = None
     trust_remote_code: bool = option(False, "Run code that comes with the model folder.")
-    mean: Pixels | None = option(None, "Mean of pixels of 0 to 1, for images: one, or 0.485,0.456,0.406.")
-    std: Pixels | None = option(None, "Standard deviation of pixels, to go with --mean.")
+    mean: Pixels | None = option(
+        None, "Pixel mean, for images with pixels in [0, 1]: one number, or 0.485,0.456,0.406."
+    )
+    std: Pixels | None = option(None, "Pixel standard deviation, to go with --mean.")
 
     def __init__(self, **given: Any) -> None:
         try:
