@@ -62,7 +62,7 @@ class Job(Inputs, Options):
 
         allocation = "table" if self.table is not None and not self.learns else self.allocation
         parts = resolve(method, score=self.score, group=self.group, allocation=allocation, solver=self.solver)
-        return parts, settle(method, parts, self.settings, time=self.seconds(), table=self.table)
+        return parts, settle(method, parts, self.settings, self.seconds(), self.table)
 
     def budgets(self) -> list[Budget]:
         """One budget per requested sparsity, or the single other budget; none for ``max_drop`` and ``method="zeros"``.
@@ -76,44 +76,32 @@ class Job(Inputs, Options):
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         shape = parse_structure(self.structure)
         if self.keeps_zeros:
-            if given:
+            if given or not isinstance(shape, Unstructured):
+                other = flag(given[0]) if given else f"--structure {self.structure}"
                 raise InputError(
-                    f"--method zeros keeps the zeros that the model has: leave out {flag(given[0])}, or choose another --method.",
-                    option=given[0],
-                )
-            if not isinstance(shape, Unstructured):
-                raise InputError(
-                    f"--method zeros packs zeros wherever they are: leave out --structure {self.structure}.",
-                    option="structure",
+                    f"--method zeros keeps the zeros that the model has: leave out {other}, or choose another --method.",
+                    option=given[0] if given else "structure",
                 )
             return []
         if len(given) > 1:
-            raise InputError(
-                f"{' and '.join(map(flag, given))} are mutually exclusive: set one budget.", option=given[1]
-            )
-        if not given and not isinstance(shape, NM):
-            raise InputError("set a budget: --sparsity 0.5, --bits-per-weight 3, --size 40MB or --max-drop 1.")
+            named = " and ".join(map(flag, given))
+            raise InputError(f"{named} are mutually exclusive: set one budget.", option=given[1])
         if not isinstance(shape, NM):
+            if not given:
+                raise InputError("set a budget: --sparsity 0.5, --bits-per-weight 3, --size 40MB or --max-drop 1.")
             if self.sparsity is not None:
                 return [Budget.of(sparsity=s) for s in rates_of(self.sparsity)]
             return [] if self.max_drop is not None else [Budget.of(None, self.bits_per_weight, self.size)]
-        if given not in ([], ["sparsity"]):
-            raise InputError(
-                f"--structure {self.structure} fixes the sparsity: leave out {flag(given[0])}.", option=given[0]
-            )
         fixed = 1 - shape.n / shape.m
-        rates = rates_of(self.sparsity) if given else [fixed]
-        if given and self.learns:
-            if not all(0 < r <= fixed + 1e-9 for r in rates):
-                raise InputError(
-                    f"--structure {self.structure} prunes at most {fixed:g} of a layer, and at least one layer: give a --sparsity above 0 and up to {fixed:g}.",
-                    option="sparsity",
-                )
-        elif [round(s, 6) for s in rates] != [round(fixed, 6)]:
-            raise InputError(
-                f"--structure {self.structure} means a sparsity of {fixed:g}: leave out --sparsity, or choose another pattern.",
-                option="sparsity",
-            )
+        rates = [fixed] if self.sparsity is None else rates_of(self.sparsity)
+        if given not in ([], ["sparsity"]):
+            text = f"fixes the sparsity: leave out {flag(given[0])}."
+        elif self.learns and all(0 < r <= fixed + 1e-9 for r in rates):
+            return [Budget.of(sparsity=s) for s in rates]
+        elif self.learns:
+            text = f"prunes at most {fixed:g} of a layer: give a --sparsity above 0 and up to {fixed:g}."
+        elif [round(s, 6) for s in rates] == [round(fixed, 6)]:
+            return [Budget.of(sparsity=fixed)]
         else:
-            rates = [fixed]
-        return [Budget.of(sparsity=s) for s in rates]
+            text = f"means a sparsity of {fixed:g}: leave out --sparsity, or choose another pattern."
+        raise InputError(f"--structure {self.structure} {text}", option=given[0])

@@ -74,25 +74,17 @@ def recurrent_weights(scope: Scope, model: nn.Module) -> int:
     return sum(p.numel for p in scope.prunables.values() if isinstance(model.get_submodule(p.module), kinds))
 
 
-def resolve(
-    method: str,
-    *,
-    score: str | None = None,
-    group: str | None = None,
-    allocation: str | None = None,
-    solver: str | None = None,
-) -> dict[str, Any]:
-    """The parts of a named method, with single parts replaced where the user named them."""
+def resolve(method: str, **named: str | None) -> dict[str, Any]:
+    """The parts (score, group, allocation, solver) of a named method, with those that the user named in their place."""
     from winnow.allocate import NAMES as ALLOCATIONS
     from winnow.scores import NAMES as SCORES
     from winnow.solve import parse_solver
 
     _check_known("method", method, METHODS)
     if method == "zeros":
-        _check_zeros(score, group, allocation, solver)
-    elif allocation == "zeros":
+        _check_zeros(**named)
+    elif named["allocation"] == "zeros":
         raise InputError("--allocation zeros belongs to --method zeros: give that instead.", option="allocation")
-    named = dict(score=score, group=group, allocation=allocation, solver=solver)
     parts = METHODS[method] | {key: value for key, value in named.items() if value is not None}
     for kind, known in dict(score=SCORES, allocation=(*ALLOCATIONS, "learned"), group=("layer", "row")).items():
         _check_known(kind, parts[kind], known)
@@ -114,12 +106,12 @@ def _check_known(option: str, name: str, known: Iterable[str]) -> None:
         raise InputError(f"there is no {option} {name!r}: choose one of {', '.join(known)}.", option=option)
 
 
-def _check_zeros(score: str | None, group: str | None, allocation: str | None, solver: str | None) -> None:
-    """Which weights go is settled; only a solver that leaves the mask alone has something left to do."""
-    for option, value in (("score", score), ("group", group), ("allocation", allocation)):
+def _check_zeros(solver: str | None, **named: str | None) -> None:
+    """Which weights are pruned is settled; only a solver that leaves the mask alone has something left to do."""
+    for option, value in named.items():
         if value not in (None, METHODS["zeros"][option]):
-            named = "table" if value == "table" else option
-            raise InputError(f"--method zeros keeps the zeros that the model has: leave out --{named}.", option=named)
+            other = "table" if value == "table" else option
+            raise InputError(f"--method zeros keeps the zeros that the model has: leave out --{other}.", option=other)
     if solver not in (None, "none", "sparsegpt", "lsq", "reconstruct"):
         raise InputError(
             f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct.",
@@ -133,12 +125,7 @@ def trains(parts: dict[str, Any]) -> bool:
 
 
 def settle(
-    method: str,
-    parts: dict[str, Any],
-    given: dict[str, Any],
-    *,
-    time: float | None = None,
-    table: dict[str, float] | None = None,
+    method: str, parts: dict[str, Any], given: dict[str, Any], time: float | None, table: dict[str, float] | None
 ) -> dict[str, Any]:
     """All settings of a method, the ones the user gave in place of the defaults; empty where it has none.
 
