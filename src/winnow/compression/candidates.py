@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from winnow.compression.recipe import Recipe, Values
+from winnow.compression.options import Values
+from winnow.compression.recipe import Recipe
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
 ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given

@@ -46,6 +46,7 @@ def _pixels(given: Any) -> tuple[float, ...]:
 
 Pixels = Annotated[tuple[float, ...], BeforeValidator(_pixels)]
 Texts = tuple[str, ...]
+Values = Literal["keep", "bf16", "int8", "int4"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 DTYPE = option("auto", "Compute data type: auto, float32 or bfloat16.")
 EVAL_LIMIT = option(None, "Evaluate at most this many examples (segments, for text).", ge=2, le=1 << 40)
@@ -77,9 +78,7 @@ class Options(BaseModel):
     solver: str | None = option(
         None, "Weight update: none, sparsegpt, alps, lsq, swap, joined by +; reconstruct, distil."
     )
-    values: Literal["keep", "bf16", "int8", "int4"] = option(
-        "keep", "Data type of the remaining weights: keep, bf16, int8 or int4."
-    )
+    values: Values = option("keep", "Data type of the remaining weights: keep, bf16, int8 or int4.")
     group_size: Literal[32, 64, 128, 256] = option(128, "Quantization group size (inputs per int4 scale).")
     baselines: Literal["all", "rtn", "none"] = option("all", "Baselines to compare with: all, rtn (quick) or none.")
     include: Texts = option((), "Also treat these as prunable (name or pattern); repeatable.")

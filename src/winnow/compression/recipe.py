@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Values = Literal["keep", "bf16", "int8", "int4"]
+from winnow.compression.options import Values
+
 Group = Literal["layer", "row"]
 
 
