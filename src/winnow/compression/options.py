@@ -1,6 +1,7 @@
 """The options of ``compress``: type, default, bounds and help text, once for Python, the command line and recipes.
 
-The command line is built from these fields, so nothing here imports torch before an option needs it.
+A new option is a field here (of :class:`Job` where a recipe gives it elsewhere) and the code that uses it. The command
+line is built from these fields, so nothing here imports torch before an option needs it.
 """
 
 from __future__ import annotations
