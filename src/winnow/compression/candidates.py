@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from winnow.compression.options import Values
-from winnow.compression.recipe import Recipe
+from winnow.compression.recipe import Recipe, Values
+from winnow.errors import InputError
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
 ROUNDING = "sparsegpt"  # the solver that rounds inside its loop, also on a mask that is given
@@ -77,6 +77,8 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
         level: "none"; "rtn" (plain round-to-nearest only: seconds); "all" (GPTQ and pruned + int8 / int4 too).
         has_data: GPTQ and solved candidates need calibration data.
     """
+    if level not in ("none", "rtn", "all"):
+        raise InputError(f"--baselines {level!r} is not known: choose all, rtn or none.")
     if level == "none":
         return []
     base = recipes[0]

@@ -12,6 +12,7 @@ from winnow.errors import InputError
 
 if TYPE_CHECKING:
     from winnow.budget import Budget
+    from winnow.masks.structure import Structure
 
 BUDGETS = ("sparsity", "bits_per_weight", "size", "max_drop")
 
@@ -56,6 +57,12 @@ class Job(Inputs, Options):
         """Whether the model's own zeros are the budget."""
         return self.method == "zeros"
 
+    @property
+    def pattern(self) -> Structure:
+        from winnow.masks.structure import parse_structure
+
+        return parse_structure(self.structure)
+
     def resolve(self, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The parts of a method (score, group, allocation, solver) and its settings, with what was set here in place."""
         from winnow.compression.methods import resolve, settle
@@ -71,10 +78,10 @@ class Job(Inputs, Options):
             InputError: none or several kinds of budget, or one that the structure does not allow.
         """
         from winnow.budget import Budget
-        from winnow.masks.structure import NM, Unstructured, parse_structure
+        from winnow.masks.structure import NM, Unstructured
 
         given = [name for name in BUDGETS if getattr(self, name) is not None]
-        shape = parse_structure(self.structure)
+        shape = self.pattern
         if self.keeps_zeros:
             if given or not isinstance(shape, Unstructured):
                 other = flag(given[0]) if given else f"--structure {self.structure}"

@@ -24,7 +24,6 @@ from winnow.compression.verdict import recalibrated_note
 from winnow.disk.work import work_of
 from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance
-from winnow.measure.task import Task
 from winnow.run.store import Store
 
 ProgressFactory = Callable[[str], Progress]
@@ -81,7 +80,10 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         store = Store(root)
         stack.callback(store.release)
         setup.host.begin(setup.scope)
-        runner = _runner(setup, store, progress, setup.prepared.task)
+        runner = Runner(
+            setup.host, setup.scope, setup.prepared.batches, setup.prepared.task, store, identity=_identity(setup),
+            spill=setup.plan.ledger.spilled, device=job.device, progress=progress,
+        )  # fmt: skip
         if job.size is not None:
             fit_size(setup, runner)
         if job.max_drop is None:
@@ -121,7 +123,11 @@ def _at_goal(
     """The smallest file within the limit: searched on the selection data, confirmed on data no choice has seen."""
     limit = setup.job.max_drop
     assert limit is not None and setup.prepared.selection is not None
-    selecting = _runner(setup, store, progress, setup.prepared.selection, evaluation=setup.prepared.hashes["selection"])
+    selecting = Runner(
+        setup.host, setup.scope, setup.prepared.batches, setup.prepared.selection, store,
+        identity={**_identity(setup), "evaluation": setup.prepared.hashes["selection"]},
+        spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
+    )  # fmt: skip
     dense = selecting.measure_dense()
     if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):
         raise GateError(
@@ -163,11 +169,10 @@ def _note_recalibrated(runner: Runner, outcomes: list[Outcome]) -> None:
         runner.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
 
 
-def _runner(setup: Setup, store: Store, progress: ProgressFactory | None, task: Task | None, **hashes: str) -> Runner:
-    identity = {
-        "model": setup.source.sha256(), "device": setup.job.device, "dtype": setup.job.dtype, **setup.prepared.hashes, **hashes
-    }  # fmt: skip
-    return Runner(
-        setup.host, setup.scope, setup.prepared.batches, task, store, identity=identity,
-        spill=setup.plan.ledger.spilled, device=setup.job.device, progress=progress,
-    )  # fmt: skip
+def _identity(setup: Setup) -> dict[str, str]:
+    return {
+        "model": setup.source.sha256(),
+        "device": setup.job.device,
+        "dtype": setup.job.dtype,
+        **setup.prepared.hashes,
+    }
