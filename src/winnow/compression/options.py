@@ -112,7 +112,7 @@ class Options(BaseModel):
         from winnow.budget import parse_size
         from winnow.masks.structure import parse_structure
 
-        read = dict(
+        read: dict[str, Any] = dict(
             sparsity=rates_of, size=parse_size, structure=parse_structure, ram=_memory, device=_on, time=_seconds
         )
         if value is not None:
