@@ -54,7 +54,7 @@ def test_verbs_and_flags():
 def test_every_flag_of_compress_is_an_option_in_python():
     command = typer.main.get_command(app).commands["compress"]
     names = {p.name for p in command.params} - {"as_json", "dry_run", "help"}
-    assert names - {"model", "data", "out"} == set(Job.__dataclass_fields__) - {"model", "data", "out", "tokenizer"}
+    assert names - {"model", "data", "out"} == set(Job.model_fields) - {"model", "data", "out", "tokenizer"}
 
 
 def test_exit_codes():

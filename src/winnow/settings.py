@@ -1,4 +1,4 @@
-"""Reads the settings of a method."""
+"""Reads the settings of a method, and says what is wrong with a value."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from pydantic import BaseModel, ValidationError
 from winnow.errors import InputError
 
 S = TypeVar("S", bound=BaseModel)
+PLAIN = {"greater than or equal to": "at least", "less than or equal to": "at most", "a valid tuple": "a list"}
+
+
+def complaint(error: Any) -> str:
+    """One of pydantic's errors in words that follow the name of the value: "must be at least 1, not 0"."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"]).rstrip(".")
+    given = repr(error["input"])
+    given = given if len(given) <= 120 else f"{given[:120]}..."
+    if error["type"] == "literal_error":
+        return f"{given} is not known: choose one of {error['ctx']['expected'].replace(chr(39), '')}"
+    words = error["msg"].removeprefix("Input should ")
+    for long, short in PLAIN.items():
+        words = words.replace(long, short)
+    return f"{'' if words == error['msg'] else 'must '}{words[0].lower()}{words[1:]}, not {given}"
 
 
 def read_settings(kind: type[S], given: dict[str, Any], method: str) -> S:
@@ -20,7 +35,9 @@ def read_settings(kind: type[S], given: dict[str, Any], method: str) -> S:
         name = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields)
-            raise InputError(f"method {method} has no setting {name!r}: choose one of {known}.") from None
+            raise InputError(
+                f"method {method} has no setting {name!r}: choose one of {known}.", option="settings"
+            ) from None
         if not name:  # two settings that do not go together
-            raise InputError(f"method {method}: {first['msg'].removeprefix('Value error, ')}.") from None
-        raise InputError(f"--set {name}={given.get(name)}: {first['msg'].lower()}.") from None
+            raise InputError(f"method {method}: {complaint(first)}.", option="settings") from None
+        raise InputError(f"--set {name} {complaint(first)}.", option="settings") from None

@@ -102,7 +102,7 @@ def test_max_drop_takes_the_smallest_that_holds_or_ends_with_3(files, tmp_path):
         (["--sparsity", "0.5"], "--out"),
         (["--out", "o", "--sparsity", "fifty"], "fifty"),
         (["--out", "o", "--sparsity", "1.2"], "1.2"),
-        (["--out", "o"], "say a budget"),
+        (["--out", "o"], "set a budget"),
         (["--out", "o", "--sparsity", "0.5", "--data", "nowhere.csv"], "nowhere.csv"),
         (["--out", "o", "--sparsity", "0.5", "--structure", "5:4"], "5:4"),
         (["--out", "o", "--sparsity", "0.5", "--table", "nowhere.json"], "nowhere.json"),
@@ -162,7 +162,7 @@ def test_interrupt_is_one_sentence_and_the_work_stays(files, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
     args = ["compress", *model(files), "--data", files / "train.npz", "--sparsity", "0.5", "--out", tmp_path / "out"]
     done = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True, env=env)
-    assert "goes on where this one was" in refused(done, code=1)
+    assert "run the same command again to resume" in refused(done, code=1)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "out.work").glob("prune-*/unit-*.safetensors"))
 

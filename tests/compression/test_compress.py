@@ -236,11 +236,11 @@ def test_same_seed_same_bytes(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(), "say a budget"),
+        (dict(), "set a budget"),
         (dict(sparsity=1.0), "sparsity"),
         (dict(sparsity=1.2), "sparsity"),
         (dict(sparsity="fifty"), "sparsity"),
-        (dict(sparsity=0.5, size="1MB"), "exclude each other"),
+        (dict(sparsity=0.5, size="1MB"), "mutually exclusive"),
         (dict(sparsity=0.5, values="int7"), "--values"),
         (dict(sparsity=0.5, method="magic"), "no method"),
         (dict(sparsity=0.5, method="wanda"), "calibration data"),
@@ -261,6 +261,7 @@ def test_bad_input_is_one_sentence_that_names_the_fix(model, options, words, tmp
         winnow.compress(model, data, out=tmp_path / "out", **options)
     message = str(error.value)
     assert words in message and "\n" not in message
+    assert not words.startswith("--") or error.value.option == words.split()[0][2:]
     assert not (tmp_path / "out").exists()
 
 

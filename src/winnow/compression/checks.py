@@ -20,16 +20,18 @@ def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
     """Training holds the whole model, in float32, on the CPU: what cannot be trained so is refused before any work."""
     if job.ram is not None:
         raise InputError(
-            f"--method {method} trains the whole model in memory: leave out --ram, or take --method reconstruct, which goes block by block."
+            f"--method {method} trains the whole model in memory: leave out --ram, or take --method reconstruct, which goes block by block.",
+            option="ram",
         )
     if job.device != "cpu":
-        raise InputError(f"--method {method} trains on the CPU: leave out --device.")
+        raise InputError(f"--method {method} trains on the CPU: leave out --device.", option="device")
     other = next((n for n in scope.prunables if host.model.get_parameter(n).dtype != torch.float32), None)
     if other is not None:
         dtype = str(host.model.get_parameter(other).dtype).removeprefix("torch.")
         raise InputError(
             f"--method {method} trains in float32 and {other} would be {dtype}: give --dtype float32, or take "
-            "--method reconstruct where memory is short."
+            "--method reconstruct where memory is short.",
+            option="dtype",
         )
 
 
@@ -41,7 +43,7 @@ def own_zeros(host: Host, scope: Scope, spec: str) -> int:
             f"{spec} has no zeros among its prunable weights: give a pruned model, or a --sparsity and another --method."
         )
     if zeros == scope.numel:
-        raise InputError(f"every prunable weight of {spec} is zero: give a model in which some stayed.")
+        raise InputError(f"every prunable weight of {spec} is zero: give a model with some nonzero weights.")
     return zeros
 
 
@@ -51,7 +53,8 @@ def check_earlier(job: Job, fitting: Recovery) -> None:
 
     if not fitting.trains:
         raise InputError(
-            "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out."
+            "--compare-with compares allocations of methods that train: choose fcpts or distil, or leave it out.",
+            option="compare_with",
         )
     earlier_record(Path(str(job.compare_with)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -79,91 +80,77 @@ def recurrent_weights(scope: Scope, model: nn.Module) -> int:
     return sum(p.numel for p in scope.prunables.values() if isinstance(model.get_submodule(p.module), kinds))
 
 
-def resolve(
-    method: str,
-    *,
-    score: str | None = None,
-    group: str | None = None,
-    allocation: str | None = None,
-    solver: str | None = None,
-) -> dict[str, Any]:
-    """The parts of a named method, with single parts replaced where the user named them."""
-    if method not in METHODS:
-        raise InputError(f"there is no method {method!r}: choose one of {', '.join(['auto', *METHODS])}.")
-    parts = dict(METHODS[method])
+def resolve(method: str, **named: str | None) -> dict[str, Any]:
+    """The parts (score, group, allocation, solver) of a named method, with those that the user named in their place."""
+    _check_known("method", method, METHODS)
     if method == "zeros":
-        _check_zeros(score, group, allocation, solver)
-    elif allocation == "zeros":
-        raise InputError(
-            "--allocation zeros keeps the zeros that are there: say --method zeros and nothing else of it."
-        )
-    for key, value in dict(score=score, group=group, allocation=allocation, solver=solver).items():
-        if value is not None:
-            parts[key] = value
-    if parts["score"] not in SCORES:
-        raise InputError(f"there is no score {parts['score']!r}: choose one of {', '.join(SCORES)}.")
-    if parts["allocation"] not in (*ALLOCATIONS, LEARNED):
-        raise InputError(
-            f"there is no allocation {parts['allocation']!r}: choose one of {', '.join([*ALLOCATIONS, LEARNED])}."
-        )
-    if parts["group"] not in ("layer", "row"):
-        raise InputError(
-            f"there is no comparison group {parts['group']!r}: choose layer or row (global is an --allocation)."
-        )
+        _check_zeros(**named)
+    elif named["allocation"] == "zeros":
+        raise InputError("--allocation zeros belongs to --method zeros: give that instead.", option="allocation")
+    parts = METHODS[method] | {key: value for key, value in named.items() if value is not None}
+    for kind, known in dict(score=SCORES, allocation=(*ALLOCATIONS, LEARNED), group=("layer", "row")).items():
+        _check_known(kind, parts[kind], known)
     _, recovery = parse_recovery(parts["solver"])
     by_magnitude = (parts["score"], parts["group"]) == ("magnitude", "layer")
     if recovery.trains and parts["allocation"] == LEARNED and not by_magnitude:
         raise InputError(
             "learned thresholds compare magnitudes over a whole layer: leave out --score and --group, or choose "
-            "another --allocation or --solver."
+            "another --allocation or --solver.",
+            option="allocation",
         )
     return parts
 
 
-def _check_zeros(score: str | None, group: str | None, allocation: str | None, solver: str | None) -> None:
-    """Which weights go is settled; only a solver that leaves the mask alone has something left to do."""
-    for option, value in (("score", score), ("group", group), ("allocation", allocation)):
+def _check_known(option: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise InputError(f"there is no {option} {name!r}: choose one of {', '.join(known)}.", option=option)
+
+
+def _check_zeros(solver: str | None, **named: str | None) -> None:
+    """Which weights are pruned is settled; only a solver that leaves the mask alone has something left to do."""
+    for option, value in named.items():
         if value not in (None, METHODS["zeros"][option]):
-            named = "table" if value == "table" else option
-            raise InputError(f"--method zeros takes the zeros that are there: leave out --{named}.")
+            other = "table" if value == "table" else option
+            raise InputError(f"--method zeros keeps the zeros that the model has: leave out --{other}.", option=other)
     if solver not in (None, "none", "sparsegpt", "lsq", *(n for n, r in RECOVERIES.items() if r.by_block)):
         raise InputError(
-            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct."
+            f"--solver {solver} chooses zeros of its own: with --method zeros, take none, sparsegpt, lsq or reconstruct.",
+            option="solver",
         )
 
 
 def settle(
-    method: str,
-    parts: dict[str, Any],
-    given: dict[str, Any],
-    *,
-    time: float | None = None,
-    table: dict[str, float] | None = None,
+    method: str, parts: dict[str, Any], given: dict[str, Any], time: float | None, table: dict[str, float] | None
 ) -> dict[str, Any]:
     """All settings of a method, the ones the user gave in place of the defaults; empty where it has none.
 
     With ``time`` there is no number of steps; with ``table`` a learned allocation starts from it.
 
     Raises:
-        InputError: a setting the method does not have, a value out of range, settings that exclude each other.
+        InputError: a setting the method does not have, a value out of range, settings that are mutually exclusive.
     """
     fitting = fitting_of(parts["solver"], parts["allocation"])
     if time is not None and not fitting.trains:
-        raise InputError(f"--time is for methods that train, and {method} does not: choose fcpts or distil.")
+        raise InputError(
+            f"--time is for methods that train, and {method} does not: choose fcpts or distil.", option="time"
+        )
     if fitting.settings is None:
         if given:
             raise InputError(
-                f"method {method} has no settings: leave out --set {next(iter(given))}, or choose fcpts, distil or reconstruct."
+                f"method {method} has no settings: leave out --set {next(iter(given))}, or choose fcpts, distil or reconstruct.",
+                option="settings",
             )
         return {}
     if time is not None and "steps" in given:
-        raise InputError("--time and --set steps exclude each other: say one.")
+        raise InputError("--time and --set steps are mutually exclusive: set one.", option="time")
     if fitting.allocates and table is not None:
         if given.get("start", "table") != "table":
-            raise InputError(f"a table of rates and --set start={given['start']} exclude each other: say one.")
+            raise InputError(
+                f"--table and --set start={given['start']} are mutually exclusive: set one.", option="table"
+            )
         given = {**given, "start": "table"}
     elif fitting.allocates and given.get("start") == "table":
-        raise InputError("--set start=table needs the rates: give --table FILE.")
+        raise InputError("--set start=table needs the rates: give --table FILE.", option="settings")
     found = read_settings(fitting.settings, given, method).model_dump()
     if time is not None:
         found.pop("steps")

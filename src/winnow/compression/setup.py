@@ -14,9 +14,10 @@ from winnow.compression.candidates import at_values, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
-from winnow.compression.job import SAMPLES, TRAINING_SAMPLES, Job
-from winnow.compression.methods import choose, recurrent_weights, resolve, settle
+from winnow.compression.job import Job
+from winnow.compression.methods import choose, recurrent_weights
 from winnow.compression.opening import outputs_of, with_data
+from winnow.compression.options import SAMPLES, TRAINING_SAMPLES
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
@@ -64,9 +65,8 @@ def set_up(job: Job) -> Setup:
     """Opens the model and the data and turns the budget into integers. Prunes nothing, writes nothing.
 
     Raises:
-        InputError: anything about the job, the model or the data that would stop it later.
+        InputError: anything about the model or the data that would stop it later.
     """
-    job.check()
     source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
     if source.module is not None:
         from winnow.kernels.swap import must_be_dense
@@ -89,13 +89,11 @@ def set_up(job: Job) -> Setup:
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
     learned_pattern = job.learns and isinstance(job.pattern, NM)  # leaves tensors dense that do not take it
     check_finite(host, scope)
-    method, reason = job.method, "exactly the model’s zeros are kept" if job.keeps_zeros else "named by you"
+    method, reason = job.method, "named by you"
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
         method, reason = choose(scope, has_data=job.data is not None, pattern=job.pattern, recurrent=recurrent)
-    allocation = "table" if job.table is not None and not job.learns else job.allocation
-    parts = resolve(method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
-    settings = settle(method, parts, dict(job.settings or {}), time=job.seconds(), table=job.table)
+    parts, settings = job.resolve(method)
     fitting, (_, recovery) = fitting_of(parts["solver"], parts["allocation"]), parse_recovery(parts["solver"])
     if fitting.trains:
         check_trainable(job, host, scope, method)
@@ -105,8 +103,8 @@ def set_up(job: Job) -> Setup:
     prepared = prepare(
         source, job.data, job.eval, task=job.task, column=job.column, label=job.label, samples=samples, length=job.length,
         batch_size=settings["batch"] if fitting.trains else job.batch_size, seed=job.seed, eval_limit=job.eval_limit, select=job.max_drop is not None, tokenizer=job.tokenizer,
-        tokens=TOKENS if fitting.trains and "batch" not in (job.settings or {}) else None,
-        model=None if host.streamed else host.model, mean=job.pixels("mean"), std=job.pixels("std"),
+        tokens=TOKENS if fitting.trains and "batch" not in job.settings else None,
+        model=None if host.streamed else host.model, mean=job.mean, std=job.std,
     )  # fmt: skip
     host = with_data(host, prepared)
     scope = find_scope(
@@ -154,7 +152,9 @@ def set_up(job: Job) -> Setup:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []
     if any(r.needs_data for r in recipes) and not prepared.batches:
-        raise InputError(f"--method {method} learns from calibration data: give --data, or choose magnitude or lamp.")
+        raise InputError(
+            f"--method {method} needs calibration data: give --data, or choose magnitude or lamp.", option="data"
+        )
     if not job.keeps_zeros:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
@@ -182,7 +182,9 @@ def _sequential(
     A solver that fits units as a whole (``whole_blocks``) gets blocks: a layer alone has far less to make up with.
     """
     if job.sequential == "layer" and host.streamed:
-        raise InputError("--sequential layer needs the model in memory: leave out --ram, or choose block.")
+        raise InputError(
+            "--sequential layer needs the model in memory: leave out --ram, or choose block.", option="sequential"
+        )
     if job.sequential != "auto":
         return "layer" if job.sequential == "layer" else "block"
     if whole_blocks or host.streamed or not prepared.batches or not one_stream(host.model):

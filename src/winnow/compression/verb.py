@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,9 @@ def compress(
     model: str | Path | nn.Module,
     data: Any = None,
     *,
-    sparsity: float | str | Sequence[float] | None = None,
-    bits_per_weight: float | None = None,
-    size: str | int | None = None,
-    max_drop: float | None = None,
     out: str | Path | None = None,
     dry_run: bool = False,
-    progress: Callable[[str], Callable[[int, int, str], None]] | None = None,
+    progress: ProgressFactory | None = None,
     command: str | None = None,
     **options: Any,
 ) -> Result | Plan:
@@ -48,42 +44,26 @@ def compress(
 
     Args:
         model: a Hugging Face folder or name, ``"package.module:function"`` (with ``weights=``), or a module (which
-            is not changed).
+            is not modified).
         data: calibration data: a file, a folder of images, an npz, a Hugging Face data set name,
             ``"package.module:function"``, or records in memory; see :func:`winnow.data.open_data`.
-        sparsity: share of zeros among the prunable weights in [0, 1), or several. Exactly one of this,
-            ``bits_per_weight`` (of the prunable weights, index and scales counted), ``size`` (of the weights file,
-            e.g. "40MB") and ``max_drop`` (points, or per cent of perplexity, that the paired upper 95 % bound may lose);
-            none with ``method="zeros"``, which packs a sparse model as it is.
         out: folder to write; without it, use :meth:`Result.save`.
         dry_run: return the :class:`Plan` and write nothing.
         progress: called with a stage's name, gives a function (done, total, what).
-        options: the other fields of :class:`winnow.compression.job.Job`: eval, task, column, label, method, score,
-            group, allocation, table, structure, solver, values, group_size, baselines, keep, include, exclude,
-            samples, length, batch_size, eval_limit, seed, damp, recalibrate, ram, device, dtype, weights,
-            tokenizer, trust_remote_code, speed; and for methods that train (fcpts, distil, ``allocation="learned"``):
-            settings (a dict, see :mod:`winnow.train.distil.settings`), time (seconds, in place of a number of steps),
-            compare_with (an earlier run's folder), floor (a value of the metric that quality should not fall below);
-            mean and std of pixels between 0 and 1 (numbers, one or one a channel), for images given as bytes.
+        command: the command line to name in the report.
+        options: the other fields of :class:`winnow.compression.job.Job`, which have the help texts of
+            ``winnow compress --help``. Exactly one budget: ``sparsity`` (in [0, 1), or several), ``bits_per_weight``,
+            ``size`` or ``max_drop`` (points, or per cent of perplexity, that the paired upper 95% bound may lose);
+            none with ``method="zeros"``, which packs a sparse model as it is. ``settings`` is a dict (see
+            :mod:`winnow.train.distil.settings`), ``table`` a dict of rates by name or pattern, ``time`` seconds or text.
 
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.
-        GateError: ``max_drop`` cannot be kept.
+        GateError: ``max_drop`` cannot be met.
         WinnowError: the work failed, e.g. a full disk; running again continues.
     """
-    unknown = sorted(set(options) - set(Job.__dataclass_fields__))
-    if unknown:
-        raise InputError(
-            f"compress has no option {unknown[0]!r}: the options are the fields of winnow.compression.job.Job."
-        )
-    job = Job(
-        model=model, data=data, sparsity=sparsity, bits_per_weight=bits_per_weight, size=size, max_drop=max_drop,
-        out=Path(out) if out is not None else None, **options,
-    )  # fmt: skip
-    setup = set_up(job)
-    if dry_run:
-        return setup.plan
-    return run(setup, progress=progress, command=command)
+    setup = set_up(Job(model, data, out=out, **options))
+    return setup.plan if dry_run else run(setup, progress=progress, command=command)
 
 
 def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
@@ -132,7 +112,9 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
     )
     names = {c.name for c in (*requested, *others)}
     if unknown := sorted(set(setup.job.keep) - names):
-        raise InputError(f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.")
+        raise InputError(
+            f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.", option="keep"
+        )
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]
     _note_recalibrated(setup, runner, outcomes)

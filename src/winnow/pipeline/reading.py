@@ -18,6 +18,7 @@ from winnow.pipeline.stage import Stage
 from winnow.pipeline.stages import KINDS, ORDER
 from winnow.run import plain_yaml
 from winnow.run.plain_yaml import dotted
+from winnow.settings import complaint
 
 ABSENT = "does not exist"
 
@@ -146,14 +147,12 @@ def _model(document: Document, kind: type[Any], given: dict[str, Any], where: Wh
         # A misspelt field explains the one that is missing.
         first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
         at = (*where, *_written(first["loc"], given))
-        message = first["msg"].removeprefix("Value error, ")
+        message = complaint(first)
         if first["type"] == "extra_forbidden":
             name = str(first["loc"][-1])
             message = f"is no field of {what}{_meant(name, kind.model_fields)}"
         elif first["type"] == "missing":
             message = "is missing"
-        elif first["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
         raise document.error(at, message) from None
 
 

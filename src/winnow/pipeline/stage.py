@@ -142,4 +142,4 @@ def require_settings(given: dict[str, Any], *kinds: type[BaseModel]) -> None:
 
 
 def _has(annotation: Any, *kinds: Any) -> bool:
-    return annotation in kinds or any(_has(a, *kinds) for a in get_args(annotation))
+    return annotation in kinds or type(annotation) in kinds or any(_has(a, *kinds) for a in get_args(annotation))

@@ -32,26 +32,19 @@ class Bars:
 
     def __enter__(self) -> Bars:
         if not self._quiet:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich import progress as rich
 
             from winnow.terminal.screen import Console
 
             console = Console(stderr=True)
-            self._progress = Progress(
-                TextColumn("{task.description:<40.40}", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[what]:<32.32}", style="dim", markup=False),
+            self._progress = rich.Progress(
+                rich.TextColumn("{task.description:<40.40}", markup=False),
+                rich.BarColumn(bar_width=24),
+                rich.MofNCompleteColumn(),
+                rich.TimeElapsedColumn(),
+                rich.TextColumn("left"),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.fields[what]:<32.32}", style="dim", markup=False),
                 console=console,
                 disable=not console.is_terminal,
             )

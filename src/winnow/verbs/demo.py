@@ -30,7 +30,7 @@ def run(
     from winnow.disk.work import check_output
     from winnow.formats.output import OutputFolder
 
-    Job(model=FACTORY, sparsity=sparsity, seed=seed).check()
+    Job(FACTORY, sparsity=sparsity, seed=seed)  # raises InputError before any training
     check_output(out)
     training = progress("training on digits") if progress else None
     place = Path(out).with_name(Path(out).name + "-data")

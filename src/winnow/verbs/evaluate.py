@@ -55,63 +55,51 @@ def evaluate(
     model: str | Path | nn.Module,
     data: Any,
     *,
-    task: str = "auto",
-    column: str | None = None,
-    label: str | None = None,
-    length: int | None = None,
-    eval_limit: int | None = None,
     reference: str | Path | nn.Module | None = None,
     harness_tasks: Sequence[str] = (),
     harness_path: Path | None = None,
-    dtype: str = "auto",
-    weights: str | Path | None = None,
-    tokenizer: Any = None,
-    trust_remote_code: bool = False,
-    mean: float | str | Sequence[float] | None = None,
-    std: float | str | Sequence[float] | None = None,
     progress: Stage | None = None,
+    **options: Any,
 ) -> Measured:
     """Measures a model on data; see ``winnow eval``.
 
     Args:
-        reference: a dense model to compare with: paired change with its 95 % interval, agreement and KL. For a plain
+        reference: a dense model to compare with: paired change with its 95% interval, agreement and KL. For a plain
             torch model its dense weights' file will do.
         harness_tasks: local lm-eval tasks to run too, found in ``harness_path``.
-        mean, std: of pixels between 0 and 1, for images; in place of the model's own.
+        options: fields of :class:`winnow.compression.options.Inputs`, described there: task, column, label, length,
+            eval_limit, dtype, weights, tokenizer, trust_remote_code, mean, std.
 
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
-    from winnow.compression.job import RANGES, check_range, pixel_values
+    from winnow.compression.options import Inputs
     from winnow.measure.fits import require_sound
     from winnow.measure.prepare import prepare
     from winnow.measure.quality import compare
     from winnow.measure.task import written_unit
 
-    check_range("length", length, *RANGES["length"])
-    check_range("eval_limit", eval_limit, *RANGES["eval_limit"])
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype!r} is not known: choose auto, float32 or bfloat16.")
+    given = Inputs(**options)
     if harness_tasks and harness_path is None:
-        raise InputError("--harness needs the folder of its task files: give --harness-path.")
-    source = open_model(model, weights, trust_remote_code=trust_remote_code)
-    loaded = _load(source, dtype)
+        raise InputError("--harness needs the folder of its task files: give --harness-path.", option="harness_path")
+    source = open_model(model, given.weights, trust_remote_code=given.trust_remote_code)
+    loaded = _load(source, given.dtype)
     require_sound(loaded)
     prepared = prepare(
-        source, None, data, task=task, column=column, label=label, samples=1, length=length, batch_size=8, seed=0,
-        eval_limit=eval_limit, select=False, tokenizer=tokenizer, model=loaded, mean=pixel_values("mean", mean), std=pixel_values("std", std),
+        source, None, data, task=given.task, column=given.column, label=given.label, samples=1, length=given.length, batch_size=8, seed=0,
+        eval_limit=given.eval_limit, select=False, tokenizer=given.tokenizer, model=loaded, mean=given.mean, std=given.std,
     )  # fmt: skip
     if prepared.task is None:
-        raise InputError("there is nothing to measure: --task none leaves no figure.")
+        raise InputError("there is nothing to measure: --task none leaves no figure.", option="task")
     work = prepared.task
     dense = dense_source = anchor = None
     if reference is not None:
-        dense_source = open_reference(source, reference, trust_remote_code=trust_remote_code)
-        dense_model = _tried(_load(dense_source, dtype), dense_source, prepared, dtype)
+        dense_source = open_reference(source, reference, trust_remote_code=given.trust_remote_code)
+        dense_model = _tried(_load(dense_source, given.dtype), dense_source, prepared, given.dtype)
         anchor = work.reference(dense_model)
         dense = anchor.evaluation
         del dense_model
-    loaded = _tried(loaded, source, prepared, dtype)
+    loaded = _tried(loaded, source, prepared, given.dtype)
     stage = progress("measuring") if progress else None
     found = work.evaluate(loaded, anchor, progress=(lambda done, total: stage(done, total, "")) if stage else None)
     against = compare(dense, found, higher_is_better=work.higher_is_better) if dense is not None else None
@@ -120,7 +108,7 @@ def evaluate(
         assert harness_path is not None
         from winnow.measure.harness import harness
 
-        figures = harness(loaded, tokenizer or source.tokenizer(), list(harness_tasks), harness_path)
+        figures = harness(loaded, given.tokenizer or source.tokenizer(), list(harness_tasks), harness_path)
     return Measured(
         model=str(source.spec), metric=work.metric, unit=written_unit(work), value=found.value * work.scale, low=found.low * work.scale, high=found.high * work.scale, n=found.n,
         description=work.describe(), reference=str(dense_source.spec) if dense_source else None, reference_value=dense.value * work.scale if dense else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ def inspect(
         layers.append(LayerInfo(name, tuple(parameter.shape), parameter.numel(), p is not None, reason, zeros, bits))
     size = sum(f.stat().st_size for f in source.weight_files())
     size = size or sum(t.numel() * t.element_size() for t in module.state_dict().values() if torch.is_tensor(t))
-    return replace(_total(str(source.spec), source.architecture, size, layers), notes=scope.notes)
+    return _total(str(source.spec), source.architecture, size, layers, scope.notes)
 
 
 def _packed_folder(folder: Path) -> Inspection:
@@ -100,24 +100,15 @@ def _packed_folder(folder: Path) -> Inspection:
             layers.append(LayerInfo(name, p.shape, p.numel, True, kind, packed.zeros, packed.bits_per_weight))
         else:
             tensor = artifact.dense(name)
-            reason = "stored as it was"
-            layers.append(
-                LayerInfo(name, tuple(tensor.shape), tensor.numel(), False, reason, None, 8.0 * tensor.element_size())
-            )
+            bits = 8.0 * tensor.element_size()
+            layers.append(LayerInfo(name, tuple(tensor.shape), tensor.numel(), False, "stored as it was", None, bits))
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     return _total(str(folder), ", ".join(artifact.config.get("architectures") or ["plain torch"]), size, layers)
 
 
-def _total(spec: str, architecture: str, size: int, layers: list[LayerInfo]) -> Inspection:
-    return Inspection(
-        spec,
-        architecture,
-        sum(x.numel for x in layers),
-        sum(x.numel for x in layers if x.prunable),
-        sum(x.zeros or 0 for x in layers),
-        size,
-        layers,
-    )
+def _total(spec: str, architecture: str, size: int, layers: list[LayerInfo], notes: Sequence[str] = ()) -> Inspection:
+    numel, prunable = sum(x.numel for x in layers), sum(x.numel for x in layers if x.prunable)
+    return Inspection(spec, architecture, numel, prunable, sum(x.zeros or 0 for x in layers), size, layers, [*notes])
 
 
 def _kind(p: Prunable) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import field_validator
 
-from winnow.compression.job import Job
-from winnow.compression.methods import resolve, settle
+from winnow.compression.job import BUDGETS, Job
+from winnow.compression.options import Options, Texts, rates_of
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
-from winnow.masks.structure import parse_structure
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.compress_page import Dense, compress_report
 from winnow.pipeline.execution import Execution
@@ -27,69 +26,16 @@ from winnow.solve.settings import ReconstructSettings
 from winnow.train.distil.settings import DistilSettings
 
 FILES = frozenset({"report.html", "report.json", "README.md"})
-Texts = tuple[str, ...]
 
 
-class Compress(Stage):
-    """A packed folder: the arguments of :func:`winnow.compress`. After a ticket without a budget: its own zeros."""
+class Compress(Options, Stage):
+    """A packed folder: the options of :func:`winnow.compress`. After a ticket without a budget: its own zeros."""
 
     kind = "compress"
 
-    sparsity: float | str | None = None
-    bits_per_weight: float | None = None
-    size: str | int | None = None
-    max_drop: float | None = None
-    method: str | None = None
-    score: str | None = None
-    group: str | None = None
-    allocation: str | None = None
-    table: dict[str, float] | None = None
-    structure: str = "unstructured"
-    solver: str | None = None
-    values: str = "keep"
-    group_size: int = 128
-    baselines: str = "all"
-    include: Texts | None = None  # None: as the ticket stage has it
-    exclude: Texts | None = None
-    samples: int | None = None
-    batch_size: int = 8
-    eval_limit: int | None = Field(None, ge=2)
-    damp: float = 0.01
-    sequential: str = "auto"
-    recalibrate: bool = True
-    ram: str | int | None = None
-    device: str = "cpu"
-    dtype: str = "auto"
-    speed: bool = True
-    settings: dict[str, Any] = Field(default_factory=dict)
-    time: float | str | None = None
-    floor: float | None = None
-
-    @field_validator(
-        "values",
-        "group_size",
-        "samples",
-        "batch_size",
-        "dtype",
-        "sequential",
-        "floor",
-        "time",
-        "ram",
-        "structure",
-        "damp",
-    )
-    @classmethod
-    def _alone(cls, value: Any, info: ValidationInfo) -> Any:
-        """What is wrong about a field whatever the others are, so that the error names its line."""
-        name = str(info.field_name)
-        if name == "structure":
-            parse_structure(value)
-        elif value is not None:
-            try:
-                Job(model="", method="zeros", **{name: value}).check()
-            except InputError as error:
-                raise ValueError(in_fields(str(error).removeprefix(f"--{name.replace('_', '-')} "))) from None
-        return value
+    method: str | None = None  # type: ignore[assignment]  # None: auto, or the ticket's zeros
+    include: Texts | None = None  # type: ignore[assignment]  # None: as the ticket stage has it
+    exclude: Texts | None = None  # type: ignore[assignment]
 
     @field_validator("settings")
     @classmethod
@@ -99,13 +45,13 @@ class Compress(Stage):
 
     def options(self, ticket: Ticket | None) -> dict[str, Any]:
         """Keywords of :func:`winnow.compress`."""
-        found = {name: getattr(self, name) for name in type(self).model_fields}
+        found = {name: getattr(self, name) for name in Options.model_fields}
         for name in ("include", "exclude"):
             if found[name] is None:
                 found[name] = getattr(ticket, name) if ticket is not None else ()
         if self.method is None:
-            budget = (self.sparsity, self.bits_per_weight, self.size, self.max_drop)
-            own = ticket is not None and all(b is None for b in budget) and self.structure == "unstructured"
+            free = self.structure == "unstructured" and all(found[name] is None for name in BUDGETS)
+            own = ticket is not None and free
             found["method"] = "zeros" if own else "auto"
         return found
 
@@ -113,18 +59,9 @@ class Compress(Stage):
         """What compress would refuse whatever the model and data."""
         try:
             options = self.options(pipeline.first(Ticket, before=number))
-            if isinstance(self.sparsity, str) and "," in self.sparsity:
+            if self.sparsity is not None and len(rates_of(self.sparsity)) > 1:
                 raise InputError("a recipe ends in one artifact: give one sparsity", option="sparsity")
-            job = Job(model=pipeline.model, data=pipeline.data, **options)
-            job.check()
-            if job.method != "auto":
-                allocation = "table" if job.table is not None and not job.learns else job.allocation
-                parts = resolve(job.method, score=job.score, group=job.group, allocation=allocation, solver=job.solver)
-                settle(job.method, parts, job.settings, time=job.seconds(), table=job.table)
-            if job.baselines not in ("all", "rtn", "none"):
-                raise InputError(
-                    f"baselines {job.baselines!r} is not known: choose all, rtn or none", option="baselines"
-                )
+            Job(pipeline.model, pipeline.data, **options)
         except InputError as error:
             raise InputError(in_fields(str(error)), option=error.option) from None
 

@@ -1,0 +1,27 @@
+"""``winnow demo``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from winnow.cli.flags import Json, Out
+from winnow.cli.output import show_report
+
+
+def demo(
+    out: Out = Path("winnow-demo"),
+    sparsity: Annotated[str, typer.Option(help="Target sparsity.")] = "0.7",
+    seed: Annotated[int, typer.Option(help="Random seed of training and compression.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """End-to-end demo on built-in data: train a small network on scikit-learn's digits, compress it, report."""
+    from winnow.report.compression.console import summary
+    from winnow.terminal.progress import Bars
+    from winnow.verbs.demo import run
+
+    with Bars(quiet=as_json) as bars:
+        result = run(out, sparsity=sparsity, seed=seed, progress=bars.stage)
+    show_report(summary, result.report, out / "report.html", as_json)

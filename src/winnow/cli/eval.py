@@ -1,0 +1,37 @@
+"""``winnow eval``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from winnow.cli.flags import Json, Model, given, with_options
+from winnow.cli.output import show
+from winnow.compression.options import Inputs
+
+
+@with_options(*(name for name in Inputs.model_fields if name != "tokenizer"))
+def eval(
+    model: Model,
+    data: Annotated[str, typer.Option(help="Evaluation data.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Compare with this (dense) model, or these weights of it: paired change, agreement, KL."),
+    ] = None,
+    harness: Annotated[list[str] | None, typer.Option(help="Also run this local lm-eval task; repeatable.")] = None,
+    harness_path: Annotated[Path | None, typer.Option(help="Folder of the lm-eval task files.")] = None,
+    *,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Measure a model, packed or dense, alone or against another."""
+    from winnow.terminal.progress import Bars
+    from winnow.verbs.evaluate import evaluate, evaluation_table
+
+    with Bars(quiet=as_json) as bars:
+        found = evaluate(
+            model, data, reference=reference, harness_tasks=harness or (), harness_path=harness_path, progress=bars.stage, **given(options)
+        )  # fmt: skip
+    show(evaluation_table(found), found, as_json)
