@@ -17,7 +17,7 @@ _HOMES = {
     "ArtifactWriter": "winnow.formats.artifact",
     "is_artifact": "winnow.formats.reader",
     "read_artifact": "winnow.formats.reader",
-    "export_dense": "winnow.exports.dense",
+    "export_dense": "winnow.exports.verb",
     "load": "winnow.kernels.load",
     "PackedTensor": "winnow.formats.packed",
     "pack": "winnow.formats.packed",
