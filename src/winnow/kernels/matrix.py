@@ -200,11 +200,10 @@ def _check(m: PackedMatrix) -> None:
 def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Row-major bitmask and values of an n:m or block tensor; n:m values are in that order already."""
     masks, values = [], []
-    reorder = packed.encoding == "block" and packed.pattern is not None and packed.pattern[0] > 1
-    height = packed.pattern[0] if reorder and packed.pattern else 1
-    stored = packed._bands() if reorder else None
-    for lines in bits.bands(packed.rows // height, packed.cols * height):
-        keep = packed._to_rows(packed._decode(lines))
+    reorder = packed.layout.block[0] > 1
+    stored = packed.bands() if reorder else None
+    for lines, _ in packed.layout.bands():
+        keep = packed.layout.to_rows(packed.decode(lines))
         masks.append(bits.pack_bits(keep))
         if stored is not None:
             band = next(stored)[1].numpy()
