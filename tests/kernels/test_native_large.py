@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -178,11 +180,11 @@ def test_convolve(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["expanded", "spmm"])
 def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    from winnow.kernels import expanded, spmm
+    from winnow.kernels import expanded, multiply
     from winnow.kernels.matrix import PackedMatrix
 
     torch.manual_seed(3)
-    linear = {"expanded": expanded.linear, "spmm": spmm.linear}[way]
+    linear = functools.partial(multiply.linear, way=way)
     monkeypatch.setattr(expanded, "_SMALL", 8 << 10)  # several panels, the last one smaller
     monkeypatch.setattr(expanded, "_LARGE", 16 << 10)
     for rows, cols, batch in ((70, 65, 5), (130, 33, 200), (9, 40, 0)):
@@ -199,7 +201,7 @@ def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: py
 
 
 def test_without_the_extension_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from winnow.kernels import expanded, spmm
+    from winnow.kernels import expanded, multiply
     from winnow.kernels.geometry import Geometry
     from winnow.kernels.matrix import PackedMatrix
 
@@ -211,8 +213,8 @@ def test_without_the_extension_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     def results() -> list[torch.Tensor]:
         return [
             expanded.linear(matrix, x, bias),
-            spmm.linear(matrix, x, bias),
-            spmm.convolve(matrix, images, bias, geometry),
+            multiply.linear(matrix, x, bias, way="spmm"),
+            expanded.convolve(matrix, images, bias, geometry, "spmm"),
         ]
 
     with_it = results()

@@ -113,13 +113,15 @@ def contenders(layer: Layer, values: Sequence[str], activations: str, prefer: st
     offered = [*packed, _dense(layer)] if layer.packed else [_dense(layer), *packed]
     for value in values:
         if value != layer.dtype:
-            offered.append(_rounded(layer))
+            offered.append(_substitute(layer, "dense bfloat16", "rounded", 2 * layer.form.numel, RoundedLayer))
         if value != layer.values and layer.values in ("float32", "float16") and sparse:
             offered += _packed(layer, value, "keep")
     if _has_codes(layer):
-        offered.append(_int8(layer))
-    if layer.live_rows * layer.live_cols <= WORTH_SHRINKING * layer.form.numel:
-        offered.append(_shrunk(layer))
+        offered.append(_substitute(layer, "torch int8", "int8", layer.form.numel + 4 * layer.form.rows, Int8Linear))
+    spanned = layer.live_rows * layer.live_cols
+    if spanned <= WORTH_SHRINKING * layer.form.numel:
+        size = spanned * layer.form.dtype.itemsize + 8 * (layer.live_rows + layer.live_cols)
+        offered.append(_substitute(layer, "shrunk dense", "shrunk", size, ShrunkLayer))
     given = offered[0]
     return {c.label: c for c in offered if prefer == "speed" or c.nbytes <= given.nbytes}
 
@@ -155,26 +157,14 @@ def _dense(layer: Layer) -> Contender:
     return Contender(f"dense {layer.dtype}", "dense", layer.form.numel * layer.form.dtype.itemsize, make)
 
 
-def _rounded(layer: Layer) -> Contender:
-    def make() -> nn.Module:
-        return layer.made("rounded", lambda: RoundedLayer(layer.form, layer.form.matrix(layer.weight()), _bias(layer)))
+def _substitute(layer: Layer, label: str, member: str, nbytes: int, build: Callable[..., nn.Module]) -> Contender:
+    """A dense layer of another kind: ``build(form, matrix, bias)``."""
 
-    return Contender("dense bfloat16", "rounded", 2 * layer.form.numel, make)
+    def build_it() -> nn.Module:
+        matrix = layer.matrix if build is Int8Linear else layer.form.matrix(layer.weight())
+        return build(layer.form, matrix, _bias(layer))
 
-
-def _int8(layer: Layer) -> Contender:
-    def make() -> nn.Module:
-        return layer.made("int8", lambda: Int8Linear(layer.form, layer.matrix, _bias(layer)))
-
-    return Contender("torch int8", "int8", layer.form.numel + 4 * layer.form.rows, make)
-
-
-def _shrunk(layer: Layer) -> Contender:
-    def make() -> nn.Module:
-        return layer.made("shrunk", lambda: ShrunkLayer(layer.form, layer.form.matrix(layer.weight()), _bias(layer)))
-
-    size = layer.live_rows * layer.live_cols * layer.form.dtype.itemsize
-    return Contender("shrunk dense", "shrunk", size + 8 * (layer.live_rows + layer.live_cols), make)
+    return Contender(label, member, nbytes, lambda: layer.made(member, build_it))
 
 
 def _packed(layer: Layer, values: str, activations: str) -> list[Contender]:

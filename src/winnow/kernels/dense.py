@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +16,9 @@ from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
 
 
 class Substitute(WeightOnDemand):
-    """In the place of a dense layer, with that layer's state dict: an ordinary ``weight`` and ``bias``.
+    """In the place of a dense layer, with that layer's state dict: an ordinary ``weight`` and ``bias``."""
 
-    ``weight`` is the dense weight, made where it is used, as in the packed layers.
-    """
+    _CPU_ONLY = "an accelerated model runs on the CPU: use the model it was made from on"
 
     def __init__(self, form: Form, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -42,13 +39,9 @@ class Substitute(WeightOnDemand):
         return torch.Size(self.form.shape)
 
     def dense(self) -> torch.Tensor:
-        """The dense weight, of the type and shape of ``weight``."""
         return self.form.restore(self.expand()).to(self._dtype)
 
-    def pack(self, weight: torch.Tensor) -> None:
-        """Take over a dense weight. Raises InputError for another shape, or values that this form cannot hold."""
-        if tuple(weight.shape) != self.form.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.form.shape)}")
+    def _take(self, weight: torch.Tensor) -> None:
         weight = weight.detach().cpu().to(self._dtype)
         self.take(self.form.matrix(weight))
         if not torch.equal(self.dense(), weight):
@@ -61,44 +54,6 @@ class Substitute(WeightOnDemand):
     def take(self, matrix: torch.Tensor) -> None:
         """Hold ``matrix`` [rows, cols] from now on."""
         raise NotImplementedError
-
-    def bias_changed(self) -> None:
-        """Called when new values have been copied into ``bias``."""
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=self._dtype))
-        if probe.device.type != "cpu":
-            raise InputError(f"an accelerated model runs on the CPU: use the model it was made from on {probe.device}")
-        self._dtype = probe.dtype
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if "weight" not in self._parameters:
-            destination[f"{prefix}weight"] = self.dense()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing: Any,
-        unexpected: Any,
-        errors: Any,
-    ) -> None:
-        key = f"{prefix}weight"
-        if key in state_dict:
-            try:
-                self.pack(state_dict[key])
-            except InputError as error:
-                errors.append(f"{key}: {error}")
-        if "weight" not in self._parameters:
-            if key not in state_dict and strict:
-                missing.append(key)
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name != key}
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-        self.bias_changed()
 
     def extra_repr(self) -> str:
         return f"{list(self.form.shape)}, bias={self.bias is not None}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from winnow.errors import InputError
 from winnow.kernels import native
-from winnow.kernels.cache import TimingCache, folder
+from winnow.kernels.cache import TimingCache
 from winnow.kernels.choose import choose
 from winnow.kernels.contenders import DENSEST, Contender, Layer, assemble, contenders, worth_timing
 from winnow.kernels.decision import Decision, Decisions, left_alone, timed
@@ -90,15 +88,18 @@ def accelerate(
         raise InputError(
             f"accelerate takes a torch module or a folder of winnow compress, not a {type(model).__name__}"
         )
-    fast = _copied(opened(model))
+    model = opened(model)
+    fast = working_copy(
+        model, [*model.parameters(), *model.buffers()]
+    )  # another tree of modules around the same tensors
     before = {decision.name: decision for decision in getattr(model, "winnow_dispatch", ())}
     decided: dict[str, Decision] = {}
     # Not inference_mode: what is packed here may be used where gradients flow, too.
-    with _threads(threads), torch.inference_mode(False), torch.no_grad():
+    with native.torch_threads(threads), torch.inference_mode(False), torch.no_grad():
         found = list(weighted_layers(fast))
         _must_be_for_inference(reason for _, _, reason in found)
         traffic = sum(_weight_bytes(module) for _, module, _ in found)
-        dispatcher = _Dispatcher(allowed, activations, prefer, _opened(cache), timer or MicroTimer(), traffic)
+        dispatcher = _Dispatcher(allowed, activations, prefer, TimingCache.open(cache), timer or MicroTimer(), traffic)
         shapes = None
         if example is not None:
             shapes = observe(fast, {path: module for path, module, reason in found if reason is None}, example)
@@ -241,48 +242,6 @@ def _nothing_offered(layer: Layer) -> str:
     if layer.density == 1:
         return "nothing is pruned"
     return f"{1 - layer.density:.0%} zeros are too few to pay (at least {1 - DENSEST:.0%})"
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """The tree of modules again, around the same parameters and buffers."""
-    return working_copy(model, [*model.parameters(), *model.buffers()])
-
-
-def _opened(cache: bool | Path | str) -> TimingCache:
-    if cache is False:
-        return TimingCache("", None)
-    where = folder() if cache is True else Path(cache).expanduser()
-    return TimingCache(_machine(), where / "timings.json")
-
-
-def _machine() -> str:
-    """Everything that makes timings of two runs incomparable, as text."""
-    from winnow.machine.facts import machine
-    from winnow.version import __version__
-
-    caps = [
-        f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS") if name in os.environ
-    ]
-    facts = [
-        f"winnow {__version__}",
-        str(machine()["cpu"]),
-        f"kernels {native.isa()} {native.build()}",
-        f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
-        f"threads {torch.get_num_threads()}",
-        *caps,
-    ]
-    return " | ".join(facts)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _counts(rows: Any) -> set[int]:

@@ -14,7 +14,7 @@ from winnow.errors import FormatError, InputError
 from winnow.formats import bits
 from winnow.formats.packed import PackedTensor, pack
 from winnow.formats.soundness import FLOATS, INTEGERS
-from winnow.kernels import matrix, native
+from winnow.kernels import native, reference
 from winnow.kernels.memory import in_large_pages
 from winnow.masks.structure import BlockShape, Unstructured
 from winnow.quantize import Grid, Quantized, round_to_nearest
@@ -22,6 +22,7 @@ from winnow.quantize import Grid, Quantized, round_to_nearest
 Way = Literal["packed", "expanded", "spmm"]
 Activations = Literal["keep", "int8"]
 
+VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # as the native kernels number them
 _STORED = {**FLOATS, "int8": torch.int8, "int4": torch.uint8}
 _LIMIT = 1 << 32  # a row begins at a byte that 32 bits can say
 _alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
@@ -53,10 +54,8 @@ class PackedMatrix:
     def __post_init__(self) -> None:
         _check(self)
         object.__setattr__(self, "starts", torch.empty(self.rows + 1, dtype=torch.int32))
-        agree = (
-            native.fill_starts(self.view, self.starts) if native.available() else matrix.fill_starts(self, self.starts)
-        )
-        if not agree:
+        kernels, matrix = self.backend
+        if not kernels.fill_starts(matrix, self.starts):
             raise FormatError("a packed index and its values disagree: the file is damaged; copy or write it again")
         _alive[self.starts.data_ptr()] = self
 
@@ -131,7 +130,24 @@ class PackedMatrix:
     @cached_property
     def view(self) -> Any:
         """The same matrix as the native kernels take it: addresses, valid as long as this object lives."""
-        return matrix.describe(self)
+        return native.load_extension().Matrix(
+            self.rows,
+            self.cols,
+            VALUES[self.values],
+            self.block,
+            self.group or self.cols,
+            0 if self.mask is None else self.mask.data_ptr(),
+            0 if self.mask is None else self.mask.shape[1],
+            self.data.data_ptr(),
+            self.data.numel() * self.data.element_size(),
+            self.starts.data_ptr(),
+            0 if self.scales is None else self.scales.data_ptr(),
+        )
+
+    @property
+    def backend(self) -> tuple[Any, Any]:
+        """The module whose kernels multiply by this matrix here, native or reference, and what its functions take as it."""
+        return (native, self.view) if native.available() else (reference, self)
 
     @property
     def group_size(self) -> int:
@@ -214,45 +230,3 @@ def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor
     next(stored, None)  # the end of the bands checks that no value is left over
     data = torch.from_numpy(np.concatenate(values)) if values else packed.data
     return mask, in_large_pages(data.view(packed.data.dtype))
-
-
-VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
-
-
-def describe(matrix: PackedMatrix) -> Any:
-    """The native view of a packed matrix; the caller keeps ``matrix`` alive as long as it uses the view."""
-    return native.load_extension().Matrix(
-        matrix.rows,
-        matrix.cols,
-        VALUES[matrix.values],
-        matrix.block,
-        matrix.group or matrix.cols,
-        0 if matrix.mask is None else matrix.mask.data_ptr(),
-        0 if matrix.mask is None else matrix.mask.shape[1],
-        matrix.data.data_ptr(),
-        matrix.data.numel() * matrix.data.element_size(),
-        matrix.starts.data_ptr(),
-        0 if matrix.scales is None else matrix.scales.data_ptr(),
-    )
-
-
-_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
-
-
-def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
-    """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
-    row has index bits beyond the last column or the rows do not fill the values exactly."""
-    counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
-    if matrix.mask is not None:
-        mask, entries = matrix.mask.numpy(), matrix.cols // matrix.block
-        if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
-            return False
-        for rows in bits.bands(matrix.rows, mask.shape[1]):
-            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
-    sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
-    ends = np.cumsum(sizes)
-    if matrix.rows and ends[-1] >= 1 << 32:
-        return False
-    starts[0] = 0
-    starts.numpy().view(np.uint32)[1:] = ends
-    return int(sizes.sum()) == matrix.data.numel() * matrix.data.element_size()

@@ -54,9 +54,7 @@ class RoutedLayer(Substitute):
     def expand(self) -> torch.Tensor:
         return self.form.matrix(_dense(self.layers[0]))
 
-    def pack(self, weight: torch.Tensor) -> None:
-        if tuple(weight.shape) != self.form.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.form.shape)}")
+    def _take(self, weight: torch.Tensor) -> None:
         for layer in self.layers:
             if "weight" in layer._parameters:
                 with torch.no_grad():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels import native
 from winnow.machine.facts import machine
 from winnow.naming import without_paths
 from winnow.records.speed import Bench
@@ -23,8 +23,11 @@ from winnow.speed.families import FAMILIES, families
 from winnow.speed.run import Run, Stage
 from winnow.speed.subject import open_subject
 from winnow.speed.workload import TOKENS, make_work
+from winnow.version import __version__
 
 ROUNDS = 15
+# Variables of the environment that change how fast things run.
+_SETTINGS = ("OMP_WAIT_POLICY", "WINNOW_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 
 
 def bench(
@@ -79,7 +82,7 @@ def bench(
     work, inputs = make_work(
         subject.source, batches=batches, lengths=lengths, tokens=tokens, data=data, column=column, tokenizer=tokenizer
     )
-    with _threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:
+    with native.torch_threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:
         found = Bench(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
@@ -104,36 +107,13 @@ def bench(
     return found
 
 
-@contextmanager
-def _threads(threads: int | None) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
 def _machine(threads: int) -> dict[str, Any]:
     """What a figure depends on besides the model."""
-    from importlib import metadata
-
-    from winnow.kernels import native
-    from winnow.version import __version__
-
     facts = {**machine(), "threads": threads, "winnow": __version__}
     facts["instruction set"] = native.isa() if native.available() else "no native kernels"
     if hasattr(os, "getloadavg"):
         facts["load average"] = f"{os.getloadavg()[0]:.2f} when it began"
-    for name in (
-        "OMP_WAIT_POLICY",
-        "WINNOW_ISA",
-        "ONEDNN_MAX_CPU_ISA",
-        "ATEN_CPU_CAPABILITY",
-        "MKL_ENABLE_INSTRUCTIONS",
-    ):
-        if name in os.environ:
-            facts[name] = os.environ[name]
+    facts |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     for name in ("onnxruntime", "openvino"):
         try:
             facts[name] = metadata.version(name)
