@@ -94,7 +94,7 @@ class PackedMatrix:
 
         Parameters
         ----------
-        values: "keep" (the weight's own type), a float type to round to, or "int8" (a scale a row) or "int4" (a scale
+        values: "keep" (the weight's own type), a float type to round to, or "int8" (per-row scales) or "int4" (one scale
             for every ``group`` columns), rounded to nearest.
         block: 4 keeps or drops columns by fours (int8 only): a block with one weight in it is kept whole.
         """

@@ -118,7 +118,7 @@ def freezing() -> Iterator[None]:
 def _compiled(given: Makers, dtype: torch.dtype, need: int) -> Contender:
     enough(need)
     model = working_copy(given.dense).to(dtype)
-    changes = "reorders sums" if dtype == torch.float32 else BF16_CHANGES
+    changes = "different summation order" if dtype == torch.float32 else BF16_CHANGES
     about = given.about(f"compiled {said(dtype)}", dtype, changes, weight_bytes=read_bytes(model))
     return Compiled(about, model, given.subject.base, run=torch.compile(model))
 
@@ -136,7 +136,7 @@ def _torch_int8(given: Makers, need: int) -> Contender:
         raise Unavailable("the model has no nn.Linear that torch could quantize")
     rest = read_bytes(model)
     about = speed_schema.Contender(
-        name="torch int8", kind="quantized", weights="int8, a scale a tensor", changes="rounds weights and activations to int8",
+        name="torch int8", kind="quantized", weights="int8, per-tensor scales", changes="rounds weights and activations to int8",
         kernels={"torch int8": len(layers)}, weight_bytes=rest + sum(m.weight().numel() for m in layers),
     )  # fmt: skip
     return TorchContender(about, model, given.subject.base)
@@ -146,8 +146,7 @@ def kernels_of(layers: Iterable[PackedLayer]) -> dict[str, int]:
     """Kernel -> packed layers that can come to run on it, whatever the rows of x."""
     from winnow.kernels import native
 
-    isa = native.isa() if native.available() else "reference"
-    return dict(Counter(f"{way} {layer.matrix.values} {isa}" for layer in layers for _, way in layer.ways))
+    return dict(Counter(f"{way} {layer.matrix.values} {native.isa()}" for layer in layers for _, way in layer.ways))
 
 
 def _packed(given: Makers, dtype: torch.dtype) -> Contender:

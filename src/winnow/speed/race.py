@@ -140,7 +140,7 @@ def _measures(
                 ratio_low=ratio.low if ratio else None,
                 ratio_high=ratio.high if ratio else None,
                 difference=None if off != off else off,
-                # What fits the cache need not be read from memory: the bandwidth is no limit of it.
+                # Weights that fit in cache are not read from memory: the bandwidth does not bound them.
                 limit=1e3 * bandwidth.seconds(size) if bandwidth and size and size > bandwidth.cache else None,
             )
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,20 +26,25 @@ from winnow.speed.subject import Subject
 from winnow.speed.workload import Work
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
+T = TypeVar("T")
 FRESH = ("dense", "packed")  # what another process can load from the folder
 
 
+@dataclass
 class Run:
     """The measuring itself, step by step; ``found`` grows, so that an interrupt loses nothing."""
 
-    def __init__(
-        self, subject: Subject, work: list[Work], found: Bench, asked: list[str], rounds: int, threads: int, scratch: Path, per_layer: bool, progress: Stage | None
-    ) -> None:  # fmt: skip
-        self.subject, self.work, self.found, self.asked = subject, work, found, asked
-        self.rounds, self.threads, self.scratch = rounds, threads, scratch
-        self.per_layer, self.progress = per_layer, progress
-        self.contenders: list[Contender] = []
-        self.decided: dict[str, dict[int, str]] = {}
+    subject: Subject
+    work: list[Work]
+    found: Bench
+    asked: list[str]
+    rounds: int
+    threads: int
+    scratch: Path
+    per_layer: bool
+    progress: Stage | None
+    contenders: list[Contender] = field(default_factory=list)
+    decided: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def go(self) -> None:
         try:
@@ -84,21 +89,13 @@ class Run:
                 self.found.absent.append(Absent(name=name, reason=why if everywhere else f"{case}: {why}"))
 
     def _build(self, given: Makers) -> None:
-        stage = self._stage("building contenders")
-        todo = list(makers(given))
-        for done, (name, make) in enumerate(todo):
-            if stage is not None:
-                stage(done, len(todo), name)
+        for name, make in self._each("building contenders", list(makers(given)), lambda maker: maker[0]):
             try:
                 self.contenders.append(make())
-            except (
-                Exception
-            ) as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks: the others run
+            except Exception as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks
                 if name == "dense float32":
                     raise
                 self.found.absent.append(Absent(name=name, reason=reason(error)))
-        if stage is not None:
-            stage(len(todo), len(todo), "")
 
     def _dense_artifact(self) -> Contender:
         about = speed_schema.Contender(name="expanded", kind="dense", weights="float32")
@@ -111,20 +108,15 @@ class Run:
         if meter is None or self.found.interrupted:
             return
         work = _decoding_or_first(self.work)
-        stage = self._stage("energy")
         racing = [c for c in self.contenders if self.found.measure(c.name, work.case.name)]
         self.found.energy = f"{said}, per call of: {work.case.name}"
         try:
             with torch.inference_mode():
-                for done, contender in enumerate(racing):
-                    if stage is not None:
-                        stage(done, len(racing), contender.name)
+                for contender in self._each("energy", racing, lambda contender: contender.name):
                     contender.prepare(work)
                     used = energy.energy_of(_endless(contender, work), meter)
                     if used is not None:
                         contender.about.energy, contender.about.energy_kind = used.joules, used.kind
-            if stage is not None:
-                stage(len(racing), len(racing), "")
         finally:
             meter.close()
 
@@ -157,22 +149,25 @@ class Run:
             self.found.layers.append(layer)
 
     def _fresh(self) -> None:
-        stage = self._stage("loading in a fresh process")
         todo = [c for c in self.found.contenders if c.name.split()[0] in FRESH]
-        for done, about in enumerate(todo):
-            if stage is not None:
-                stage(done, len(todo), about.name)
+        for about in self._each("loading in a fresh process", todo, lambda about: about.name):
             try:
                 seen = measure_fresh(self.subject, about.name, self.work[0], self.threads, self.scratch)
             except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
                 self.found.notes.append(f"{error}.")
                 continue
             about.load_seconds, about.load_bytes, about.run_bytes = (seen.get(k) for k in ("seconds", "load", "run"))
-        if stage is not None and todo:
-            stage(len(todo), len(todo), "")
 
     def _stage(self, name: str) -> Callable[[int, int, str], None] | None:
         return self.progress(name) if self.progress is not None else None
+
+    def _each(self, stage: str, items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+        """The items one after the other, each reported by its name as the progress of a stage."""
+        report = self._stage(stage) or (lambda done, total, text: None)
+        for done, item in enumerate(items):
+            report(done, len(items), name(item))
+            yield item
+        report(len(items), len(items), "")
 
 
 @torch.inference_mode()
