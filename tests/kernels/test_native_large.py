@@ -153,26 +153,3 @@ def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: py
             y = linear(matrix, x, bias)
             assert y.dtype == dtype
             torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
-
-
-def test_without_the_extension_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from winnow.kernels import expanded, multiply
-    from winnow.kernels.geometry import Geometry
-    from winnow.kernels.matrix import PackedMatrix
-
-    torch.manual_seed(4)
-    matrix = PackedMatrix.from_dense(torch.randn(12, 27) * (torch.rand(12, 27) < 0.5))
-    x, images, bias = torch.randn(6, 27), torch.randn(2, 3, 7, 8), torch.randn(12)
-    geometry = Geometry((3, 3), (2, 1), (1, 0), (1, 1))
-
-    def results() -> list[torch.Tensor]:
-        return [
-            expanded.linear(matrix, x, bias),
-            multiply.linear(matrix, x, bias, way="spmm"),
-            expanded.convolve(matrix, images, bias, geometry, "spmm"),
-        ]
-
-    with_it = results()
-    monkeypatch.setattr(native, "available", lambda: False)
-    for found, expected in zip(with_it, results(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
