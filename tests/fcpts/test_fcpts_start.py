@@ -11,9 +11,9 @@ from torch import nn
 
 from winnow.allocate import LayerInfo, allocate
 from winnow.errors import InputError
-from winnow.fcpts.start import removing, start_thresholds
-from winnow.fcpts.structures import make_units
-from winnow.fcpts.units import Elements
+from winnow.fcpts.groups import Elements
+from winnow.fcpts.start import start_thresholds, threshold_removing
+from winnow.fcpts.structures import make_groups
 from winnow.masks.prunable import Prunable, Scope
 
 SHAPES = {
@@ -117,7 +117,7 @@ def test_a_threshold_removes_as_near_to_the_count_as_equals_allow(data):
     )
     m = torch.tensor(values)
     count = data.draw(st.integers(0, len(values)))
-    t = removing(m, 1, count)
+    t = threshold_removing(m, 1, count)
     assert float(t) > 0 and t.dtype == torch.float32
     zeros = int((m == 0).sum())  # a magnitude of 0 is below every threshold
     edges = sorted({zeros} | {int((m <= v).sum()) for v in m if v > 0})
@@ -132,7 +132,7 @@ def test_neighbouring_floats_have_no_middle():
     one = torch.tensor(1.0)
     m = torch.stack([one, torch.nextafter(one, one * 2), torch.nextafter(torch.nextafter(one, one * 2), one * 2)])
     for k in (1, 2):
-        assert gone(m, 1, removing(m, 1, k)) == k
+        assert gone(m, 1, threshold_removing(m, 1, k)) == k
 
 
 @settings(max_examples=100, deadline=None)
@@ -144,15 +144,15 @@ def test_units_of_several_weights_come_nearest(data):
     total = int(sizes.sum())
     count = data.draw(st.integers(0, total - 1))
     reached = np.append(0, np.cumsum(sizes[m.argsort()].numpy()))[:-1]  # one unit stays
-    assert abs(gone(m, sizes, removing(m, sizes, count)) - count) == np.abs(reached - count).min()
-    assert gone(m, sizes, removing(m, sizes, total)) == total
-    assert gone(m, 4, removing(m, 4, 4 * n - 2)) == 4 * (n - 1)
-    assert (m <= removing(m, sizes, 0, least=1)).sum() == 1
+    assert abs(gone(m, sizes, threshold_removing(m, sizes, count)) - count) == np.abs(reached - count).min()
+    assert gone(m, sizes, threshold_removing(m, sizes, total)) == total
+    assert gone(m, 4, threshold_removing(m, 4, 4 * n - 2)) == 4 * (n - 1)
+    assert (m <= threshold_removing(m, sizes, 0, least=1)).sum() == 1
 
 
 def test_blocks_go_whole():
     scope, weights = model(shapes={"a.weight": (16, 16), "b.weight": (8, 32)})
-    units = make_units("block:4x4", scope, nn.Identity())
+    units = make_groups("block:4x4", scope, nn.Identity())
     t = start_thresholds(units, weights, scope, 256, "uniform")
     counts, said = removed(units, weights, t)
     assert counts == {"a.weight": 128, "b.weight": 128} and said.tolist() == [128, 128]
@@ -161,7 +161,7 @@ def test_blocks_go_whole():
 def test_patterns_are_taken_by_whole_layers():
     shapes = {f"l{i}.weight": (8, 16) for i in range(6)}
     scope, weights = model(shapes=shapes)
-    units = make_units("2:4", scope, nn.Identity())
+    units = make_groups("2:4", scope, nn.Identity())
     taken = set()
     for seed in range(6):
         t = start_thresholds(units, weights, scope, 192, "uniform", seed=seed)  # half of what the pattern can remove
@@ -183,7 +183,7 @@ def test_channels_come_near_and_none_loses_all(start):
 
     scope = find_scope(net, include=["*"])
     weights = {n: p.matrix(net.get_parameter(n)).detach() for n, p in scope.prunables.items()}
-    units = make_units("channel", scope, net, torch.randn(2, 3, 8, 8))
+    units = make_groups("channel", scope, net, torch.randn(2, 3, 8, 8))
     total = int(units.numels.sum())
     for rate in (0.2, 0.5, 0.9):
         t = start_thresholds(units, weights, scope, round(rate * total), start)

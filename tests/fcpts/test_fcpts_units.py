@@ -21,13 +21,13 @@ from families import FAMILIES
 from small import classifier, convnet, images
 from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.errors import InputError
-from winnow.fcpts.near import near
+from winnow.fcpts.groups import Elements
+from winnow.fcpts.groups_blocks import Blocks
+from winnow.fcpts.groups_channels import Channels
+from winnow.fcpts.groups_patterns import Patterns
 from winnow.fcpts.step import root, step
-from winnow.fcpts.structures import make_units
-from winnow.fcpts.units import Elements
-from winnow.fcpts.units_blocks import Blocks
-from winnow.fcpts.units_channels import Channels
-from winnow.fcpts.units_patterns import Patterns
+from winnow.fcpts.structures import make_groups
+from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, BlockShape, realized
@@ -78,7 +78,7 @@ def cnn(name: str) -> tuple[nn.Module, Scope, torch.Tensor, Channels]:
     torch.manual_seed(1)
     model = stir(CNNS[name]())
     scope = find_scope(model)
-    return model, scope, INPUTS[name], make_units("channel", scope, model, INPUTS[name])
+    return model, scope, INPUTS[name], make_groups("channel", scope, model, INPUTS[name])
 
 
 # ---- the step
@@ -187,7 +187,7 @@ def compare(units, reference, weights, window, share=0.5):
 @pytest.mark.parametrize("structure", ["unstructured", "block:2x3", "2:4", "1:3"])
 def test_gradients(structure, window):
     scope = scope_of((4, 12), (6, 24))
-    units = make_units(structure, scope, nn.Identity(), window=window)
+    units = make_groups(structure, scope, nn.Identity(), window=window)
     reference = {Elements: reference_elements, Blocks: reference_blocks, Patterns: reference_patterns}[type(units)]
     weights = drawn(scope)
     if isinstance(units, Patterns):
@@ -216,7 +216,7 @@ def test_masks_learn_which_units_matter():
     """Descending the loss alone raises the threshold of the tensor that does not matter and lowers the other's."""
     scope = scope_of((8, 8), (8, 8))
     for structure in ("unstructured", "block:2x2", "2:4"):
-        units = make_units(structure, scope, nn.Identity())
+        units = make_groups(structure, scope, nn.Identity())
         w = drawn(scope)
         t = quantiles(units, w, 0.5)
         if structure == "2:4":
@@ -326,7 +326,7 @@ def test_channels_of_transformers(name, kind):
     family = {f.name: f for f in FAMILIES}[name]
     model, batch = family.build().eval(), family.batches()[0]
     scope = find_scope(model)
-    units = make_units(kind, scope, model, batch)
+    units = make_groups(kind, scope, model, batch)
     w = matrices(model, scope)
     masked, removed = units.mask(w, quantiles(units, w, 0.5))
     gone = [i for i, is_gone in enumerate(_gone(units, w, quantiles(units, w, 0.5))) if is_gone]
@@ -467,7 +467,7 @@ def single_moves(taken: list[int], count: int) -> list[list[int]]:
 @settings(max_examples=200, deadline=None)
 def test_near_ends_where_no_exchange_helps(sizes, share):
     total = round(share * sum(sizes))
-    taken = near(sizes, total)
+    taken = nearest_subset(sizes, total)
     missing = abs(total - sum(sizes[i] for i in taken))
     assert taken == sorted(set(taken))
     prefix = min(abs(total - sum(sizes[:k])) for k in range(len(sizes) + 1))
@@ -493,22 +493,22 @@ def test_near_moves_as_little_as_it_can():
             if 2 * abs(total - sum(sizes[i] for i in m)) <= min(sizes)
         ]
         if 2 * abs(total - reached[k]) > min(sizes) and good:
-            assert disorder(near(sizes, total), len(sizes)) == min(disorder(m, len(sizes)) for m in good)
+            assert disorder(nearest_subset(sizes, total), len(sizes)) == min(disorder(m, len(sizes)) for m in good)
             seen += 1
     assert seen > 200
 
 
 def test_near_by_hand():
-    assert near([4, 4, 4], 8) == [0, 1]
-    assert near([10, 3, 10, 3], 6) == [1, 3]
-    assert near([8, 8, 1, 8], 17) == [0, 1, 2]
-    assert near([8, 8, 8, 1], 9) == [0, 3]
-    assert near([2, 2, 16], 18) == [0, 2]
-    assert near([], 0) == [] and near([5], 2) == [] and near([5], 3) == [0]
+    assert nearest_subset([4, 4, 4], 8) == [0, 1]
+    assert nearest_subset([10, 3, 10, 3], 6) == [1, 3]
+    assert nearest_subset([8, 8, 1, 8], 17) == [0, 1, 2]
+    assert nearest_subset([8, 8, 8, 1], 9) == [0, 3]
+    assert nearest_subset([2, 2, 16], 18) == [0, 2]
+    assert nearest_subset([], 0) == [] and nearest_subset([5], 2) == [] and nearest_subset([5], 3) == [0]
     rng = np.random.default_rng(0)
     sizes = rng.choice([64 * 576, 32 * 288, 16 * 144, 10 * 64], 200).tolist()
     total = round(0.37 * sum(sizes))
-    assert 2 * abs(total - sum(sizes[i] for i in near(sizes, total))) <= min(sizes)
+    assert 2 * abs(total - sum(sizes[i] for i in nearest_subset(sizes, total))) <= min(sizes)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.4, 0.5])
@@ -687,7 +687,7 @@ def test_entries_by_hand():
 def test_half_types_and_shapes(structure):
     model = classifier().bfloat16()
     scope = find_scope(model)
-    units = make_units(structure, scope, model, torch.randn(4, 12).bfloat16())
+    units = make_groups(structure, scope, model, torch.randn(4, 12).bfloat16())
     w = matrices(model, scope)
     t = quantiles(units, w, 0.5).float().mul(1.001).requires_grad_()
     masked, removed = units.mask(w, t)
@@ -708,7 +708,7 @@ def test_nothing_is_changed():
     example, _ = images(4)
     before = {n: v.clone() for n, v in model.state_dict().items()}
     for structure in ("unstructured", "channel"):
-        units = make_units(structure, scope, model, example)
+        units = make_groups(structure, scope, model, example)
         w = matrices(model, scope)
         t = quantiles(units, w, 0.5).float()
         units.mask(w, t)
@@ -728,7 +728,7 @@ def test_nothing_is_changed():
 def test_structures_that_do_not_fit(structure, says):
     model = convnet()
     with pytest.raises(InputError, match=says):
-        make_units(structure, find_scope(model), model)
+        make_groups(structure, find_scope(model), model)
 
 
 def test_structures_by_name():
@@ -736,10 +736,10 @@ def test_structures_by_name():
     scope, (example, _) = find_scope(model), images(4)
     kinds = {"unstructured": Elements, "block:1x9": Blocks, "1:3": Patterns, "channel": Channels}
     for name, kind in kinds.items():
-        assert type(make_units(name, scope, model, example)) is kind
-    assert make_units("block:1x9", scope, model, window=0.25).window == 0.25
+        assert type(make_groups(name, scope, model, example)) is kind
+    assert make_groups("block:1x9", scope, model, window=0.25).window == 0.25
     with pytest.raises(InputError, match="nothing is prunable"):
-        make_units("unstructured", Scope(), model)
-    assert [u.group for u in make_units("channel", scope, model, example).units] == [
+        make_groups("unstructured", Scope(), model)
+    assert [u.group for u in make_groups("channel", scope, model, example).units] == [
         u.group for u in find_units(model, scope, example, "channel")
     ]

@@ -13,8 +13,8 @@ from winnow.kernels import dispatch, native
 from winnow.kernels.contenders import Layer, contenders
 from winnow.kernels.dense import unpacked
 from winnow.kernels.expanded import expand
-from winnow.kernels.form import Form
 from winnow.kernels.modules import PackedLayer
+from winnow.kernels.spec import LayerSpec
 from winnow.kernels.swap import pack_layer
 
 ROWS = 9  # of x: from 8 on, every way of a packed layer is timed
@@ -70,16 +70,16 @@ def tolerance(label: str, dtype: torch.dtype) -> float:
 
 def offered(layer: nn.Module, shape: tuple[int, ...]) -> dict:
     """Everything the dispatcher may choose for the layer when all is allowed."""
-    form = Form(layer)
-    rows = form.count(torch.empty(shape))
-    inputs = {} if form.geometry is None else {rows: shape}
-    return contenders(Layer("layer", layer, form, {rows}, inputs), ("bfloat16",), "int8", "speed")
+    spec = LayerSpec(layer)
+    rows = spec.count(torch.empty(shape))
+    inputs = {} if spec.geometry is None else {rows: shape}
+    return contenders(Layer("layer", layer, spec, {rows}, inputs), ("bfloat16",), "int8", "speed")
 
 
 def shapes(layer: nn.Module) -> list[tuple[int, ...]]:
-    if Form(layer).geometry is not None:
+    if LayerSpec(layer).geometry is not None:
         return [(1, 5, 3, 3), (2, 5, 6, 7), (5, 4, 4), (0, 5, 4, 4)]
-    cols = Form(layer).cols
+    cols = LayerSpec(layer).cols
     return [(1, cols), (ROWS, cols), (2, 9, cols), (cols,), (0, cols)]
 
 

@@ -25,11 +25,11 @@ from winnow.kernels.cache import TimingCache
 from winnow.kernels.choose import choose
 from winnow.kernels.contenders import Contender
 from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer
-from winnow.kernels.form import Form
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.micro import ENOUGH, FEW, MOST, TRIES, TWO, Case, MicroTimer, race
+from winnow.kernels.micro import ENOUGH, FEW, MOST, TRIES, TWO, Case, MicroTimer, time_contenders
 from winnow.kernels.modules import PackedConv2d, PackedLinear
 from winnow.kernels.routed import RoutedLayer
+from winnow.kernels.spec import LayerSpec
 from winnow.kernels.swap import pack_layer, swap
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import Unstructured
@@ -185,7 +185,7 @@ class Clock:
 
 
 def raced(clock, contenders, limit=10**9, prepare=lambda call, x: None):
-    return race(contenders, torch.zeros(1), prepare, limit, clock)
+    return time_contenders(contenders, torch.zeros(1), prepare, limit, clock)
 
 
 def test_the_median_of_the_timed_calls():
@@ -236,7 +236,7 @@ def test_calls_that_were_interrupted_are_timed_again():
             clock.now += 5000 + (0 if count % 3 else 1000)
 
     calls = {name: lambda x, name=name: run(name, x) for name in inner}
-    found = race(calls, torch.zeros(1), lambda call, x: None, 10**9, clock, lambda: len(lost))
+    found = time_contenders(calls, torch.zeros(1), lambda call, x: None, 10**9, clock, lambda: len(lost))
     assert found == {"a": 100, "b": 5104, "c": 106}  # of "b" nothing better is known than its shortest time
     assert clock.calls.count("b") == 1 + TRIES * TWO
     calm = [name for name in clock.calls if name == "a"]
@@ -1046,7 +1046,7 @@ def test_codes_survive_the_state_dict():
 
 def test_packed_accelerated_and_quantized_models_are_not_compressed_again():
     import winnow
-    from winnow.kernels.swap import must_be_dense
+    from winnow.kernels.swap import require_dense
 
     wanted = dict(sparsity=0.5, method="magnitude", baselines="none", speed=False)
     packed = nn.Sequential(PackedLinear(PackedMatrix.from_dense(torch.eye(8))), nn.ReLU(), nn.Linear(8, 3))
@@ -1055,7 +1055,7 @@ def test_packed_accelerated_and_quantized_models_are_not_compressed_again():
     with pytest.raises(InputError, match="packed already"):
         winnow.shrink(packed, torch.ones(2, 8))
     given = nn.Linear(8, 8)
-    fast = nn.Sequential(RoundedLayer(Form(given), given.weight, None), nn.ReLU(), nn.Linear(8, 3))
+    fast = nn.Sequential(RoundedLayer(LayerSpec(given), given.weight, None), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match="accelerated already"):
         winnow.compress(fast, **wanted)
     with warnings.catch_warnings():
@@ -1063,4 +1063,4 @@ def test_packed_accelerated_and_quantized_models_are_not_compressed_again():
         codes = torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear}, torch.qint8)
     with pytest.raises(InputError, match=r"quantized already \(\S+ is a Linear\)"):
         winnow.compress(codes, **wanted)
-    must_be_dense(mlp())
+    require_dense(mlp())

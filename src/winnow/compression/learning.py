@@ -14,7 +14,7 @@ from winnow.compression.recipe import Recipe
 from winnow.compression.units import coupled
 from winnow.compression.workbench import Workbench
 from winnow.fcpts.settings import FcptsSettings
-from winnow.formats.units import load_packed, save_packed
+from winnow.formats.packed_file import load_packed, save_packed
 from winnow.run.store import stage_key
 from winnow.settings import read_settings
 from winnow.train.distil.fit import Distil, Fitted

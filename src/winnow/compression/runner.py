@@ -20,8 +20,8 @@ from winnow.compression.units import coupled
 from winnow.compression.workbench import Progress, Workbench
 from winnow.errors import disk_errors
 from winnow.formats.packed import PackedTensor
+from winnow.formats.packed_file import load_packed, save_packed
 from winnow.formats.tensorfile import TensorFile
-from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
 from winnow.measure.evaluation import keep, kept
@@ -180,9 +180,9 @@ class Runner(Workbench):
         """Coupled units that were learned, for another solver: their masks on the dense weights, their biases zero."""
         if not isinstance(parse_structure(recipe.structure), Coupled):
             return None, {}
-        from winnow.fcpts.structures import make_units
+        from winnow.fcpts.structures import make_groups
 
-        units: Any = make_units(recipe.structure, self.scope, self.host.model, self.batches[0])
+        units: Any = make_groups(recipe.structure, self.scope, self.host.model, self.batches[0])
         return learned.keeps, units.entries(learned.keeps, self.host.model)
 
     def _recalibrates(self, recipe: Recipe) -> bool:

@@ -18,7 +18,7 @@ class Bridge(Protocol):
     """Density of the units' magnitudes, per group and weighted by the weights that go with each unit."""
 
     def refresh(self, magnitudes: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor | int]) -> None:
-        """Looks at the magnitudes (per group [units], float32) anew; ``sizes`` as :meth:`Units.sizes`."""
+        """Looks at the magnitudes (per group [units], float32) anew; ``sizes`` as :meth:`UnitGroups.sizes`."""
 
     def density(self, thresholds: torch.Tensor) -> torch.Tensor:
         """d rate / d t at each group's threshold, [G] -> float32 [G], above 0 everywhere."""
@@ -53,7 +53,7 @@ def rates(thresholds: torch.Tensor, removed: torch.Tensor, numels: torch.Tensor,
 
     Args:
         thresholds: [G]; gradients reach nothing else.
-        removed: [G], the weights that are gone.
+        removed: [G], the weights that are removed.
         numels: [G], the weights there are.
     """
     result: torch.Tensor = _Rates.apply(thresholds, removed, numels, bridge)

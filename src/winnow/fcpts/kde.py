@@ -31,7 +31,7 @@ class KernelDensity:
         self.factor = bandwidth
 
     def refresh(self, magnitudes: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor | int]) -> None:
-        """Keeps the magnitudes (per group [units], at least 0); ``sizes`` as :meth:`Units.sizes`."""
+        """Keeps the magnitudes (per group [units], at least 0); ``sizes`` as :meth:`UnitGroups.sizes`."""
         summary = Histogram()
         summary.refresh(magnitudes, sizes)
         self.units = summary.units
@@ -50,8 +50,10 @@ class KernelDensity:
         open_ = list(range(len(t)))
         for _ in range(_DOUBLINGS):
             found[open_] = torch.stack([self._at(g, float(t[g]), float(h[g])) for g in open_])
-            said = found * h * self.units * (2 * math.sqrt(math.pi))  # units in a box with as much variance of its sum
-            open_ = (said < needed(self.units)).nonzero().flatten().tolist()
+            effective = (
+                found * h * self.units * (2 * math.sqrt(math.pi))
+            )  # units in a box with as much variance of its sum
+            open_ = (effective < needed(self.units)).nonzero().flatten().tolist()
             if not open_:
                 break
             h[open_] *= 2

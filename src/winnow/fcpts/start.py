@@ -9,14 +9,14 @@ import torch
 
 from winnow.allocate import LayerInfo, allocate
 from winnow.errors import InputError
-from winnow.fcpts.units import Units
+from winnow.fcpts.groups import UnitGroups
 from winnow.masks.prunable import Scope
 
 TINY = 1e-30  # a threshold is above 0, whatever the magnitudes
 
 
 def start_thresholds(
-    units: Units,
+    units: UnitGroups,
     weights: Mapping[str, torch.Tensor],
     scope: Scope,
     zeros: int,
@@ -33,7 +33,7 @@ def start_thresholds(
         table: rates by group name or pattern, with ``start="table"`` only.
         seed: which groups go first among equals, where a group is a single unit and a uniform share is none.
 
-    Each is what :func:`removing` makes of the group's count: its weights to the nearest unit, equal magnitudes together.
+    Each is what :func:`threshold_removing` makes of the group's count: its weights to the nearest unit, equal magnitudes together.
 
     Raises InputError for an unknown start, a table that does not come to ``zeros``, or one without its start.
     """
@@ -45,11 +45,11 @@ def start_thresholds(
         )
     magnitudes, sizes = units.magnitudes(weights), units.sizes()
     counts = _counts(units, weights, scope, zeros, start, table, seed, magnitudes, sizes)
-    return torch.stack([removing(m, size, counts[g]) for g, m, size in zip(units.groups, magnitudes, sizes)])
+    return torch.stack([threshold_removing(m, size, counts[g]) for g, m, size in zip(units.groups, magnitudes, sizes)])
 
 
 def _counts(
-    units: Units,
+    units: UnitGroups,
     weights: Mapping[str, torch.Tensor],
     scope: Scope,
     zeros: int,
@@ -86,11 +86,13 @@ def _counts(
     )
 
 
-def removing(magnitudes: torch.Tensor, sizes: torch.Tensor | int, count: float, least: int = 0) -> torch.Tensor:
+def threshold_removing(
+    magnitudes: torch.Tensor, sizes: torch.Tensor | int, count: float, least: int = 0
+) -> torch.Tensor:
     """The threshold at which the units nearest to ``count`` weights have gone, float32 [], above 0.
 
     It lies half-way between the largest magnitude that goes and the smallest that stays, so that exp(log t) removes
-    what t does; with nothing gone at half the smallest magnitude, with all gone just above the largest. Equal
+    what t does; with nothing removed at half the smallest magnitude, with all removed just above the largest. Equal
     magnitudes go together or not at all, whichever is nearer. A group of several units keeps one, unless ``count`` is all.
 
     Args:
@@ -101,9 +103,9 @@ def removing(magnitudes: torch.Tensor, sizes: torch.Tensor | int, count: float, 
     m = magnitudes.detach().float().cpu().numpy()
     if isinstance(sizes, torch.Tensor):
         order = np.argsort(m, kind="stable")
-        m, gone = m[order], np.append(0.0, np.cumsum(sizes.cpu().numpy()[order], dtype=np.float64))
-        total = float(gone[-1])
-        k = int(np.abs(gone - count).argmin())  # of two that are as near the lower
+        m, reached = m[order], np.append(0.0, np.cumsum(sizes.cpu().numpy()[order], dtype=np.float64))
+        total = float(reached[-1])
+        k = int(np.abs(reached - count).argmin())  # of two that are as near the lower
     else:
         total = float(sizes * len(m))
         k = min(round(count / sizes), len(m))

@@ -7,15 +7,17 @@ from typing import Any
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.fcpts.units import Elements, Units
-from winnow.fcpts.units_blocks import Blocks
-from winnow.fcpts.units_channels import Channels
-from winnow.fcpts.units_patterns import Patterns
+from winnow.fcpts.groups import Elements, UnitGroups
+from winnow.fcpts.groups_blocks import Blocks
+from winnow.fcpts.groups_channels import Channels
+from winnow.fcpts.groups_patterns import Patterns
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, BlockShape, Coupled, parse_structure
 
 
-def make_units(structure: str, scope: Scope, model: nn.Module, example: Any = None, *, window: float = 1.0) -> Units:
+def make_groups(
+    structure: str, scope: Scope, model: nn.Module, example: Any = None, *, window: float = 1.0
+) -> UnitGroups:
     """What thresholds decide about under a structure: unstructured, n:m, block:RxC, neuron, head or channel.
 
     Args:

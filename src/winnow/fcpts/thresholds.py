@@ -7,29 +7,29 @@ import math
 import torch
 
 from winnow.fcpts.bridge import Bridge, rates
+from winnow.fcpts.groups import UnitGroups
 from winnow.fcpts.settings import FcptsSettings
-from winnow.fcpts.units import Units
 
 ROOM = 4.0
 STEEPEST = 1.0  # a spike in the loss must not throw a threshold out of its magnitudes, from where none returns
 
 
 class Thresholds:
-    """One threshold t = exp(theta) a group, learned from the loss of the outputs and from the wanted global rate.
+    """One threshold t = exp(theta) a group, learned from the loss of the outputs and from the global target rate.
 
     The rate's part of the loss is ``penalty * |sum_l N_l r_l / N - target|`` (FCPTS, arXiv 2405.05808), its gradient
     taken over the bridge's density. ``log t`` in place of the released ``sigmoid``: magnitudes may exceed one.
 
-    The target rises from ``ramp_from`` of the wanted rate to all of it over the first ``ramp`` of the training, as a
+    The target rises from ``ramp_from`` of the target rate to all of it over the first ``ramp`` of the training, as a
     cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1), and the thresholds begin in the proportions of the
     start allocation, scaled together to that lower rate. This is not in the paper, whose masks are at the full rate
     from the first step: there, the damage done before anything has been learned decides where the thresholds go.
     """
 
     def __init__(
-        self, units: Units, bridge: Bridge, settings: FcptsSettings, start: torch.Tensor, target: float
+        self, units: UnitGroups, bridge: Bridge, settings: FcptsSettings, start: torch.Tensor, target: float
     ) -> None:
-        self.units, self.bridge, self.settings, self.wanted = units, bridge, settings, target
+        self.units, self.bridge, self.settings, self.final_target = units, bridge, settings, target
         self.penalty = len(units.groups) / 2 if settings.penalty is None else settings.penalty
         self.target = target * settings.ramp_from if settings.ramp > 0 else target
         self.theta = start.log().clone().requires_grad_()
@@ -61,9 +61,9 @@ class Thresholds:
         relative = torch.cat([m / t for m, t in zip(magnitudes, self.values.unbind())])
         sizes = [s if torch.is_tensor(s) else torch.full((len(m),), s) for s, m in zip(self.units.sizes(), magnitudes)]
         order = relative.argsort()
-        gone = torch.cat(sizes)[order].cumsum(0)
-        wanted = self.target * float(self.units.numels.sum())
-        return relative[order[min(int((gone < wanted).sum()), len(order) - 1)]].clamp_min(1e-30)
+        removed = torch.cat(sizes)[order].cumsum(0)
+        count = self.target * float(self.units.numels.sum())
+        return relative[order[min(int((removed < count).sum()), len(order) - 1)]].clamp_min(1e-30)
 
     def masked(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self.settings.threshold_grad == "rec+c":
@@ -87,7 +87,7 @@ class Thresholds:
         self._clamp()
         if s.ramp > 0:
             left = 1 - min(progress / s.ramp, 1.0)
-            self.target = self.wanted * (1 - (1 - s.ramp_from) * left**3)
+            self.target = self.final_target * (1 - (1 - s.ramp_from) * left**3)
 
     def _clamp(self) -> None:
         """A threshold outside its magnitudes would see no density and stay there."""

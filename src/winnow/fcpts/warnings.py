@@ -70,11 +70,11 @@ def warnings_for(
 
 
 def _few(examples: int, classes: int | None) -> str | None:
-    wanted = max(FEW, FEW_PER_CLASS * (classes or 0))
-    if examples >= wanted:
+    needed = max(FEW, FEW_PER_CLASS * (classes or 0))
+    if examples >= needed:
         return None
-    why = f"{FEW_PER_CLASS} for each of {classes} classes" if wanted > FEW else f"{FEW} at least"
-    return f"There are only {examples:,} calibration examples: give {wanted:,} ({why}), see --samples."
+    why = f"{FEW_PER_CLASS} for each of {classes} classes" if needed > FEW else f"{FEW} at least"
+    return f"There are only {examples:,} calibration examples: give {needed:,} ({why}), see --samples."
 
 
 def _collapsed(record: AllocationRecord) -> str | None:
@@ -104,8 +104,8 @@ def _one_sided(record: AllocationRecord, examples: int) -> str | None:
 
 def _at_limit(rate: float, numel: int) -> bool:
     """Whether no further whole weight may go."""
-    gone = round(rate * numel)
-    return gone > 0 and gone >= int(LIMIT * numel)
+    pruned = round(rate * numel)
+    return pruned > 0 and pruned >= int(LIMIT * numel)
 
 
 def _figure(value: float | None) -> str:

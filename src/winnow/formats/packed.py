@@ -28,7 +28,7 @@ import torch
 from winnow.errors import FormatError, InputError
 from winnow.formats import bits
 from winnow.formats.layout import Encoding, Layout
-from winnow.formats.soundness import FLOATS, INTEGERS, problem_of
+from winnow.formats.validation import FLOATS, INTEGERS, problem_of
 from winnow.masks.structure import Structure
 from winnow.quantize import Quantized
 

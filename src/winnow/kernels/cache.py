@@ -90,7 +90,7 @@ class TimingCache:
             if not isinstance(machines, dict):
                 raise TypeError
             return machines
-        except OSError:  # not there yet, or not to be read: whether it can be written is told when it is
+        except OSError:  # not there yet, or not to be read: a warning follows where it cannot be written
             return {}
         except (ValueError, KeyError, TypeError, RecursionError):
             if not quiet:

@@ -65,9 +65,9 @@ def timed(
         reason = f"stays: nothing was faster than {'packed' if layer.packed else dense} by more than {percent} %"
     return Decision(
         name=layer.name,
-        kind=layer.form.kind,
-        rows=layer.form.rows,
-        cols=layer.form.cols,
+        kind=layer.spec.kind,
+        rows=layer.spec.rows,
+        cols=layer.spec.cols,
         density=layer.density,
         values=layer.values,
         kernel={count: c.label for count, c in chosen.items()},
@@ -78,13 +78,13 @@ def timed(
     )
 
 
-def left_alone(path: str, module: nn.Module, reason: str, counts: set[int], layer: Layer | None = None) -> Decision:
+def unchanged(path: str, module: nn.Module, reason: str, counts: set[int], layer: Layer | None = None) -> Decision:
     """The record of a layer that nothing was timed for; ``layer`` where it was looked at closely."""
     if layer is not None:
         kind, rows, cols, density, values = (
-            layer.form.kind,
-            layer.form.rows,
-            layer.form.cols,
+            layer.spec.kind,
+            layer.spec.rows,
+            layer.spec.cols,
             layer.density,
             layer.values,
         )

@@ -13,7 +13,7 @@ import torch
 from winnow.errors import FormatError, InputError
 from winnow.formats import bits
 from winnow.formats.packed import PackedTensor, pack
-from winnow.formats.soundness import FLOATS, INTEGERS
+from winnow.formats.validation import FLOATS, INTEGERS
 from winnow.kernels import native, reference
 from winnow.kernels.memory import in_large_pages
 from winnow.masks.structure import BlockShape, Unstructured

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.formats.soundness import INTEGERS
+from winnow.formats.validation import INTEGERS
 from winnow.kernels import expanded, multiply, ops
 from winnow.kernels.expanded import convolve
 from winnow.kernels.geometry import Geometry

@@ -110,13 +110,13 @@ def kernels() -> Any:
 
 
 @lru_cache(maxsize=8)
-def _kernels(wanted: str | None) -> Any:
+def _kernels(requested: str | None) -> Any:
     usable = isas()
-    if wanted is None:
-        wanted = usable[-1]
-    elif wanted not in usable:
-        raise InputError(f"WINNOW_ISA={wanted} is not to be had here: use one of {', '.join(usable)}")
-    return load_extension().kernels(wanted)
+    if requested is None:
+        requested = usable[-1]
+    elif requested not in usable:
+        raise InputError(f"WINNOW_ISA={requested} is not available here: use one of {', '.join(usable)}")
+    return load_extension().kernels(requested)
 
 
 def fill_starts(view: Any, starts: torch.Tensor) -> bool:

@@ -39,7 +39,7 @@ def _matrix(
     group: int | None,
 ) -> PackedMatrix:
     known = PackedMatrix.known(starts, data)
-    # The tensors of a matrix that is gone, or copies that a compiler made, are checked again.
+    # The tensors of a matrix that was freed, or copies that a compiler made, are checked again.
     return known or PackedMatrix(rows, cols, values, mask, data, scales, block=block, group=group)
 
 

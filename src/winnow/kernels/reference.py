@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from winnow.formats import bits
-from winnow.formats.soundness import INTEGERS
+from winnow.formats.validation import INTEGERS
 from winnow.quantize.grid import spread_scales
 
 if TYPE_CHECKING:

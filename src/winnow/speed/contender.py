@@ -15,7 +15,7 @@ from winnow.data.text import Batch
 from winnow.forward.model import accepted, logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
-from winnow.speed.workload import Work
+from winnow.speed.workload import Workload
 
 COMPARED = 4  # tokens whose logits are compared in decoding
 
@@ -39,14 +39,14 @@ class Contender(ABC):
         return self.about.name
 
     @abstractmethod
-    def begin(self, work: Work) -> Begin:
+    def begin(self, work: Workload) -> Begin:
         """What brings it to the start of a case. Raises Unavailable where it cannot do such work."""
 
     @abstractmethod
-    def output(self, work: Work) -> torch.Tensor:
+    def output(self, work: Workload) -> torch.Tensor:
         """What it computes for the first inputs of a case, float32."""
 
-    def prepare(self, work: Work) -> None:
+    def prepare(self, work: Workload) -> None:
         """Once per case, untimed: compile, export, warm up."""
         step = self.begin(work)()
         step()
@@ -72,11 +72,11 @@ class TorchContender(Contender):
         self.decisions: dict[str, dict[int, str]] = {}  # layer -> rows of x -> kernel, of an accelerated model
         self._run: Callable[..., Any] = (
             model if run is None else run
-        )  # a compiled model's truth value asks for its length
+        )  # a compiled model's reference value asks for its length
         floats = (t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
         self._dtype = next(floats, torch.float32)
 
-    def begin(self, work: Work) -> Begin:
+    def begin(self, work: Workload) -> Begin:
         if work.case.what == "decode":
             return lambda: self._decoding(work)
         calls = cycle([self._bound(batch, work) for batch in work.inputs])
@@ -88,7 +88,7 @@ class TorchContender(Contender):
         return begin
 
     @torch.inference_mode()
-    def output(self, work: Work) -> torch.Tensor:
+    def output(self, work: Workload) -> torch.Tensor:
         if work.case.what == "decode":
             step = self._decoding(work)
             assert work.tokens is not None
@@ -100,7 +100,7 @@ class TorchContender(Contender):
         self.model = None
         self._run = _gone
 
-    def _bound(self, batch: Batch, work: Work) -> Callable[[], Any]:
+    def _bound(self, batch: Batch, work: Workload) -> Callable[[], Any]:
         """One forward with its arguments looked up once: what is timed is the model."""
         settings: dict[str, Any] = {}
         if work.case.what == "prefill":
@@ -109,7 +109,7 @@ class TorchContender(Contender):
         run = self._run
         return lambda: run(*args, **keywords)
 
-    def _decoding(self, work: Work) -> Callable[[], Any]:
+    def _decoding(self, work: Workload) -> Callable[[], Any]:
         """Runs the prompt; each call of the result feeds one more token through the cache."""
         assert work.tokens is not None
         if not {"past_key_values", "use_cache"} <= accepted(self.model).keys():  # type: ignore[arg-type]
@@ -140,12 +140,12 @@ def bind(model: Any, batch: Batch, settings: dict[str, Any]) -> tuple[tuple[Any,
     return (), {**fitting, **kept}
 
 
-def difference(found: torch.Tensor, truth: torch.Tensor) -> float:
+def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest absolute difference over the largest absolute value of ``truth``; NaN where either holds one."""
-    if found.shape != truth.shape:
+    if found.shape != reference.shape:
         return float("nan")
-    scale = float(truth.abs().max()) if truth.numel() else 0.0
-    return float((found - truth).abs().max()) / max(scale, 1e-30) if truth.numel() else 0.0
+    scale = float(reference.abs().max()) if reference.numel() else 0.0
+    return float((found - reference).abs().max()) / max(scale, 1e-30) if reference.numel() else 0.0
 
 
 def _gone(*_: Any, **__: Any) -> Any:

@@ -14,14 +14,14 @@ from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_
 from winnow.records.compression import Times
 from winnow.records.speed import Case, Measure
 from winnow.speed.contender import Contender, Unavailable, difference
-from winnow.speed.workload import Work
+from winnow.speed.workload import Workload
 
 Progress = Callable[[int, int, str], None]
 Clock = Callable[[], float]
 
 
 @dataclass
-class Finish:
+class RaceResult:
     """What a race found: cases with the rounds they got, a measure for each contender and case, and what was left out."""
 
     cases: list[Case] = field(default_factory=list)
@@ -33,29 +33,31 @@ class Finish:
 @torch.inference_mode()
 def race(
     contenders: Sequence[Contender],
-    works: Sequence[Work],
-    truths: Mapping[str, Mapping[str, torch.Tensor]],
+    works: Sequence[Workload],
+    references: Mapping[str, Mapping[str, torch.Tensor]],
     rounds: int,
     *,
     slot: float = SLOT,
     bandwidth: Bandwidth | None = None,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
-) -> Finish:
+) -> RaceResult:
     """Times ``contenders`` on ``works``; the first one is what the others are compared with.
 
     Args:
-        truths: base -> case -> output of the float32 model, what a contender's own output is held against.
+        references: base -> case -> output of the float32 model, what a contender's own output is held against.
         rounds: of each case; a contender is called several times in a row in each where its calls are short.
     """
-    found = Finish()
+    found = RaceResult()
     total = rounds * len(works)
     for number, work in enumerate(works):
         done = number * rounds
         taken: list[Round] = []
-        entered: dict[str, tuple[Contender, float]] = {}
+        prepared: dict[str, tuple[Contender, float]] = {}
         try:
-            begins, calls = _enter(contenders, work, truths, entered, found, slot, clock, progress, (done, total))
+            begins, calls = _prepare_all(
+                contenders, work, references, prepared, found, slot, clock, progress, (done, total)
+            )
             if len(begins) == 0:
                 continue
             for one in alternate(begins, calls, rounds, clock=clock):
@@ -66,24 +68,24 @@ def race(
             found.interrupted = True
         if taken:
             found.cases.append(work.case.model_copy(update={"rounds": len(taken)}))
-            found.measures += _measures(contenders, work.case, taken, entered, bandwidth)
+            found.measures += _measures(contenders, work.case, taken, prepared, bandwidth)
         if found.interrupted:
             break
     return found
 
 
-def _enter(
+def _prepare_all(
     contenders: Sequence[Contender],
-    work: Work,
-    truths: Mapping[str, Mapping[str, torch.Tensor]],
-    entered: dict[str, tuple[Contender, float]],
-    found: Finish,
+    work: Workload,
+    references: Mapping[str, Mapping[str, torch.Tensor]],
+    prepared: dict[str, tuple[Contender, float]],
+    found: RaceResult,
     slot: float,
     clock: Clock,
     progress: Progress | None,
     place: tuple[int, int],
 ) -> tuple[dict[str, Begin], dict[str, int]]:
-    """Prepares each contender for a case, holds its output against the truth, and finds how often to call it."""
+    """Prepares each contender for a case, holds its output against the reference, and finds how often to call it."""
     begins: dict[str, Begin] = {}
     calls: dict[str, int] = {}
     for contender in contenders:
@@ -92,7 +94,7 @@ def _enter(
         try:
             begin = contender.begin(work)
             contender.prepare(work)
-            off = difference(contender.output(work), truths[contender.base][work.case.name])
+            off = difference(contender.output(work), references[contender.base][work.case.name])
             calls[contender.name] = _calls(begin, work, slot, clock)
         except KeyboardInterrupt:
             raise
@@ -100,11 +102,11 @@ def _enter(
             found.dropped[contender.name, work.case.name] = reason(error)
             continue
         begins[contender.name] = begin
-        entered[contender.name] = (contender, off)
+        prepared[contender.name] = (contender, off)
     return begins, calls
 
 
-def _calls(begin: Begin, work: Work, slot: float, clock: Clock) -> int:
+def _calls(begin: Begin, work: Workload, slot: float, clock: Clock) -> int:
     """Calls in a row: all tokens in decoding, else as many as fill a slot."""
     if work.tokens is not None:
         return work.tokens.shape[1]
@@ -118,15 +120,15 @@ def _measures(
     contenders: Sequence[Contender],
     case: Case,
     taken: list[Round],
-    entered: Mapping[str, tuple[Contender, float]],
+    prepared: Mapping[str, tuple[Contender, float]],
     bandwidth: Bandwidth | None,
 ) -> list[Measure]:
     baseline = contenders[0].name
     rows = []
-    for name, (contender, off) in entered.items():
+    for name, (contender, off) in prepared.items():
         own = [one[name] for one in taken]
         ratio = (
-            paired_ratio([one[baseline] for one in taken], own) if name != baseline and baseline in entered else None
+            paired_ratio([one[baseline] for one in taken], own) if name != baseline and baseline in prepared else None
         )
         times = spread([seconds for calls in own for seconds in calls])
         size = contender.about.weight_bytes

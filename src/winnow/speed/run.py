@@ -17,13 +17,13 @@ from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
+from winnow.speed.building import BuildContext
 from winnow.speed.contender import Contender, TorchContender, Unavailable
-from winnow.speed.families import makers
-from winnow.speed.fresh import measure_fresh
-from winnow.speed.makers import Makers
-from winnow.speed.race import Finish, race, reason
+from winnow.speed.families import builders
+from winnow.speed.fresh_process import measure_fresh
+from winnow.speed.race import RaceResult, race, reason
 from winnow.speed.subject import Subject
-from winnow.speed.workload import Work
+from winnow.speed.workload import Workload
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 T = TypeVar("T")
@@ -31,13 +31,13 @@ FRESH = ("dense", "packed")  # what another process can load from the folder
 
 
 @dataclass
-class Run:
+class BenchRun:
     """The measuring itself, step by step; ``found`` grows, so that an interrupt loses nothing."""
 
     subject: Subject
-    work: list[Work]
+    work: list[Workload]
     found: Bench
-    asked: list[str]
+    requested: list[str]
     rounds: int
     threads: int
     scratch: Path
@@ -46,7 +46,7 @@ class Run:
     contenders: list[Contender] = field(default_factory=list)
     decided: dict[str, dict[int, str]] = field(default_factory=dict)
 
-    def go(self) -> None:
+    def run(self) -> None:
         try:
             self._race()
             self._energy()
@@ -66,18 +66,23 @@ class Run:
         self.bandwidth = read_bandwidth()
         self.found.bandwidth = speed_schema.Bandwidth(**asdict(self.bandwidth))
         base = self.subject.base
-        given = Makers(
-            self.subject, self.scratch, self.threads, "bf16" in self.asked, self.asked, self.subject.dense(base), self.work,
+        context = BuildContext(
+            self.subject, self.scratch, self.threads, "bf16" in self.requested, self.requested, self.subject.dense(base), self.work,
             self._stage("timing layers for accelerate"),
         )  # fmt: skip
-        self._build(given)
-        truths = {base: _outputs(self.contenders[0], self.work)}
+        self._build(context)
+        references = {base: _outputs(self.contenders[0], self.work)}
         if base != "artifact" and any(c.base == "artifact" for c in self.contenders):
             expanded = self._dense_artifact()
-            truths["artifact"] = _outputs(expanded, self.work)
+            references["artifact"] = _outputs(expanded, self.work)
             expanded.close()
-        finish: Finish = race(
-            self.contenders, self.work, truths, self.rounds, bandwidth=self.bandwidth, progress=self._stage("measuring")
+        finish: RaceResult = race(
+            self.contenders,
+            self.work,
+            references,
+            self.rounds,
+            bandwidth=self.bandwidth,
+            progress=self._stage("measuring"),
         )
         self.found.cases, self.found.measures = finish.cases, finish.measures
         self.found.interrupted = finish.interrupted
@@ -88,8 +93,8 @@ class Run:
             if not any(a.name == name and a.reason == why for a in self.found.absent):
                 self.found.absent.append(Absent(name=name, reason=why if everywhere else f"{case}: {why}"))
 
-    def _build(self, given: Makers) -> None:
-        for name, make in self._each("building contenders", list(makers(given)), lambda maker: maker[0]):
+    def _build(self, context: BuildContext) -> None:
+        for name, make in self._each("building contenders", list(builders(context)), lambda maker: maker[0]):
             try:
                 self.contenders.append(make())
             except Exception as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks
@@ -103,13 +108,13 @@ class Run:
 
     def _energy(self) -> None:
         """Joules of one call of the last case of batch 1 (of the first case where there is none)."""
-        meter, said = energy.open_meter()
-        self.found.energy = said
+        meter, description = energy.open_meter()
+        self.found.energy = description
         if meter is None or self.found.interrupted:
             return
         work = _decoding_or_first(self.work)
         racing = [c for c in self.contenders if self.found.measure(c.name, work.case.name)]
-        self.found.energy = f"{said}, per call of: {work.case.name}"
+        self.found.energy = f"{description}, per call of: {work.case.name}"
         try:
             with torch.inference_mode():
                 for contender in self._each("energy", racing, lambda contender: contender.name):
@@ -142,7 +147,7 @@ class Run:
             )
         stage = self._stage("layer by layer")
         for layer in layer_speeds(
-            self.subject.artifact, rows, self.bandwidth, bf16="bf16" in self.asked, progress=stage
+            self.subject.artifact, rows, self.bandwidth, bf16="bf16" in self.requested, progress=stage
         ):
             kernel = self.decided.get(layer.name.removesuffix(".weight"), {})
             layer.runs_on = next((kernel[n] for n in sorted(kernel) if n >= layer.inputs), None)
@@ -171,7 +176,7 @@ class Run:
 
 
 @torch.inference_mode()
-def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tensor]:
+def _outputs(contender: Contender, work: Sequence[Workload]) -> dict[str, torch.Tensor]:
     found = {}
     for one in work:
         try:
@@ -187,11 +192,11 @@ def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tens
     return found
 
 
-def _decoding_or_first(work: Sequence[Work]) -> Work:
+def _decoding_or_first(work: Sequence[Workload]) -> Workload:
     return next((one for one in work if one.tokens is not None), work[0])
 
 
-def _endless(contender: Contender, work: Work) -> Step:
+def _endless(contender: Contender, work: Workload) -> Step:
     """Calls without end: decoding begins anew after its last token, so that the cache does not grow for ever."""
     if work.tokens is None:
         return contender.begin(work)()

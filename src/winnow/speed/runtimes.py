@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,10 @@ from winnow.forward.model import logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
 from winnow.speed.contender import Contender, Unavailable, bind
-from winnow.speed.workload import Work
+from winnow.speed.workload import Workload
 
 if TYPE_CHECKING:
-    from winnow.speed.makers import Maker, Makers
+    from winnow.speed.building import BuildContext, Builder
 
 ROUNDED = "rounds weights and activations to int8"
 FORMS = {  # form of the graph -> its weights, and what it changes
@@ -35,31 +36,30 @@ FORMS = {  # form of the graph -> its weights, and what it changes
 }
 
 
-def onnx_makers(given: Makers, asked: Sequence[str], need: int) -> Iterator[tuple[str, Maker]]:
-    """(name, maker) of the contenders of ONNX Runtime and OpenVINO."""
-    from winnow.speed.makers import enough
-
-    exports = Exports(given.dense, given.scratch)
-
-    def maker(packages: Sequence[str], build: Callable[[], Contender]) -> Maker:
-        def make() -> Contender:
-            missing = [name for name in packages if importlib.util.find_spec(name) is None]
-            if missing:
-                raise Unavailable(f"not installed: pip install {' '.join(missing)}")
-            enough(need)
-            return build()
-
-        return make
-
-    for family, build, names in (
+def onnx_builders(context: BuildContext, requested: Sequence[str], need: int) -> Iterator[tuple[str, Builder]]:
+    """(name, builder) of the contenders of ONNX Runtime and OpenVINO."""
+    exports = Exports(context.dense, context.scratch)
+    for family, runtime, names in (
         ("onnx", OnnxRuntime, {"ONNX Runtime float32": "float32", "ONNX Runtime int8 dynamic": "dynamic", "ONNX Runtime int8 static": "static"}),
         ("openvino", OpenVino, {"OpenVINO float32": "float32", "OpenVINO bfloat16": "bfloat16", "OpenVINO int8": "static"}),
     ):  # fmt: skip
-        for name, form in names.items() if family in asked else ():
-            weights, changes = FORMS[form]
-            kind: Any = "quantized" if weights.startswith("int8") else "dense"
-            about = speed_schema.Contender(name=name, kind=kind, weights=weights, changes=changes)
-            yield name, maker(build.PACKAGES, lambda b=build, f=form, a=about: b(a, given, exports, f))  # type: ignore[misc]
+        for name, form in names.items() if family in requested else ():
+            yield name, partial(_build, runtime, name, form, context, exports, need)
+
+
+def _build(
+    runtime: type[_Graph], name: str, form: str, context: BuildContext, exports: Exports, need: int
+) -> Contender:
+    from winnow.speed.building import require_memory
+
+    missing = [package for package in runtime.PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise Unavailable(f"not installed: pip install {' '.join(missing)}")
+    require_memory(need)
+    weights, changes = FORMS[form]
+    kind: Any = "quantized" if weights.startswith("int8") else "dense"
+    about = speed_schema.Contender(name=name, kind=kind, weights=weights, changes=changes)
+    return runtime(about, context, exports, form)
 
 
 class _Plain(nn.Module):
@@ -83,10 +83,10 @@ class Exports:
         self._folder = folder
         self._made: dict[tuple[str, str], Path] = {}
 
-    def feeds(self, work: Work) -> list[dict[str, np.ndarray]]:
+    def feeds(self, work: Workload) -> list[dict[str, np.ndarray]]:
         return [_feed(self._model, batch, work) for batch in work.inputs]
 
-    def file(self, work: Work, form: str) -> Path:
+    def file(self, work: Workload, form: str) -> Path:
         key = (work.case.name, form)
         if key not in self._made:
             path = self._folder / f"{len(self._made)}-{form}.onnx"
@@ -98,12 +98,12 @@ class Exports:
             self._made[key] = path
         return self._made[key]
 
-    def bytes(self, work: Work, form: str) -> int:
+    def bytes(self, work: Workload, form: str) -> int:
         """Of the graph and of the weights file beside it."""
         path = self.file(work, form)
         return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
 
-    def _export(self, work: Work, path: Path) -> None:
+    def _export(self, work: Workload, path: Path) -> None:
         args, keywords = bind(self._model, work.inputs[0], _settings(work))
         names = [key for key, value in keywords.items() if isinstance(value, torch.Tensor)]
         settings = {key: value for key, value in keywords.items() if key not in names}
@@ -113,7 +113,7 @@ class Exports:
             _Plain(self._model, names, settings).eval(), tensors, str(path), dynamo=True, input_names=given, output_names=["out"], verbose=False,
         )  # fmt: skip
 
-    def _quantize(self, source: Path, path: Path, form: str, work: Work) -> None:
+    def _quantize(self, source: Path, path: Path, form: str, work: Workload) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
         if form == "dynamic":
@@ -143,13 +143,13 @@ class _Graph(Contender):
 
     PACKAGES: tuple[str, ...] = ("onnx", "onnxscript")
 
-    def __init__(self, about: speed_schema.Contender, given: Makers, exports: Exports, form: str) -> None:
-        super().__init__(about, given.subject.base)
-        self._exports, self._form, self._threads = exports, form, given.threads
+    def __init__(self, about: speed_schema.Contender, context: BuildContext, exports: Exports, form: str) -> None:
+        super().__init__(about, context.subject.base)
+        self._exports, self._form, self._threads = exports, form, context.threads
         self._case = ""
         self._run: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
 
-    def begin(self, work: Work) -> Begin:
+    def begin(self, work: Workload) -> Begin:
         if work.case.what == "decode":
             raise Unavailable("its graph is exported without a cache of keys and values: decoding is not timed")
         feeds = cycle(self._exports.feeds(work))
@@ -162,7 +162,7 @@ class _Graph(Contender):
 
         return begin
 
-    def prepare(self, work: Work) -> None:
+    def prepare(self, work: Workload) -> None:
         if self._case != work.case.name:
             self._run = None
             self._run = self._open(self._exports.file(work, self._source()))
@@ -170,7 +170,7 @@ class _Graph(Contender):
             self.about.file_bytes = self._exports.bytes(work, self._source())
         super().prepare(work)
 
-    def output(self, work: Work) -> torch.Tensor:
+    def output(self, work: Workload) -> torch.Tensor:
         assert self._run is not None
         return torch.from_numpy(np.array(self._run(self._exports.feeds(work)[0]), dtype=np.float32))
 
@@ -217,11 +217,11 @@ class OpenVino(_Graph):
         return lambda feed: request.infer(feed)[0]
 
 
-def _settings(work: Work) -> dict[str, Any]:
+def _settings(work: Workload) -> dict[str, Any]:
     return {"use_cache": False, "logits_to_keep": 1} if work.case.what == "prefill" else {}
 
 
-def _feed(model: nn.Module, batch: Batch, work: Work) -> dict[str, np.ndarray]:
+def _feed(model: nn.Module, batch: Batch, work: Workload) -> dict[str, np.ndarray]:
     args, keywords = bind(model, batch, _settings(work))
     tensors = {key: value for key, value in keywords.items() if isinstance(value, torch.Tensor)}
     tensors = tensors or {f"input_{i}": value for i, value in enumerate(args)}

@@ -20,9 +20,9 @@ from winnow.records.speed import Bench
 from winnow.report.compression.page import write_bench
 from winnow.report.speed import page as pages
 from winnow.speed.families import FAMILIES, families
-from winnow.speed.run import Run, Stage
+from winnow.speed.run import BenchRun, Stage
 from winnow.speed.subject import open_subject
-from winnow.speed.workload import TOKENS, make_work
+from winnow.speed.workload import TOKENS, make_workloads
 from winnow.version import __version__
 
 ROUNDS = 15
@@ -71,15 +71,15 @@ def bench(
 
     Ctrl-C ends the measuring; the result holds what was whole by then, and says so. Before anything is, it is raised.
     """
-    asked = _names(contenders)
-    families(asked)
+    requested = _names(contenders)
+    families(requested)
     batches, lengths = _numbers(batch, "batch"), _numbers(length, "length")
     for name, value in (("tokens", tokens), ("rounds", rounds), ("threads", 1 if threads is None else threads)):
         if value < 1:
             raise InputError(f"--{name} must be at least 1.")
     subject = open_subject(folder, factory=factory, reference=reference)
     target = pages.target(out, subject.folder if subject.artifact is not None else None)
-    work, inputs = make_work(
+    work, inputs = make_workloads(
         subject.source, batches=batches, lengths=lengths, tokens=tokens, data=data, column=column, tokenizer=tokenizer
     )
     with native.torch_threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:
@@ -94,7 +94,7 @@ def bench(
         )
         if subject.artifact is None:
             found.reference = found.model
-        Run(subject, work, found, asked, rounds, used, Path(scratch), per_layer, progress).go()
+        BenchRun(subject, work, found, requested, rounds, used, Path(scratch), per_layer, progress).run()
     if not found.measures:
         if found.interrupted:
             raise KeyboardInterrupt

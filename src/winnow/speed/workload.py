@@ -23,7 +23,7 @@ PIXELS = 224  # where a configuration names no size of its images
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A case and its inputs: the same for every contender.
 
     For decoding, ``inputs`` holds the prompt and ``tokens`` [batch, steps] what follows it: given, not sampled, so that
@@ -35,7 +35,7 @@ class Work:
     tokens: torch.Tensor | None = None
 
 
-def make_work(
+def make_workloads(
     source: ModelSource,
     *,
     batches: Sequence[int] | None = None,
@@ -45,7 +45,7 @@ def make_work(
     column: str | None = None,
     tokenizer: Any = None,
     seed: int = 0,
-) -> tuple[list[Work], str]:
+) -> tuple[list[Workload], str]:
     """Every case with its inputs, and what the inputs are: the data's name, or how they were drawn.
 
     Raises:
@@ -65,7 +65,7 @@ def make_work(
         raise InputError(f"--length counts tokens, and {source.spec} reads none: leave it out.")
     processor = processor_of(source, kind, records) if tokenizer is None else tokenizer
     extra = tokens if kind == "causal-lm" else 0
-    work: list[Work] = []
+    work: list[Workload] = []
     for batch in batches or BATCHES.get(kind, (1, 8)):
         if records is not None and batch > len(records):
             raise InputError(f"{records.name} holds {len(records)} records, too few for a batch of {batch}.")
@@ -83,16 +83,18 @@ def make_work(
 
 
 def _lengths(
-    source: ModelSource, kind: ModelKind, asked: Sequence[int] | None, extra: int, processor: Any
+    source: ModelSource, kind: ModelKind, requested: Sequence[int] | None, extra: int, processor: Any
 ) -> Sequence[int | None]:
     if kind in ("vision", "tensors"):
         return (None,)
     most = _context(source.config, processor)
-    if asked:
-        if most is not None and max(asked) + extra > most:
+    if requested:
+        if most is not None and max(requested) + extra > most:
             more = f" and {extra} tokens" if extra else ""
-            raise InputError(f"a length of {max(asked)}{more} is beyond the model's context of {most}: ask for less.")
-        return asked
+            raise InputError(
+                f"a length of {max(requested)}{more} is beyond the model's context of {most}: ask for less."
+            )
+        return requested
     return sorted({max(1, min(n, (most or n + extra) - extra)) for n in LENGTHS[kind]})
 
 
@@ -104,7 +106,9 @@ def _context(config: Any, processor: Any) -> int | None:
     return min((n for n in known if isinstance(n, int) and n > 1), default=None)
 
 
-def _cases(kind: ModelKind, batch: int, length: int | None, tokens: int, inputs: list[Batch], real: bool) -> list[Work]:
+def _cases(
+    kind: ModelKind, batch: int, length: int | None, tokens: int, inputs: list[Batch], real: bool
+) -> list[Workload]:
     if kind == "causal-lm":
         assert length is not None
         whole: Any = inputs[0]["input_ids"]  # type: ignore[call-overload]
@@ -116,11 +120,11 @@ def _cases(kind: ModelKind, batch: int, length: int | None, tokens: int, inputs:
         decode = Case(
             name=f"{size}decoding after {length}", what="decode", batch=batch, length=length, unit="tokens", per_call=batch
         )  # fmt: skip
-        return [Work(prefill, prompts), Work(decode, prompts[:1], whole[:, length : length + tokens])]
+        return [Workload(prefill, prompts), Workload(decode, prompts[:1], whole[:, length : length + tokens])]
     unit = "requests" if length is not None else "samples"
     name = f"batch {batch}" if length is None else f"batch {batch} × {'up to ' if real else ''}{length} tokens"
     case = Case(name=name, what="forward", batch=batch, length=length, unit=unit, per_call=batch)
-    return [Work(case, inputs)]
+    return [Workload(case, inputs)]
 
 
 def random_batch(source: ModelSource, kind: ModelKind, batch: int, length: int, seed: int) -> Batch:

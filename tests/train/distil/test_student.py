@@ -13,9 +13,9 @@ from winnow.masks.scope import find_scope
 from winnow.train.distil.fixed_masks import FixedMasks
 from winnow.train.distil.loop import Loop
 from winnow.train.distil.outputs import read_output
-from winnow.train.distil.reference import Reference
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
+from winnow.train.distil.teacher import Teacher
 from winnow.train.examples import Examples
 
 
@@ -327,7 +327,7 @@ def test_distillation_under_a_mask_brings_the_outputs_nearer(dtype):
     scope = find_scope(model)
     student, examples = Student(model, scope), Examples([x], 16)
     s = DistilSettings(steps=40, lr=0.05, blockwise=0.1)
-    reference = Reference(student, examples, s)
+    reference = Teacher(student, examples, s)
     trace = Loop(student, examples, reference, FixedMasks(half_kept(scope)), s).run()
     assert sum(trace.losses[-5:]) < 0.5 * sum(trace.losses[:5])
 
@@ -343,7 +343,7 @@ def test_the_whole_loop_runs_on_features_and_two_sided_texts(name):
     student, examples = Student(model, scope), Examples(family.batches()[:2], 2)
     assert (examples.joined is not None) == (name == "t5" or name == "clip")
     s = DistilSettings(steps=30, lr=0.01)
-    trace = Loop(student, examples, Reference(student, examples, s), FixedMasks(half_kept(scope)), s).run()
+    trace = Loop(student, examples, Teacher(student, examples, s), FixedMasks(half_kept(scope)), s).run()
     assert trace.steps == 30 and sum(trace.losses[-6:]) < sum(trace.losses[:6])
 
 

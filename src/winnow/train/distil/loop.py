@@ -22,7 +22,7 @@ from winnow.train.examples import Examples
 from winnow.train.resume import EpochOrder, read_checkpoint, under
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints
-CLIP = 1.0  # largest norm of a gradient, where none is said and there are no batch norms
+CLIP = 1.0  # largest norm of a gradient, where none is set and there are no batch norms
 Progress = Callable[[int, int, str], None]
 
 
@@ -75,8 +75,8 @@ class Loop:
     """Fits ``student`` under ``masks`` to its own dense outputs.
 
     Args:
-        reference: the loss; ``reference.loss(student, masked, target, batch)`` (see :class:`winnow.train.distil.reference.Reference`).
-        seconds: a time limit in place of ``settings.steps``; learning rates fall with the time that has gone.
+        teacher: the loss; ``teacher.loss(student, masked, target, batch)`` (see :class:`winnow.train.distil.teacher.Teacher`).
+        seconds: a time limit in place of ``settings.steps``; learning rates fall with the elapsed time.
         folder: checkpoints go here every 30 s, and a run that finds one goes on from it.
 
     Without a time limit a run is a function of its arguments, bit for bit, interrupted or not.
@@ -89,7 +89,7 @@ class Loop:
         self,
         student: Student,
         examples: Examples,
-        reference: Any,
+        teacher: Any,
         masks: Masks,
         settings: DistilSettings,
         *,
@@ -98,7 +98,7 @@ class Loop:
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.student, self.examples, self.reference, self.masks = student, examples, reference, masks
+        self.student, self.examples, self.teacher, self.masks = student, examples, teacher, masks
         self.settings, self.seed, self.seconds = settings, seed, seconds
         self.file = None if folder is None else folder / "fit.safetensors"
         self.progress = progress
@@ -135,12 +135,12 @@ class Loop:
         index = self._draw(t.steps)
         batch = self.examples.take(index)
         lap = t.stopwatch()
-        target = self.reference.target(index, batch)
+        target = self.teacher.target(index, batch)
         lap("teacher")
         self.optimizer.zero_grad(set_to_none=True)
         weights = self.student.matrices()
         with self._precision():
-            loss = self.reference.loss(self.student, self.masks.masked(weights), target, batch)
+            loss = self.teacher.loss(self.student, self.masks.masked(weights), target, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(

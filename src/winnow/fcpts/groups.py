@@ -14,7 +14,7 @@ from winnow.masks.ranking import global_counts, limits, lowest
 Matrices = Mapping[str, torch.Tensor]  # tensor name -> [rows, cols]
 
 
-class Units(Protocol):
+class UnitGroups(Protocol):
     """Groups of units, one learnable threshold t a group; a unit stays while its magnitude is above t.
 
     Unstructured, a group is a prunable tensor and a unit one of its weights.
@@ -59,8 +59,8 @@ class Elements:
     def mask(self, weights: Matrices, thresholds: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         masked, removed = {}, []
         for name, t in zip(self.groups, thresholds.unbind()):
-            masked[name], gone = gate(weights[name], t, self.window)
-            removed.append(gone)
+            masked[name], count = gate(weights[name], t, self.window)
+            removed.append(count)
         return masked, torch.stack(removed)
 
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from winnow.errors import InputError
-from winnow.fcpts.near import near
+from winnow.fcpts.groups import Matrices
 from winnow.fcpts.step import root, step, wide
-from winnow.fcpts.units import Matrices
+from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM
 from winnow.masks.structure import select as select_pattern
@@ -22,7 +22,7 @@ class Patterns:
     dense, otherwise it has the pattern.
 
     ``numels`` and ``sizes`` count what the pattern removes, ``numel * (m - n) / m``: a group's rate is 0 or 1. Tensors whose
-    inputs are no multiple of m stay dense (``dense``); they have no group and the wanted zeros come from the others.
+    inputs are no multiple of m stay dense (``dense``); they have no group and the zeros come from the others.
     Raises InputError when no tensor takes the pattern.
     """
 
@@ -40,8 +40,8 @@ class Patterns:
 
     def _pattern(self, weight: torch.Tensor) -> torch.Tensor:
         """The keep mask of n:m by ``|w|``, zeros first."""
-        gone = weight.numel() // self.pattern.m * (self.pattern.m - self.pattern.n)
-        return select_pattern(weight.detach().abs(), gone, self.pattern)
+        zeros = weight.numel() // self.pattern.m * (self.pattern.m - self.pattern.n)
+        return select_pattern(weight.detach().abs(), zeros, self.pattern)
 
     def _magnitude(self, weight: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
         square = wide(weight).square()
@@ -69,7 +69,7 @@ class Patterns:
         """Keep masks of every tensor of the scope: n:m where it was taken, all True elsewhere.
 
         Tensors take the pattern in ascending order of magnitude / threshold. Then tensors are exchanged (see
-        :func:`winnow.fcpts.near.near`) until the zeros are off by at most half of what the smallest tensor gives, or
+        :func:`winnow.fcpts.subset.nearest_subset`) until the zeros are off by at most half of what the smallest tensor gives, or
         no single tensor added, taken back or exchanged for another brings them nearer.
         Raises InputError when ``zeros`` is more than the pattern removes in all tensors, by over half the smallest one.
         """
@@ -85,7 +85,7 @@ class Patterns:
             raise InputError("a layer's weights hold NaN: check the model, or lower the learning rate")
         order = torch.sort(relative, stable=True).indices.tolist()
         sizes = self.numels.tolist()
-        taken = {self.groups[order[i]] for i in near([sizes[i] for i in order], zeros)}
+        taken = {self.groups[order[i]] for i in nearest_subset([sizes[i] for i in order], zeros)}
         return {
             name: self._pattern(weights[name]) if name in taken else torch.ones_like(weights[name], dtype=torch.bool)
             for name in self.scope.prunables

@@ -13,13 +13,13 @@ from winnow.machine.memory import available_memory
 from winnow.records import speed as speed_schema
 from winnow.speed.contender import Contender, Unavailable
 from winnow.speed.subject import Subject
-from winnow.speed.workload import Work
+from winnow.speed.workload import Workload
 
 HALF = torch.bfloat16
 
 
 @dataclass
-class Makers:
+class BuildContext:
     """What the families need to build their contenders: the subject, where files may go, and one dense model to copy."""
 
     subject: Subject
@@ -28,7 +28,7 @@ class Makers:
     bf16: bool
     names: Sequence[str]
     dense: nn.Module  # float32, what dense contenders are copies of
-    work: Sequence[Work]
+    work: Sequence[Workload]
     progress: Callable[[int, int, str], None] | None = None  # of the dispatcher's own measuring
 
     @property
@@ -43,17 +43,17 @@ class Makers:
 
     def about(self, name: str, dtype: torch.dtype, changes: str | None, **more: object) -> speed_schema.Contender:
         """The description of a dense contender."""
-        return speed_schema.Contender(name=name, kind="dense", weights=said(dtype), changes=changes, **more)  # type: ignore[arg-type]
+        return speed_schema.Contender(name=name, kind="dense", weights=dtype_name(dtype), changes=changes, **more)  # type: ignore[arg-type]
 
 
-Maker = Callable[[], Contender]
+Builder = Callable[[], Contender]
 
 
-def said(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def enough(need: int) -> None:
+def require_memory(need: int) -> None:
     """Raises Unavailable where so many bytes are not free."""
     free = available_memory()
     if need > 0.8 * free:
