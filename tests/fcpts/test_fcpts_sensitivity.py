@@ -8,7 +8,7 @@ from torch import nn
 
 from winnow.fcpts.groups import Elements
 from winnow.fcpts.sensitivity import sensitivity
-from winnow.fcpts.structures import make_groups
+from winnow.fcpts.structures import make_units
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 
@@ -79,7 +79,7 @@ def test_a_dense_layer_takes_its_pattern():
     scope = find_scope(net, include=["*"])
     weights = {n: net.get_parameter(n).detach() for n in scope.prunables}
     loss_of = close_to(net, scope, torch.randn(64, 8))
-    patterns = make_groups("2:4", scope, net)
+    patterns = make_units("2:4", scope, net)
     t = torch.ones(3)
     keeps = patterns.select(weights, t, 64)
     found = sensitivity(patterns, t, weights, loss_of, 64 / int(patterns.numels.sum()))
@@ -101,7 +101,7 @@ def test_channels_go_whole():
     scope = find_scope(net, include=["*"])
     weights = {n: p.matrix(net.get_parameter(n)).detach() for n, p in scope.prunables.items()}
     loss_of = close_to(net, scope, x)
-    channels = make_groups("channel", scope, net, x)
+    channels = make_units("channel", scope, net, x)
     start = torch.full((len(channels.groups),), 0.2)
     target = 0.3
     found = sensitivity(channels, start, weights, loss_of, target)

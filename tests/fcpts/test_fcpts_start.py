@@ -13,7 +13,7 @@ from winnow.allocate import LayerInfo, allocate
 from winnow.errors import InputError
 from winnow.fcpts.groups import Elements
 from winnow.fcpts.start import start_thresholds, threshold_removing
-from winnow.fcpts.structures import make_groups
+from winnow.fcpts.structures import make_units
 from winnow.masks.prunable import Prunable, Scope
 
 SHAPES = {
@@ -152,7 +152,7 @@ def test_units_of_several_weights_come_nearest(data):
 
 def test_blocks_go_whole():
     scope, weights = model(shapes={"a.weight": (16, 16), "b.weight": (8, 32)})
-    units = make_groups("block:4x4", scope, nn.Identity())
+    units = make_units("block:4x4", scope, nn.Identity())
     t = start_thresholds(units, weights, scope, 256, "uniform")
     counts, said = removed(units, weights, t)
     assert counts == {"a.weight": 128, "b.weight": 128} and said.tolist() == [128, 128]
@@ -161,7 +161,7 @@ def test_blocks_go_whole():
 def test_patterns_are_taken_by_whole_layers():
     shapes = {f"l{i}.weight": (8, 16) for i in range(6)}
     scope, weights = model(shapes=shapes)
-    units = make_groups("2:4", scope, nn.Identity())
+    units = make_units("2:4", scope, nn.Identity())
     taken = set()
     for seed in range(6):
         t = start_thresholds(units, weights, scope, 192, "uniform", seed=seed)  # half of what the pattern can remove
@@ -183,7 +183,7 @@ def test_channels_come_near_and_none_loses_all(start):
 
     scope = find_scope(net, include=["*"])
     weights = {n: p.matrix(net.get_parameter(n)).detach() for n, p in scope.prunables.items()}
-    units = make_groups("channel", scope, net, torch.randn(2, 3, 8, 8))
+    units = make_units("channel", scope, net, torch.randn(2, 3, 8, 8))
     total = int(units.numels.sum())
     for rate in (0.2, 0.5, 0.9):
         t = start_thresholds(units, weights, scope, round(rate * total), start)

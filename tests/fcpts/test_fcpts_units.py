@@ -26,7 +26,7 @@ from winnow.fcpts.groups_blocks import Blocks
 from winnow.fcpts.groups_channels import Channels
 from winnow.fcpts.groups_patterns import Patterns
 from winnow.fcpts.step import root, step
-from winnow.fcpts.structures import make_groups
+from winnow.fcpts.structures import make_units
 from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
@@ -78,7 +78,7 @@ def cnn(name: str) -> tuple[nn.Module, Scope, torch.Tensor, Channels]:
     torch.manual_seed(1)
     model = stir(CNNS[name]())
     scope = find_scope(model)
-    return model, scope, INPUTS[name], make_groups("channel", scope, model, INPUTS[name])
+    return model, scope, INPUTS[name], make_units("channel", scope, model, INPUTS[name])
 
 
 # ---- the step
@@ -187,7 +187,7 @@ def compare(units, reference, weights, window, share=0.5):
 @pytest.mark.parametrize("structure", ["unstructured", "block:2x3", "2:4", "1:3"])
 def test_gradients(structure, window):
     scope = scope_of((4, 12), (6, 24))
-    units = make_groups(structure, scope, nn.Identity(), window=window)
+    units = make_units(structure, scope, nn.Identity(), window=window)
     reference = {Elements: reference_elements, Blocks: reference_blocks, Patterns: reference_patterns}[type(units)]
     weights = drawn(scope)
     if isinstance(units, Patterns):
@@ -216,7 +216,7 @@ def test_masks_learn_which_units_matter():
     """Descending the loss alone raises the threshold of the tensor that does not matter and lowers the other's."""
     scope = scope_of((8, 8), (8, 8))
     for structure in ("unstructured", "block:2x2", "2:4"):
-        units = make_groups(structure, scope, nn.Identity())
+        units = make_units(structure, scope, nn.Identity())
         w = drawn(scope)
         t = quantiles(units, w, 0.5)
         if structure == "2:4":
@@ -326,7 +326,7 @@ def test_channels_of_transformers(name, kind):
     family = {f.name: f for f in FAMILIES}[name]
     model, batch = family.build().eval(), family.batches()[0]
     scope = find_scope(model)
-    units = make_groups(kind, scope, model, batch)
+    units = make_units(kind, scope, model, batch)
     w = matrices(model, scope)
     masked, removed = units.mask(w, quantiles(units, w, 0.5))
     gone = [i for i, is_gone in enumerate(_gone(units, w, quantiles(units, w, 0.5))) if is_gone]
@@ -687,7 +687,7 @@ def test_entries_by_hand():
 def test_half_types_and_shapes(structure):
     model = classifier().bfloat16()
     scope = find_scope(model)
-    units = make_groups(structure, scope, model, torch.randn(4, 12).bfloat16())
+    units = make_units(structure, scope, model, torch.randn(4, 12).bfloat16())
     w = matrices(model, scope)
     t = quantiles(units, w, 0.5).float().mul(1.001).requires_grad_()
     masked, removed = units.mask(w, t)
@@ -708,7 +708,7 @@ def test_nothing_is_changed():
     example, _ = images(4)
     before = {n: v.clone() for n, v in model.state_dict().items()}
     for structure in ("unstructured", "channel"):
-        units = make_groups(structure, scope, model, example)
+        units = make_units(structure, scope, model, example)
         w = matrices(model, scope)
         t = quantiles(units, w, 0.5).float()
         units.mask(w, t)
@@ -728,7 +728,7 @@ def test_nothing_is_changed():
 def test_structures_that_do_not_fit(structure, says):
     model = convnet()
     with pytest.raises(InputError, match=says):
-        make_groups(structure, find_scope(model), model)
+        make_units(structure, find_scope(model), model)
 
 
 def test_structures_by_name():
@@ -736,10 +736,10 @@ def test_structures_by_name():
     scope, (example, _) = find_scope(model), images(4)
     kinds = {"unstructured": Elements, "block:1x9": Blocks, "1:3": Patterns, "channel": Channels}
     for name, kind in kinds.items():
-        assert type(make_groups(name, scope, model, example)) is kind
-    assert make_groups("block:1x9", scope, model, window=0.25).window == 0.25
+        assert type(make_units(name, scope, model, example)) is kind
+    assert make_units("block:1x9", scope, model, window=0.25).window == 0.25
     with pytest.raises(InputError, match="nothing is prunable"):
-        make_groups("unstructured", Scope(), model)
-    assert [u.group for u in make_groups("channel", scope, model, example).units] == [
+        make_units("unstructured", Scope(), model)
+    assert [u.group for u in make_units("channel", scope, model, example).units] == [
         u.group for u in find_units(model, scope, example, "channel")
     ]

@@ -33,7 +33,7 @@ from winnow.report.speed.tables import line, off, outcome
 from winnow.speed.contender import difference
 from winnow.speed.race import race
 from winnow.speed.verb import bench
-from winnow.speed.workload import Workload, make_workloads, random_batch
+from winnow.speed.workload import Work, make_work, random_batch
 
 QUICK = dict(rounds=2, batch=1, threads=1)
 
@@ -224,7 +224,7 @@ def test_a_wrong_answer_is_seen(plain):
         for n, m in (("right", model), ("wrong", wrong))
     ]
     x = points(4)[0]
-    work = Workload(Case(name="case", what="forward", batch=4, unit="samples", per_call=4), [(x,)])
+    work = Work(Case(name="case", what="forward", batch=4, unit="samples", per_call=4), [(x,)])
     with torch.inference_mode():
         reference = {"artifact": {"case": made[0].output(work)}}
     found = race(made, [work], reference, 2)
@@ -237,14 +237,14 @@ def test_a_wrong_answer_is_seen(plain):
 @pytest.mark.hf
 def test_random_inputs_fit_the_model(llama):
     source = open_model(llama / "dense")
-    work, said = make_workloads(source, batches=[2], lengths=[8], tokens=4)
+    work, said = make_work(source, batches=[2], lengths=[8], tokens=4)
     assert "random" in said and [w.case.name for w in work] == ["batch 2, prompt of 8", "batch 2, decoding after 8"]
     assert work[1].tokens.shape == (2, 4) and work[0].inputs[0]["input_ids"].shape == (2, 8)
     batch = random_batch(source, "causal-lm", 3, 5, seed=1)["input_ids"]
     assert batch.shape == (3, 5) and int(batch.max()) < source.config.vocab_size
     assert torch.equal(batch, random_batch(source, "causal-lm", 3, 5, seed=1)["input_ids"])
     with pytest.raises(InputError, match="beyond the model's context of 64"):
-        make_workloads(source, lengths=[64], tokens=4)
+        make_work(source, lengths=[64], tokens=4)
     from transformers import BertConfig, CLIPConfig, ResNetConfig, ViTConfig
 
     from winnow.models.source import ModelSource

@@ -180,9 +180,9 @@ class Runner(Workbench):
         """Coupled units that were learned, for another solver: their masks on the dense weights, their biases zero."""
         if not isinstance(parse_structure(recipe.structure), Coupled):
             return None, {}
-        from winnow.fcpts.structures import make_groups
+        from winnow.fcpts.structures import make_units
 
-        units: Any = make_groups(recipe.structure, self.scope, self.host.model, self.batches[0])
+        units: Any = make_units(recipe.structure, self.scope, self.host.model, self.batches[0])
         return learned.keeps, units.entries(learned.keeps, self.host.model)
 
     def _recalibrates(self, recipe: Recipe) -> bool:

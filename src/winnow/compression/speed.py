@@ -18,7 +18,7 @@ from winnow.records.compression import Speed
 
 if TYPE_CHECKING:
     from winnow.compression.setup import Setup
-    from winnow.speed.workload import Workload
+    from winnow.speed.workload import Work
 
 PATIENCE = 20.0  # seconds that it may take at most
 SPENT = 6.0  # seconds of rounds
@@ -57,7 +57,7 @@ def _problem(setup: Setup) -> str | None:
     return None
 
 
-def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: Workload, started: float) -> Speed:
+def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: Work, started: float) -> Speed:
     from winnow.kernels.dispatch import accelerate
     from winnow.kernels.micro import MicroTimer
     from winnow.records import speed as speed_schema
@@ -87,8 +87,8 @@ def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: W
             quick = TorchContender(speed_schema.Contender(name="fast", kind="pruned", weights=""), fast)
             rounds = max(ROUNDS[0], min(ROUNDS[1], int(SPENT / max(4 * took, 1e-9))))
             with torch.inference_mode():
-                reference = {"artifact": {work.case.name: dense.output(work)}}
-            found = race([dense, quick], [work], reference, rounds, slot=SLOT)
+                truth = {"artifact": {work.case.name: dense.output(work)}}
+            found = race([dense, quick], [work], truth, rounds, slot=SLOT)
             if ("fast", work.case.name) in found.dropped:
                 return Speed(what=what, missing=found.dropped["fast", work.case.name])
             if found.interrupted:
@@ -104,7 +104,7 @@ def _measured(setup: Setup, runner: Runner, outcome: Outcome, what: str, work: W
     )  # fmt: skip
 
 
-def _once(dense: Any, work: Workload) -> float:
+def _once(dense: Any, work: Work) -> float:
     """Seconds of one call, the second one."""
     with torch.inference_mode():
         step = dense.begin(work)()
@@ -148,11 +148,11 @@ def _kernels(fast: nn.Module) -> dict[str, int]:
     return dict(Counter(kernel for decision in decided for kernel in dict.fromkeys(decision.kernel.values())))
 
 
-def _work(setup: Setup) -> tuple[str, Workload | None]:
+def _work(setup: Setup) -> tuple[str, Work | None]:
     """One input of the calibration data, else a random one; of a decoder, a prompt and what follows it."""
     from winnow.errors import InputError
     from winnow.records.speed import Case
-    from winnow.speed.workload import Workload, random_batch
+    from winnow.speed.workload import Work, random_batch
 
     kind = setup.prepared.kind
     given = _first(setup.prepared.batches[0]) if setup.prepared.batches else None
@@ -169,12 +169,12 @@ def _work(setup: Setup) -> tuple[str, Workload | None]:
     if kind == "causal-lm" and ids is not None and length is not None and length >= SHORTEST:
         prompt = min(PROMPT, length - TOKENS)
         case = case.model_copy(update={"what": "decode", "length": prompt, "unit": "tokens"})
-        return f"one token after {prompt}", Workload(
+        return f"one token after {prompt}", Work(
             case, [{"input_ids": ids[:, :prompt]}], ids[:, prompt : prompt + TOKENS]
         )
     if length is not None:
-        return f"a text of {length} tokens", Workload(case, [given])
-    return "one image" if kind in ("vision", "clip") else "one input", Workload(case, [given])
+        return f"a text of {length} tokens", Work(case, [given])
+    return "one image" if kind in ("vision", "clip") else "one input", Work(case, [given])
 
 
 def _first(batch: Batch) -> Batch:

@@ -17,7 +17,7 @@ from winnow.fcpts.groups_channels import Channels
 from winnow.fcpts.groups_patterns import Patterns
 from winnow.fcpts.settings import FcptsSettings
 from winnow.fcpts.start import start_thresholds
-from winnow.fcpts.structures import make_groups
+from winnow.fcpts.structures import make_units
 from winnow.fcpts.thresholds import Thresholds
 from winnow.masks.prunable import Scope
 from winnow.train.distil.fit import Fitted, Trainer
@@ -104,7 +104,7 @@ class FCPTS:
         example = trainer.examples.take(
             torch.arange(min(4, trainer.examples.count)) if trainer.examples.joined is not None else torch.arange(1)
         )
-        units = make_groups(self.structure, trainer.scope, trainer.model, example)
+        units = make_units(self.structure, trainer.scope, trainer.model, example)
         start = start_thresholds(units, trainer.start, trainer.scope, zeros, s.start, self.table, self.seed)
         units.select(trainer.start, start, zeros)  # a count that the structure cannot reach is found before the work
         with torch.no_grad():

@@ -15,7 +15,7 @@ from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, BlockShape, Coupled, parse_structure
 
 
-def make_groups(
+def make_units(
     structure: str, scope: Scope, model: nn.Module, example: Any = None, *, window: float = 1.0
 ) -> UnitGroups:
     """What thresholds decide about under a structure: unstructured, n:m, block:RxC, neuron, head or channel.

@@ -13,7 +13,7 @@ from winnow.machine.memory import available_memory
 from winnow.records import speed as speed_schema
 from winnow.speed.contender import Contender, Unavailable
 from winnow.speed.subject import Subject
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 HALF = torch.bfloat16
 
@@ -28,7 +28,7 @@ class BuildContext:
     bf16: bool
     names: Sequence[str]
     dense: nn.Module  # float32, what dense contenders are copies of
-    work: Sequence[Workload]
+    work: Sequence[Work]
     progress: Callable[[int, int, str], None] | None = None  # of the dispatcher's own measuring
 
     @property

@@ -15,7 +15,7 @@ from winnow.data.text import Batch
 from winnow.forward.model import accepted, logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 COMPARED = 4  # tokens whose logits are compared in decoding
 
@@ -39,14 +39,14 @@ class Contender(ABC):
         return self.about.name
 
     @abstractmethod
-    def begin(self, work: Workload) -> Begin:
+    def begin(self, work: Work) -> Begin:
         """What brings it to the start of a case. Raises Unavailable where it cannot do such work."""
 
     @abstractmethod
-    def output(self, work: Workload) -> torch.Tensor:
+    def output(self, work: Work) -> torch.Tensor:
         """What it computes for the first inputs of a case, float32."""
 
-    def prepare(self, work: Workload) -> None:
+    def prepare(self, work: Work) -> None:
         """Once per case, untimed: compile, export, warm up."""
         step = self.begin(work)()
         step()
@@ -76,7 +76,7 @@ class TorchContender(Contender):
         floats = (t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
         self._dtype = next(floats, torch.float32)
 
-    def begin(self, work: Workload) -> Begin:
+    def begin(self, work: Work) -> Begin:
         if work.case.what == "decode":
             return lambda: self._decoding(work)
         calls = cycle([self._bound(batch, work) for batch in work.inputs])
@@ -88,7 +88,7 @@ class TorchContender(Contender):
         return begin
 
     @torch.inference_mode()
-    def output(self, work: Workload) -> torch.Tensor:
+    def output(self, work: Work) -> torch.Tensor:
         if work.case.what == "decode":
             step = self._decoding(work)
             assert work.tokens is not None
@@ -100,7 +100,7 @@ class TorchContender(Contender):
         self.model = None
         self._run = _gone
 
-    def _bound(self, batch: Batch, work: Workload) -> Callable[[], Any]:
+    def _bound(self, batch: Batch, work: Work) -> Callable[[], Any]:
         """One forward with its arguments looked up once: what is timed is the model."""
         settings: dict[str, Any] = {}
         if work.case.what == "prefill":
@@ -109,7 +109,7 @@ class TorchContender(Contender):
         run = self._run
         return lambda: run(*args, **keywords)
 
-    def _decoding(self, work: Workload) -> Callable[[], Any]:
+    def _decoding(self, work: Work) -> Callable[[], Any]:
         """Runs the prompt; each call of the result feeds one more token through the cache."""
         assert work.tokens is not None
         if not {"past_key_values", "use_cache"} <= accepted(self.model).keys():  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from winnow.masks.given import working_copy
 from winnow.records import speed as speed_schema
 from winnow.speed.building import HALF, BuildContext, Builder, dtype_name, require_memory
 from winnow.speed.contender import Contender, TorchContender, Unavailable
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
     from winnow.kernels.modules import PackedLayer
@@ -96,7 +96,7 @@ def _dense(context: BuildContext, dtype: torch.dtype, need: int = 0) -> Contende
 class Compiled(TorchContender):
     """torch.compile with frozen weights. Freezing is a setting of the compiler: it is on while this one compiles."""
 
-    def prepare(self, work: Workload) -> None:
+    def prepare(self, work: Work) -> None:
         with freezing():
             super().prepare(work)
             if work.tokens is not None:  # the cache grows: the second call compiles for any length
@@ -193,5 +193,5 @@ def _accelerated(context: BuildContext, dtype: torch.dtype, need: int) -> Conten
     return made
 
 
-def _example(work: Workload, dtype: torch.dtype) -> Any:
+def _example(work: Work, dtype: torch.dtype) -> Any:
     return map_tensors(work.inputs[0], lambda t: t.to(dtype) if t.is_floating_point() else t)

@@ -15,7 +15,7 @@ import torch
 
 if TYPE_CHECKING:
     from winnow.speed.subject import Subject
-    from winnow.speed.workload import Workload
+    from winnow.speed.workload import Work
 
 PATIENCE = 600  # seconds
 FILE = "inputs.safetensors"
@@ -23,7 +23,7 @@ FILE = "inputs.safetensors"
 _CHILD = f"import sys; sys.path[:] = filter(None, sys.path); from {__name__} import main; main(sys.argv[1])"
 
 
-def measure_fresh(subject: Subject, name: str, work: Workload, threads: int, scratch: Path) -> dict[str, Any]:
+def measure_fresh(subject: Subject, name: str, work: Work, threads: int, scratch: Path) -> dict[str, Any]:
     """``seconds`` to load, ``load`` and ``run``: bytes at the peak of loading and of the first call, above the imports.
 
     Empty where the model is in memory only, so that no other process could load it.

@@ -23,14 +23,14 @@ from winnow.machine.bandwidth import Bandwidth
 from winnow.masks.prunable import Prunable
 from winnow.measure.latency import Begin, alternate
 from winnow.records.speed import LayerSpeed
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 LINEAR = ("linear", "conv1d", "attention_in")
 Progress = Callable[[int, int, str], None]
 
 
 @torch.inference_mode()
-def rows_seen(model: nn.Module, artifact: Artifact, work: Workload) -> dict[str, int]:
+def rows_seen(model: nn.Module, artifact: Artifact, work: Work) -> dict[str, int]:
     """Rows of x that each packed matrix multiplies in one call of a case, by its name; found by running the case once.
 
     Convolutions and experts are not among them: their product alone is not what they do.

@@ -14,7 +14,7 @@ from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_
 from winnow.records.compression import Times
 from winnow.records.speed import Case, Measure
 from winnow.speed.contender import Contender, Unavailable, difference
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 Progress = Callable[[int, int, str], None]
 Clock = Callable[[], float]
@@ -33,7 +33,7 @@ class RaceResult:
 @torch.inference_mode()
 def race(
     contenders: Sequence[Contender],
-    works: Sequence[Workload],
+    works: Sequence[Work],
     references: Mapping[str, Mapping[str, torch.Tensor]],
     rounds: int,
     *,
@@ -76,7 +76,7 @@ def race(
 
 def _prepare_all(
     contenders: Sequence[Contender],
-    work: Workload,
+    work: Work,
     references: Mapping[str, Mapping[str, torch.Tensor]],
     prepared: dict[str, tuple[Contender, float]],
     found: RaceResult,
@@ -106,7 +106,7 @@ def _prepare_all(
     return begins, calls
 
 
-def _calls(begin: Begin, work: Workload, slot: float, clock: Clock) -> int:
+def _calls(begin: Begin, work: Work, slot: float, clock: Clock) -> int:
     """Calls in a row: all tokens in decoding, else as many as fill a slot."""
     if work.tokens is not None:
         return work.tokens.shape[1]

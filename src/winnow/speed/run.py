@@ -23,7 +23,7 @@ from winnow.speed.families import builders
 from winnow.speed.fresh_process import measure_fresh
 from winnow.speed.race import RaceResult, race, reason
 from winnow.speed.subject import Subject
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class BenchRun:
     """The measuring itself, step by step; ``found`` grows, so that an interrupt loses nothing."""
 
     subject: Subject
-    work: list[Workload]
+    work: list[Work]
     found: Bench
     requested: list[str]
     rounds: int
@@ -176,7 +176,7 @@ class BenchRun:
 
 
 @torch.inference_mode()
-def _outputs(contender: Contender, work: Sequence[Workload]) -> dict[str, torch.Tensor]:
+def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tensor]:
     found = {}
     for one in work:
         try:
@@ -192,11 +192,11 @@ def _outputs(contender: Contender, work: Sequence[Workload]) -> dict[str, torch.
     return found
 
 
-def _decoding_or_first(work: Sequence[Workload]) -> Workload:
+def _decoding_or_first(work: Sequence[Work]) -> Work:
     return next((one for one in work if one.tokens is not None), work[0])
 
 
-def _endless(contender: Contender, work: Workload) -> Step:
+def _endless(contender: Contender, work: Work) -> Step:
     """Calls without end: decoding begins anew after its last token, so that the cache does not grow for ever."""
     if work.tokens is None:
         return contender.begin(work)()

@@ -22,7 +22,7 @@ from winnow.forward.model import logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
 from winnow.speed.contender import Contender, Unavailable, bind
-from winnow.speed.workload import Workload
+from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
     from winnow.speed.building import BuildContext, Builder
@@ -83,10 +83,10 @@ class Exports:
         self._folder = folder
         self._made: dict[tuple[str, str], Path] = {}
 
-    def feeds(self, work: Workload) -> list[dict[str, np.ndarray]]:
+    def feeds(self, work: Work) -> list[dict[str, np.ndarray]]:
         return [_feed(self._model, batch, work) for batch in work.inputs]
 
-    def file(self, work: Workload, form: str) -> Path:
+    def file(self, work: Work, form: str) -> Path:
         key = (work.case.name, form)
         if key not in self._made:
             path = self._folder / f"{len(self._made)}-{form}.onnx"
@@ -98,12 +98,12 @@ class Exports:
             self._made[key] = path
         return self._made[key]
 
-    def bytes(self, work: Workload, form: str) -> int:
+    def bytes(self, work: Work, form: str) -> int:
         """Of the graph and of the weights file beside it."""
         path = self.file(work, form)
         return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
 
-    def _export(self, work: Workload, path: Path) -> None:
+    def _export(self, work: Work, path: Path) -> None:
         args, keywords = bind(self._model, work.inputs[0], _settings(work))
         names = [key for key, value in keywords.items() if isinstance(value, torch.Tensor)]
         settings = {key: value for key, value in keywords.items() if key not in names}
@@ -113,7 +113,7 @@ class Exports:
             _Plain(self._model, names, settings).eval(), tensors, str(path), dynamo=True, input_names=given, output_names=["out"], verbose=False,
         )  # fmt: skip
 
-    def _quantize(self, source: Path, path: Path, form: str, work: Workload) -> None:
+    def _quantize(self, source: Path, path: Path, form: str, work: Work) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
         if form == "dynamic":
@@ -149,7 +149,7 @@ class _Graph(Contender):
         self._case = ""
         self._run: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
 
-    def begin(self, work: Workload) -> Begin:
+    def begin(self, work: Work) -> Begin:
         if work.case.what == "decode":
             raise Unavailable("its graph is exported without a cache of keys and values: decoding is not timed")
         feeds = cycle(self._exports.feeds(work))
@@ -162,7 +162,7 @@ class _Graph(Contender):
 
         return begin
 
-    def prepare(self, work: Workload) -> None:
+    def prepare(self, work: Work) -> None:
         if self._case != work.case.name:
             self._run = None
             self._run = self._open(self._exports.file(work, self._source()))
@@ -170,7 +170,7 @@ class _Graph(Contender):
             self.about.file_bytes = self._exports.bytes(work, self._source())
         super().prepare(work)
 
-    def output(self, work: Workload) -> torch.Tensor:
+    def output(self, work: Work) -> torch.Tensor:
         assert self._run is not None
         return torch.from_numpy(np.array(self._run(self._exports.feeds(work)[0]), dtype=np.float32))
 
@@ -217,11 +217,11 @@ class OpenVino(_Graph):
         return lambda feed: request.infer(feed)[0]
 
 
-def _settings(work: Workload) -> dict[str, Any]:
+def _settings(work: Work) -> dict[str, Any]:
     return {"use_cache": False, "logits_to_keep": 1} if work.case.what == "prefill" else {}
 
 
-def _feed(model: nn.Module, batch: Batch, work: Workload) -> dict[str, np.ndarray]:
+def _feed(model: nn.Module, batch: Batch, work: Work) -> dict[str, np.ndarray]:
     args, keywords = bind(model, batch, _settings(work))
     tensors = {key: value for key, value in keywords.items() if isinstance(value, torch.Tensor)}
     tensors = tensors or {f"input_{i}": value for i, value in enumerate(args)}

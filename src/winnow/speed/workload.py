@@ -23,7 +23,7 @@ PIXELS = 224  # where a configuration names no size of its images
 
 
 @dataclass(frozen=True)
-class Workload:
+class Work:
     """A case and its inputs: the same for every contender.
 
     For decoding, ``inputs`` holds the prompt and ``tokens`` [batch, steps] what follows it: given, not sampled, so that
@@ -35,7 +35,7 @@ class Workload:
     tokens: torch.Tensor | None = None
 
 
-def make_workloads(
+def make_work(
     source: ModelSource,
     *,
     batches: Sequence[int] | None = None,
@@ -45,7 +45,7 @@ def make_workloads(
     column: str | None = None,
     tokenizer: Any = None,
     seed: int = 0,
-) -> tuple[list[Workload], str]:
+) -> tuple[list[Work], str]:
     """Every case with its inputs, and what the inputs are: the data's name, or how they were drawn.
 
     Raises:
@@ -65,7 +65,7 @@ def make_workloads(
         raise InputError(f"--length counts tokens, and {source.spec} reads none: leave it out.")
     processor = processor_of(source, kind, records) if tokenizer is None else tokenizer
     extra = tokens if kind == "causal-lm" else 0
-    work: list[Workload] = []
+    work: list[Work] = []
     for batch in batches or BATCHES.get(kind, (1, 8)):
         if records is not None and batch > len(records):
             raise InputError(f"{records.name} holds {len(records)} records, too few for a batch of {batch}.")
@@ -106,9 +106,7 @@ def _context(config: Any, processor: Any) -> int | None:
     return min((n for n in known if isinstance(n, int) and n > 1), default=None)
 
 
-def _cases(
-    kind: ModelKind, batch: int, length: int | None, tokens: int, inputs: list[Batch], real: bool
-) -> list[Workload]:
+def _cases(kind: ModelKind, batch: int, length: int | None, tokens: int, inputs: list[Batch], real: bool) -> list[Work]:
     if kind == "causal-lm":
         assert length is not None
         whole: Any = inputs[0]["input_ids"]  # type: ignore[call-overload]
@@ -120,11 +118,11 @@ def _cases(
         decode = Case(
             name=f"{size}decoding after {length}", what="decode", batch=batch, length=length, unit="tokens", per_call=batch
         )  # fmt: skip
-        return [Workload(prefill, prompts), Workload(decode, prompts[:1], whole[:, length : length + tokens])]
+        return [Work(prefill, prompts), Work(decode, prompts[:1], whole[:, length : length + tokens])]
     unit = "requests" if length is not None else "samples"
     name = f"batch {batch}" if length is None else f"batch {batch} × {'up to ' if real else ''}{length} tokens"
     case = Case(name=name, what="forward", batch=batch, length=length, unit=unit, per_call=batch)
-    return [Workload(case, inputs)]
+    return [Work(case, inputs)]
 
 
 def random_batch(source: ModelSource, kind: ModelKind, batch: int, length: int, seed: int) -> Batch:
