@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import winnow
-from families import FAMILIES, VOCAB
+from families import VOCAB, family
 from small import classifier, convnet, images, points, save_llama, sentences, trained
 from winnow.compression import setup
 from winnow.compression.job import Job
@@ -248,31 +248,12 @@ def test_a_learned_allocation_goes_to_any_solver(model):
 
 def test_a_table_is_where_learning_starts(model):
     table = {"*.up.weight": 0.8, "*.down.weight": 0.4}
-    result = winnow.compress(
-        model,
-        points(),
-        sparsity=0.6,
-        method="fcpts",
-        table=table,
-        settings={"steps": 1},
-        samples=64,
-        task="none",
-        **QUICK,
-    )
+    options = dict(sparsity=0.6, table=table, settings={"steps": 1}, samples=64, task="none", **QUICK)
+    result = winnow.compress(model, points(), method="fcpts", **options)
     record = result.report.allocation
     assert record.start == "table"
     assert all(x.start_rate == pytest.approx(0.8 if "up" in x.name else 0.4, abs=0.002) for x in record.layers)
-    fixed = winnow.compress(
-        model,
-        points(),
-        sparsity=0.6,
-        method="distil",
-        table=table,
-        settings={"steps": 1},
-        samples=64,
-        task="none",
-        **QUICK,
-    )
+    fixed = winnow.compress(model, points(), method="distil", **options)
     assert all(abs(x.zeros - (0.8 if "up" in x.name else 0.4) * 1152) <= 2 for x in fixed.layers)
 
 
@@ -303,12 +284,11 @@ def test_data_in_any_form(cnn, tmp_path, form):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["bert", "roberta", "vit", "gpt2", "t5", "mixtral"])
 def test_transformers_of_every_kind(name):
-    pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == name)
-    model = family.build()
+    kind = family(name)
+    model = kind.build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fitted = FCPTS(FcptsSettings(steps=2)).fit(model, family.batches(), sparsity=0.6)
-    assert zeros_of(fitted.weights) == round(0.6 * family.weights)
+    fitted = FCPTS(FcptsSettings(steps=2)).fit(model, kind.batches(), sparsity=0.6)
+    assert zeros_of(fitted.weights) == round(0.6 * kind.weights)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(torch.isfinite(w).all() for w in fitted.weights.values())
 
@@ -316,8 +296,8 @@ def test_transformers_of_every_kind(name):
 @pytest.mark.hf
 def test_a_hugging_face_encoder_end_to_end(tmp_path):
     transformers = pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "bert")
-    family.build().save_pretrained(tmp_path / "bert")
+    bert = family("bert")
+    bert.build().save_pretrained(tmp_path / "bert")
     ids = torch.randint(3, VOCAB, (160, 8), generator=torch.Generator().manual_seed(0))
     data = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     winnow.compress(
@@ -325,7 +305,7 @@ def test_a_hugging_face_encoder_end_to_end(tmp_path):
     )  # fmt: skip
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     scope = winnow.find_scope(loaded)
-    assert zeros_of({n: loaded.get_parameter(n) for n in scope.prunables}) == round(0.75 * family.weights)
+    assert zeros_of({n: loaded.get_parameter(n) for n in scope.prunables}) == round(0.75 * bert.weights)
 
 
 @pytest.mark.hf

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 import winnow
 from coupled_models import Mobile, PlainCNN, ResNet, stir
-from families import FAMILIES
+from families import family
 from small import classifier, convnet, images
 from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.errors import InputError
@@ -25,7 +25,7 @@ from winnow.fcpts.groups import Elements
 from winnow.fcpts.groups_blocks import Blocks
 from winnow.fcpts.groups_channels import Channels
 from winnow.fcpts.groups_patterns import Patterns
-from winnow.fcpts.step import root, step
+from winnow.fcpts.straight_through import root, step
 from winnow.fcpts.structures import make_units
 from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Prunable, Scope
@@ -322,9 +322,7 @@ def test_channels_refuse_shared_lines():
 )
 def test_channels_of_transformers(name, kind):
     """Gated and fused producers, transposed storage, experts in one tensor."""
-    pytest.importorskip("transformers")
-    family = {f.name: f for f in FAMILIES}[name]
-    model, batch = family.build().eval(), family.batches()[0]
+    model, batch = family(name).build().eval(), family(name).batches()[0]
     scope = find_scope(model)
     units = make_units(kind, scope, model, batch)
     w = matrices(model, scope)

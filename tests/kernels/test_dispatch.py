@@ -656,9 +656,7 @@ def test_the_table_is_text():
     ],
 )
 def test_outputs_of_whole_models(name, way):
-    if name not in families.TORCH:
-        pytest.importorskip("transformers")
-    family = next(f for f in families.FAMILIES if f.name == name)
+    family = families.family(name)
     model = thinned(family.build(), 0.6)
     batches = family.batches()
     example = batches[0] if isinstance(batches[0], (dict, torch.Tensor)) else batches[0][0]
@@ -688,8 +686,7 @@ def tensors(output):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 def test_generate(name):
-    pytest.importorskip("transformers")
-    family = next(f for f in families.FAMILIES if f.name == name)
+    family = families.family(name)
     model = thinned(family.build(), 0.6)
     fast = accelerate(model, rows=(1, 4, 16), timer=favour("packed", at={16: "dense", 4: "expanded"}))
     assert any(isinstance(m, RoutedLayer) for m in fast.modules())
@@ -747,8 +744,7 @@ def test_compiles_without_graph_breaks(build, options):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_transformers_compile_without_graph_breaks(name):
-    pytest.importorskip("transformers")
-    family = next(f for f in families.FAMILIES if f.name == name)
+    family = families.family(name)
     model = thinned(family.build(), 0.6)
     fast = accelerate(model, rows=(1, 64), timer=favour("packed", at={64: "dense"}))
     torch._dynamo.reset()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import winnow
 from coupled_models import Mobile, ResNet, stir, zeroed
-from families import FAMILIES, TORCH
+from families import family
 from winnow.coupled.call import forward, quiet, tensors_in
 from winnow.coupled.find import Unit
 from winnow.errors import InputError
@@ -28,7 +28,6 @@ from winnow.shrinking.dead_units import coupled_units, wide_scope
 from winnow.shrinking.example import make_example
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-BY_NAME = {f.name: f for f in FAMILIES}
 
 
 def double(value):
@@ -54,11 +53,9 @@ def same(a: nn.Module, b: nn.Module, batch, wide: bool = True) -> bool:
     )
 
 
-def family(name: str):
+def model_of(name: str):
     """A small model of a family in evaluation mode, and a batch for it."""
-    if name not in TORCH:
-        pytest.importorskip("transformers")
-    return BY_NAME[name].build().eval(), BY_NAME[name].batches()[0]
+    return family(name).build().eval(), family(name).batches()[0]
 
 
 def units_zeroed(model: nn.Module, batch, chosen) -> tuple[nn.Module, list[Unit], Scope]:
@@ -107,7 +104,7 @@ EXPECTED = {
 @pytest.mark.hf
 @pytest.mark.parametrize("name", EXPECTED)
 def test_families(name):
-    model, batch = family(name)
+    model, batch = model_of(name)
     pruned, units, _ = odd_units_zeroed(model, batch)
     before = {n: t.clone() for n, t in pruned.state_dict().items()}
     result = shrink(pruned)  # its own example
@@ -132,7 +129,7 @@ def test_families(name):
 
 @pytest.mark.hf
 def test_layers_that_differ():
-    model, batch = family("llama")
+    model, batch = model_of("llama")
     first = {"model.layers.0": 5, "model.layers.1": 20}
     pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "neuron" and u.index < first[u.block])
     result = shrink(pruned, batch)
@@ -148,7 +145,7 @@ def test_layers_that_differ():
 @pytest.mark.hf
 def test_config_follows_where_layers_agree(tmp_path):
     T = pytest.importorskip("transformers")
-    model, batch = family("llama")
+    model, batch = model_of("llama")
     pruned, _, _ = odd_units_zeroed(model, batch)
     result = shrink(pruned)
     config = result.model.config
@@ -162,14 +159,14 @@ def test_config_follows_where_layers_agree(tmp_path):
         long, short = (m.generate(ids, max_new_tokens=6, do_sample=False) for m in (pruned, result.model))
     assert torch.equal(long, short)
     # BERT's config cannot say that its heads are fewer than its width has room for: it says what it can.
-    bert = shrink(odd_units_zeroed(*family("bert"))[0])
+    bert = shrink(odd_units_zeroed(*model_of("bert"))[0])
     assert bert.model.config.intermediate_size == 24 and bert.model.config.num_attention_heads == 4
     assert bert.model.bert.encoder.layer[0].attention.self.num_attention_heads == 2
 
 
 @pytest.mark.hf
 def test_heads_that_share_a_table_go_where_all_layers_agree():
-    model, batch = family("t5")
+    model, batch = model_of("t5")
     heads = {"encoder.block.0": {1, 2}, "encoder.block.1": {2}}
     pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "head" and u.index in heads.get(u.block, ()))
     result = shrink(pruned)
@@ -204,7 +201,7 @@ def test_heads_of_a_model_that_asks_its_config(layers):
 
 @pytest.mark.hf
 def test_half_of_a_query_group_stays():
-    model, batch = family("llama")
+    model, batch = model_of("llama")
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight[:8] = 0
@@ -353,7 +350,7 @@ def test_what_this_example_does_not_wake_stays():
 
 @pytest.mark.hf
 def test_values_silence_a_head_but_queries_do_not():
-    model, batch = family("bert")
+    model, batch = model_of("bert")
     first, second = (layer.attention for layer in model.bert.encoder.layer)
     with torch.no_grad():
         first.self.value.weight[8:16] = 0
@@ -369,7 +366,7 @@ def test_values_silence_a_head_but_queries_do_not():
 
 @pytest.mark.hf
 def test_constants_through_a_transposed_layer():
-    model, batch = family("gpt2")
+    model, batch = model_of("gpt2")
     mlp = model.transformer.h[0].mlp
     with torch.no_grad():
         mlp.c_fc.weight[:, 7], mlp.c_fc.bias[7] = 0, 1.5
@@ -575,7 +572,7 @@ def test_grouped_convolutions_and_flattened_channels():
 
 @pytest.mark.hf
 def test_experts_lose_equally_many():
-    model, batch = family("mixtral")
+    model, batch = model_of("mixtral")
     lost = [19, 30, 21, 48]  # of 48, by expert; 16 is the most that all can lose in steps of 8
     number = itertools.count()  # of a neuron, over the experts of both layers
     pruned, _, _ = units_zeroed(
@@ -690,7 +687,7 @@ def test_an_encoder_of_torch_runs_on_every_path():
 
 
 def test_copy_save_and_compile():
-    model, batch = family("encoder")
+    model, batch = model_of("encoder")
     pruned, _, _ = odd_units_zeroed(model, batch)
     small = shrink(pruned, batch).model
     assert same(copy.deepcopy(small), pruned, batch)
@@ -707,7 +704,7 @@ def test_copy_save_and_compile():
 
 @pytest.mark.hf
 def test_a_shrunk_transformer_compiles():
-    pruned, _, _ = odd_units_zeroed(*family("llama"))
+    pruned, _, _ = odd_units_zeroed(*model_of("llama"))
     small, ids = shrink(pruned).model, torch.arange(3, 11)[None]
     torch._dynamo.reset()
     compiled = torch.compile(small, backend="eager")
@@ -730,7 +727,7 @@ def test_lower_precision():
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "encoder", "cnn", "gpt_oss"])
 def test_a_plan_rebuilds_the_model_from_a_fresh_one(name):
-    build, (model, batch) = BY_NAME[name].build, family(name)
+    build, (model, batch) = family(name).build, model_of(name)
     pruned, _, _ = odd_units_zeroed(model, batch)
     result = shrink(pruned, batch)
     made = json.loads(json.dumps(plan(pruned, batch)))
@@ -776,7 +773,7 @@ def test_plans_that_do_not_fit():
 @pytest.mark.hf
 def test_the_same_cut_on_packed_matrices():
     for name in ("gpt2", "llama", "cnn"):
-        model, batch = family(name)
+        model, batch = model_of(name)
         pruned, _, scope = odd_units_zeroed(model, batch)
         result = shrink(pruned, batch)
         for p in scope.prunables.values():

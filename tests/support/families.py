@@ -389,3 +389,12 @@ FAMILIES = [
     ),
 ]
 TORCH = {"cnn", "mlp", "encoder", "encoder_time_first"}
+
+
+def family(name: str) -> Family:
+    """The family of a name; the test is skipped where it needs transformers and there is none."""
+    if name not in TORCH:
+        import pytest
+
+        pytest.importorskip("transformers")
+    return next(f for f in FAMILIES if f.name == name)

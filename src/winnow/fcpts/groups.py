@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from winnow.fcpts.gate import gate
+from winnow.fcpts.straight_through import gate
 from winnow.masks.prunable import Scope
 from winnow.masks.ranking import global_counts, limits, lowest
 

@@ -13,7 +13,7 @@ from winnow.coupled.find import Member, Unit, select_units, unit_masks, unit_siz
 from winnow.errors import InputError
 from winnow.fcpts.groups import Matrices
 from winnow.fcpts.line_units import LineUnits
-from winnow.fcpts.step import root, step, wide
+from winnow.fcpts.straight_through import root, step, wide
 from winnow.masks.prunable import Scope
 
 

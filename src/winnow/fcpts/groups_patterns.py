@@ -6,7 +6,7 @@ import torch
 
 from winnow.errors import InputError
 from winnow.fcpts.groups import Matrices
-from winnow.fcpts.step import root, step, wide
+from winnow.fcpts.straight_through import root, step, wide
 from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM

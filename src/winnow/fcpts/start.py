@@ -44,22 +44,6 @@ def start_thresholds(
             else "the start table needs rates: give --table with rates by tensor name or pattern."
         )
     magnitudes, sizes = units.magnitudes(weights), units.sizes()
-    counts = _counts(units, weights, scope, zeros, start, table, seed, magnitudes, sizes)
-    return torch.stack([threshold_removing(m, size, counts[g]) for g, m, size in zip(units.groups, magnitudes, sizes)])
-
-
-def _counts(
-    units: UnitGroups,
-    weights: Mapping[str, torch.Tensor],
-    scope: Scope,
-    zeros: int,
-    start: str,
-    table: Mapping[str, float] | None,
-    seed: int,
-    magnitudes: list[torch.Tensor],
-    sizes: list[torch.Tensor | int],
-) -> dict[str, int]:
-    """Zeros of each group, multiples of its units where they are all of one size."""
     layers, room = [], 0.0
     for group, numel, m, size in zip(units.groups, units.numels.tolist(), magnitudes, sizes):
         p = scope.prunables.get(group)
@@ -75,15 +59,16 @@ def _counts(
     if whole:
         order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(seed))
         layers = [layers[i] for i in order]
-    grain = {g: size for g, size in zip(units.groups, sizes) if isinstance(size, int) and size > 1}
-    return allocate(
+    counts = allocate(
         start,
         layers,
         zeros,
         table=table,
         max_rate=min(room * (1 + 1e-9), 1.0) if whole else min(room, 0.99),
-        granularity=grain or None,
-    )
+        granularity={g: size for g, size in zip(units.groups, sizes) if isinstance(size, int) and size > 1} or None,
+    )  # of each group, multiples of its units where they are all of one size
+    parts = zip(units.groups, magnitudes, sizes)
+    return torch.stack([threshold_removing(m, size, counts[g]) for g, m, size in parts])
 
 
 def threshold_removing(

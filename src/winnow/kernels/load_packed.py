@@ -55,12 +55,13 @@ def _transformers(artifact: Artifact, model: Any) -> None:
             del tied[target]
             _assign(model, [target], torch.empty_like(expected[target]))
     there = stored | {n for pair in tied.items() if stored & set(pair) for n in pair}
-    different = sorted(stored - expected.keys()) or sorted(expected.keys() - there)
+    different = (
+        sorted(stored - expected.keys())
+        or sorted(expected.keys() - there)
+        or [name for name in artifact.names if artifact.shape(name) != tuple(expected[name].shape)]
+    )
     if different:
         raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({different[0]}): write it again")
-    for name in artifact.names:
-        if artifact.shape(name) != tuple(expected[name].shape):
-            raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({name}): write it again")
     _fill(model, artifact, {name: planned_dtype(model, name, tensor) for name, tensor in expected.items()}, tied)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from winnow.formats import bits
 from winnow.formats.packed import PackedTensor, pack
 from winnow.formats.validation import FLOATS, INTEGERS
 from winnow.kernels import native, reference
-from winnow.kernels.memory import in_large_pages
 from winnow.masks.structure import BlockShape, Unstructured
 from winnow.quantize import Grid, Quantized, round_to_nearest
 
@@ -24,6 +24,7 @@ Activations = Literal["keep", "int8"]
 
 VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # as the native kernels number them
 _STORED = {**FLOATS, "int8": torch.int8, "int4": torch.uint8}
+_LARGE_PAGE = 2 << 20
 _LIMIT = 1 << 32  # a row begins at a byte that 32 bits can say
 _alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
 
@@ -230,3 +231,18 @@ def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor
     next(stored, None)  # the end of the bands checks that no value is left over
     data = torch.from_numpy(np.concatenate(values)) if values else packed.data
     return mask, in_large_pages(data.view(packed.data.dtype))
+
+
+def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of ``tensor`` in memory that the system may back by large pages (Linux), so that address translation does not
+    slow what is streamed once a product; the tensor itself where it is small or the system has no such memory. Only whole
+    pages are used: no memory is lost at the ends."""
+    size = tensor.numel() * tensor.element_size()
+    if size < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel built without them
+        return tensor
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

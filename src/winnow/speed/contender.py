@@ -70,9 +70,8 @@ class TorchContender(Contender):
         super().__init__(about, base)
         self.model: nn.Module | None = model
         self.decisions: dict[str, dict[int, str]] = {}  # layer -> rows of x -> kernel, of an accelerated model
-        self._run: Callable[..., Any] = (
-            model if run is None else run
-        )  # a compiled model's reference value asks for its length
+        # Not "run or model": a compiled model's truth value asks for its length.
+        self._run: Callable[..., Any] = model if run is None else run
         floats = (t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
         self._dtype = next(floats, torch.float32)
 

@@ -160,11 +160,9 @@ def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
     layers = packed_layers(model)
     if not layers:
         raise Unavailable("no layer of this model can stay packed")
-    about = speed_schema.Contender(
-        name=f"packed {dtype_name(dtype)}", kind=subject.packed_kind(), weights=subject.weights(),
-        changes=None if dtype == torch.float32 else "computes in bfloat16", kernels=kernels_of(layers.values()),
-        weight_bytes=read_bytes(model), file_bytes=subject.file_bytes("artifact"),
-    )  # fmt: skip
+    about = _about_artifact(
+        context, "packed", dtype, kernels=kernels_of(layers.values()), weight_bytes=read_bytes(model)
+    )
     return TorchContender(about, model)
 
 
@@ -182,15 +180,18 @@ def _accelerated(context: BuildContext, dtype: torch.dtype, need: int) -> Conten
         progress=context.progress,
     )
     decided: Decisions = fast.winnow_dispatch  # type: ignore[assignment]
-    about = speed_schema.Contender(
-        name=f"accelerated {dtype_name(dtype)}", kind=subject.packed_kind(), weights=subject.weights(),
-        changes=None if dtype == torch.float32 else "computes in bfloat16",
-        kernels=dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values()))),
-        file_bytes=subject.file_bytes("artifact"),
-    )  # fmt: skip
-    made = TorchContender(about, fast)
+    kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
+    made = TorchContender(_about_artifact(context, "accelerated", dtype, kernels=kernels), fast)
     made.decisions = {d.name: d.kernel for d in decided}
     return made
+
+
+def _about_artifact(context: BuildContext, family: str, dtype: torch.dtype, **more: Any) -> speed_schema.Contender:
+    subject, changes = context.subject, None if dtype == torch.float32 else "computes in bfloat16"
+    return speed_schema.Contender(
+        name=f"{family} {dtype_name(dtype)}", kind=subject.packed_kind(), weights=subject.weights(), changes=changes,
+        file_bytes=subject.file_bytes("artifact"), **more,
+    )  # fmt: skip
 
 
 def _example(work: Work, dtype: torch.dtype) -> Any:

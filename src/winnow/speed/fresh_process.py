@@ -109,7 +109,3 @@ def warm(subject: Subject) -> None:
 def main(request: str) -> None:
     """Entry point of the other process: JSON in, JSON out."""
     print(json.dumps(child(json.loads(request))))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

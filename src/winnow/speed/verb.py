@@ -22,7 +22,7 @@ from winnow.report.speed import page as pages
 from winnow.speed.families import FAMILIES, families
 from winnow.speed.run import BenchRun, Stage
 from winnow.speed.subject import open_subject
-from winnow.speed.workload import TOKENS, make_workloads
+from winnow.speed.workload import TOKENS, make_work
 from winnow.version import __version__
 
 ROUNDS = 15
@@ -79,7 +79,7 @@ def bench(
             raise InputError(f"--{name} must be at least 1.")
     subject = open_subject(folder, factory=factory, reference=reference)
     target = pages.target(out, subject.folder if subject.artifact is not None else None)
-    work, inputs = make_workloads(
+    work, inputs = make_work(
         subject.source, batches=batches, lengths=lengths, tokens=tokens, data=data, column=column, tokenizer=tokenizer
     )
     with native.torch_threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from families import FAMILIES
+from families import family
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
@@ -20,8 +20,6 @@ from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
 from winnow.train.distil.teacher import Teacher
 from winnow.train.examples import Examples
-
-BY_NAME = {f.name: f for f in FAMILIES}
 
 
 def kl_by_hand(student, dense, t):
@@ -197,10 +195,7 @@ def test_blockwise_adds_the_relative_errors_of_all_blocks(name):
     if name == "classifier":
         model, batch = classifier(), points(16)[0]
     else:
-        if name not in ("encoder", "encoder_time_first", "cnn"):
-            pytest.importorskip("transformers")
-        family = BY_NAME[name]
-        model, batch = family.build(), family.batches()[0]
+        model, batch = family(name).build(), family(name).batches()[0]
     scope = find_scope(model)
     student = Student(model, scope)
     examples = Examples([batch], 64)
@@ -248,8 +243,7 @@ def test_blockwise_gradient_reaches_every_block_and_hooks_go():
 
 
 def test_a_later_layer_that_writes_to_a_blocks_output_changes_nothing():
-    family = BY_NAME["cnn"]  # its blocks begin with ReLU(inplace=True)
-    model, batch = family.build(), family.batches()[0]
+    model, batch = family("cnn").build(), family("cnn").batches()[0]  # its blocks begin with ReLU(inplace=True)
     blockwise = Blockwise(model)
     with blockwise.recording(batch) as seen, torch.no_grad():
         model(batch)

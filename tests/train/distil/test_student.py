@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import families
 from families import FAMILIES, TORCH
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
@@ -175,7 +176,7 @@ def test_recurrent_weights_are_masked_where_they_are_asked_for():
 @pytest.mark.parametrize("tied", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_tied_embeddings_and_heads(tied):
     transformers = pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "llama")
+    family = families.family("llama")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**family.build().config.to_dict(), "tie_word_embeddings": True})
     model = transformers.LlamaForCausalLM(config).eval()
@@ -190,7 +191,7 @@ def test_tied_embeddings_and_heads(tied):
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
 def test_biases_of_tied_heads(name):
     transformers = pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "roberta")
+    family = families.family("roberta")
     torch.manual_seed(0)
     config = getattr(transformers, name).config_class(**{**family.build().config.to_dict(), "model_type": None})
     check(getattr(transformers, name)(config).eval(), family.batches()[:1])
@@ -285,8 +286,7 @@ def test_modes_flags_gradients_and_switches_are_put_back(mode, fails):
 @pytest.mark.hf
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_cache_is_off_while_training_and_its_setting_is_put_back(fails):
-    pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "llama")
+    family = families.family("llama")
     model, batch = family.build(), family.batches()[0]
     assert model.config.use_cache is True
     student = Student(model, find_scope(model))
@@ -335,9 +335,7 @@ def test_distillation_under_a_mask_brings_the_outputs_nearer(dtype):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["t5", "clip", "encoder"])
 def test_the_whole_loop_runs_on_features_and_two_sided_texts(name):
-    if name not in TORCH:
-        pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == name)
+    family = families.family(name)
     model = family.build()
     scope = find_scope(model)
     student, examples = Student(model, scope), Examples(family.batches()[:2], 2)
