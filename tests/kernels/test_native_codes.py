@@ -16,6 +16,7 @@ from winnow.kernels import native
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
 ISAS = native.isas() or ["none"]
+isa = pytest.fixture(params=ISAS)(lambda request: request.param)
 BATCHES = [0, 1, 2, 3, 15, 16, 17, 33]
 
 
@@ -41,7 +42,6 @@ def check(packed: Packed, isa: str, x: torch.Tensor, bias: torch.Tensor | None =
     assert worst <= 0, f"{isa}: off by {worst:.2e} more than float sums allow"
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("values", ["int8", "int4"])
 @pytest.mark.parametrize("density", [None, 0.5, 0.1])
 @pytest.mark.parametrize("int8", [False, True])
@@ -52,7 +52,6 @@ def test_shapes_and_batches(isa: str, values: str, density: float | None, int8: 
             check(packed, isa, torch.randn(batch, cols), int8=int8)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("group", [32, 64, 128, 192, 256, 1024])
 def test_groups_of_int4(isa: str, group: int) -> None:
     for seed, cols in enumerate((group, 3 * group, 2 * group + 37, 2048 + 2 * group)):
@@ -63,7 +62,6 @@ def test_groups_of_int4(isa: str, group: int) -> None:
                 check(packed, isa, torch.randn(batch, cols), int8=True)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("int8", [False, True])
 def test_blocks_of_four(isa: str, int8: bool) -> None:
     for seed, (rows, cols) in enumerate([(1, 4), (3, 60), (5, 64), (70, 260), (13, 1100), (6, 4200)]):
@@ -73,7 +71,6 @@ def test_blocks_of_four(isa: str, int8: bool) -> None:
                 check(packed, isa, torch.randn(batch, cols), torch.randn(rows), int8=int8)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_types_of_x_and_bias(isa: str, dtype: torch.dtype) -> None:
     for values, block in (("int8", 1), ("int4", 1), ("int8", 4)):
@@ -84,7 +81,6 @@ def test_types_of_x_and_bias(isa: str, dtype: torch.dtype) -> None:
             check(packed, isa, x, torch.randn(11), int8=True)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_extreme_codes_do_not_overflow(isa: str, values: str) -> None:
     for cols in (512, 20_000):
@@ -98,13 +94,11 @@ def test_extreme_codes_do_not_overflow(isa: str, values: str) -> None:
                     check(packed, isa, torch.full((batch, cols), float(sign)), int8=True)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_a_very_long_row(isa: str) -> None:
     packed = Packed.random("int8", 2, 140_000, 0.01, 3)  # longer than 32-bit sums hold
     check(packed, isa, torch.randn(1, 140_000))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_int8_activations_are_exact(isa: str) -> None:
     # Every number is an integer that float32 holds: nothing may be rounded.
     rng = np.random.default_rng(0)
@@ -119,7 +113,6 @@ def test_int8_activations_are_exact(isa: str) -> None:
             assert np.array_equal(got, x @ packed.dense.T)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_what_is_not_finite_spoils_its_own_row_only(isa: str) -> None:
     for values in ("int8", "int4"):
         packed = Packed.random(values, 20, 200, 0.5, 2)
@@ -133,7 +126,6 @@ def test_what_is_not_finite_spoils_its_own_row_only(isa: str) -> None:
             assert not torch.isfinite(got[2][weights]).any()
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_zeros_and_tiny_numbers(isa: str) -> None:
     packed = Packed.random("int8", 6, 100, 0.5, 4)
     assert torch.equal(packed.linear(isa, torch.zeros(2, 100)), torch.zeros(2, 6))
@@ -141,7 +133,6 @@ def test_zeros_and_tiny_numbers(isa: str) -> None:
     assert torch.isfinite(tiny).all() and tiny.abs().max() < 1e-36
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_several_threads_calling_give_the_same(isa: str) -> None:
     jobs = [
         (Packed.random(v, 64, 640, 0.4, s, block=b), s) for v, b, s in (("int8", 1, 0), ("int4", 1, 1), ("int8", 4, 2))

@@ -16,6 +16,7 @@ from winnow.kernels import native
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
 ISAS = native.isas() or ["none"]
+isa = pytest.fixture(params=ISAS)(lambda request: request.param)
 
 
 def check(packed: Packed, isa: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -34,7 +35,6 @@ def activations(dtype: torch.dtype, batch: int, cols: int, seed: int = 7) -> tor
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, cols))).to(dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("values", FLOATS)
 @pytest.mark.parametrize("density", [None, 0.05, 0.3, 0.6])
 def test_every_shape(isa: str, values: str, density: float | None) -> None:
@@ -46,7 +46,6 @@ def test_every_shape(isa: str, values: str, density: float | None) -> None:
                 check(packed, isa, activations(dtype, batch, cols), bias if i % 2 else None)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("values", FLOATS)
 @pytest.mark.parametrize("batch", [0, 1, 2, 4, 5, 7, 8, 9, 12, 15, 16, 17, 33])
 def test_every_batch(isa: str, values: str, batch: int) -> None:
@@ -73,7 +72,6 @@ def test_random_shapes(
     check(Packed.random(values, rows, cols, density, seed), isa, activations(FLOATS[dtype], batch, cols, seed))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("values", FLOATS)
 def test_words_of_every_count(isa: str, values: str) -> None:
     """Rows that are sparse on the whole, with words of the mask that are not: every count of kept columns in a word."""
@@ -89,14 +87,12 @@ def test_words_of_every_count(isa: str, values: str) -> None:
             check(Packed.of(weights, keep), isa, activations(dtype, batch, cols))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_rows_of_x_need_not_follow_each_other(isa: str) -> None:
     packed = Packed.random("bfloat16", 9, 130, 0.4, seed=1)
     for dtype in FLOATS.values():
         check(packed, isa, activations(dtype, 5, 400)[:, 17:147])
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("values", FLOATS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_where_it_belongs(isa: str, values: str, bad: float) -> None:
@@ -120,7 +116,6 @@ def test_what_is_not_finite_stays_where_it_belongs(isa: str, values: str, bad: f
                 assert not finite[batch - 1, through].any()
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_threads_do_not_change_a_bit(isa: str) -> None:
     packed = Packed.random("float32", 500, 300, 0.3, seed=2)
     for batch in (1, 6, 40):

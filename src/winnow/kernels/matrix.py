@@ -100,9 +100,7 @@ class PackedMatrix:
         block: 4 keeps or drops columns by fours (int8 only): a block with one weight in it is kept whole.
         """
         weight = weight.detach()
-        keep = weight != 0
-        if block == 4:
-            keep = keep.reshape(len(weight), -1, 4).any(-1).repeat_interleave(4, dim=1)
+        keep = _kept(weight, block)
         values = str(weight.dtype).removeprefix("torch.") if values == "keep" else values
         quantized = None
         if values in INTEGERS:
@@ -116,9 +114,7 @@ class PackedMatrix:
     @classmethod
     def from_codes(cls, quantized: Quantized, *, block: int = 1) -> PackedMatrix:
         """Pack integer codes as a quantizer made them; zero codes are what is dropped."""
-        keep = quantized.codes != 0
-        if block == 4:
-            keep = keep.reshape(len(keep), -1, 4).any(-1).repeat_interleave(4, dim=1)
+        keep = _kept(quantized.codes, block)
         return cls._of(torch.empty(keep.shape, device="meta"), keep, quantized, block)
 
     @classmethod
@@ -189,6 +185,11 @@ class PackedMatrix:
         return PackedMatrix, (
             self.rows, self.cols, self.values, mask, data, scales, self.zeros, self.block, self.group,
         )  # fmt: skip
+
+
+def _kept(numbers: torch.Tensor, block: int) -> torch.Tensor:
+    keep = numbers != 0
+    return keep if block == 1 else keep.reshape(len(keep), -1, block).any(-1).repeat_interleave(block, dim=1)
 
 
 def _check(m: PackedMatrix) -> None:

@@ -53,7 +53,7 @@ class PackedLayer(WeightOnDemand):
             raise InputError(f"the bias has shape {list(bias.shape)}, a layer of {matrix.rows} outputs needs one each")
         self.matrix = matrix
         self._shape = torch.Size(shape)
-        self._dtype = dtype or _dense_dtype(matrix)
+        self._dtype = dtype or (torch.float32 if matrix.scales is not None else matrix.data.dtype)
         held = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.register_parameter("bias", held)
         self.activations = activations
@@ -197,10 +197,6 @@ class PackedConv2d(PackedLayer):
             high, wide = self.geometry.out_size(*images.shape[2:])
             y = convolve(self.matrix, images, self.bias, self.geometry, self.way(images.shape[0] * high * wide))
         return y if x.dim() == 4 else y[0]
-
-
-def _dense_dtype(matrix: PackedMatrix) -> torch.dtype:
-    return torch.float32 if matrix.scales is not None else matrix.data.dtype
 
 
 def _repacked(weight: torch.Tensor, like: PackedMatrix) -> PackedMatrix:
