@@ -22,11 +22,9 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
 install_hook()
 
-AUTO = {
-    "llama-tied": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM", "bert": "AutoModelForSequenceClassification",
-    "t5": "AutoModelForSeq2SeqLM", "gpt2": "AutoModelForCausalLM", "vit": "AutoModelForImageClassification",
-    "mixtral": "AutoModelForCausalLM",
-}  # fmt: skip
+AUTO = dict.fromkeys(["llama-tied", "llama", "gpt2", "mixtral"], "AutoModelForCausalLM")
+AUTO |= {"bert": "AutoModelForSequenceClassification", "t5": "AutoModelForSeq2SeqLM"}
+AUTO["vit"] = "AutoModelForImageClassification"
 BUILD = {f.name: f.build for f in families.FAMILIES}
 BUILD["llama-tied"] = families.hf(
     "LlamaForCausalLM", "LlamaConfig", **families.SMALL, num_key_value_heads=2, tie_word_embeddings=True

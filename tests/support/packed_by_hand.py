@@ -26,15 +26,7 @@ class Packed:
     memory: tuple[Any, ...]  # what the view points into
 
     @classmethod
-    def of(
-        cls,
-        numbers: torch.Tensor,
-        keep: np.ndarray | None,
-        scales: np.ndarray | None = None,
-        values: str | None = None,
-        block: int = 1,
-        group: int | None = None,
-    ) -> Packed:
+    def of(cls, numbers, keep, scales=None, values=None, block=1, group=None) -> Packed:
         """numbers [rows, cols]: floats, or int8 codes with scales float16 [rows, groups]; keep bool [rows, cols / block]."""
         rows, cols = numbers.shape
         values, group = values or str(numbers.dtype).removeprefix("torch."), group or cols
@@ -61,9 +53,7 @@ class Packed:
         return cls(np.where(kept, dense, 0), stored, view, (data, starts, mask, scales))
 
     @classmethod
-    def random(
-        cls, values: str, rows: int, cols: int, density: float | None, seed: int = 0, block: int = 1, group: int | None = None
-    ) -> Packed:  # fmt: skip
+    def random(cls, values, rows, cols, density, seed=0, block=1, group=None) -> Packed:
         """Of one kind of values; ``density`` None: without an index, else with a row of nothing and a row of everything."""
         rng = np.random.default_rng(seed)
         scales = None

@@ -64,7 +64,7 @@ def warnings_for(
         names = ", ".join(spent[:3]) + (f" and {len(spent) - 3} more" if len(spent) > 3 else "")
         found.append(
             f"{'A layer is' if len(spent) == 1 else f'{len(spent)} layers are'} at the limit, {LIMIT:.0%} gone "
-            f"({names}): what the limit did not let go there came from other layers; take a lower sparsity."
+            f"({names}): what the limit kept there was pruned from other layers; take a lower sparsity."
         )
     return found
 

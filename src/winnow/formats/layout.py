@@ -16,7 +16,7 @@ Encoding = Literal["dense", "bitmask", "nm", "block"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """Index and order of the values of a matrix [rows, cols], line by line: a line is a row, of blocks a row of blocks."""
 
     encoding: Encoding
@@ -25,7 +25,7 @@ class Layout:
     pattern: tuple[int, int] | None = None  # (n, m) for "nm", (r, c) for "block"
 
     @classmethod
-    def of(cls, structure: Structure, rows: int, cols: int, zeros: int) -> Layout:
+    def of(cls, structure: Structure, rows: int, cols: int, zeros: int) -> PackedLayout:
         """The layout of a matrix of a structure. Raises InputError where the structure does not fit its shape."""
         if not zeros:
             return cls("dense", rows, cols)

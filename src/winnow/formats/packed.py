@@ -27,7 +27,7 @@ import torch
 
 from winnow.errors import FormatError, InputError
 from winnow.formats import bits
-from winnow.formats.layout import Encoding, Layout
+from winnow.formats.layout import Encoding, PackedLayout
 from winnow.formats.validation import FLOATS, INTEGERS, problem_of
 from winnow.masks.structure import Structure
 from winnow.quantize import Quantized
@@ -134,8 +134,8 @@ class PackedTensor:
                 raise _disagree()
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.encoding, self.rows, self.cols, self.pattern)
+    def layout(self) -> PackedLayout:
+        return PackedLayout(self.encoding, self.rows, self.cols, self.pattern)
 
     def decode(self, lines: slice) -> np.ndarray:
         """Keep pattern of some lines of the layout: bool [lines, width]."""
@@ -211,7 +211,7 @@ def pack(
         raise InputError(f"values of type {values} cannot be packed: use {', '.join([*FLOATS, *INTEGERS])}")
     rows, cols = matrix.shape
     zeros = 0 if keep is None else keep.numel() - int(np.count_nonzero(keep.cpu().numpy()))
-    layout = Layout.of(structure, rows, cols, zeros)
+    layout = PackedLayout.of(structure, rows, cols, zeros)
     source = matrix if quantized is None else quantized.codes
     if source.shape != matrix.shape:
         raise InputError(f"the codes have shape {list(source.shape)}, the matrix {list(matrix.shape)}")
@@ -255,12 +255,12 @@ def pack(
 def outline(
     rows: int, cols: int, zeros: int, structure: Structure, values: str, dtype: torch.dtype, group: int | None = None
 ) -> PackedTensor:
-    """What :func:`pack` would make of a matrix with so many zeros, its tensors on the meta device: for reckoning sizes.
+    """What :func:`pack` would make of a matrix with so many zeros, its tensors on the meta device: to compute sizes.
 
     ``values``: the type of the stored values; ``group`` as in ``Quantized``. An int4 row that keeps an odd number of
     weights is padded to a byte: half of the rows are taken to, unless all keep the same number.
     """
-    layout = Layout.of(structure, rows, cols, zeros)
+    layout = PackedLayout.of(structure, rows, cols, zeros)
     kept = rows * cols - zeros
     if values == "int4":
         r, c = layout.block

@@ -98,7 +98,7 @@ class Artifact:
         return read_packed(self._packed[self._known(name, self._packed)][0], name, self._packed[name][1])
 
     def mapped(self, name: str) -> PackedTensor:
-        """The same, its parts pages of the file where the runtime can use them as they lie: of bitmasks and dense
+        """The same, its parts pages of the file where the runtime can use them directly: of bitmasks and dense
         tensors everything, of n:m patterns the values. What it will rearrange is read into memory of its own."""
         file, about = self._packed[self._known(name, self._packed)]
         encoding = str(about.get("encoding"))

@@ -107,7 +107,7 @@ class ShardWriter:
         self._tensors, self._packed, self._pending = {}, {}, 0
 
 
-Layout = dict[str, torch.Tensor]  # of tensors whose values are not looked at: they may lie on the meta device
+Layout = dict[str, torch.Tensor]  # of tensors whose values are not looked at: they may be on the meta device
 
 
 class _Sizes(ShardWriter):

@@ -122,7 +122,7 @@ def _state_in(file: Path, found: Any) -> dict[str, torch.Tensor]:
     if nested:
         where = "".join(f"[{key!r}]" for key in nested[0])
         raise InputError(
-            f"{file} does not fit the model: its weights lie under {where}; save that part alone: "
+            f"{file} does not fit the model: its weights are under {where}; save that part alone: "
             f"torch.save(torch.load({file.name!r}){where}, ...)."
         )
     raise InputError(
@@ -131,7 +131,7 @@ def _state_in(file: Path, found: Any) -> dict[str, torch.Tensor]:
 
 
 def _nested(found: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where state dicts lie inside a checkpoint, at most three dicts down."""
+    """Where state dicts are inside a checkpoint, at most three dicts down."""
     if not isinstance(found, dict) or len(path) > 3:
         return
     if path and found and all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in found.items()):

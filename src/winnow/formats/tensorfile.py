@@ -51,7 +51,7 @@ def file_size(
     tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None, small: Collection[str] = ()
 ) -> int:
     """Bytes of the file that :func:`write_tensors` would write, header included. The values of ``tensors`` are not
-    looked at: they may lie on the meta device."""
+    looked at: they may be on the meta device."""
     _, header = _header("the file", tensors, about, small, real=False)
     return 8 + len(header) + sum(t.numel() * t.element_size() for t in tensors.values())
 
@@ -203,7 +203,7 @@ def _add(digest: Any, key: str, entry: dict[str, Any], data: Iterable[bytes | me
 
 
 def _bytes_of(tensor: torch.Tensor) -> Iterable[memoryview]:
-    """The values of a tensor, row-major, without copying what lies so in memory already."""
+    """The values of a tensor, row-major, without copying what is already laid out so."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
         view = memoryview(flat.view(torch.uint8).numpy().data)

@@ -20,7 +20,7 @@ from winnow.kernels.spec import LayerSpec, live
 from winnow.kernels.swap import pack_layer
 
 PACK_LIMIT = 4 << 30  # bytes of values that a packed matrix can address
-DENSEST = 0.85  # share of kept weights above which the index eats what the missing values save
+DENSEST = 0.85  # share of kept weights above which the index costs what the missing values save
 WORTH_SHRINKING = 0.95  # share of the dense matrix that its live rows and columns span
 MANY = 8  # rows of x from which expanding a panel or laying x out by features can pay
 

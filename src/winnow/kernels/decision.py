@@ -92,10 +92,8 @@ def _of(
     chosen_us: dict[int, float] | None = None,
     changed: bool = False,
 ) -> Decision:
-    spec = layer.spec
-    return Decision(
-        layer.name, spec.kind, spec.rows, spec.cols, layer.density, layer.values, kernel, dense_us or {}, chosen_us or {}, reason, changed
-    )  # fmt: skip
+    about = (layer.name, layer.spec.kind, layer.spec.rows, layer.spec.cols, layer.density, layer.values)
+    return Decision(*about, kernel, dense_us or {}, chosen_us or {}, reason, changed)
 
 
 def _line(decision: Decision) -> dict[str, str]:

@@ -34,8 +34,8 @@ class PackedMatrix:
     """A matrix [rows, cols] as the kernels read it; never changed once made, so it may be shared by threads and copies.
 
     Bit ``c // block`` of a row of ``mask`` (lowest bit of the first byte first) says whether column c is kept, and the
-    kept values lie in ``data`` row by row: floats and int8 as they are, int4 two to a byte, low nibble first, each row
-    padded to a byte. This is the layout of the file, so tensors mapped from one are used where they lie.
+    kept values are in ``data`` row by row: floats and int8 as they are, int4 two to a byte, low nibble first, each row
+    padded to a byte. This is the layout of the file, so tensors mapped from one are used directly.
 
     Making one checks everything that a kernel relies on. Raises FormatError where parts do not fit each other and
     InputError for what cannot be packed in memory: float64 values, int8 with several scales a row, and 4 GiB of values.
@@ -68,24 +68,17 @@ class PackedMatrix:
 
     @classmethod
     def from_packed(cls, packed: PackedTensor) -> PackedMatrix:
-        """The matrix of a stored tensor. Bitmasks, dense tensors and int8 in 1 x 4 blocks are used where they lie; n:m
+        """The matrix of a stored tensor. Bitmasks, dense tensors and int8 in 1 x 4 blocks are used directly; n:m
         patterns and other blocks get a bitmask, band by band."""
         mask, data, block = packed.mask, packed.data, 1
         if packed.encoding == "block" and packed.values == "int8" and packed.pattern == (1, 4):
             block = 4
         elif packed.encoding in ("nm", "block"):
             mask, data = _as_bitmask(packed)
-        return cls(
-            rows=packed.rows,
-            cols=packed.cols,
-            values=packed.values,
-            mask=None if mask is None else mask.contiguous(),  # one packed from a transposed weight is transposed too
-            data=data,
-            scales=packed.scales,
-            zeros=packed.zeros,
-            block=block,
-            group=packed.group,
-        )
+        # The index of one packed from a transposed weight is transposed too.
+        mask = None if mask is None else mask.contiguous()
+        sizes = packed.rows, packed.cols, packed.values
+        return cls(*sizes, mask, data, packed.scales, packed.zeros, block, packed.group)
 
     @classmethod
     def from_dense(
@@ -166,7 +159,7 @@ class PackedMatrix:
         return self.rows, self.cols
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What lies in memory, by name."""
+        """The tensors in memory, by name."""
         held = {"mask": self.mask, "data": self.data, "scales": self.scales, "starts": self.starts}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 

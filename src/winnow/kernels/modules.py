@@ -25,7 +25,7 @@ class PackedLayer(WeightOnDemand):
 
     ``weight`` is the dense weight for whoever reads it: its shape and type are there at no cost, its values are expanded
     at every use (:class:`winnow.kernels.lazy.LazyWeight`). The packed values keep their own type whatever that of ``weight``
-    is, and y always has the type of x. The packed tensors are shared by copies of the layer (they never change) and lie on
+    is, and y always has the type of x. The packed tensors are shared by copies of the layer (they never change) and stay on
     the CPU.
 
     Attributes

@@ -137,9 +137,12 @@ def linear_many(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.
 
 
 def _product(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> tuple[Any, ...]:
-    return (
-        kernels(), view, x.data_ptr(), x.stride(0), TYPES[x.dtype], x.shape[0], _address(bias), y.data_ptr(), y.stride(0)
-    )  # fmt: skip
+    return kernels(), view, *_place(x), TYPES[x.dtype], x.shape[0], _address(bias), *_place(y)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a matrix begins, and how far its rows are apart."""
+    return tensor.data_ptr(), tensor.stride(0)
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -148,17 +151,12 @@ def _address(tensor: torch.Tensor | None) -> int:
 
 def expand(view: Any, start: int, stop: int, out: torch.Tensor) -> None:
     """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
-    load_extension().expand(
-        kernels(), view, start, stop, out.data_ptr(), out.stride(0), TYPES[out.dtype], torch.get_num_threads()
-    )
+    load_extension().expand(kernels(), view, start, stop, *_place(out), TYPES[out.dtype], torch.get_num_threads())
 
 
 def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """y [rows, n] = W x [cols, n] (+ bias of each row), float32, rows of x and y contiguous."""
-    load_extension().times(
-        kernels(), view, x.data_ptr(), x.stride(0), x.shape[1], _address(bias), y.data_ptr(), y.stride(0),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    load_extension().times(kernels(), view, *_place(x), x.shape[1], _address(bias), *_place(y), torch.get_num_threads())
 
 
 def convolve(

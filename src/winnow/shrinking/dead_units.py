@@ -122,7 +122,7 @@ def _awake(model: nn.Module) -> nn.Module:
 
 
 def grouped(units: Sequence[Unit], scope: Scope) -> list[Group]:
-    """Units by the tensors they share; the neurons of all experts that lie in one tensor together."""
+    """Units by the tensors they share; the neurons of all experts that share one tensor."""
     groups: dict[Any, Group] = {}
     for unit in units:
         stacked = any(scope.prunables[m.name].kind == "experts" for m in unit.members)
@@ -275,7 +275,7 @@ class DeadUnits:
 
 
 def norms_of(model: nn.Module, name: str) -> list[str]:
-    """Buffers that lie beside a normalization's parameter, one number a feature (running mean and variance)."""
+    """Buffers beside a normalization's parameter, one number a feature (running mean and variance)."""
     owner, _, tensor = find_tensor(model, name)
     path = name.rpartition(".")[0]
     if not isinstance(owner, _NormBase):

@@ -67,7 +67,7 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
             setattr(getattr(config, entry["part"]) if entry["part"] else config, entry["name"], entry["value"])
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
-            f"the shrink plan does not fit this model: make it anew with winnow.shrink.plan ({error})"
+            f"the shrink plan does not fit this model: make it again with winnow.shrink.plan ({error})"
         ) from error
     return small
 

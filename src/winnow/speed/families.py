@@ -85,7 +85,7 @@ def _dense(context: BuildContext, dtype: torch.dtype, need: int = 0) -> Contende
     size = context.subject.file_bytes(context.subject.base)
     note = None
     if context.subject.artifact is not None and context.subject.base == "artifact":
-        size, note = context.subject.dense_bytes(), "its file size is reckoned: no dense file was given"
+        size, note = context.subject.dense_bytes(), "its file size is computed: no dense file was given"
     about = context.about(
         f"dense {dtype_name(dtype)}", dtype, None if dtype == torch.float32 else BF16_CHANGES,
         weight_bytes=read_bytes(model), file_bytes=size, note=note,

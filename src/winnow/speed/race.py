@@ -45,7 +45,7 @@ def race(
     """Times ``contenders`` on ``works``; the first one is what the others are compared with.
 
     Args:
-        references: base -> case -> output of the float32 model, what a contender's own output is held against.
+        references: base -> case -> output of the float32 model, what a contender's own output is compared with.
         rounds: of each case; a contender is called several times in a row in each where its calls are short.
     """
     found = RaceResult()

@@ -181,7 +181,7 @@ def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tens
     for one in work:
         try:
             found[one.case.name] = contender.output(one)
-        except Unavailable:  # this kind of work is nobody's here; the race says so
+        except Unavailable:  # no contender can do this work here; the race reports it
             found[one.case.name] = torch.empty(0)
         except WinnowError:
             raise
@@ -197,7 +197,7 @@ def _decoding_or_first(work: Sequence[Work]) -> Work:
 
 
 def _endless(contender: Contender, work: Work) -> Step:
-    """Calls without end: decoding begins anew after its last token, so that the cache does not grow for ever."""
+    """Calls without end: decoding restarts after its last token, so that the cache does not grow for ever."""
     if work.tokens is None:
         return contender.begin(work)()
     steps, begin = work.tokens.shape[1], contender.begin(work)

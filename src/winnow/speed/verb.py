@@ -1,4 +1,4 @@
-"""``winnow bench``: opens, builds the contenders, lets them race, and puts down what was found."""
+"""``winnow bench``: opens the model, builds the contenders, times them interleaved, and records the results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bench(
     command: str | None = None,
     progress: Stage | None = None,
 ) -> Bench:
-    """Times a compressed model against the dense one on this machine; all contenders alternate in one run.
+    """Times a compressed model against the dense baseline on this machine; all contenders are interleaved in one run.
 
     Args:
         folder: what ``winnow compress`` wrote; any other model is benched too, without the packed contenders.

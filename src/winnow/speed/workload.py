@@ -59,7 +59,7 @@ def make_work(
         kind = "tensors" if records.kind == "tensors" else kind
     if kind == "tensors" and records is None:
         raise InputError(
-            f"nothing says what {source.spec} eats: give some of its inputs with --data (an .npz will do)."
+            f"nothing says what inputs {source.spec} takes: give some of its inputs with --data (an .npz will do)."
         )
     if kind in ("vision", "tensors") and lengths:
         raise InputError(f"--length counts tokens, and {source.spec} reads none: leave it out.")

@@ -1,4 +1,4 @@
-"""Fits what stays under a mask to the dense model's outputs, and tells what became of it."""
+"""Fits the kept weights to the dense model's outputs, and records the result."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Trainer:
                 )
             except RuntimeError as error:
                 raise InputError(
-                    f"the model cannot be trained as it is ({str(error).splitlines()[0].rstrip('.')}): mend its forward."
+                    f"the model cannot be trained as it is ({str(error).splitlines()[0].rstrip('.')}): fix its forward."
                 ) from None
         if not reached or all(g is None for g in reached):
             raise InputError(

@@ -105,7 +105,7 @@ class _Kept:
             rows = read.rows()
             seen += len(index)
             held += rows.numel() * rows.element_size()
-            # As soon as the total can be estimated from the examples so far, so that no more is computed in vain.
+            # As soon as the total can be estimated from the examples so far, so that no more is computed than needed.
             if held * (1 if whole else examples.count / seen) > keep:
                 return None
             if not whole and len(read.values) != len(index):
