@@ -42,6 +42,10 @@ def learn(model, sparsity=0.7, seed=0, **options):
     return FCPTS(FcptsSettings(**{"steps": 4, **options}), seed=seed).fit(model, batches(), sparsity=sparsity)
 
 
+def compressed(model, **options):
+    return winnow.compress(model, images(), **{"method": "fcpts", "settings": {"steps": 3}, **QUICK, **options})
+
+
 def zeros_of(weights):
     return sum(int((w == 0).sum()) for w in weights.values())
 
@@ -91,16 +95,12 @@ def test_the_packed_file_holds_exactly_these_zeros_and_loads_to_the_same_outputs
 
 
 def test_blocks_and_channels_go_whole(cnn):
-    blocks = winnow.compress(
-        cnn, images(), sparsity=0.5, structure="block:4x1", method="fcpts", settings={"steps": 3}, **QUICK
-    )
+    blocks = compressed(cnn, sparsity=0.5, structure="block:4x1")
     assert abs(blocks.report.requested.difference) <= 2
     for layer in blocks.layers:
         kept = (blocks.model.get_parameter(layer.name) != 0).reshape(layer.rows // 4, 4, layer.cols)
         assert torch.equal(kept.any(1), kept.all(1))
-    channels = winnow.compress(
-        cnn, images(), sparsity=0.4, structure="channel", method="fcpts", settings={"steps": 3}, **QUICK
-    )
+    channels = compressed(cnn, sparsity=0.4, structure="channel")
     net = channels.model
     gone = (net.conv1.weight == 0).flatten(1).all(1)
     assert torch.equal(gone, (net.conv2.weight == 0).transpose(0, 1).flatten(1).all(1)) and 0 < gone.sum() < 8
@@ -221,9 +221,7 @@ def test_distil_takes_any_mask(cnn):
 
 
 def test_distil_of_coupled_units_leaves_them_removable(cnn):
-    net = winnow.compress(
-        cnn, images(), sparsity=0.4, structure="channel", method="distil", settings={"steps": 5}, **QUICK
-    ).model
+    net = compressed(cnn, sparsity=0.4, structure="channel", method="distil", settings={"steps": 5}).model
     gone = (net.conv1.weight == 0).flatten(1).all(1)
     assert 0 < gone.sum() < 8 and (net.bn1.bias[gone] == 0).all()
 
@@ -331,9 +329,7 @@ def test_a_decoder_takes_shorter_batches_of_long_texts(tmp_path):
 
 
 def test_several_rates_and_a_goal(cnn):
-    many = winnow.compress(
-        cnn, images(), sparsity=[0.5, 0.8], method="fcpts", settings={"steps": 3}, task="none", **QUICK
-    )
+    many = compressed(cnn, sparsity=[0.5, 0.8], task="none")
     assert [o.pruned.zeros for o in many.outcomes] == [round(0.5 * NUMEL), round(0.8 * NUMEL)]
     assert many.outcomes[0].record["zeros"] != many.outcomes[1].record["zeros"]
     found = winnow.compress(
