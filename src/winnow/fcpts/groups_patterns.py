@@ -22,7 +22,7 @@ class Patterns:
     dense, otherwise it has the pattern.
 
     ``numels`` and ``sizes`` count what the pattern removes, ``numel * (m - n) / m``: a group's rate is 0 or 1. Tensors whose
-    inputs are no multiple of m stay dense (``dense``); they have no group and the zeros come from the others.
+    inputs are no multiple of m stay dense (``dense``); they have no group and the target's zeros come from the others.
     Raises InputError when no tensor takes the pattern.
     """
 

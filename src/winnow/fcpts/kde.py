@@ -50,10 +50,8 @@ class KernelDensity:
         open_ = list(range(len(t)))
         for _ in range(_DOUBLINGS):
             found[open_] = torch.stack([self._at(g, float(t[g]), float(h[g])) for g in open_])
-            effective = (
-                found * h * self.units * (2 * math.sqrt(math.pi))
-            )  # units in a box with as much variance of its sum
-            open_ = (effective < needed(self.units)).nonzero().flatten().tolist()
+            said = found * h * self.units * (2 * math.sqrt(math.pi))  # units in a box with as much variance of its sum
+            open_ = (said < needed(self.units)).nonzero().flatten().tolist()
             if not open_:
                 break
             h[open_] *= 2

@@ -22,7 +22,7 @@ class FcptsSettings(DistilSettings):
     ramp: float = Field(
         0.5, ge=0, lt=1
     )  # share of the training over which the target rises; 0: there from the first step
-    ramp_from: float = Field(0.85, ge=0, lt=1)  # where it begins, as a share of the target rate
+    ramp_from: float = Field(0.85, ge=0, lt=1)  # where it begins, as a share of the wanted rate
     bridge: Literal["histogram", "kde"] = "histogram"
     bins: int = Field(1000, ge=100)  # of the histogram
     bandwidth: float | None = Field(None, gt=0)  # of the KDE, in standard deviations; None: Silverman's rule

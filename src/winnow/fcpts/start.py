@@ -39,7 +39,7 @@ def start_thresholds(
     """
     if (table is not None) != (start == "table"):
         raise InputError(
-            "a table of rates is where thresholds start only if asked for: add --set start=table."
+            "a table of rates is where thresholds start only on request: add --set start=table."
             if table is not None
             else "the start table needs rates: give --table with rates by tensor name or pattern."
         )
@@ -74,7 +74,7 @@ def start_thresholds(
 def threshold_removing(
     magnitudes: torch.Tensor, sizes: torch.Tensor | int, count: float, least: int = 0
 ) -> torch.Tensor:
-    """The threshold at which the units nearest to ``count`` weights have gone, float32 [], above 0.
+    """The threshold at which the units nearest to ``count`` weights are removed, float32 [], above 0.
 
     It lies half-way between the largest magnitude that goes and the smallest that stays, so that exp(log t) removes
     what t does; with nothing removed at half the smallest magnitude, with all removed just above the largest. Equal
@@ -88,9 +88,9 @@ def threshold_removing(
     m = magnitudes.detach().float().cpu().numpy()
     if isinstance(sizes, torch.Tensor):
         order = np.argsort(m, kind="stable")
-        m, reached = m[order], np.append(0.0, np.cumsum(sizes.cpu().numpy()[order], dtype=np.float64))
-        total = float(reached[-1])
-        k = int(np.abs(reached - count).argmin())  # of two that are as near the lower
+        m, removed = m[order], np.append(0.0, np.cumsum(sizes.cpu().numpy()[order], dtype=np.float64))
+        total = float(removed[-1])
+        k = int(np.abs(removed - count).argmin())  # of two that are as near the lower
     else:
         total = float(sizes * len(m))
         k = min(round(count / sizes), len(m))

@@ -29,7 +29,7 @@ class Thresholds:
     def __init__(
         self, units: UnitGroups, bridge: Bridge, settings: FcptsSettings, start: torch.Tensor, target: float
     ) -> None:
-        self.units, self.bridge, self.settings, self.final_target = units, bridge, settings, target
+        self.units, self.bridge, self.settings, self.final = units, bridge, settings, target
         self.penalty = len(units.groups) / 2 if settings.penalty is None else settings.penalty
         self.target = target * settings.ramp_from if settings.ramp > 0 else target
         self.theta = start.log().clone().requires_grad_()
@@ -62,8 +62,8 @@ class Thresholds:
         sizes = [s if torch.is_tensor(s) else torch.full((len(m),), s) for s, m in zip(self.units.sizes(), magnitudes)]
         order = relative.argsort()
         removed = torch.cat(sizes)[order].cumsum(0)
-        count = self.target * float(self.units.numels.sum())
-        return relative[order[min(int((removed < count).sum()), len(order) - 1)]].clamp_min(1e-30)
+        target = self.target * float(self.units.numels.sum())
+        return relative[order[min(int((removed < target).sum()), len(order) - 1)]].clamp_min(1e-30)
 
     def masked(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self.settings.threshold_grad == "rec+c":
@@ -87,7 +87,7 @@ class Thresholds:
         self._clamp()
         if s.ramp > 0:
             left = 1 - min(progress / s.ramp, 1.0)
-            self.target = self.final_target * (1 - (1 - s.ramp_from) * left**3)
+            self.target = self.final * (1 - (1 - s.ramp_from) * left**3)
 
     def _clamp(self) -> None:
         """A threshold outside its magnitudes would see no density and stay there."""

@@ -64,17 +64,17 @@ def warnings_for(
         names = ", ".join(spent[:3]) + (f" and {len(spent) - 3} more" if len(spent) > 3 else "")
         found.append(
             f"{'A layer is' if len(spent) == 1 else f'{len(spent)} layers are'} at the limit, {LIMIT:.0%} gone "
-            f"({names}): what the limit kept there was pruned from other layers; take a lower sparsity."
+            f"({names}): what the limit did not let go there came from other layers; take a lower sparsity."
         )
     return found
 
 
 def _few(examples: int, classes: int | None) -> str | None:
-    needed = max(FEW, FEW_PER_CLASS * (classes or 0))
-    if examples >= needed:
+    wanted = max(FEW, FEW_PER_CLASS * (classes or 0))
+    if examples >= wanted:
         return None
-    why = f"{FEW_PER_CLASS} for each of {classes} classes" if needed > FEW else f"{FEW} at least"
-    return f"There are only {examples:,} calibration examples: give {needed:,} ({why}), see --samples."
+    why = f"{FEW_PER_CLASS} for each of {classes} classes" if wanted > FEW else f"{FEW} at least"
+    return f"There are only {examples:,} calibration examples: give {wanted:,} ({why}), see --samples."
 
 
 def _collapsed(record: AllocationRecord) -> str | None:
@@ -104,8 +104,8 @@ def _one_sided(record: AllocationRecord, examples: int) -> str | None:
 
 def _at_limit(rate: float, numel: int) -> bool:
     """Whether no further whole weight may go."""
-    pruned = round(rate * numel)
-    return pruned > 0 and pruned >= int(LIMIT * numel)
+    gone = round(rate * numel)
+    return gone > 0 and gone >= int(LIMIT * numel)
 
 
 def _figure(value: float | None) -> str:
