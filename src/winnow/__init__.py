@@ -19,7 +19,7 @@ _HOME = {
     "load": "winnow.kernels.load",
     "accelerate": "winnow.kernels.dispatch",
     "shrink": "winnow.shrinking",
-    "export_dense": "winnow.exports.dense",
+    "export_dense": "winnow.exports.verb",
     "find_scope": "winnow.masks.scope",
     "Budget": "winnow.budget",
     "Mask": "winnow.masks.mask",

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from winnow.errors import InputError
 from winnow.fcpts.bridge import Histogram, KernelDensity, make_bridge, rates
-from winnow.fcpts.gate import gate
+from winnow.fcpts.groups import Elements
 from winnow.fcpts.settings import FcptsSettings
+from winnow.fcpts.straight_through import gate
 from winnow.fcpts.thresholds import Thresholds
-from winnow.fcpts.units import Elements
 from winnow.masks.prunable import Prunable, Scope
 
 stats = pytest.importorskip("scipy.stats")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import winnow
-from families import FAMILIES, VOCAB
+from families import VOCAB, family
 from small import classifier, convnet, images, points, save_llama, sentences, trained
 from winnow.compression import setup
 from winnow.compression.job import Job
@@ -40,6 +40,10 @@ def batches(n=64):
 
 def learn(model, sparsity=0.7, seed=0, **options):
     return FCPTS(FcptsSettings(**{"steps": 4, **options}), seed=seed).fit(model, batches(), sparsity=sparsity)
+
+
+def compressed(model, **options):
+    return winnow.compress(model, images(), **{"method": "fcpts", "settings": {"steps": 3}, **QUICK, **options})
 
 
 def zeros_of(weights):
@@ -91,16 +95,12 @@ def test_the_packed_file_holds_exactly_these_zeros_and_loads_to_the_same_outputs
 
 
 def test_blocks_and_channels_go_whole(cnn):
-    blocks = winnow.compress(
-        cnn, images(), sparsity=0.5, structure="block:4x1", method="fcpts", settings={"steps": 3}, **QUICK
-    )
+    blocks = compressed(cnn, sparsity=0.5, structure="block:4x1")
     assert abs(blocks.report.requested.difference) <= 2
     for layer in blocks.layers:
         kept = (blocks.model.get_parameter(layer.name) != 0).reshape(layer.rows // 4, 4, layer.cols)
         assert torch.equal(kept.any(1), kept.all(1))
-    channels = winnow.compress(
-        cnn, images(), sparsity=0.4, structure="channel", method="fcpts", settings={"steps": 3}, **QUICK
-    )
+    channels = compressed(cnn, sparsity=0.4, structure="channel")
     net = channels.model
     gone = (net.conv1.weight == 0).flatten(1).all(1)
     assert torch.equal(gone, (net.conv2.weight == 0).transpose(0, 1).flatten(1).all(1)) and 0 < gone.sum() < 8
@@ -221,9 +221,7 @@ def test_distil_takes_any_mask(cnn):
 
 
 def test_distil_of_coupled_units_leaves_them_removable(cnn):
-    net = winnow.compress(
-        cnn, images(), sparsity=0.4, structure="channel", method="distil", settings={"steps": 5}, **QUICK
-    ).model
+    net = compressed(cnn, sparsity=0.4, structure="channel", method="distil", settings={"steps": 5}).model
     gone = (net.conv1.weight == 0).flatten(1).all(1)
     assert 0 < gone.sum() < 8 and (net.bn1.bias[gone] == 0).all()
 
@@ -248,31 +246,12 @@ def test_a_learned_allocation_goes_to_any_solver(model):
 
 def test_a_table_is_where_learning_starts(model):
     table = {"*.up.weight": 0.8, "*.down.weight": 0.4}
-    result = winnow.compress(
-        model,
-        points(),
-        sparsity=0.6,
-        method="fcpts",
-        table=table,
-        settings={"steps": 1},
-        samples=64,
-        task="none",
-        **QUICK,
-    )
+    options = dict(sparsity=0.6, table=table, settings={"steps": 1}, samples=64, task="none", **QUICK)
+    result = winnow.compress(model, points(), method="fcpts", **options)
     record = result.report.allocation
     assert record.start == "table"
     assert all(x.start_rate == pytest.approx(0.8 if "up" in x.name else 0.4, abs=0.002) for x in record.layers)
-    fixed = winnow.compress(
-        model,
-        points(),
-        sparsity=0.6,
-        method="distil",
-        table=table,
-        settings={"steps": 1},
-        samples=64,
-        task="none",
-        **QUICK,
-    )
+    fixed = winnow.compress(model, points(), method="distil", **options)
     assert all(abs(x.zeros - (0.8 if "up" in x.name else 0.4) * 1152) <= 2 for x in fixed.layers)
 
 
@@ -303,12 +282,11 @@ def test_data_in_any_form(cnn, tmp_path, form):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["bert", "roberta", "vit", "gpt2", "t5", "mixtral"])
 def test_transformers_of_every_kind(name):
-    pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == name)
-    model = family.build()
+    kind = family(name)
+    model = kind.build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fitted = FCPTS(FcptsSettings(steps=2)).fit(model, family.batches(), sparsity=0.6)
-    assert zeros_of(fitted.weights) == round(0.6 * family.weights)
+    fitted = FCPTS(FcptsSettings(steps=2)).fit(model, kind.batches(), sparsity=0.6)
+    assert zeros_of(fitted.weights) == round(0.6 * kind.weights)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(torch.isfinite(w).all() for w in fitted.weights.values())
 
@@ -316,8 +294,8 @@ def test_transformers_of_every_kind(name):
 @pytest.mark.hf
 def test_a_hugging_face_encoder_end_to_end(tmp_path):
     transformers = pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "bert")
-    family.build().save_pretrained(tmp_path / "bert")
+    bert = family("bert")
+    bert.build().save_pretrained(tmp_path / "bert")
     ids = torch.randint(3, VOCAB, (160, 8), generator=torch.Generator().manual_seed(0))
     data = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     winnow.compress(
@@ -325,7 +303,7 @@ def test_a_hugging_face_encoder_end_to_end(tmp_path):
     )  # fmt: skip
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     scope = winnow.find_scope(loaded)
-    assert zeros_of({n: loaded.get_parameter(n) for n in scope.prunables}) == round(0.75 * family.weights)
+    assert zeros_of({n: loaded.get_parameter(n) for n in scope.prunables}) == round(0.75 * bert.weights)
 
 
 @pytest.mark.hf
@@ -351,9 +329,7 @@ def test_a_decoder_takes_shorter_batches_of_long_texts(tmp_path):
 
 
 def test_several_rates_and_a_goal(cnn):
-    many = winnow.compress(
-        cnn, images(), sparsity=[0.5, 0.8], method="fcpts", settings={"steps": 3}, task="none", **QUICK
-    )
+    many = compressed(cnn, sparsity=[0.5, 0.8], task="none")
     assert [o.pruned.zeros for o in many.outcomes] == [round(0.5 * NUMEL), round(0.8 * NUMEL)]
     assert many.outcomes[0].record["zeros"] != many.outcomes[1].record["zeros"]
     found = winnow.compress(

@@ -24,6 +24,10 @@ class Killed(Exception):
     pass
 
 
+def weights_file(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
 @pytest.fixture(autouse=True)
 def checkpoint_every_step(monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
@@ -94,9 +98,7 @@ def test_other_seeds_are_resumed_too(model, tmp_path, monkeypatch):
     cut = compress(model, tmp_path / "cut", method="fcpts", settings=settings).report.allocation
     assert [x.rates for x in cut.layers] == [x.rates for x in whole.layers]
     assert cut.losses == whole.losses
-    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
+    assert weights_file(tmp_path / "cut") == weights_file(tmp_path / "whole")
 
 
 def test_a_time_limit_counts_what_was_spent_before(model, tmp_path, monkeypatch):
@@ -170,6 +172,4 @@ def test_a_killed_process_started_again_ends_equal(tmp_path):
     rest, _ = start(tmp_path / "cut").communicate(timeout=300)
     spared = 60 - rest.split().count("step")
     assert spared >= 21 and spared % 7 == 0
-    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
+    assert weights_file(tmp_path / "cut") == weights_file(tmp_path / "whole")

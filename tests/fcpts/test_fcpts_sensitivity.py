@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from winnow.fcpts.groups import Elements
 from winnow.fcpts.sensitivity import sensitivity
 from winnow.fcpts.structures import make_units
-from winnow.fcpts.units import Elements
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import parse_structure

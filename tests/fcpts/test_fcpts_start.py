@@ -11,9 +11,9 @@ from torch import nn
 
 from winnow.allocate import LayerInfo, allocate
 from winnow.errors import InputError
-from winnow.fcpts.start import removing, start_thresholds
+from winnow.fcpts.groups import Elements
+from winnow.fcpts.start import start_thresholds, threshold_removing
 from winnow.fcpts.structures import make_units
-from winnow.fcpts.units import Elements
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import parse_structure
 
@@ -118,7 +118,7 @@ def test_a_threshold_removes_as_near_to_the_count_as_equals_allow(data):
     )
     m = torch.tensor(values)
     count = data.draw(st.integers(0, len(values)))
-    t = removing(m, 1, count)
+    t = threshold_removing(m, 1, count)
     assert float(t) > 0 and t.dtype == torch.float32
     zeros = int((m == 0).sum())  # a magnitude of 0 is below every threshold
     edges = sorted({zeros} | {int((m <= v).sum()) for v in m if v > 0})
@@ -133,7 +133,7 @@ def test_neighbouring_floats_have_no_middle():
     one = torch.tensor(1.0)
     m = torch.stack([one, torch.nextafter(one, one * 2), torch.nextafter(torch.nextafter(one, one * 2), one * 2)])
     for k in (1, 2):
-        assert gone(m, 1, removing(m, 1, k)) == k
+        assert gone(m, 1, threshold_removing(m, 1, k)) == k
 
 
 @settings(max_examples=100, deadline=None)
@@ -145,10 +145,10 @@ def test_units_of_several_weights_come_nearest(data):
     total = int(sizes.sum())
     count = data.draw(st.integers(0, total - 1))
     reached = np.append(0, np.cumsum(sizes[m.argsort()].numpy()))[:-1]  # one unit stays
-    assert abs(gone(m, sizes, removing(m, sizes, count)) - count) == np.abs(reached - count).min()
-    assert gone(m, sizes, removing(m, sizes, total)) == total
-    assert gone(m, 4, removing(m, 4, 4 * n - 2)) == 4 * (n - 1)
-    assert (m <= removing(m, sizes, 0, least=1)).sum() == 1
+    assert abs(gone(m, sizes, threshold_removing(m, sizes, count)) - count) == np.abs(reached - count).min()
+    assert gone(m, sizes, threshold_removing(m, sizes, total)) == total
+    assert gone(m, 4, threshold_removing(m, 4, 4 * n - 2)) == 4 * (n - 1)
+    assert (m <= threshold_removing(m, sizes, 0, least=1)).sum() == 1
 
 
 def test_blocks_go_whole():

@@ -17,18 +17,18 @@ from torch.func import functional_call
 
 import winnow
 from coupled_models import Mobile, PlainCNN, ResNet, stir
-from families import FAMILIES
+from families import family
 from patterns import realized
 from small import classifier, convnet, images
 from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
 from winnow.errors import InputError
-from winnow.fcpts.near import near
-from winnow.fcpts.step import root, step
+from winnow.fcpts.groups import Elements
+from winnow.fcpts.groups_blocks import Blocks
+from winnow.fcpts.groups_channels import Channels
+from winnow.fcpts.groups_patterns import Patterns
+from winnow.fcpts.straight_through import root, step
 from winnow.fcpts.structures import make_units
-from winnow.fcpts.units import Elements
-from winnow.fcpts.units_blocks import Blocks
-from winnow.fcpts.units_channels import Channels
-from winnow.fcpts.units_patterns import Patterns
+from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, BlockShape, parse_structure
@@ -323,9 +323,7 @@ def test_channels_refuse_shared_lines():
 )
 def test_channels_of_transformers(name, kind):
     """Gated and fused producers, transposed storage, experts in one tensor."""
-    pytest.importorskip("transformers")
-    family = {f.name: f for f in FAMILIES}[name]
-    model, batch = family.build().eval(), family.batches()[0]
+    model, batch = family(name).build().eval(), family(name).batches()[0]
     scope = find_scope(model)
     units = make_units(parse_structure(kind), scope, model, batch)
     w = matrices(model, scope)
@@ -468,7 +466,7 @@ def single_moves(taken: list[int], count: int) -> list[list[int]]:
 @settings(max_examples=200, deadline=None)
 def test_near_ends_where_no_exchange_helps(sizes, share):
     total = round(share * sum(sizes))
-    taken = near(sizes, total)
+    taken = nearest_subset(sizes, total)
     missing = abs(total - sum(sizes[i] for i in taken))
     assert taken == sorted(set(taken))
     prefix = min(abs(total - sum(sizes[:k])) for k in range(len(sizes) + 1))
@@ -494,22 +492,22 @@ def test_near_moves_as_little_as_it_can():
             if 2 * abs(total - sum(sizes[i] for i in m)) <= min(sizes)
         ]
         if 2 * abs(total - reached[k]) > min(sizes) and good:
-            assert disorder(near(sizes, total), len(sizes)) == min(disorder(m, len(sizes)) for m in good)
+            assert disorder(nearest_subset(sizes, total), len(sizes)) == min(disorder(m, len(sizes)) for m in good)
             seen += 1
     assert seen > 200
 
 
 def test_near_by_hand():
-    assert near([4, 4, 4], 8) == [0, 1]
-    assert near([10, 3, 10, 3], 6) == [1, 3]
-    assert near([8, 8, 1, 8], 17) == [0, 1, 2]
-    assert near([8, 8, 8, 1], 9) == [0, 3]
-    assert near([2, 2, 16], 18) == [0, 2]
-    assert near([], 0) == [] and near([5], 2) == [] and near([5], 3) == [0]
+    assert nearest_subset([4, 4, 4], 8) == [0, 1]
+    assert nearest_subset([10, 3, 10, 3], 6) == [1, 3]
+    assert nearest_subset([8, 8, 1, 8], 17) == [0, 1, 2]
+    assert nearest_subset([8, 8, 8, 1], 9) == [0, 3]
+    assert nearest_subset([2, 2, 16], 18) == [0, 2]
+    assert nearest_subset([], 0) == [] and nearest_subset([5], 2) == [] and nearest_subset([5], 3) == [0]
     rng = np.random.default_rng(0)
     sizes = rng.choice([64 * 576, 32 * 288, 16 * 144, 10 * 64], 200).tolist()
     total = round(0.37 * sum(sizes))
-    assert 2 * abs(total - sum(sizes[i] for i in near(sizes, total))) <= min(sizes)
+    assert 2 * abs(total - sum(sizes[i] for i in nearest_subset(sizes, total))) <= min(sizes)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.4, 0.5])

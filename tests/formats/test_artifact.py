@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from artifacts import pack_half, write_artifact
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats import (
     ArtifactWriter,
@@ -26,7 +27,6 @@ from winnow.formats import (
 from winnow.formats.tensorfile import TensorFile, write_tensors
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, BlockShape, Unstructured
-from winnow.quantize import Quantized
 
 
 class Net(torch.nn.Module):
@@ -61,34 +61,15 @@ def pruned_net(values="float32"):
         weight = model.get_parameter(name).data
         module, _, _ = name.rpartition(".")
         prunable = Prunable(name, module, kind, tuple(weight.shape), parts=2 if kind == "conv" else 1)
-        matrix = prunable.matrix(weight)
-        if isinstance(structure, NM):
-            groups = matrix.abs().reshape(-1, structure.m)
-            keep = torch.zeros_like(groups, dtype=torch.bool)
-            keep = keep.scatter_(1, groups.topk(structure.n).indices, True).reshape(matrix.shape)
-        else:
-            keep = matrix.abs() > matrix.abs().median()
-        quantized = None
-        if values == "int8":
-            scales = (matrix.abs().amax(dim=1, keepdim=True) / 127).half()
-            codes = (matrix / scales.float()).round().clamp(-127, 127).to(torch.int8) * keep
-            quantized = Quantized(codes=codes, scales=scales, bits=8)
-            matrix = quantized.dequantize()
-        matrix = torch.where(keep, matrix, 0.0)
-        weight.copy_(prunable.restore(matrix))
-        packed[name] = (prunable, pack(matrix, keep, structure, quantized))
+        packed[name] = (prunable, pack_half(prunable, weight, values, structure))
     return model, packed
-
-
-def write(folder, model, packed, shard_bytes=1 << 20, **finish):
-    with ArtifactWriter(folder, shard_bytes) as writer:
-        writer.add_model(model, packed)
-        return writer.finish(None, **finish)
 
 
 @pytest.fixture
 def artifact(tmp_path):
-    return write(tmp_path / "out", *pruned_net(), recipe={"sparsity": 0.5}, manifest={"seed": 3}, factory="nowhere:f")
+    return write_artifact(
+        tmp_path / "out", *pruned_net(), recipe={"sparsity": 0.5}, manifest={"seed": 3}, factory="nowhere:f"
+    )
 
 
 def snapshot(folder):
@@ -110,7 +91,7 @@ def same(a, b):
 @pytest.mark.parametrize("shard_bytes", [1 << 20, 300, 1])
 def test_save_load_same_outputs(tmp_path, values, shard_bytes):
     model, packed = pruned_net(values)
-    folder = write(tmp_path / "out", model, packed, shard_bytes)
+    folder = write_artifact(tmp_path / "out", model, packed, shard_bytes)
     ids = torch.randint(0, 12, (3, 9))
     again = load(folder, factory=factory)
     assert torch.equal(again(ids), model(ids))
@@ -122,14 +103,14 @@ def test_save_load_same_outputs(tmp_path, values, shard_bytes):
 
 def test_load_dtype_and_recorded_dtype(tmp_path):
     model, packed = pruned_net()
-    folder = write(tmp_path / "a", model, packed)
+    folder = write_artifact(tmp_path / "a", model, packed)
     again = load(folder, factory=factory, dtype=torch.bfloat16)
     assert again.fc.weight.dtype == torch.bfloat16 and again.norm.num_batches_tracked.dtype == torch.int64
     half = {
         name: (prunable, pack(*_half(packed_tensor), dtype=torch.float32))
         for name, (prunable, packed_tensor) in packed.items()
     }
-    artifact = read_artifact(write(tmp_path / "b", model, half))
+    artifact = read_artifact(write_artifact(tmp_path / "b", model, half))
     assert artifact.packed("fc.weight").values == "bfloat16"
     assert artifact.tensor("fc.weight").dtype == torch.float32
     assert torch.equal(artifact.tensor("fc.weight"), model.fc.weight.bfloat16().float())
@@ -167,9 +148,9 @@ def test_other_readers_open_the_shards(artifact):
 
 def test_two_runs_give_the_same_bytes(tmp_path):
     torch.manual_seed(1)
-    first = write(tmp_path / "a", *pruned_net(), 300, recipe={"b": 1, "a": 2})
+    first = write_artifact(tmp_path / "a", *pruned_net(), 300, recipe={"b": 1, "a": 2})
     torch.manual_seed(1)
-    second = write(tmp_path / "b", *pruned_net(), 300, recipe={"b": 1, "a": 2})
+    second = write_artifact(tmp_path / "b", *pruned_net(), 300, recipe={"b": 1, "a": 2})
     assert snapshot(first) == snapshot(second)
 
 
@@ -229,7 +210,7 @@ def test_adopted_units_equal_a_model_in_memory(tmp_path, shard_bytes):
         folder = writer.finish(None)
     assert (tmp_path / "unit.safetensors").exists()  # a resumed run may need it again
     assert len(list(folder.glob("*.safetensors"))) == (1 if shard_bytes > 400 else 4)
-    assert same(state_of(folder), state_of(write(tmp_path / "whole", model, packed)))
+    assert same(state_of(folder), state_of(write_artifact(tmp_path / "whole", model, packed)))
 
 
 def test_adopt_refuses_a_damaged_unit(tmp_path):
@@ -305,7 +286,7 @@ def test_an_interrupted_writer_leaves_what_was_there(tmp_path, artifact, error):
 def test_an_artifact_is_replaced_whole(tmp_path, artifact):
     assert (artifact / "recipe.yaml").exists()
     model, packed = pruned_net("int8")
-    write(artifact, model, packed)
+    write_artifact(artifact, model, packed)
     assert os.listdir(tmp_path) == ["out"] and not (artifact / "recipe.yaml").exists()
     assert same(state_of(artifact), dict(model.state_dict()))
 
@@ -321,7 +302,7 @@ def test_a_crash_between_the_two_renames_is_undone(tmp_path, artifact):
 def test_what_a_killed_run_left_is_cleared(tmp_path):
     writer = ArtifactWriter(tmp_path / "out", shard_bytes=1)
     writer.add_dense("a", torch.zeros(3))  # killed here: no abort
-    write(tmp_path / "out", *pruned_net())
+    write_artifact(tmp_path / "out", *pruned_net())
     assert os.listdir(tmp_path) == ["out"] and "a" not in read_artifact(tmp_path / "out").names
 
 
@@ -344,7 +325,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "out").mkdir()
-    assert is_artifact(write(tmp_path / "out", *pruned_net()))
+    assert is_artifact(write_artifact(tmp_path / "out", *pruned_net()))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -393,10 +374,10 @@ def test_read_only_folder_for_real(tmp_path):
 def test_copied_files_do_not_overwrite(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "config.json").write_text("{}")
-    folder = write(tmp_path / "a", *pruned_net(), files=[tmp_path / "tokenizer.json"])
+    folder = write_artifact(tmp_path / "a", *pruned_net(), files=[tmp_path / "tokenizer.json"])
     assert (folder / "tokenizer.json").read_text() == "{}"
     with pytest.raises(InputError, match="overwrite"):
-        write(tmp_path / "b", *pruned_net(), files=[tmp_path / "config.json"])
+        write_artifact(tmp_path / "b", *pruned_net(), files=[tmp_path / "config.json"])
     assert not (tmp_path / "b").exists()
 
 
@@ -613,8 +594,8 @@ def test_hostile_descriptions_in_a_sealed_file(tmp_path):
 
 
 def test_missing_and_foreign_shards(tmp_path):
-    folder = write(tmp_path / "a", *pruned_net(), 300)
-    other = write(tmp_path / "b", *pruned_net(), 300)
+    folder = write_artifact(tmp_path / "a", *pruned_net(), 300)
+    other = write_artifact(tmp_path / "b", *pruned_net(), 300)
     shard = sorted(folder.glob("model-*"))[1]
     whole = shard.read_bytes()
     shard.unlink()
@@ -680,7 +661,7 @@ def test_foreign_safetensors_are_named_as_such(tmp_path):
 def test_the_recorded_factory_is_never_run(tmp_path, monkeypatch):
     (tmp_path / "evil_factory.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    folder = write(tmp_path / "out", *pruned_net(), factory="evil_factory:build")
+    folder = write_artifact(tmp_path / "out", *pruned_net(), factory="evil_factory:build")
     with pytest.raises(InputError, match="pass factory='evil_factory:build'"):
         load(folder)
 
@@ -689,7 +670,7 @@ def test_factory_by_name(tmp_path, monkeypatch):
     model, packed = pruned_net()
     (tmp_path / "my_nets.py").write_text("import torch\ndef small():\n    return torch.nn.Linear(2, 2)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    folder = write(tmp_path / "out", model, packed)
+    folder = write_artifact(tmp_path / "out", model, packed)
     with pytest.raises(FormatError, match="pass the right factory"):
         load(folder, factory="my_nets:small")
     for bad in ("my_nets:none", "no_such_module:f", "my_nets", ":f", ""):
@@ -707,13 +688,13 @@ def test_a_factory_of_another_shape_is_refused(tmp_path):
         return net
 
     with pytest.raises(FormatError, match=r"fc.weight is \[8, 16\]"):
-        load(write(tmp_path / "out", *pruned_net()), factory=other)
+        load(write_artifact(tmp_path / "out", *pruned_net()), factory=other)
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 20, 300])
 def test_export_dense_needs_no_winnow(tmp_path, shard_bytes):
     model, packed = pruned_net("int8")
-    out = export_dense(write(tmp_path / "out", model, packed), tmp_path / "dense", shard_bytes)
+    out = export_dense(write_artifact(tmp_path / "out", model, packed), tmp_path / "dense", shard_bytes)
     state = {}
     for path in out.glob("*.safetensors"):
         assert b"winnow" not in path.read_bytes()
@@ -725,7 +706,7 @@ def test_export_dense_needs_no_winnow(tmp_path, shard_bytes):
     assert export_dense(tmp_path / "out", out, shard_bytes) == out  # its own earlier export is replaced
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     with pytest.raises(InputError, match="something else"):  # and no other kind of output
-        export_dense(tmp_path / "out", write(tmp_path / "other", model, packed))
+        export_dense(tmp_path / "out", write_artifact(tmp_path / "other", model, packed))
 
 
 def test_blocks_and_experts_keep_their_layout(tmp_path):

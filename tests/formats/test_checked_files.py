@@ -10,26 +10,13 @@ import sys
 import pytest
 import torch
 
+from artifacts import artifact_of
 from small import Classifier, classifier
 from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
-from winnow.formats import ArtifactWriter, export_dense, load, pack, read_artifact
+from winnow.formats import export_dense, load, read_artifact
 from winnow.formats.reader import check_listed
-from winnow.masks.scope import find_scope
-from winnow.masks.structure import Unstructured
 from winnow.models.source import open_model
-
-
-@torch.no_grad()
-def packed_folder(folder, model, config=None, files=()):
-    packed = {}
-    for name, p in find_scope(model).prunables.items():
-        matrix = p.matrix(model.get_parameter(name))
-        keep = matrix.abs() > matrix.abs().median()
-        packed[name] = (p, pack(matrix * keep, keep, Unstructured()))
-    with ArtifactWriter(folder) as writer:
-        writer.add_model(model, packed)
-        return writer.finish(config, files=files)
 
 
 @pytest.fixture
@@ -48,9 +35,8 @@ def folder(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path / "t")
     model = transformers.BertForSequenceClassification(config).eval()
-    described = {**config.to_diff_dict(), "architectures": ["BertForSequenceClassification"]}
     (tmp_path / "t" / "preprocessor_config.json").write_text('{"size": 8}')
-    return packed_folder(tmp_path / "out", model, described, sorted((tmp_path / "t").iterdir()))
+    return artifact_of(tmp_path / "out", model, files=sorted((tmp_path / "t").iterdir()), shard_bytes=1 << 20)
 
 
 def change(path, old, new):
@@ -136,7 +122,7 @@ def test_a_reason_survives_transformers(folder):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("verb", ["inspect", "export"])
 def test_a_pipe_in_the_place_of_a_file(tmp_path, name, verb):
-    folder = packed_folder(tmp_path / "out", classifier())
+    folder = artifact_of(tmp_path / "out", classifier())
     (folder / name).unlink()
     os.mkfifo(folder / name)
     more = ["--out", "dense"] if verb == "export" else []
@@ -162,7 +148,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 
 def test_a_configuration_that_nests_without_end(tmp_path):
-    folder = packed_folder(tmp_path / "out", classifier())
+    folder = artifact_of(tmp_path / "out", classifier())
     (folder / "manifest.json").unlink()
     for text in ("[" * 100_000, '{"winnow": ' * 50_000):
         (folder / "config.json").write_text(text)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from winnow.formats.packed import pack
+from winnow.formats.packed_file import flatten, load_packed, save_packed
 from winnow.formats.shards import ShardWriter
-from winnow.formats.units import flatten, load_packed, save_packed
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, BlockShape, Unstructured
 from winnow.quantize import Quantized

@@ -21,12 +21,11 @@ import pytest
 import torch
 from torch import nn
 
-from artifacts import artifact_of, outputs
+from artifacts import artifact_of, outputs, pack_half, write_artifact
 from winnow.errors import WinnowError
-from winnow.formats import ArtifactWriter, load, pack
+from winnow.formats import load
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, BlockShape, Unstructured
-from winnow.quantize import Grid, round_to_nearest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes, links and limits of memory as Linux has them")
 
@@ -66,22 +65,8 @@ def plain_folder(folder: Path) -> Path:
     for path, (values, structure) in FORMS.items():
         weight = model.get_submodule(path).weight
         p = Prunable(f"{path}.weight", path, "conv" if path == "conv" else "linear", tuple(weight.shape))
-        matrix = p.matrix(weight)
-        width = structure.m if isinstance(structure, NM) else 4 if isinstance(structure, BlockShape) else 1
-        groups = matrix.reshape(-1, width)
-        if isinstance(structure, NM):
-            keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, groups.abs().topk(structure.n).indices, True)
-        else:
-            size = groups.abs().sum(1, keepdim=True)
-            keep = (size > size.median()).expand(groups.shape)
-        keep, codes = keep.reshape(matrix.shape).contiguous(), None
-        if values != "keep":
-            codes = round_to_nearest(matrix, Grid(int(values[3:]), 8 if values == "int4" else None), keep)
-            matrix = codes.dequantize()
-        packed[p.name] = (p, pack(matrix * keep, keep, structure, codes))
-    with ArtifactWriter(folder, 1500) as writer:
-        writer.add_model(model, packed)
-        return writer.finish(None, recipe={"sparsity": 0.5})
+        packed[p.name] = (p, pack_half(p, weight, values, structure, group=8))
+    return write_artifact(folder, model, packed, 1500, recipe={"sparsity": 0.5})
 
 
 # --- mutants ----------------------------------------------------------------------------------------------------------

@@ -11,62 +11,24 @@ import textwrap
 import pytest
 import torch
 
+import families
+from artifacts import artifact_of, halved, write_artifact
 from winnow.errors import FormatError, InputError
-from winnow.formats import ArtifactWriter, export_dense, load, pack, read_artifact, save_packed
+from winnow.formats import ArtifactWriter, export_dense, load, read_artifact, save_packed
 from winnow.formats.hf import install_hook
-from winnow.masks.prunable import Prunable
-from winnow.masks.structure import NM, Unstructured
-from winnow.quantize import Quantized
+from winnow.masks.structure import NM
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
 install_hook()
 
-SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-TEXT = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-
-
-def llama(tied):
-    config = transformers.LlamaConfig(**SMALL, **TEXT, num_key_value_heads=2, tie_word_embeddings=tied)
-    return transformers.LlamaForCausalLM(config), "AutoModelForCausalLM"
-
-
-def bert():
-    config = transformers.BertConfig(**SMALL, vocab_size=64, num_labels=3)
-    return transformers.BertForSequenceClassification(config), "AutoModelForSequenceClassification"
-
-
-def t5():
-    config = transformers.T5Config(
-        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, vocab_size=64
-    )
-    return transformers.T5ForConditionalGeneration(config), "AutoModelForSeq2SeqLM"
-
-
-def gpt2():
-    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, **TEXT)
-    return transformers.GPT2LMHeadModel(config), "AutoModelForCausalLM"
-
-
-def vit():
-    config = transformers.ViTConfig(**SMALL, image_size=16, patch_size=4, num_labels=3)
-    return transformers.ViTForImageClassification(config), "AutoModelForImageClassification"
-
-
-def mixtral():
-    config = transformers.MixtralConfig(**SMALL, **TEXT, num_key_value_heads=2, num_local_experts=3)
-    return transformers.MixtralForCausalLM(config), "AutoModelForCausalLM"
-
-
-FAMILIES = {
-    "llama-tied": lambda: llama(True),
-    "llama-untied": lambda: llama(False),
-    "bert": bert,
-    "t5": t5,
-    "gpt2": gpt2,
-    "vit": vit,
-    "mixtral": mixtral,
-}
+AUTO = dict.fromkeys(["llama-tied", "llama", "gpt2", "mixtral"], "AutoModelForCausalLM")
+AUTO |= {"bert": "AutoModelForSequenceClassification", "t5": "AutoModelForSeq2SeqLM"}
+AUTO["vit"] = "AutoModelForImageClassification"
+BUILD = {f.name: f.build for f in families.FAMILIES}
+BUILD["llama-tied"] = families.hf(
+    "LlamaForCausalLM", "LlamaConfig", **families.SMALL, num_key_value_heads=2, tie_word_embeddings=True
+)
 
 
 def inputs_of(model):
@@ -83,80 +45,24 @@ def outputs_of(model, **change):
     return model.eval()(**inputs_of(model)).logits
 
 
-def prunables(model):
-    tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
-    for name, parameter in model.named_parameters():
-        module = name.rpartition(".")[0]
-        owner = model.get_submodule(module)
-        shape = tuple(parameter.shape)
-        if name in tied or name.startswith(("lm_head", "classifier", "score")):
-            continue
-        if isinstance(owner, torch.nn.Linear) and parameter.ndim == 2:
-            yield Prunable(name, module, "linear", shape)
-        elif isinstance(owner, transformers.pytorch_utils.Conv1D) and parameter.ndim == 2:
-            yield Prunable(name, module, "conv1d", shape, transposed=True)
-        elif isinstance(owner, torch.nn.Conv2d) and parameter.ndim == 4:
-            yield Prunable(name, module, "conv", shape)
-        elif "experts" in name and parameter.ndim == 3:
-            yield Prunable(name, module, "experts", shape, parts=shape[0])
-
-
-@torch.no_grad()
-def prune(model, values="keep", structure=None):
-    """Halve every prunable in place; -> name -> (prunable, packed)."""
-    packed = {}
-    structure = structure or Unstructured()
-    for prunable in list(prunables(model)):
-        parameter = model.get_parameter(prunable.name)
-        matrix = prunable.matrix(parameter.data)
-        width = structure.m if isinstance(structure, NM) else matrix.shape[1]
-        groups = matrix.float().abs().reshape(-1, width)
-        keep = torch.zeros_like(groups, dtype=torch.bool)
-        keep = keep.scatter_(1, groups.topk(width // 2).indices, True).reshape(matrix.shape)
-        quantized = None
-        if values in ("int8", "int4"):
-            bits = int(values[3:])
-            top = 2 ** (bits - 1) - 1
-            scales = (matrix.float().abs().amax(dim=1, keepdim=True) / top).clamp_min(1e-4).half()
-            codes = (matrix.float() / scales.float()).round().clamp(-top, top).to(torch.int8) * keep
-            quantized = Quantized(codes=codes, scales=scales, bits=bits)
-            matrix = quantized.dequantize().to(matrix.dtype)
-        matrix = torch.where(keep, matrix, torch.zeros((), dtype=matrix.dtype))
-        parameter.copy_(prunable.restore(matrix))
-        packed[prunable.name] = (prunable, pack(matrix, keep, structure, quantized))
-    assert len(packed) >= 2
-    return packed
-
-
-def config_of(model):
-    return {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
-
-
-def write(folder, model, packed, shard_bytes=1 << 20, **finish):
-    with ArtifactWriter(folder, shard_bytes) as writer:
-        writer.add_model(model, packed)
-        return writer.finish(config_of(model), **finish)
-
-
 @pytest.fixture
 def tied_llama(tmp_path):
-    model, _ = llama(True)
-    packed = prune(model)
-    return model, write(tmp_path / "out", model, packed, 20_000)
+    model = BUILD["llama-tied"]()
+    return model, artifact_of(tmp_path / "out", model, shard_bytes=20_000)
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AUTO)
 @pytest.mark.parametrize("values, structure", [("keep", None), ("int4", NM(2, 4))], ids=["keep", "int4-2:4"])
 def test_save_load_same_outputs(tmp_path, family, values, structure):
-    model, auto = FAMILIES[family]()
-    packed = prune(model, values, structure)
-    folder = write(tmp_path / "out", model, packed)
+    model, auto = BUILD[family](), getattr(transformers, AUTO[family])
+    packed = halved(model, values, structure)
+    folder = write_artifact(tmp_path / "out", model, packed)
     expected = outputs_of(model)
-    for again in (getattr(transformers, auto).from_pretrained(folder), load(folder)):
+    for again in (auto.from_pretrained(folder), load(folder)):
         assert type(again) is type(model)
         assert same(again.state_dict(), model.state_dict())
         assert torch.equal(outputs_of(again), expected)
@@ -169,9 +75,9 @@ def test_save_load_same_outputs(tmp_path, family, values, structure):
 
 @pytest.mark.parametrize("family", ["llama-tied", "t5", "mixtral"])
 def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
-    model, auto = FAMILIES[family]()
-    folder = write(tmp_path / "out", model, prune(model))
-    again = getattr(transformers, auto).from_pretrained(folder)
+    model, auto = BUILD[family](), getattr(transformers, AUTO[family])
+    folder = artifact_of(tmp_path / "out", model)
+    again = auto.from_pretrained(folder)
     again.save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     model.save_pretrained(tmp_path / "reference")
@@ -180,19 +86,19 @@ def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
         for place in ("dense", "reference")
     )
     assert stored == expected  # byte for byte what transformers writes for the model in memory
-    dense = getattr(transformers, auto).from_pretrained(tmp_path / "dense")
+    dense = auto.from_pretrained(tmp_path / "dense")
     assert torch.equal(outputs_of(dense), outputs_of(model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AUTO)
 def test_export_dense_needs_no_winnow(tmp_path, family):
-    model, auto = FAMILIES[family]()
+    model, auto = BUILD[family](), getattr(transformers, AUTO[family])
     (tmp_path / "tokenizer.json").write_text("{}")
-    folder = write(tmp_path / "out", model, prune(model, "int8"), files=[tmp_path / "tokenizer.json"])
+    folder = artifact_of(tmp_path / "out", model, "int8", files=[tmp_path / "tokenizer.json"])
     out = export_dense(folder, tmp_path / "dense", shard_bytes=30_000)
     assert (out / "tokenizer.json").exists() and len(list(out.glob("*.safetensors"))) > 1
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
-    assert torch.equal(outputs_of(getattr(transformers, auto).from_pretrained(out)), outputs_of(model))
+    assert torch.equal(outputs_of(auto.from_pretrained(out)), outputs_of(model))
 
 
 def test_shards_and_their_size(tied_llama):
@@ -202,9 +108,8 @@ def test_shards_and_their_size(tied_llama):
 
 
 def test_dtype_is_honoured(tmp_path):
-    model = llama(False)[0].to(torch.bfloat16)
-    packed = prune(model)
-    folder = write(tmp_path / "out", model, packed)
+    model = BUILD["llama"]().to(torch.bfloat16)
+    folder = artifact_of(tmp_path / "out", model)
     model.save_pretrained(tmp_path / "dense")  # loaded again, for .to() above rounded the rotary table too
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
@@ -217,9 +122,9 @@ def test_dtype_is_honoured(tmp_path):
 
 
 def test_a_configuration_without_dtype_is_completed(tmp_path):
-    model, _ = llama(False)
-    packed = prune(model.to(torch.bfloat16), "int8")
-    config = {key: value for key, value in config_of(model).items() if key not in ("dtype", "torch_dtype")}
+    model = BUILD["llama"]()
+    packed = halved(model.to(torch.bfloat16), "int8")
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in ("dtype", "torch_dtype")}
     with ArtifactWriter(tmp_path / "out") as writer:
         writer.add_model(model, packed)
         folder = writer.finish(config)
@@ -227,11 +132,10 @@ def test_a_configuration_without_dtype_is_completed(tmp_path):
 
 
 def test_modules_kept_in_float32_stay_so(tmp_path):
-    model, _ = t5()  # T5 keeps its "wo" weights in float32 where half precision is asked for
+    model = BUILD["t5"]()  # T5 keeps its "wo" weights in float32 where half precision is asked for
     model.save_pretrained(tmp_path / "dense")
     dense = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "dense", dtype=torch.float16)
-    packed = prune(model)
-    again = load(write(tmp_path / "out", model, packed), dtype=torch.float16)
+    again = load(artifact_of(tmp_path / "out", model), dtype=torch.float16)
     assert {n: p.dtype for n, p in again.named_parameters()} == {n: p.dtype for n, p in dense.named_parameters()}
     assert {p.dtype for p in again.parameters()} == {torch.float16, torch.float32}
 
@@ -242,9 +146,8 @@ def test_base_model_and_new_head(tied_llama, tmp_path):
     assert same(base.state_dict(), {k: v.bfloat16() for k, v in model.model.state_dict().items()})
     other = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     assert same(other.model.state_dict(), model.model.state_dict())
-    bert_base = transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=64))
-    packed = prune(bert_base)
-    headed = transformers.AutoModelForSequenceClassification.from_pretrained(write(tmp_path / "b", bert_base, packed))
+    bert_base = transformers.BertModel(transformers.BertConfig(**families.SMALL))
+    headed = transformers.AutoModelForSequenceClassification.from_pretrained(artifact_of(tmp_path / "b", bert_base))
     assert same(headed.bert.state_dict(), bert_base.state_dict())
 
 
@@ -264,9 +167,9 @@ def test_the_loaded_model_trains(tied_llama):
 
 
 def test_streamed_equals_in_memory(tmp_path):
-    model, _ = llama(True)
-    packed = prune(model, "int8")
-    whole = write(tmp_path / "whole", model, packed)
+    model = BUILD["llama-tied"]()
+    packed = halved(model, "int8")
+    whole = write_artifact(tmp_path / "whole", model, packed)
     with ArtifactWriter(tmp_path / "streamed", 20_000) as writer:
         state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
         for block in ("model.layers.0.", "model.layers.1."):
@@ -279,7 +182,7 @@ def test_streamed_equals_in_memory(tmp_path):
             writer.adopt(tmp_path / f"{block}unit")
         for name, tensor in state.items():
             writer.add_dense(name, tensor)
-        streamed = writer.finish(config_of(model))
+        streamed = writer.finish({**model.config.to_diff_dict(), "architectures": [type(model).__name__]})
     assert same(load(streamed).state_dict(), load(whole).state_dict())
     assert same(dict(read_artifact(streamed).state_dict()), dict(read_artifact(whole).state_dict()))
 
@@ -290,8 +193,8 @@ def test_real_models(tmp_path, shared_data, name, values):
     config = json.loads((shared_data / name / "config.json").read_text())
     cls = getattr(transformers, config["architectures"][0])
     model = cls.from_pretrained(shared_data / name)
-    packed = prune(model, values)
-    folder = write(tmp_path / "out", model, packed)
+    packed = halved(model, values)
+    folder = write_artifact(tmp_path / "out", model, packed)
     again = load(folder)
     assert same(again.state_dict(), model.state_dict())
     ids = torch.arange(5, 105).reshape(4, 25)
@@ -363,8 +266,10 @@ def test_a_configuration_that_does_not_belong_is_refused(tied_llama, change, mat
 
 def test_swapped_shard_is_refused(tied_llama, tmp_path):
     _, folder = tied_llama
-    other_model, _ = llama(True)
-    other = write(tmp_path / "other", other_model, prune(other_model), 20_000)
+    other_model = BUILD["llama-tied"]().requires_grad_(False)
+    for parameter in other_model.parameters():
+        parameter.mul_(2)
+    other = artifact_of(tmp_path / "other", other_model, shard_bytes=20_000)
     name = sorted(path.name for path in folder.glob("*.safetensors"))[1]
     shutil.copy(other / name, folder / name)
     with pytest.raises(FormatError, match="not the shard"):

@@ -33,14 +33,18 @@ def close(found, expected, tolerance):
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
+def both(tmp_path, model, factory=None, dtype=None, **options):
+    """The artifact of a model, loaded dense and packed."""
+    folder = artifact_of(tmp_path / "out", model, **options)
+    return folder, *(load(folder, factory=factory, dtype=dtype, packed=packed) for packed in (False, True))
+
+
 @pytest.mark.parametrize("family", PARAMS)
 def test_every_family_gives_the_same_outputs(tmp_path, family):
     if family.name not in families.TORCH:
         pytest.importorskip("transformers")
-    model = family.build()
-    folder = artifact_of(tmp_path / "out", model)
     factory = family.build if family.name in families.TORCH else None
-    dense, fast = load(folder, factory=factory), load(folder, factory=factory, packed=True)
+    folder, dense, fast = both(tmp_path, family.build(), factory)
     assert type(fast) is type(dense) and not fast.training
     assert not any(p.requires_grad or p.is_meta for p in fast.parameters())
     for batch in family.batches():
@@ -69,11 +73,8 @@ def test_every_family_gives_the_same_outputs(tmp_path, family):
     ],
 )
 def test_it_says_what_stays_dense(tmp_path, caplog, name, dense):
-    family = next(f for f in families.FAMILIES if f.name.startswith(name))
-    if name == "mixtral":
-        pytest.importorskip("transformers")
-    model = family.build()
-    folder = artifact_of(tmp_path / "out", model)
+    family = families.family(name)
+    folder = artifact_of(tmp_path / "out", family.build())
     with caplog.at_level("INFO", logger="winnow"):
         fast = load(folder, factory=family.build if name != "mixtral" else None, packed=True)
     assert dense in fast.winnow_packed.values() and "packed" in fast.winnow_packed.values()
@@ -84,10 +85,8 @@ def test_it_says_what_stays_dense(tmp_path, caplog, name, dense):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["llama", "t5", "gpt2"])
 def test_types(tmp_path, name, dtype):
-    pytest.importorskip("transformers")
-    family = next(f for f in families.FAMILIES if f.name == name)
-    folder = artifact_of(tmp_path / "out", family.build(), dtype=torch.bfloat16)
-    dense, fast = load(folder, dtype=dtype), load(folder, dtype=dtype, packed=True)
+    family = families.family(name)
+    _, dense, fast = both(tmp_path, family.build().bfloat16(), dtype=dtype)
     for (name, a), (other, b) in zip(dense.state_dict().items(), fast.state_dict().items(), strict=True):
         assert name == other and a.dtype == b.dtype and torch.equal(a, b), name
     for path, layer in packed_layers(fast).items():
@@ -102,10 +101,8 @@ def test_types(tmp_path, name, dtype):
 @pytest.mark.parametrize("values", ["keep", "int8", "int4"])
 @pytest.mark.parametrize("structure", [NM(2, 4), BlockShape(1, 4), BlockShape(4, 2)], ids=str)
 def test_values_and_structures(tmp_path, values, structure):
-    pytest.importorskip("transformers")
-    family = next(f for f in families.FAMILIES if f.name == "llama")
-    folder = artifact_of(tmp_path / "out", family.build(), values, structure)
-    dense, fast = load(folder), load(folder, packed=True)
+    family = families.family("llama")
+    _, dense, fast = both(tmp_path, family.build(), values=values, structure=structure)
     layers = packed_layers(fast)
     assert len(layers) == 14
     for name, tensor in dense.state_dict().items():
@@ -118,9 +115,7 @@ def test_values_and_structures(tmp_path, values, structure):
 
 @pytest.mark.hf
 def test_generation_and_its_settings(tmp_path):
-    pytest.importorskip("transformers")
-    family = next(f for f in families.FAMILIES if f.name == "llama")
-    folder = artifact_of(tmp_path / "out", family.build())
+    folder = artifact_of(tmp_path / "out", families.family("llama").build())
     (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 6, "pad_token_id": 0}))
     dense, fast = load(folder), load(folder, packed=True)
     assert fast.generation_config.max_new_tokens == 6
@@ -163,8 +158,7 @@ class Odd(nn.Module):
 
 def test_plain_models_keep_ties_and_buffers(tmp_path):
     torch.manual_seed(3)
-    folder = artifact_of(tmp_path / "out", Tied())
-    dense, fast = load(folder, factory=Tied), load(folder, factory=Tied, packed=True)
+    _, dense, fast = both(tmp_path, Tied(), Tied)
     assert fast.out.weight is fast.embed.weight and fast.again is fast.two
     assert isinstance(fast.one, PackedLinear)
     ids = torch.arange(6).reshape(2, 3)
@@ -173,16 +167,14 @@ def test_plain_models_keep_ties_and_buffers(tmp_path):
 
 def test_a_model_that_needs_values_to_be_built(tmp_path):
     torch.manual_seed(3)
-    folder = artifact_of(tmp_path / "out", Odd())
-    dense, fast = load(folder, factory=Odd), load(folder, factory=Odd, packed=True)
+    _, dense, fast = both(tmp_path, Odd(), Odd)
     assert isinstance(fast.one, PackedLinear)
     x = torch.randn(4, 8)
     close(outputs(fast, x), outputs(dense, x), 1e-5)
 
 
 def test_convolutions(tmp_path):
-    folder = artifact_of(tmp_path / "out", convnet())
-    dense, fast = load(folder, factory=ConvNet), load(folder, factory=ConvNet, packed=True)
+    _, dense, fast = both(tmp_path, convnet(), ConvNet)
     assert {type(m) for m in packed_layers(fast).values()} == {PackedConv2d}
     x = torch.randn(3, 1, 9, 8)
     close(outputs(fast, x), outputs(dense, x), 1e-5)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,61 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.kernels import matrix, native
+from packed_by_hand import FLOATS, SHAPES, Packed
+from winnow.kernels import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
-TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ISAS = native.isas() or ["none"]
-# rows, cols: single ones, below, at and beyond a word of the mask, odd tails, enough for several bands and tiles.
-SHAPES = [(1, 1), (2, 7), (3, 63), (5, 64), (4, 65), (7, 130), (33, 257), (6, 512), (13, 1100), (300, 96)]
-
-
-@dataclass
-class Packed:
-    """A packed matrix made by hand, and the same in float64."""
-
-    dense: np.ndarray
-    view: Any
-    memory: tuple[np.ndarray, ...]  # what the view points into
-
-    @classmethod
-    def of(cls, weights: torch.Tensor, keep: np.ndarray | None) -> Packed:
-        rows, cols = weights.shape
-        kept = np.ones((rows, cols), bool) if keep is None else keep
-        item = weights.element_size()
-        raw = weights.contiguous().view(torch.uint8).numpy().reshape(rows, cols, item)
-        content = raw[kept].reshape(-1)
-        data = np.empty(len(content) + 1, np.uint8)[1:]  # an odd address: kernels may not count on alignment
-        data[:] = content
-        starts = np.concatenate([[0], np.cumsum(kept.sum(1) * item)]).astype(np.uint32)
-        mask = np.zeros((0, 0), np.uint8) if keep is None else np.packbits(keep, axis=1, bitorder="little")
-        values = {dtype: name for name, dtype in TYPES.items()}[weights.dtype]
-        view = native.load_extension().Matrix(
-            rows, cols, matrix.VALUES[values], 1, cols, 0 if keep is None else mask.ctypes.data, mask.shape[1],
-            data.ctypes.data, len(data), starts.ctypes.data, 0,
-        )  # fmt: skip
-        return cls(np.where(kept, weights.double().numpy(), 0), view, (data, starts, mask))
-
-    @classmethod
-    def random(cls, values: str, rows: int, cols: int, density: float | None, seed: int) -> Packed:
-        rng = np.random.default_rng(seed)
-        weights = torch.from_numpy(rng.standard_normal((rows, cols))).to(TYPES[values])
-        if density is None:
-            return cls.of(weights, None)
-        keep = rng.random((rows, cols)) < density
-        keep[rows // 2] = False  # a row without weights
-        keep[rows // 3] = True  # and a full one, the last where there are few
-        return cls.of(weights, keep)
-
-    def times(self, isa: str, x: torch.Tensor, bias: torch.Tensor | None = None, threads: int = 2) -> torch.Tensor:
-        y = torch.full((x.shape[0], self.dense.shape[0]), 77.0, dtype=x.dtype)
-        extension = native.load_extension()
-        extension.linear(
-            extension.kernels(isa), self.view, x.data_ptr(), x.stride(0), native.TYPES[x.dtype], x.shape[0],
-            0 if bias is None else bias.data_ptr(), y.data_ptr(), y.stride(0), False, threads,
-        )  # fmt: skip
-        return y
+isa = pytest.fixture(params=ISAS)(lambda request: request.param)
 
 
 def check(packed: Packed, isa: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -74,7 +24,7 @@ def check(packed: Packed, isa: str, x: torch.Tensor, bias: torch.Tensor | None =
     want = wide @ packed.dense.T + (0 if bias is None else bias.double().numpy())
     size = np.abs(wide) @ np.abs(packed.dense).T + (0 if bias is None else bias.abs().double().numpy())
     rounding = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[x.dtype]
-    got = packed.times(isa, x, bias).double().numpy()
+    got = packed.linear(isa, x, bias).double().numpy()
     # A float sum: a few units in the last place of the sum of magnitudes; then the result is rounded to the type of x.
     allowed = 1e-6 * size + 2 * rounding * np.abs(want) + 1e-6 * (x.dtype == torch.float16)
     worst = np.max(np.abs(got - want) - allowed, initial=-1.0)
@@ -85,25 +35,23 @@ def activations(dtype: torch.dtype, batch: int, cols: int, seed: int = 7) -> tor
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, cols))).to(dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("values", TYPES)
+@pytest.mark.parametrize("values", FLOATS)
 @pytest.mark.parametrize("density", [None, 0.05, 0.3, 0.6])
 def test_every_shape(isa: str, values: str, density: float | None) -> None:
     for i, (rows, cols) in enumerate(SHAPES):
         packed = Packed.random(values, rows, cols, density, seed=i)
         bias = torch.linspace(-1, 1, rows)
-        for dtype in TYPES.values():
+        for dtype in FLOATS.values():
             for batch in (1, 3):
                 check(packed, isa, activations(dtype, batch, cols), bias if i % 2 else None)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("values", TYPES)
+@pytest.mark.parametrize("values", FLOATS)
 @pytest.mark.parametrize("batch", [0, 1, 2, 4, 5, 7, 8, 9, 12, 15, 16, 17, 33])
 def test_every_batch(isa: str, values: str, batch: int) -> None:
     for density in (None, 0.1, 0.5):
         packed = Packed.random(values, 11, 203, density, seed=batch)
-        for dtype in TYPES.values():
+        for dtype in FLOATS.values():
             check(packed, isa, activations(dtype, batch, 203), torch.arange(11.0))
 
 
@@ -114,18 +62,17 @@ def test_every_batch(isa: str, values: str, batch: int) -> None:
     cols=st.integers(1, 400),
     batch=st.integers(1, 18),
     density=st.one_of(st.none(), st.floats(0, 1)),
-    values=st.sampled_from(sorted(TYPES)),
-    dtype=st.sampled_from(sorted(TYPES)),
+    values=st.sampled_from(sorted(FLOATS)),
+    dtype=st.sampled_from(sorted(FLOATS)),
     seed=st.integers(0, 1000),
 )
 def test_random_shapes(
     isa: str, rows: int, cols: int, batch: int, density: float | None, values: str, dtype: str, seed: int
 ) -> None:
-    check(Packed.random(values, rows, cols, density, seed), isa, activations(TYPES[dtype], batch, cols, seed))
+    check(Packed.random(values, rows, cols, density, seed), isa, activations(FLOATS[dtype], batch, cols, seed))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("values", TYPES)
+@pytest.mark.parametrize("values", FLOATS)
 def test_words_of_every_count(isa: str, values: str) -> None:
     """Rows that are sparse on the whole, with words of the mask that are not: every count of kept columns in a word."""
     rows, cols = 65, 64 * 40
@@ -134,21 +81,19 @@ def test_words_of_every_count(isa: str, values: str) -> None:
     for r in range(rows):
         for word in (0, 7, 39):
             keep[r, 64 * word + rng.permutation(64)[:r]] = True
-    weights = torch.from_numpy(rng.standard_normal((rows, cols))).to(TYPES[values])
-    for dtype in TYPES.values():
+    weights = torch.from_numpy(rng.standard_normal((rows, cols))).to(FLOATS[values])
+    for dtype in FLOATS.values():
         for batch in (1, 2):
             check(Packed.of(weights, keep), isa, activations(dtype, batch, cols))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_rows_of_x_need_not_follow_each_other(isa: str) -> None:
     packed = Packed.random("bfloat16", 9, 130, 0.4, seed=1)
-    for dtype in TYPES.values():
+    for dtype in FLOATS.values():
         check(packed, isa, activations(dtype, 5, 400)[:, 17:147])
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("values", TYPES)
+@pytest.mark.parametrize("values", FLOATS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_where_it_belongs(isa: str, values: str, bad: float) -> None:
     """In one row of x it spoils that row of y; in one row of weights that column of y; nothing else."""
@@ -157,13 +102,13 @@ def test_what_is_not_finite_stays_where_it_belongs(isa: str, values: str, bad: f
         for batch in (1, 3, 8):
             keep = rng.random((9, 200)) < density
             keep[:, [0, 199]] = True
-            weights = torch.from_numpy(rng.standard_normal((9, 200))).to(TYPES[values])
+            weights = torch.from_numpy(rng.standard_normal((9, 200))).to(FLOATS[values])
             weights[4, 0] = weights[4, 199] = bad  # the neighbours of the rows before and behind
             packed = Packed.of(weights, keep)
-            for dtype in TYPES.values():
+            for dtype in FLOATS.values():
                 x = activations(dtype, batch, 200)
                 x[batch - 1, 100] = bad
-                finite = torch.isfinite(packed.times(isa, x)).numpy()
+                finite = torch.isfinite(packed.linear(isa, x)).numpy()
                 rest = np.delete(np.arange(9), 4)
                 assert finite[: batch - 1][:, rest].all()
                 assert not finite[:, 4].any()
@@ -171,12 +116,11 @@ def test_what_is_not_finite_stays_where_it_belongs(isa: str, values: str, bad: f
                 assert not finite[batch - 1, through].any()
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_threads_do_not_change_a_bit(isa: str) -> None:
     packed = Packed.random("float32", 500, 300, 0.3, seed=2)
     for batch in (1, 6, 40):
         x = activations(torch.float32, batch, 300)
-        alone = packed.times(isa, x, threads=1)
+        alone = packed.linear(isa, x, threads=1)
         with ThreadPoolExecutor(4) as pool:
-            for y in pool.map(lambda threads: packed.times(isa, x, threads=threads), [1, 2, 3, 8] * 3):  # noqa: B023
+            for y in pool.map(lambda threads: packed.linear(isa, x, threads=threads), [1, 2, 3, 8] * 3):  # noqa: B023
                 assert torch.equal(y, alone)

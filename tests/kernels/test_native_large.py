@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from winnow.kernels import matrix, native
+from packed_by_hand import SHAPES, Packed
+from winnow.kernels import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native extension is not built: nothing to test")
 
-FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KINDS = ["float32", "float16", "bfloat16", "int8", "int8 blocks", "int4 32", "int4 128", "int4 24", "int4 row"]
-# rows, cols: odd sizes, single columns, below, at and beyond a vector and a tile, several bands.
-SHAPES = [(1, 1), (3, 5), (2, 63), (5, 64), (4, 65), (7, 130), (33, 257), (17, 512), (600, 70), (9, 1100)]
 
 
-class Case:
-    """A packed matrix made by hand: mask, data, scales in the file's layout, and the same in float64."""
-
-    def __init__(self, kind: str, rows: int, cols: int, density: float | None, seed: int = 0) -> None:
-        values, _, rest = kind.partition(" ")
-        self.block = 4 if rest == "blocks" else 1
-        if self.block == 4:
-            cols = -(-cols // 4) * 4
-        group = int(rest) if values == "int4" and rest != "row" else cols
-        rng = np.random.default_rng(seed)
-        self.rows, self.cols = rows, cols
-        self.keep = np.ones((rows, cols), bool)
-        if density is not None:
-            self.keep = np.repeat(rng.random((rows, cols // self.block)) < density, self.block, axis=1)
-            self.keep[rows // 2] = False  # a row without weights
-            self.keep[-1] = True  # and a full one
-        self.mask = np.packbits(self.keep[:, :: self.block], axis=1, bitorder="little") if density is not None else None
-        self.scales = None
-        if values in FLOATS:
-            weights = torch.from_numpy(rng.standard_normal((rows, cols))).to(FLOATS[values])
-            self.dense = np.where(self.keep, weights.double().numpy(), 0)
-            lines = [weights[r][torch.from_numpy(self.keep[r])].view(torch.uint8).numpy() for r in range(rows)]
-            self.codes = None
-        else:
-            top = 128 if values == "int8" else 8
-            self.codes = np.where(self.keep, rng.integers(-top, top, (rows, cols)), 0).astype(np.int8)
-            groups = -(-cols // group)
-            self.scales = rng.uniform(0.001, 0.1, (rows, groups)).astype(np.float16)
-            column_scales = np.repeat(self.scales.astype(np.float64), group, axis=1)[:, :cols]
-            self.dense = self.codes * column_scales
-            lines = [self.codes[r][self.keep[r]].view(np.uint8) for r in range(rows)]
-            if values == "int4":
-                lines = [_nibbles(line) for line in lines]
-        starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(np.uint32)
-        content = np.concatenate(lines)
-        # Values that end where the memory's page ends would show a read beyond them; an odd address shows alignment.
-        self.data = np.empty(len(content) + 1, np.uint8)[1:]
-        self.data[:] = content
-        self.starts = starts
-        self.view = native.load_extension().Matrix(
-            rows, cols, matrix.VALUES[values], self.block, group,
-            0 if self.mask is None else self.mask.ctypes.data, 0 if self.mask is None else self.mask.shape[1],
-            self.data.ctypes.data, len(content), starts.ctypes.data, 0 if self.scales is None else self.scales.ctypes.data,
-        )  # fmt: skip
-
-
-def _nibbles(codes: np.ndarray) -> np.ndarray:
-    padded = np.append(codes, np.zeros(len(codes) % 2, codes.dtype)) & 15
-    return padded[::2] | padded[1::2] << 4
+def of_kind(kind: str, rows: int, cols: int, density: float | None, seed: int = 0) -> Packed:
+    values, _, rest = kind.partition(" ")
+    block = 4 if rest == "blocks" else 1
+    return Packed.random(
+        values, rows, -(-cols // block) * block, density, seed, block, int(rest) if rest.isdigit() else None
+    )
 
 
 @pytest.fixture(params=native.isas() or ["none"])
@@ -79,17 +36,17 @@ def test_expand(kernels: object, kind: str, dtype: torch.dtype) -> None:
         pytest.skip("float values have no codes")
     for number, (rows, cols) in enumerate(SHAPES):
         for density in (0.1, 0.7, None):
-            case = Case(kind, rows, cols, density, number)
+            case = of_kind(kind, rows, cols, density, number)
             begin = rows // 3
             pad = 3  # a line of the output is longer than a row: what lies beyond must not be written
-            out = torch.full((rows - begin, case.cols + pad), 77, dtype=dtype)
+            out = torch.full((rows - begin, case.dense.shape[1] + pad), 77, dtype=dtype)
             native.load_extension().expand(
                 kernels, case.view, begin, rows, out.data_ptr(), out.stride(0), native.TYPES[dtype], 2
             )
-            assert (out[:, case.cols :] == 77).all()
-            got = out[:, : case.cols]
+            assert (out[:, case.dense.shape[1] :] == 77).all()
+            got = out[:, : case.dense.shape[1]]
             if dtype == torch.int8:
-                assert (got.numpy() == case.codes[begin:]).all()
+                assert torch.equal(got, case.numbers[begin:])
             else:
                 # A code times its scale fits float32, so what is expected is one rounding away from the truth.
                 expected = torch.from_numpy(case.dense[begin:]).float().to(dtype)
@@ -102,8 +59,8 @@ def test_times(kernels: object, kind: str, threads: int) -> None:
     rng = np.random.default_rng(5)
     for number, (rows, cols) in enumerate(SHAPES):
         for density, n, pad in ((0.1, 130, 0), (0.5, 1, 2), (None, 16, 0), (0.1, 33, 31), (0.3, 128, 0), (0.2, 96, 0)):
-            case = Case(kind, rows, cols, density, number)
-            x = rng.standard_normal((case.cols, n + pad)).astype(np.float32)
+            case = of_kind(kind, rows, cols, density, number)
+            x = rng.standard_normal((case.dense.shape[1], n + pad)).astype(np.float32)
             y = np.full((rows, n + pad), 77, np.float32)
             bias = rng.standard_normal(rows).astype(np.float32) if n % 2 else None
             native.load_extension().times(
@@ -122,8 +79,8 @@ def test_linear_many(kernels: object, dtype: torch.dtype, threads: int) -> None:
     torch.manual_seed(1)
     for number, (rows, cols) in enumerate([(1, 1), (5, 64), (33, 257), (300, 40), (9, 1100)]):
         for kind, batch in (("float32", 0), ("int4 32", 1), ("float32", 33), ("int8 blocks", 128), ("bfloat16", 1100)):
-            case = Case(kind, rows, cols, 0.3, number)
-            x = torch.randn(batch, case.cols + 5).to(dtype)[:, : case.cols]
+            case = of_kind(kind, rows, cols, 0.3, number)
+            x = torch.randn(batch, case.dense.shape[1] + 5).to(dtype)[:, : case.dense.shape[1]]
             bias = torch.randn(rows) if number % 2 else None
             y = torch.full((batch, rows + 2), 77, dtype=dtype)
             native.load_extension().linear_many(
@@ -164,7 +121,7 @@ def test_convolve(
     dilation: tuple[int, int],
 ) -> None:
     torch.manual_seed(2)
-    case = Case("float32", 21, channels * kernel[0] * kernel[1], 0.4)
+    case = of_kind("float32", 21, channels * kernel[0] * kernel[1], 0.4)
     x = torch.randn(images, channels, *size)
     bias = torch.randn(21)
     filters = torch.from_numpy(case.dense).view(21, channels, *kernel)
@@ -178,11 +135,11 @@ def test_convolve(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["expanded", "spmm"])
 def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    from winnow.kernels import expanded, spmm
+    from winnow.kernels import expanded, multiply
     from winnow.kernels.matrix import PackedMatrix
 
     torch.manual_seed(3)
-    linear = {"expanded": expanded.linear, "spmm": spmm.linear}[way]
+    linear = functools.partial(multiply.linear, way=way)
     monkeypatch.setattr(expanded, "_SMALL", 8 << 10)  # several panels, the last one smaller
     monkeypatch.setattr(expanded, "_LARGE", 16 << 10)
     for rows, cols, batch in ((70, 65, 5), (130, 33, 200), (9, 40, 0)):
@@ -196,26 +153,3 @@ def test_linear_of_a_packed_matrix(way: str, dtype: torch.dtype, monkeypatch: py
             y = linear(matrix, x, bias)
             assert y.dtype == dtype
             torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
-
-
-def test_without_the_extension_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from winnow.kernels import expanded, spmm
-    from winnow.kernels.geometry import Geometry
-    from winnow.kernels.matrix import PackedMatrix
-
-    torch.manual_seed(4)
-    matrix = PackedMatrix.from_dense(torch.randn(12, 27) * (torch.rand(12, 27) < 0.5))
-    x, images, bias = torch.randn(6, 27), torch.randn(2, 3, 7, 8), torch.randn(12)
-    geometry = Geometry((3, 3), (2, 1), (1, 0), (1, 1))
-
-    def results() -> list[torch.Tensor]:
-        return [
-            expanded.linear(matrix, x, bias),
-            spmm.linear(matrix, x, bias),
-            spmm.convolve(matrix, images, bias, geometry),
-        ]
-
-    with_it = results()
-    monkeypatch.setattr(native, "available", lambda: False)
-    for found, expected in zip(with_it, results(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

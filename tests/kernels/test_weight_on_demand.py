@@ -19,12 +19,12 @@ from winnow.formats import ArtifactWriter, load, pack
 from winnow.kernels import expanded
 from winnow.kernels.contenders import Layer
 from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer
-from winnow.kernels.form import Form
 from winnow.kernels.geometry import Geometry
 from winnow.kernels.lazy import LazyWeight
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLinear
 from winnow.kernels.routed import RoutedLayer
+from winnow.kernels.spec import LayerSpec
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import Unstructured
 
@@ -56,16 +56,16 @@ def integers():
 def substitute(kind):
     given = nn.Linear(32, 12)
     given.weight = nn.Parameter(sparse(12, 32), requires_grad=False)
-    form = Form(given)
+    spec = LayerSpec(given)
     if kind == "rounded":
-        return RoundedLayer(form, given.weight, given.bias), given.weight.bfloat16().float()
+        return RoundedLayer(spec, given.weight, given.bias), given.weight.bfloat16().float()
     if kind == "int8":
         matrix = PackedMatrix.from_dense(sparse(12, 32), "int8")
-        return Int8Linear(form, matrix, given.bias), expanded.expand(matrix)
-    shrunk = ShrunkLayer(form, given.weight, given.bias)
+        return Int8Linear(spec, matrix, given.bias), expanded.expand(matrix)
+    shrunk = ShrunkLayer(spec, given.weight, given.bias)
     if kind == "routed":
         packed = PackedLinear(PackedMatrix.from_dense(sparse(12, 32)), given.bias)
-        return RoutedLayer(form, [(4, packed), (math.inf, shrunk)]), given.weight.detach()
+        return RoutedLayer(spec, [(4, packed), (math.inf, shrunk)]), given.weight.detach()
     return shrunk, given.weight.detach()
 
 
@@ -239,5 +239,5 @@ def test_a_model_that_reads_its_weights_itself(tmp_path):
 def test_layers_tell_their_shape_to_the_dispatcher_without_expanding(monkeypatch):
     made, weight = linear()
     monkeypatch.setattr(PackedLinear, "dense", lambda self: pytest.fail("expanded"))
-    seen = Layer("layer", made, Form(made), {1})
-    assert seen.form.shape == tuple(weight.shape) and isinstance(made.weight, LazyWeight)
+    seen = Layer("layer", made, LayerSpec(made), {1})
+    assert seen.spec.shape == tuple(weight.shape) and isinstance(made.weight, LazyWeight)

@@ -31,7 +31,7 @@ from winnow.report.allocation import words as said
 from winnow.report.allocation.console import arrange, headline, lines
 from winnow.report.compression import page as html
 from winnow.report.compression.console import summary
-from winnow.train.distil.fit import thin
+from winnow.train.distil.fit import downsample
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
 SAMPLES = {"resnet": samples.resnet, "encoder": samples.encoder, "decoder": samples.decoder}
@@ -115,7 +115,7 @@ def test_rates_are_shares_but_rounding_is_forgiven() -> None:
 @given(st.lists(st.floats(-1e3, 1e3), max_size=700), st.integers(1, 250))
 @settings(max_examples=60, deadline=None)
 def test_thin_gives_means_of_equal_stretches(losses: list[float], points: int) -> None:
-    found = thin(losses, points)
+    found = downsample(losses, points)
     if len(losses) <= points:
         assert found == losses
         return
@@ -126,10 +126,10 @@ def test_thin_gives_means_of_equal_stretches(losses: list[float], points: int) -
 
 
 def test_thin_keeps_200_by_default() -> None:
-    found = thin(list(range(1000)))
+    found = downsample(list(range(1000)))
     assert len(found) == 200 and found[0] == 2.0 and found[-1] == 997.0
     with pytest.raises(ValueError, match="at least 1"):
-        thin([1.0, 2.0], 0)
+        downsample([1.0, 2.0], 0)
 
 
 # The comparison

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import math
 
@@ -16,18 +17,17 @@ from torch.nn import functional as F
 
 import winnow
 from coupled_models import Mobile, ResNet, stir, zeroed
-from families import FAMILIES
+from families import family
 from winnow.coupled.call import forward, quiet, tensors_in
 from winnow.coupled.find import Unit
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
-from winnow.shrinking import Removed, apply, kept_lines, plan, shrink, shrink_matrix, zero_lines
+from winnow.shrinking import Removed, apply, kept_rows_cols, nonzero_rows_cols, plan, shrink, shrink_matrix
 from winnow.shrinking.attention import NarrowAttention
-from winnow.shrinking.dead import coupled_units, wide_scope
+from winnow.shrinking.dead_units import coupled_units, wide_scope
 from winnow.shrinking.example import make_example
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-BY_NAME = {f.name: f for f in FAMILIES}
 
 
 def double(value):
@@ -53,10 +53,20 @@ def same(a: nn.Module, b: nn.Module, batch, wide: bool = True) -> bool:
     )
 
 
-def odd_units_zeroed(model: nn.Module, batch) -> tuple[nn.Module, list[Unit], Scope]:
+def model_of(name: str):
+    """A small model of a family in evaluation mode, and a batch for it."""
+    return family(name).build().eval(), family(name).batches()[0]
+
+
+def units_zeroed(model: nn.Module, batch, chosen) -> tuple[nn.Module, list[Unit], Scope]:
+    """The model with the units zeroed that ``chosen`` picks, all units, and the scope."""
     scope = wide_scope(model)
     units, _ = coupled_units(model, scope, batch)
-    return zeroed(model, units, [i for i, u in enumerate(units) if u.index % 2], scope), units, scope
+    return zeroed(model, units, [i for i, u in enumerate(units) if chosen(u)], scope), units, scope
+
+
+def odd_units_zeroed(model: nn.Module, batch) -> tuple[nn.Module, list[Unit], Scope]:
+    return units_zeroed(model, batch, lambda u: u.index % 2)
 
 
 def size(model: nn.Module) -> int:
@@ -94,9 +104,7 @@ EXPECTED = {
 @pytest.mark.hf
 @pytest.mark.parametrize("name", EXPECTED)
 def test_families(name):
-    if name not in ("mlp", "encoder", "encoder_time_first"):
-        pytest.importorskip("transformers")
-    model, batch = BY_NAME[name].build().eval(), BY_NAME[name].batches()[0]
+    model, batch = model_of(name)
     pruned, units, _ = odd_units_zeroed(model, batch)
     before = {n: t.clone() for n, t in pruned.state_dict().items()}
     result = shrink(pruned)  # its own example
@@ -121,12 +129,9 @@ def test_families(name):
 
 @pytest.mark.hf
 def test_layers_that_differ():
-    pytest.importorskip("transformers")
-    model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batches()[0]
-    scope = wide_scope(model)
-    units, _ = coupled_units(model, scope, batch)
-    chosen = [i for i, u in enumerate(units) if u.kind == "neuron" and u.index < (5 if u.block.endswith("0") else 20)]
-    pruned = zeroed(model, units, chosen, scope)
+    model, batch = model_of("llama")
+    first = {"model.layers.0": 5, "model.layers.1": 20}
+    pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "neuron" and u.index < first[u.block])
     result = shrink(pruned, batch)
     assert result.removed == [
         Removed("neuron", "model.layers.0.mlp", 5, 48),
@@ -140,7 +145,7 @@ def test_layers_that_differ():
 @pytest.mark.hf
 def test_config_follows_where_layers_agree(tmp_path):
     T = pytest.importorskip("transformers")
-    model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batches()[0]
+    model, batch = model_of("llama")
     pruned, _, _ = odd_units_zeroed(model, batch)
     result = shrink(pruned)
     config = result.model.config
@@ -154,20 +159,16 @@ def test_config_follows_where_layers_agree(tmp_path):
         long, short = (m.generate(ids, max_new_tokens=6, do_sample=False) for m in (pruned, result.model))
     assert torch.equal(long, short)
     # BERT's config cannot say that its heads are fewer than its width has room for: it says what it can.
-    bert = shrink(odd_units_zeroed(BY_NAME["bert"].build(), BY_NAME["bert"].batches()[0])[0])
+    bert = shrink(odd_units_zeroed(*model_of("bert"))[0])
     assert bert.model.config.intermediate_size == 24 and bert.model.config.num_attention_heads == 4
     assert bert.model.bert.encoder.layer[0].attention.self.num_attention_heads == 2
 
 
 @pytest.mark.hf
 def test_heads_that_share_a_table_go_where_all_layers_agree():
-    pytest.importorskip("transformers")
-    model, batch = BY_NAME["t5"].build(), BY_NAME["t5"].batches()[0]
-    scope = wide_scope(model)
-    units, _ = coupled_units(model, scope, batch)
-    gone = {"encoder.block.0": {1, 2}, "encoder.block.1": {2}}
-    chosen = [i for i, u in enumerate(units) if u.kind == "head" and u.index in gone.get(u.block, ())]
-    pruned = zeroed(model, units, chosen, scope)
+    model, batch = model_of("t5")
+    heads = {"encoder.block.0": {1, 2}, "encoder.block.1": {2}}
+    pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "head" and u.index in heads.get(u.block, ()))
     result = shrink(pruned)
     names = [f"encoder.block.{i}.layer.0.SelfAttention" for i in range(2)]
     assert result.removed == [Removed("head", n, 1, 4) for n in names]
@@ -188,12 +189,8 @@ def test_heads_of_a_model_that_asks_its_config(layers):
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     model = T.Phi3ForCausalLM(T.Phi3Config(**sizes, **tokens, num_attention_heads=4, num_key_value_heads=4)).eval()
     batch = {"input_ids": torch.arange(3, 15).view(2, 6)}
-    scope = wide_scope(model)
-    units, _ = coupled_units(model, scope, batch)
-    gone = {"model.layers.0": {0, 2}, "model.layers.1": {0, 2} if layers == "alike" else {0}}
-    pruned = zeroed(
-        model, units, [i for i, u in enumerate(units) if u.kind == "head" and u.index in gone[u.block]], scope
-    )
+    heads = {"model.layers.0": {0, 2}, "model.layers.1": {0, 2} if layers == "alike" else {0}}
+    pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "head" and u.index in heads[u.block])
     result = shrink(pruned, batch)
     count = 2 if layers == "alike" else 1
     assert [(r.kind, r.count, r.total) for r in result.removed] == [("head", count, 4)] * 2
@@ -204,8 +201,7 @@ def test_heads_of_a_model_that_asks_its_config(layers):
 
 @pytest.mark.hf
 def test_half_of_a_query_group_stays():
-    pytest.importorskip("transformers")
-    model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batches()[0]
+    model, batch = model_of("llama")
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight[:8] = 0
@@ -354,8 +350,7 @@ def test_what_this_example_does_not_wake_stays():
 
 @pytest.mark.hf
 def test_values_silence_a_head_but_queries_do_not():
-    pytest.importorskip("transformers")
-    model, batch = BY_NAME["bert"].build(), BY_NAME["bert"].batches()[0]
+    model, batch = model_of("bert")
     first, second = (layer.attention for layer in model.bert.encoder.layer)
     with torch.no_grad():
         first.self.value.weight[8:16] = 0
@@ -371,8 +366,7 @@ def test_values_silence_a_head_but_queries_do_not():
 
 @pytest.mark.hf
 def test_constants_through_a_transposed_layer():
-    pytest.importorskip("transformers")
-    model, batch = BY_NAME["gpt2"].build(), BY_NAME["gpt2"].batches()[0]
+    model, batch = model_of("gpt2")
     mlp = model.transformer.h[0].mlp
     with torch.no_grad():
         mlp.c_fc.weight[:, 7], mlp.c_fc.bias[7] = 0, 1.5
@@ -578,14 +572,12 @@ def test_grouped_convolutions_and_flattened_channels():
 
 @pytest.mark.hf
 def test_experts_lose_equally_many():
-    pytest.importorskip("transformers")
-    model, batch = BY_NAME["mixtral"].build(), BY_NAME["mixtral"].batches()[0]
-    scope = wide_scope(model)
-    units, _ = coupled_units(model, scope, batch)
-    neurons = [i for i, u in enumerate(units) if u.kind == "neuron"]
+    model, batch = model_of("mixtral")
     lost = [19, 30, 21, 48]  # of 48, by expert; 16 is the most that all can lose in steps of 8
-    chosen = [i for n, i in enumerate(neurons) if n % 48 < lost[n // 48 % 4]]
-    pruned = zeroed(model, units, chosen, scope)
+    number = itertools.count()  # of a neuron, over the experts of both layers
+    pruned, _, _ = units_zeroed(
+        model, batch, lambda u: u.kind == "neuron" and (n := next(number)) % 48 < lost[n // 48 % 4]
+    )
     result = shrink(pruned, batch)
     assert [(r.kind, r.count, r.total) for r in result.removed] == [("neuron", 64, 192)] * 2
     assert [s.count for s in result.skipped] == [sum(lost) - 64] * 2
@@ -678,10 +670,8 @@ def test_an_encoder_of_torch_runs_on_every_path():
     model = nn.TransformerEncoder(layer, 2).eval()
     x = torch.randn(2, 7, 32)
     padding = torch.arange(7) >= torch.tensor([7, 4])[:, None]
-    scope = wide_scope(model)
-    units, _ = coupled_units(model, scope, x)
     for kind in ("neuron", "head"):
-        pruned = zeroed(model, units, [i for i, u in enumerate(units) if u.kind == kind and u.index % 2], scope)
+        pruned, _, _ = units_zeroed(model, x, lambda u, kind=kind: u.kind == kind and u.index % 2)
         result = shrink(pruned)
         assert len(result.removed) == 2 and not result.skipped
         with torch.no_grad():  # with the fused kernels where torch takes them
@@ -697,7 +687,7 @@ def test_an_encoder_of_torch_runs_on_every_path():
 
 
 def test_copy_save_and_compile():
-    model, batch = BY_NAME["encoder"].build(), BY_NAME["encoder"].batches()[0]
+    model, batch = model_of("encoder")
     pruned, _, _ = odd_units_zeroed(model, batch)
     small = shrink(pruned, batch).model
     assert same(copy.deepcopy(small), pruned, batch)
@@ -714,8 +704,7 @@ def test_copy_save_and_compile():
 
 @pytest.mark.hf
 def test_a_shrunk_transformer_compiles():
-    pytest.importorskip("transformers")
-    pruned, _, _ = odd_units_zeroed(BY_NAME["llama"].build(), BY_NAME["llama"].batches()[0])
+    pruned, _, _ = odd_units_zeroed(*model_of("llama"))
     small, ids = shrink(pruned).model, torch.arange(3, 11)[None]
     torch._dynamo.reset()
     compiled = torch.compile(small, backend="eager")
@@ -738,10 +727,8 @@ def test_lower_precision():
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "encoder", "cnn", "gpt_oss"])
 def test_a_plan_rebuilds_the_model_from_a_fresh_one(name):
-    if name != "encoder" and name != "cnn":
-        pytest.importorskip("transformers")
-    build, batch = BY_NAME[name].build, BY_NAME[name].batches()[0]
-    pruned, _, _ = odd_units_zeroed(build(), batch)
+    build, (model, batch) = family(name).build, model_of(name)
+    pruned, _, _ = odd_units_zeroed(model, batch)
     result = shrink(pruned, batch)
     made = json.loads(json.dumps(plan(pruned, batch)))
     assert made == result.plan
@@ -785,13 +772,13 @@ def test_plans_that_do_not_fit():
 
 @pytest.mark.hf
 def test_the_same_cut_on_packed_matrices():
-    pytest.importorskip("transformers")
     for name in ("gpt2", "llama", "cnn"):
-        pruned, _, scope = odd_units_zeroed(BY_NAME[name].build(), BY_NAME[name].batches()[0])
-        result = shrink(pruned, BY_NAME[name].batches()[0])
+        model, batch = model_of(name)
+        pruned, _, scope = odd_units_zeroed(model, batch)
+        result = shrink(pruned, batch)
         for p in scope.prunables.values():
             full, small = pruned.get_parameter(p.name), result.model.get_parameter(p.name)
-            matrix = shrink_matrix(p.matrix(full.detach()), *kept_lines(result.plan, p))
+            matrix = shrink_matrix(p.matrix(full.detach()), *kept_rows_cols(result.plan, p))
             expected = small.t() if p.transposed else small.flatten(1)
             assert torch.equal(matrix, expected.detach())
 
@@ -804,7 +791,7 @@ def test_the_same_cut_on_packed_matrices():
 def test_zero_lines(rows, cols, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, cols, generator=generator) * (torch.rand(rows, cols, generator=generator) < 0.3)
-    kept_rows, kept_cols = zero_lines(weight)
+    kept_rows, kept_cols = nonzero_rows_cols(weight)
     assert kept_rows.tolist() == [i for i in range(rows) if any(weight[i, j] != 0 for j in range(cols))]
     assert kept_cols.tolist() == [j for j in range(cols) if any(weight[i, j] != 0 for i in range(rows))]
     small = shrink_matrix(weight, kept_rows, kept_cols)
@@ -819,7 +806,7 @@ def test_zero_lines(rows, cols, seed):
 
 
 def test_not_a_number_counts_as_used():
-    rows, cols = zero_lines(torch.tensor([[0.0, float("nan")], [0.0, 0.0]]))
+    rows, cols = nonzero_rows_cols(torch.tensor([[0.0, float("nan")], [0.0, 0.0]]))
     assert rows.tolist() == [0] and cols.tolist() == [1]
 
 

@@ -30,6 +30,7 @@ from winnow.report.speed import page as pages
 from winnow.report.speed import view
 from winnow.report.speed.console import bench_table
 from winnow.report.speed.tables import line, off, outcome
+from winnow.speed import fresh_process
 from winnow.speed.contender import difference
 from winnow.speed.race import race
 from winnow.speed.verb import bench
@@ -226,8 +227,8 @@ def test_a_wrong_answer_is_seen(plain):
     x = points(4)[0]
     work = Work(Case(name="case", what="forward", batch=4, unit="samples", per_call=4), [(x,)])
     with torch.inference_mode():
-        truth = {"artifact": {"case": made[0].output(work)}}
-    found = race(made, [work], truth, 2)
+        reference = {"artifact": {"case": made[0].output(work)}}
+    found = race(made, [work], reference, 2)
     right, off_by = (m.difference for m in found.measures)
     assert right == 0 and off_by > 0.5
     assert difference(torch.ones(2, 3), torch.ones(3, 2)) != difference(torch.ones(2, 3), torch.ones(3, 2))  # NaN
@@ -259,20 +260,8 @@ def test_random_inputs_fit_the_model(llama):
 
 
 def test_the_command(plain, tmp_path):
-    args = [
-        "bench",
-        plain / "out",
-        "--factory",
-        "small:classifier",
-        "--data",
-        plain / "x.npz",
-        "--rounds",
-        2,
-        "--batch",
-        "1",
-        "--threads",
-        1,
-    ]
+    data = ["--factory", "small:classifier", "--data", plain / "x.npz"]
+    args = ["bench", plain / "out", *data, "--rounds", 2, "--batch", "1", "--threads", 1]
     done = command(*args, "--with", "dense,packed", "--out", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr
     assert (
@@ -361,17 +350,8 @@ def test_the_page_loads_nothing_and_hostile_names_stay_text():
     page = template.template("bench.html").render(**view.view(made_up(), "bench.json"))
     parsed = Page(page)
     assert "://" not in page and "<script" not in page and "<b>model" not in page and "<b>model</b>" in parsed.text
-    for words in (
-        "12 ms",
-        "8 ms",
-        "1.50×",
-        "1.40 to 1.60",
-        "0.5 J, estimated",
-        "20.0 GB/s",
-        "3.1 %",
-        "pip install openvino",
-        "100 MB",
-    ):
+    figures = ("12 ms", "8 ms", "1.50×", "1.40 to 1.60", "0.5 J, estimated", "20.0 GB/s", "3.1 %", "100 MB")
+    for words in (*figures, "pip install openvino"):
         assert words in parsed.text, words
     limits = [a for t, a in parsed.tags if t == "line" and a.get("class") == "limit"]
     assert len(limits) > 4
@@ -424,13 +404,8 @@ def test_the_console_shows_every_contender():
 
     text = io.StringIO()
     Console(file=text, width=160).print(bench_table(made_up()))
-    for words in (
-        "packed float32",
-        "1.40 to 1.60",
-        "output differs",
-        "model.layers.0.mlp.up_proj.weight",
-        "pip install openvino",
-    ):
+    layer = "model.layers.0.mlp.up_proj.weight"
+    for words in ("packed float32", "1.40 to 1.60", "output differs", layer, "pip install openvino"):
         assert words in text.getvalue()
 
 
@@ -503,15 +478,8 @@ def test_compress_measures_a_model_with_layers_worth_it(tmp_path):
         torch.nn.Linear(64, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 64), torch.nn.Linear(64, 3)
     )
     x = torch.randn(32, 64)
-    result = winnow.compress(
-        model,
-        x,
-        sparsity=0.7,
-        method="magnitude",
-        task="none",
-        include=["0.weight", "2.weight"],
-        out=tmp_path / "out",
-    )
+    options = dict(sparsity=0.7, method="magnitude", task="none", include=["0.weight", "2.weight"])
+    result = winnow.compress(model, x, out=tmp_path / "out", **options)
     found = result.report.speed
     assert found is not None and found.missing is None, found
     assert found.dense.median > 0 and found.fast.median > 0 and found.ratio > 0 and found.difference < 1e-4
@@ -549,9 +517,8 @@ def test_fresh_process_reads_no_more_than_it_needs(plain):
 
     save_file({"0": x}, plain / "in.safetensors")
     asked = dict(folder=str(plain / "out"), factory="small:classifier", weights=None, inputs=str(plain / "in.safetensors"), positional=True, way="packed", dtype="float32", threads=1)  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "winnow.speed.fresh", json.dumps(asked)], capture_output=True, text=True, env=env
-    )
+    command = [sys.executable, "-c", fresh_process._CHILD, json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["seconds"] > 0 and 0 <= seen["load"] <= seen["run"]
@@ -561,15 +528,8 @@ def test_what_cannot_run_is_left_out_with_its_reason(tmp_path):
     torch.manual_seed(0)
     x = torch.rand(8, 1)
     folder = tmp_path / "out"
-    winnow.compress(
-        Float32Only().eval(),
-        x,
-        sparsity=0.5,
-        task="none",
-        baselines="none",
-        speed=False,
-        include=["a.weight", "b.weight"],
-    ).save(folder)
+    options = dict(sparsity=0.5, task="none", baselines="none", speed=False, include=["a.weight", "b.weight"])
+    winnow.compress(Float32Only().eval(), x, **options).save(folder)
     given = dict(factory="small:Float32Only", data=x, batch=(1,), rounds=2)
     found = winnow.bench(folder, contenders="dense,bf16,packed,accelerated", **given)
     absent = {a.name: a.reason for a in found.absent}

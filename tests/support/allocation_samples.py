@@ -6,7 +6,7 @@ import math
 
 from winnow.compression.earlier import compare
 from winnow.records.allocation import AllocationLayer, AllocationRecord, Stability, StepTime
-from winnow.train.distil.fit import thin
+from winnow.train.distil.fit import downsample
 
 
 def layer(
@@ -41,7 +41,7 @@ def record(layers: list[AllocationLayer], target: float, **more: object) -> Allo
         "method": "fcpts", "start": "erk", "structure": "unstructured", "target": target, "zeros": zeros,
         "numel": numel, "total_parameters": round(numel * 1.006), "raw_rate": min(1.0, zeros / numel + 0.0013),
         "exact_rate": zeros / numel, "exact_rate_all": zeros / round(numel * 1.006), "layers": layers,
-        "losses": thin(noise), "steps": steps, "seconds": 123.4,
+        "losses": downsample(noise), "steps": steps, "seconds": 123.4,
         "step_time": StepTime(teacher=0.0021, forward=0.071, backward=0.118, bridge=0.0082, update=0.0061),
         "settings": {"lr": 0.01, "threshold_lr": 0.01, "penalty": 10.0, "bridge": "histogram", "bandwidth": None},
     }  # fmt: skip

@@ -11,13 +11,7 @@ from torch import nn
 
 VOCAB = 61
 TEXT = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SMALL = {
-    **TEXT,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
+SMALL = {**TEXT, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @dataclass
@@ -287,11 +281,7 @@ FAMILIES = [
     ),
     # 2 * (4*32*32 + 2*32*48)
     Family(
-        "bert",
-        hf("BertForSequenceClassification", "BertConfig", **SMALL),
-        ragged,
-        14336,
-        layers("bert.encoder.layer"),
+        "bert", hf("BertForSequenceClassification", "BertConfig", **SMALL), ragged, 14336, layers("bert.encoder.layer")
     ),
     Family(
         "roberta",
@@ -361,12 +351,7 @@ FAMILIES = [
     ),
     # stem 3*8*9, block 0: 8*8*9 + 8*8*3 + 8*8, block 1: 8*1*9 + 8*8*3 + 8*8, tail 8*12
     Family(
-        "cnn",
-        torch_model(SmallCNN),
-        lambda: [images(3, 0), [images(2, 1)]],
-        1472,
-        layers("stages"),
-        lambda layer: None,
+        "cnn", torch_model(SmallCNN), lambda: [images(3, 0), [images(2, 1)]], 1472, layers("stages"), lambda layer: None
     ),
     # 10*16 + 16*16
     Family("mlp", torch_model(MLP), lambda: [torch.randn(7, 10), torch.randn(4, 10)], 416, [], lambda layer: None),
@@ -389,3 +374,12 @@ FAMILIES = [
     ),
 ]
 TORCH = {"cnn", "mlp", "encoder", "encoder_time_first"}
+
+
+def family(name: str) -> Family:
+    """The family of a name; the test is skipped where it needs transformers and there is none."""
+    if name not in TORCH:
+        import pytest
+
+        pytest.importorskip("transformers")
+    return next(f for f in FAMILIES if f.name == name)

@@ -8,7 +8,7 @@ from winnow.compression.recipe import Recipe
 from winnow.compression.solving import solve_unit
 from winnow.compression.units import coupled_masks
 from winnow.compression.workbench import Workbench
-from winnow.formats.units import load_packed, save_packed
+from winnow.formats.packed_file import load_packed, save_packed
 from winnow.masks.prunable import Prunable
 from winnow.records.allocation import AllocationRecord
 from winnow.run.store import Store, stage_key

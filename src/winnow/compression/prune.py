@@ -21,8 +21,8 @@ from winnow.compression.solving import grid_of, solve_unit, store_solution, unse
 from winnow.disk.files import write_atomic
 from winnow.errors import FormatError, InputError
 from winnow.formats.packed import PackedTensor
+from winnow.formats.packed_file import read_packed, save_packed, split_keys
 from winnow.formats.tensorfile import TensorFile
-from winnow.formats.units import read_packed, save_packed, split_keys
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable, Scope
 from winnow.run.store import sealed, unsealed

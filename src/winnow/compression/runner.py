@@ -21,8 +21,8 @@ from winnow.compression.units import coupled_masks
 from winnow.compression.workbench import Progress, Workbench
 from winnow.errors import disk_errors
 from winnow.fcpts.structures import make_units
+from winnow.formats.packed_file import load_packed, save_packed
 from winnow.formats.tensorfile import TensorFile
-from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled
 from winnow.measure.evaluation import keep, kept

@@ -69,9 +69,9 @@ def set_up(job: Job) -> Setup:
     """
     source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
     if source.module is not None:
-        from winnow.kernels.swap import must_be_dense
+        from winnow.kernels.swap import require_dense
 
-        must_be_dense(source.module)
+        require_dense(source.module)
     if job.out is not None:
         check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
         if source.folder is not None:

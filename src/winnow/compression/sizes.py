@@ -11,9 +11,9 @@ from winnow.compression.counts import per_tensor, unheld
 from winnow.compression.hosts import Host, dense_tensors, written_names
 from winnow.compression.recipe import Recipe
 from winnow.formats.packed import outline
+from winnow.formats.packed_file import describe, split_keys, stored_key, stored_parts
 from winnow.formats.shards import SHARD_BYTES, Layout, weights_bytes
 from winnow.formats.tensorfile import TensorFile
-from winnow.formats.units import describe, split_keys, stored_key, stored_parts
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import Structure, within_tensor
 from winnow.masks.ties import tensors_of

@@ -1,1 +1,1 @@
-"""A packed model in another form, for those who have no winnow."""
+"""Export of a packed model to files that load without winnow."""

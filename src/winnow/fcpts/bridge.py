@@ -18,7 +18,7 @@ class Bridge(Protocol):
     """Density of the units' magnitudes, per group and weighted by the weights that go with each unit."""
 
     def refresh(self, magnitudes: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor | int]) -> None:
-        """Looks at the magnitudes (per group [units], float32) anew; ``sizes`` as :meth:`Units.sizes`."""
+        """Updates the density from the magnitudes (per group [units], float32); ``sizes`` as :meth:`UnitGroups.sizes`."""
 
     def density(self, thresholds: torch.Tensor) -> torch.Tensor:
         """d rate / d t at each group's threshold, [G] -> float32 [G], above 0 everywhere."""

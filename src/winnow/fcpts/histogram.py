@@ -36,7 +36,7 @@ class Histogram:
         self.bins = bins
 
     def refresh(self, magnitudes: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor | int]) -> None:
-        """Counts the magnitudes (per group [units], at least 0) anew; ``sizes`` as :meth:`Units.sizes`."""
+        """Counts the magnitudes (per group [units], at least 0) again; ``sizes`` as :meth:`UnitGroups.sizes`."""
         flat = [m.detach().reshape(-1).float() for m in magnitudes]
         self.units = torch.tensor([m.numel() for m in flat], dtype=torch.float64, device=flat[0].device)
         low, high = (torch.stack(ends) for ends in zip(*(torch.aminmax(m) for m in flat)))

@@ -31,7 +31,7 @@ class KernelDensity:
         self.factor = bandwidth
 
     def refresh(self, magnitudes: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor | int]) -> None:
-        """Keeps the magnitudes (per group [units], at least 0); ``sizes`` as :meth:`Units.sizes`."""
+        """Keeps the magnitudes (per group [units], at least 0); ``sizes`` as :meth:`UnitGroups.sizes`."""
         summary = Histogram()
         summary.refresh(magnitudes, sizes)
         self.units = summary.units

@@ -12,16 +12,16 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.fcpts.bridge import make_bridge
+from winnow.fcpts.groups import UnitGroups
+from winnow.fcpts.groups_channels import Channels
+from winnow.fcpts.groups_patterns import Patterns
 from winnow.fcpts.settings import FcptsSettings
 from winnow.fcpts.start import start_thresholds
 from winnow.fcpts.structures import make_units
 from winnow.fcpts.thresholds import Thresholds
-from winnow.fcpts.units import Units
-from winnow.fcpts.units_channels import Channels
-from winnow.fcpts.units_patterns import Patterns
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import parse_structure
-from winnow.train.distil.fit import Bench, Fitted
+from winnow.train.distil.fit import Fitted, Trainer
 from winnow.train.distil.loop import Progress, Trace
 
 __all__ = ["FCPTS", "Fitted"]
@@ -96,34 +96,34 @@ class FCPTS:
         if (zeros is None) == (sparsity is None):
             raise InputError("say one budget: zeros=20000 or sparsity=0.8.")
         s = self.settings
-        bench = Bench(model, batches, scope, s, own=own)
+        trainer = Trainer(model, batches, scope, s, own=own)
         if zeros is None:
             assert sparsity is not None
             if not 0 < sparsity < 1:
                 raise InputError(f"a sparsity of {sparsity} is not a share: give one above 0 and below 1.")
-            zeros = min(round(sparsity * bench.scope.numel), bench.scope.numel - 1)
-        example = bench.examples.take(
-            torch.arange(min(4, bench.examples.count)) if bench.examples.joined is not None else torch.arange(1)
+            zeros = min(round(sparsity * trainer.scope.numel), trainer.scope.numel - 1)
+        example = trainer.examples.take(
+            torch.arange(min(4, trainer.examples.count)) if trainer.examples.joined is not None else torch.arange(1)
         )
-        units = make_units(self.structure, bench.scope, bench.model, example)
-        start = start_thresholds(units, bench.start, bench.scope, zeros, s.start, self.table, self.seed)
-        units.select(bench.start, start, zeros)  # a count that the structure cannot reach is found before the work
+        units = make_units(self.structure, trainer.scope, trainer.model, example)
+        start = start_thresholds(units, trainer.start, trainer.scope, zeros, s.start, self.table, self.seed)
+        units.select(trainer.start, start, zeros)  # a count that the structure cannot reach is found before the work
         with torch.no_grad():
-            _, began = units.mask(bench.start, start)
+            _, began = units.mask(trainer.start, start)
         first: tuple[_Learned, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]] | None = None
         rates: list[list[float]] = []
         for i in range(s.seeds):
             place = folder if folder is None or i == 0 else folder / f"seed-{self.seed + i}"
-            learned = self._learn(bench, units, start, zeros, i, place, progress)
+            learned = self._learn(trainer, units, start, zeros, i, place, progress)
             rates.append(rates_of(units, learned.keeps))
             if first is None:
-                weights, extra = bench.outcome(learned.keeps)
-                extra |= entries_of(units, learned.keeps, bench.model)
-                first = learned, weights, extra, self._sensitivity(bench, units, learned, zeros)
-            bench.reset()
+                weights, extra = trainer.outcome(learned.keeps)
+                extra |= entries_of(units, learned.keeps, trainer.model)
+                first = learned, weights, extra, self._sensitivity(trainer, units, learned, zeros)
+            trainer.reset()
         assert first is not None
         learned, weights, extra, rise = first
-        drift = bench.drift(weights, learned.keeps)
+        drift = trainer.drift(weights, learned.keeps)
         decided = [weights_of(units, name, g) for g, name in enumerate(units.groups)]
         layers = [
             dict(
@@ -133,9 +133,9 @@ class FCPTS:
             )
             for g, name in enumerate(units.groups)
         ]  # fmt: skip
-        record = bench.record(
+        record = trainer.record(
             learned.keeps, learned.trace, layers, method="fcpts", start=s.start, structure=str(self.structure),
-            target=zeros / bench.scope.numel, raw_rate=float(learned.removed.sum()) / bench.scope.numel,
+            target=zeros / trainer.scope.numel, raw_rate=float(learned.removed.sum()) / trainer.scope.numel,
         )  # fmt: skip
         if len(rates) > 1:
             from winnow.fcpts.stability import stability
@@ -147,63 +147,65 @@ class FCPTS:
 
     def _learn(
         self,
-        bench: Bench,
-        units: Units,
+        trainer: Trainer,
+        units: UnitGroups,
         start: torch.Tensor,
         zeros: int,
         number: int,
         folder: Path | None,
         progress: Progress | None,
     ) -> _Learned:
-        """Learns thresholds (and weights, in ``bench.model``) with one seed."""
+        """Learns thresholds (and weights, in ``trainer.model``) with one seed."""
         s = self.settings
         target = zeros / float(units.numels.sum())
         thresholds = Thresholds(units, make_bridge(s), s, start, target)
-        thresholds.prepare(bench.matrices())
+        thresholds.prepare(trainer.matrices())
 
         def shown(done: int, total: int, what: str) -> None:
             assert progress is not None
             progress(number * total + done, s.seeds * total, what)
 
-        trace = bench.run(
+        trace = trainer.run(
             thresholds, seed=self.seed + number, seconds=None if self.time is None else self.time / s.seeds,
             folder=folder, progress=shown if progress else None,
         )  # fmt: skip
-        weights = bench.matrices()
+        weights = trainer.matrices()
         with torch.no_grad():
             _, removed = units.mask(weights, thresholds.values)
         return _Learned(thresholds.values, units.select(weights, thresholds.values, zeros), removed, trace)
 
-    def _sensitivity(self, bench: Bench, units: Units, learned: _Learned, zeros: int) -> dict[str, float]:
+    def _sensitivity(self, trainer: Trainer, units: UnitGroups, learned: _Learned, zeros: int) -> dict[str, float]:
         """What it would cost to take more from each group alone; nothing where finding out would take long.
 
         Runs the trained model with its batch norms on the batch's statistics, which changes their running averages.
         """
         from winnow.fcpts.sensitivity import sensitivity
 
-        order = bench.examples.order(torch.Generator().manual_seed(self.seed))
+        order = trainer.examples.order(torch.Generator().manual_seed(self.seed))
         index = order[: max(1, SHOWN // self.settings.batch)]
         forward = learned.trace.parts["forward"] / max(learned.trace.steps, 1)
         if forward * len(index) * (len(units.groups) + 1) > max(PATIENCE, learned.trace.seconds / 5):
             return {}
-        batches = [(bench.examples.take(i), i) for i in index]
-        targets = [bench.reference.target(i, batch) for batch, i in batches]
+        batches = [(trainer.examples.take(i), i) for i in index]
+        targets = [trainer.teacher.target(i, batch) for batch, i in batches]
 
         def loss_of(masked: dict[str, torch.Tensor]) -> float:
-            losses = [bench.reference.loss(bench.student, masked, t, batch) for (batch, _), t in zip(batches, targets)]
+            losses = [
+                trainer.teacher.loss(trainer.student, masked, t, batch) for (batch, _), t in zip(batches, targets)
+            ]
             return float(torch.stack(losses).mean())
 
-        with bench.student.training(weights=False, small=False):
+        with trainer.student.training(weights=False, small=False):
             share = zeros / float(units.numels.sum())
-            return sensitivity(units, learned.thresholds, bench.matrices(), loss_of, share)
+            return sensitivity(units, learned.thresholds, trainer.matrices(), loss_of, share)
 
 
-def weights_of(units: Units, name: str, group: int) -> int:
+def weights_of(units: UnitGroups, name: str, group: int) -> int:
     """The weights that a group's rate is a share of: of the whole tensor where it is one, whatever its pattern can take."""
     return units.scope.prunables[name].numel if isinstance(units, Patterns) else int(units.numels[group])
 
 
-def rates_of(units: Units, keeps: Mapping[str, torch.Tensor]) -> list[float]:
+def rates_of(units: UnitGroups, keeps: Mapping[str, torch.Tensor]) -> list[float]:
     """The exact rate of every group, from the masks."""
     if not isinstance(units, Channels):
         return [int((~keeps[name]).sum()) / keeps[name].numel() for name in units.groups]
@@ -213,6 +215,6 @@ def rates_of(units: Units, keeps: Mapping[str, torch.Tensor]) -> list[float]:
     return (removed / units.numels).tolist()  # type: ignore[union-attr]
 
 
-def entries_of(units: Units, keeps: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def entries_of(units: UnitGroups, keeps: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Biases and norms of removed units, which are zero from now on; none where units are weights of one tensor."""
     return units.entries(keeps, model) if isinstance(units, Channels) else {}

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from winnow.fcpts.start import TINY, removing
-from winnow.fcpts.units import Units
+from winnow.fcpts.groups import UnitGroups
+from winnow.fcpts.start import TINY, threshold_removing
 
 SHARE = 0.1  # of what a group has left
 
 
 @torch.no_grad()
 def sensitivity(
-    units: Units,
+    units: UnitGroups,
     thresholds: torch.Tensor,
     weights: Mapping[str, torch.Tensor],
     loss_of: Callable[[dict[str, torch.Tensor]], float],
@@ -45,7 +45,7 @@ def sensitivity(
         load = size.to(m.device)[left] if isinstance(size, torch.Tensor) else size
         weight_left = float(load.sum()) if isinstance(load, torch.Tensor) else float(load * int(left.sum()))
         raised = off.clone()
-        raised[g] = removing(m[left], load, SHARE * weight_left, least=1)
+        raised[g] = threshold_removing(m[left], load, SHARE * weight_left, least=1)
         masked, _ = units.mask(folded, raised)
         found[name] = loss_of({**folded, **masked}) - base
     return found

@@ -9,14 +9,14 @@ import torch
 
 from winnow.allocate import LayerInfo, allocate
 from winnow.errors import InputError
-from winnow.fcpts.units import Units
+from winnow.fcpts.groups import UnitGroups
 from winnow.masks.prunable import Scope
 
 TINY = 1e-30  # a threshold is above 0, whatever the magnitudes
 
 
 def start_thresholds(
-    units: Units,
+    units: UnitGroups,
     weights: Mapping[str, torch.Tensor],
     scope: Scope,
     zeros: int,
@@ -33,7 +33,7 @@ def start_thresholds(
         table: rates by group name or pattern, with ``start="table"`` only.
         seed: which groups go first among equals, where a group is a single unit and a uniform share is none.
 
-    Each is what :func:`removing` makes of the group's count: its weights to the nearest unit, equal magnitudes together.
+    Each is what :func:`threshold_removing` makes of the group's count: its weights to the nearest unit, equal magnitudes together.
 
     Raises InputError for an unknown start, a table that does not come to ``zeros``, or one without its start.
     """
@@ -44,22 +44,6 @@ def start_thresholds(
             else "the start table needs rates: give --table with rates by tensor name or pattern."
         )
     magnitudes, sizes = units.magnitudes(weights), units.sizes()
-    counts = _counts(units, weights, scope, zeros, start, table, seed, magnitudes, sizes)
-    return torch.stack([removing(m, size, counts[g]) for g, m, size in zip(units.groups, magnitudes, sizes)])
-
-
-def _counts(
-    units: Units,
-    weights: Mapping[str, torch.Tensor],
-    scope: Scope,
-    zeros: int,
-    start: str,
-    table: Mapping[str, float] | None,
-    seed: int,
-    magnitudes: list[torch.Tensor],
-    sizes: list[torch.Tensor | int],
-) -> dict[str, int]:
-    """Zeros of each group, multiples of its units where they are all of one size."""
     layers, room = [], 0.0
     for group, numel, m, size in zip(units.groups, units.numels.tolist(), magnitudes, sizes):
         p = scope.prunables.get(group)
@@ -75,18 +59,21 @@ def _counts(
     if whole:
         order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(seed))
         layers = [layers[i] for i in order]
-    grain = {g: size for g, size in zip(units.groups, sizes) if isinstance(size, int) and size > 1}
-    return allocate(
+    counts = allocate(
         start,
         layers,
         zeros,
         table=table,
         max_rate=min(room * (1 + 1e-9), 1.0) if whole else min(room, 0.99),
-        granularity=grain or None,
-    )
+        granularity={g: size for g, size in zip(units.groups, sizes) if isinstance(size, int) and size > 1} or None,
+    )  # of each group, multiples of its units where they are all of one size
+    parts = zip(units.groups, magnitudes, sizes)
+    return torch.stack([threshold_removing(m, size, counts[g]) for g, m, size in parts])
 
 
-def removing(magnitudes: torch.Tensor, sizes: torch.Tensor | int, count: float, least: int = 0) -> torch.Tensor:
+def threshold_removing(
+    magnitudes: torch.Tensor, sizes: torch.Tensor | int, count: float, least: int = 0
+) -> torch.Tensor:
     """The threshold at which the units nearest to ``count`` weights are removed, float32 [], above 0.
 
     It lies half-way between the largest magnitude that goes and the smallest that stays, so that exp(log t) removes

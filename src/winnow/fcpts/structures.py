@@ -7,17 +7,17 @@ from typing import Any
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.fcpts.units import Elements, Units
-from winnow.fcpts.units_blocks import Blocks
-from winnow.fcpts.units_channels import Channels
-from winnow.fcpts.units_patterns import Patterns
+from winnow.fcpts.groups import Elements, UnitGroups
+from winnow.fcpts.groups_blocks import Blocks
+from winnow.fcpts.groups_channels import Channels
+from winnow.fcpts.groups_patterns import Patterns
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, BlockShape, Coupled, Structure
 
 
 def make_units(
     structure: Structure, scope: Scope, model: nn.Module, example: Any = None, *, window: float = 1.0
-) -> Units:
+) -> UnitGroups:
     """What thresholds decide about: single weights, patterns of whole layers, blocks or coupled units.
 
     Args:

@@ -7,8 +7,8 @@ import math
 import torch
 
 from winnow.fcpts.bridge import Bridge, rates
+from winnow.fcpts.groups import UnitGroups
 from winnow.fcpts.settings import FcptsSettings
-from winnow.fcpts.units import Units
 
 ROOM = 4.0
 STEEPEST = 1.0  # a spike in the loss must not throw a threshold out of its magnitudes, from where none returns
@@ -27,7 +27,7 @@ class Thresholds:
     """
 
     def __init__(
-        self, units: Units, bridge: Bridge, settings: FcptsSettings, start: torch.Tensor, target: float
+        self, units: UnitGroups, bridge: Bridge, settings: FcptsSettings, start: torch.Tensor, target: float
     ) -> None:
         self.units, self.bridge, self.settings, self.final = units, bridge, settings, target
         self.penalty = len(units.groups) / 2 if settings.penalty is None else settings.penalty

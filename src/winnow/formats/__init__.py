@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from winnow.formats.artifact import ArtifactWriter
     from winnow.formats.packed import PackedTensor, pack
+    from winnow.formats.packed_file import load_packed, save_packed
     from winnow.formats.reader import Artifact, is_artifact, read_artifact
-    from winnow.formats.units import load_packed, save_packed
 
 # Looked up on first use: the import hook for transformers lives in this package and must cost nothing.
 _HOMES = {
@@ -17,12 +17,12 @@ _HOMES = {
     "ArtifactWriter": "winnow.formats.artifact",
     "is_artifact": "winnow.formats.reader",
     "read_artifact": "winnow.formats.reader",
-    "export_dense": "winnow.exports.dense",
+    "export_dense": "winnow.exports.verb",
     "load": "winnow.kernels.load",
     "PackedTensor": "winnow.formats.packed",
     "pack": "winnow.formats.packed",
-    "load_packed": "winnow.formats.units",
-    "save_packed": "winnow.formats.units",
+    "load_packed": "winnow.formats.packed_file",
+    "save_packed": "winnow.formats.packed_file",
 }
 
 __all__ = [

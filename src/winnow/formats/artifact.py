@@ -19,10 +19,10 @@ from winnow.disk.files import copy_file, write_text
 from winnow.errors import InputError
 from winnow.formats.output import OutputFolder
 from winnow.formats.packed import PackedTensor
+from winnow.formats.packed_file import flatten, load_packed, split_keys
 from winnow.formats.reader import OWN_FILES, Artifact, is_artifact, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, sha256
-from winnow.formats.units import flatten, load_packed, split_keys
 from winnow.masks.prunable import Prunable
 from winnow.masks.ties import stored_names
 

@@ -95,9 +95,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], 
 def _check_entries(path: Path, entries: dict[str, Any], checksums: Any, shared: bool, size: int) -> None:
     """Every tensor of a known type, described as it was written, the offsets without gap or overlap. With ``shared``,
     tensors without a checksum of their own are covered by a common one."""
-    if not isinstance(checksums, dict) or not checksums.keys() <= entries.keys():
-        raise damaged(path, "its tensors are not the ones that were written")
-    if checksums.keys() != entries.keys() and not shared:
+    known = isinstance(checksums, dict) and checksums.keys() <= entries.keys()
+    if not known or (checksums.keys() != entries.keys() and not shared):
         raise damaged(path, "its tensors are not the ones that were written")
     spans = []
     for key, entry in entries.items():

@@ -25,7 +25,7 @@ def model_files(folder: Path) -> list[Path]:
     (``_get_resolved_checkpoint_files``).
 
     Raises:
-        InputError: there is none; the sentence says what lies there instead.
+        InputError: there is none; the sentence says what is there instead.
         FormatError: a file that the index lists is missing, or the index is garbled or leaves the folder.
     """
     named = read_json(folder / "config.json").get("transformers_weights")

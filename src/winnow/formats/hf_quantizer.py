@@ -23,9 +23,9 @@ from transformers.quantizers.auto import (
 
 from winnow.errors import FormatError
 from winnow.formats.packed import PackedTensor
+from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 from winnow.formats.reader import check_description, check_listed, match_header, unpacked
 from winnow.formats.tensorfile import TensorFile
-from winnow.formats.units import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 
 _PATTERNS = {rf"\.winnow_{suffix}$": suffix for suffix in SUFFIXES}
 
@@ -63,8 +63,8 @@ class WinnowQuantizer(HfQuantizer):
         files = {Path(path).name: Path(path) for path in checkpoint_files or ()}
         if set(shards) != files.keys():
             raise FormatError(f"{where} lacks {min(set(shards) ^ files.keys())}: copy the whole folder again")
-        wanted = model.state_dict()
-        self._dtypes = {name: planned_dtype(model, name, tensor) for name, tensor in wanted.items()}
+        expected = model.state_dict()
+        self._dtypes = {name: planned_dtype(model, name, tensor) for name, tensor in expected.items()}
         stored: set[str] = set()
         for name in shards:
             file = TensorFile(files[name])
@@ -78,19 +78,19 @@ class WinnowQuantizer(HfQuantizer):
                 # Whatever could be wrong with it: transformers keeps no reason of what is raised while it converts.
                 with torch.device("cpu"):  # transformers builds its models on the meta device
                     read_packed(file, key, about).check()
-                target = _target(key, wanted, model.base_model_prefix)
+                target = _target(key, expected, model.base_model_prefix)
                 if target is not None:
                     prunable = prunable_of(key, about)
-                    _same_shape(where, key, prunable.shape, wanted[target])
+                    _same_shape(where, key, prunable.shape, expected[target])
                     self._unpack.targets[target] = (prunable, about, self._dtypes[target])
             for key in dense:
-                target = _target(key, wanted, model.base_model_prefix)
+                target = _target(key, expected, model.base_model_prefix)
                 if target is not None:
-                    _same_shape(where, key, file.shape(key), wanted[target])
+                    _same_shape(where, key, file.shape(key), expected[target])
         if type(model).__name__ in (
             getattr(model.config, "architectures", None) or ()
         ):  # the very model that was stored
-            different = stored ^ (wanted.keys() - (model.all_tied_weights_keys or {}).keys())
+            different = stored ^ (expected.keys() - (model.all_tied_weights_keys or {}).keys())
             if different - (model.all_tied_weights_keys or {}).keys():
                 raise FormatError(
                     f"{where} does not fit {type(model).__name__} ({min(different)}): copy the whole folder again"
@@ -142,10 +142,10 @@ def register() -> None:
         register_quantizer("winnow")(WinnowQuantizer)
 
 
-def _target(name: str, wanted: dict[str, torch.Tensor], prefix: str) -> str | None:
+def _target(name: str, expected: dict[str, torch.Tensor], prefix: str) -> str | None:
     """The model's own name of a stored tensor: a head may have been added to, or taken from, the base model."""
     candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
-    return next((candidate for candidate in candidates if candidate in wanted), None)
+    return next((candidate for candidate in candidates if candidate in expected), None)
 
 
 def planned_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:

@@ -64,14 +64,14 @@ def _rank(groups: np.ndarray, n: int, m: int) -> np.ndarray:
 def _unrank(ranks: np.ndarray, n: int, m: int) -> np.ndarray:
     table = _binomials(n, m)
     left = ranks.astype(np.int64)
-    wanted = np.full(ranks.shape, n, dtype=np.int64)
+    needed = np.full(ranks.shape, n, dtype=np.int64)
     keep = np.zeros((*ranks.shape, m), dtype=np.bool_)
     for place in range(m - 1, -1, -1):
-        step = table[place][wanted]
-        here = (wanted > 0) & (left >= step)
+        step = table[place][needed]
+        here = (needed > 0) & (left >= step)
         keep[..., place] = here
         left -= np.where(here, step, 0)
-        wanted -= here
+        needed -= here
     return keep
 
 

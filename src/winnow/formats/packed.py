@@ -26,11 +26,13 @@ import numpy as np
 import torch
 
 from winnow.errors import FormatError, InputError
-from winnow.formats import bits, nm
-from winnow.formats.soundness import FLOATS, INTEGERS, Encoding, problem_of
-from winnow.masks.structure import NM, BlockShape, Structure, check
+from winnow.formats import bits
+from winnow.formats.layout import Encoding, PackedLayout
+from winnow.formats.validation import FLOATS, INTEGERS, problem_of
+from winnow.masks.structure import Structure
 from winnow.quantize import Quantized
 
+_META = ("rows", "cols", "encoding", "values", "dtype", "structure", "zeros", "pattern", "group")
 _SAME_SIZE_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -71,17 +73,8 @@ class PackedTensor:
 
     def meta(self) -> dict[str, Any]:
         """What the tensors do not say themselves, as JSON."""
-        return {
-            "rows": self.rows,
-            "cols": self.cols,
-            "encoding": self.encoding,
-            "values": self.values,
-            "dtype": self.dtype,
-            "structure": self.structure,
-            "zeros": self.zeros,
-            "pattern": list(self.pattern) if self.pattern else None,
-            "group": self.group,
-        }
+        meta = {key: getattr(self, key) for key in _META}
+        return {**meta, "pattern": list(self.pattern) if self.pattern else None}
 
     @classmethod
     def from_tensors(cls, meta: dict[str, Any], tensors: dict[str, torch.Tensor]) -> PackedTensor:
@@ -89,9 +82,7 @@ class PackedTensor:
         try:
             pattern = meta["pattern"]
             packed = cls(
-                **{key: meta[key] for key in ("rows", "cols", "encoding", "values", "dtype", "structure", "zeros")},
-                pattern=tuple(pattern) if pattern is not None else None,
-                group=meta["group"],
+                **{**{key: meta[key] for key in _META}, "pattern": tuple(pattern) if pattern is not None else None},
                 mask=tensors.get("mask"),
                 data=tensors["values"],
                 scales=tensors.get("scales"),
@@ -111,7 +102,7 @@ class PackedTensor:
         """
         stored = FLOATS.get(self.values, torch.float32)
         out = torch.empty(self.rows, self.cols, dtype=dtype or stored)
-        for rows, band in self._bands():
+        for rows, band in self.bands():
             if self.values in INTEGERS:
                 band = self._quantized(band, rows).dequantize()
             out[rows] = band if self.values in INTEGERS else band.view(stored)
@@ -122,7 +113,7 @@ class PackedTensor:
         if self.values not in INTEGERS:
             raise InputError(f"this tensor holds {self.values} values, not integer codes: use unpack()")
         codes = torch.empty(self.rows, self.cols, dtype=torch.int8)
-        for rows, band in self._bands():
+        for rows, band in self.bands():
             codes[rows] = band
         return self._quantized(codes, slice(None))
 
@@ -130,62 +121,35 @@ class PackedTensor:
         """The keep mask [rows, cols], bool, True where the weight stays."""
         keep = torch.ones(self.rows, self.cols, dtype=torch.bool)
         if self.mask is not None:
-            for lines in bits.bands(self.rows // self._height, self.cols * self._height):
-                keep[self._rows(lines)] = torch.from_numpy(self._to_rows(self._decode(lines)))
+            for lines, rows in self.layout.bands():
+                keep[rows] = torch.from_numpy(self.layout.to_rows(self.decode(lines)))
         return keep
 
     def check(self) -> None:
         """Decode the index once, values left alone. Raises FormatError where it holds a pattern that does not exist or
         does not fit the values: what is still unknown once :meth:`from_tensors` has counted."""
         if self.encoding == "nm" or self.values == "int4":
-            size = 0
-            for lines in bits.bands(self.rows // self._height, self.cols * self._height):
-                keep = self._decode(lines)
-                if self.values == "int4":
-                    size += int(bits.nibble_bytes(np.count_nonzero(keep, axis=1)).sum())
+            size = sum(self._stored(self.decode(lines)) for lines, _ in self.layout.bands())
             if self.values == "int4" and size != self.data.numel():
                 raise _disagree()
 
     @property
-    def _height(self) -> int:
-        """Matrix rows in one line of the layout: the height of a block, else 1."""
-        return self.pattern[0] if self.encoding == "block" and self.pattern else 1
+    def layout(self) -> PackedLayout:
+        return PackedLayout(self.encoding, self.rows, self.cols, self.pattern)
 
-    def _rows(self, lines: slice) -> slice:
-        return slice(lines.start * self._height, lines.stop * self._height)
-
-    def _to_rows(self, lines: np.ndarray) -> np.ndarray:
-        return _from_blocks(lines, self.pattern, self.cols) if self.encoding == "block" else lines
-
-    def _quantized(self, codes: torch.Tensor, rows: slice) -> Quantized:
-        assert self.scales is not None
-        return Quantized(codes=codes, scales=self.scales[rows], bits=INTEGERS[self.values], group=self.group)
-
-    def _decode(self, lines: slice) -> np.ndarray:
-        """Keep pattern of some lines of the layout: bool [lines, cols * height]."""
-        width = self.cols * self._height
+    def decode(self, lines: slice) -> np.ndarray:
+        """Keep pattern of some lines of the layout: bool [lines, width]."""
         if self.mask is None:
-            return np.ones((lines.stop - lines.start, width), dtype=np.bool_)
-        mask = self.mask[lines].numpy()
-        if self.encoding == "bitmask":
-            return bits.unpack_bits(mask, width)
-        assert self.pattern is not None
-        if self.encoding == "nm":
-            n, m = self.pattern
-            return nm.unrank(bits.unpack_uints(mask, self.cols // m, nm.index_bits(n, m)), n, m)
-        area = self.pattern[0] * self.pattern[1]
-        return np.repeat(bits.unpack_bits(mask, width // area), area, axis=1)
+            return np.ones((lines.stop - lines.start, self.cols), dtype=np.bool_)
+        return self.layout.decode(self.mask[lines].numpy())
 
-    def _bands(self) -> Iterator[tuple[slice, torch.Tensor]]:
+    def bands(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows, integers of the stored size [rows, cols] with zeros filled in), band after band."""
         data = _as_integers(self.data).reshape(-1).numpy()
         start = 0
-        for lines in bits.bands(self.rows // self._height, self.cols * self._height):
-            keep = self._decode(lines)
-            if self.values == "int4":
-                size = int(bits.nibble_bytes(np.count_nonzero(keep, axis=1)).sum())
-            else:
-                size = int(np.count_nonzero(keep))
+        for lines, rows in self.layout.bands():
+            keep = self.decode(lines)
+            size = self._stored(keep)
             part = data[start : start + size]
             start += size
             if part.size != size:
@@ -197,9 +161,19 @@ class PackedTensor:
             else:
                 band = np.zeros(keep.shape, dtype=data.dtype)
                 band[keep] = part
-            yield self._rows(lines), torch.from_numpy(np.ascontiguousarray(self._to_rows(band)))
+            yield rows, torch.from_numpy(np.ascontiguousarray(self.layout.to_rows(band)))
         if start != data.size:
             raise _disagree()
+
+    def _stored(self, keep: np.ndarray) -> int:
+        """Entries of ``data`` that lines with this keep pattern take."""
+        if self.values == "int4":
+            return int(bits.nibble_bytes(np.count_nonzero(keep, axis=1)).sum())
+        return int(np.count_nonzero(keep))
+
+    def _quantized(self, codes: torch.Tensor, rows: slice) -> Quantized:
+        assert self.scales is not None
+        return Quantized(codes=codes, scales=self.scales[rows], bits=INTEGERS[self.values], group=self.group)
 
 
 def _disagree() -> FormatError:
@@ -237,39 +211,36 @@ def pack(
         raise InputError(f"values of type {values} cannot be packed: use {', '.join([*FLOATS, *INTEGERS])}")
     rows, cols = matrix.shape
     zeros = 0 if keep is None else keep.numel() - int(np.count_nonzero(keep.cpu().numpy()))
-    encoding, pattern = _encoding_of(structure, rows, cols) if zeros else ("dense", None)
+    layout = PackedLayout.of(structure, rows, cols, zeros)
     source = matrix if quantized is None else quantized.codes
     if source.shape != matrix.shape:
         raise InputError(f"the codes have shape {list(source.shape)}, the matrix {list(matrix.shape)}")
     packed_mask, packed_values = [], []
-    height = pattern[0] if encoding == "block" and pattern else 1
-    for lines in bits.bands(rows // height, cols * height):
-        band = source[lines.start * height : lines.stop * height].detach().cpu().contiguous()
+    for _, part in layout.bands():
+        band = source[part].detach().cpu().contiguous()
         if quantized is None and not bool(torch.isfinite(band).all()):
             raise InputError("the weights hold NaN or infinity: repair the model before it is packed")
-        numbers = _as_integers(band).numpy()
-        if encoding == "block":
-            numbers = _to_blocks(numbers, pattern)
-        if encoding == "dense":
+        numbers = layout.to_lines(_as_integers(band).numpy())
+        if layout.encoding == "dense":
             kept = np.ones(numbers.shape, dtype=np.bool_) if values == "int4" else None
         else:
             assert keep is not None
-            kept = keep[lines.start * height : lines.stop * height].cpu().numpy()
+            kept = keep[part].cpu().numpy()
             if np.any((band != 0).numpy() & ~kept):
                 raise InputError("the matrix holds non-zero weights at pruned positions: apply the mask before packing")
-            kept = _to_blocks(kept, pattern) if encoding == "block" else kept
-            packed_mask.append(_encode(kept, encoding, pattern))
+            kept = layout.to_lines(kept)
+            packed_mask.append(layout.encode(kept))
         packed_values.append(_take(numbers, kept, values))
     data = torch.from_numpy(np.concatenate(packed_values)) if packed_values else torch.empty(0, dtype=torch.int8)
     packed = PackedTensor(
         rows=rows,
         cols=cols,
-        encoding=encoding,
+        encoding=layout.encoding,
         values=values,
         dtype=str(dtype or matrix.dtype).removeprefix("torch."),
         structure=str(structure),
         zeros=zeros,
-        pattern=pattern,
+        pattern=layout.pattern,
         group=quantized.group if quantized is not None else None,
         mask=torch.from_numpy(np.concatenate(packed_mask)) if packed_mask else None,
         data=data.view(FLOATS[values]) if values in FLOATS else data,
@@ -284,22 +255,18 @@ def pack(
 def outline(
     rows: int, cols: int, zeros: int, structure: Structure, values: str, dtype: torch.dtype, group: int | None = None
 ) -> PackedTensor:
-    """What :func:`pack` would make of a matrix with so many zeros, its tensors on the meta device: for reckoning sizes.
+    """What :func:`pack` would make of a matrix with so many zeros, its tensors on the meta device: to compute sizes.
 
     ``values``: the type of the stored values; ``group`` as in ``Quantized``. An int4 row that keeps an odd number of
     weights is padded to a byte: half of the rows are taken to, unless all keep the same number.
     """
-    encoding, pattern = _encoding_of(structure, rows, cols) if zeros else ("dense", None)
-    lines, entries = rows, cols
-    if pattern is not None:
-        first, second = pattern
-        height, bits_each = (1, nm.index_bits(first, second)) if encoding == "nm" else (first, 1)
-        lines, entries = rows // height, cols // second * bits_each
+    layout = PackedLayout.of(structure, rows, cols, zeros)
     kept = rows * cols - zeros
     if values == "int4":
-        odd = 0 if encoding == "block" and not (pattern[0] * pattern[1]) % 2 else lines // 2  # type: ignore[index]
-        if encoding in ("dense", "nm"):
-            odd = lines * (kept // max(rows, 1) % 2)
+        r, c = layout.block
+        odd = layout.lines // 2 if layout.encoding == "bitmask" or r * c % 2 else 0
+        if layout.encoding in ("dense", "nm"):
+            odd = rows * (kept // max(rows, 1) % 2)
         kept = (kept + odd) // 2
 
     def empty(*shape: int, of: torch.dtype) -> torch.Tensor:
@@ -310,37 +277,10 @@ def outline(
         scales = empty(rows, -(-cols // (cols if group is None else group)), of=torch.float16)
     stored = FLOATS.get(values, torch.int8 if values == "int8" else torch.uint8)
     return PackedTensor(
-        rows=rows, cols=cols, encoding=encoding, values=values, dtype=str(dtype).removeprefix("torch."), structure=str(structure),
-        zeros=zeros, pattern=pattern, group=group, mask=None if encoding == "dense" else empty(lines, -(-entries // 8), of=torch.uint8),
-        data=empty(kept, of=stored), scales=scales,
+        rows=rows, cols=cols, encoding=layout.encoding, values=values, dtype=str(dtype).removeprefix("torch."), structure=str(structure),
+        zeros=zeros, pattern=layout.pattern, group=group, data=empty(kept, of=stored), scales=scales,
+        mask=None if layout.encoding == "dense" else empty(layout.lines, -(-layout.index_width // 8), of=torch.uint8),
     )  # fmt: skip
-
-
-def _encoding_of(structure: Structure, rows: int, cols: int) -> tuple[Encoding, tuple[int, int] | None]:
-    check(structure, rows, cols)
-    if isinstance(structure, NM) and structure.m <= nm.LARGEST_GROUP:
-        return "nm", (structure.n, structure.m)
-    if isinstance(structure, BlockShape):
-        return "block", (structure.r, structure.c)
-    return "bitmask", None
-
-
-def _encode(keep: np.ndarray, encoding: Encoding, pattern: tuple[int, int] | None) -> np.ndarray:
-    if encoding == "bitmask":
-        return bits.pack_bits(keep)
-    assert pattern is not None
-    if encoding == "nm":
-        n, m = pattern
-        if np.any(np.count_nonzero(keep.reshape(keep.shape[0], -1, m), axis=2) != n):
-            raise InputError(
-                f"the mask does not keep exactly {n} of every {m} weights along a row: select it as {n}:{m}"
-            )
-        return bits.pack_uints(nm.rank(keep, n, m), nm.index_bits(n, m))
-    blocks = keep.reshape(keep.shape[0], -1, pattern[0] * pattern[1])
-    kept = np.all(blocks, axis=2)
-    if np.any(np.any(blocks, axis=2) != kept):
-        raise InputError(f"the mask splits blocks of {pattern[0]} x {pattern[1]}: select it with that block structure")
-    return bits.pack_bits(kept)
 
 
 def _take(numbers: np.ndarray, keep: np.ndarray | None, values: str) -> np.ndarray:
@@ -355,17 +295,3 @@ def _take(numbers: np.ndarray, keep: np.ndarray | None, values: str) -> np.ndarr
 def _as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """The same bits as integers of the same size: numpy has no bfloat16, and integers are copied bit for bit."""
     return tensor.view(_SAME_SIZE_INT[tensor.element_size()]) if tensor.is_floating_point() else tensor
-
-
-def _to_blocks(band: np.ndarray, pattern: tuple[int, int] | None) -> np.ndarray:
-    """[k * r, C] -> [k, C * r], the weights of a block side by side."""
-    assert pattern is not None
-    r, c = pattern
-    return band.reshape(-1, r, band.shape[1] // c, c).swapaxes(1, 2).reshape(-1, band.shape[1] * r)
-
-
-def _from_blocks(lines: np.ndarray, pattern: tuple[int, int] | None, cols: int) -> np.ndarray:
-    """The inverse of :func:`_to_blocks`."""
-    assert pattern is not None
-    r, c = pattern
-    return lines.reshape(-1, cols // c, r, c).swapaxes(1, 2).reshape(-1, cols)

@@ -13,10 +13,10 @@ from winnow.disk.regular import read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats.header import check_version, parse_json
 from winnow.formats.packed import PackedTensor
+from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 from winnow.formats.shards import INDEX
-from winnow.formats.soundness import FLOATS
 from winnow.formats.tensorfile import TensorFile, sha256
-from winnow.formats.units import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
+from winnow.formats.validation import FLOATS
 from winnow.masks.prunable import Prunable
 
 OWN_FILES = ("config.json", "manifest.json", "recipe.yaml", INDEX)
@@ -47,7 +47,7 @@ class Artifact:
             packed, dense = split_keys(file)
             self._packed |= {key: (file, about) for key, about in packed.items()}
             self._dense |= dict.fromkeys(dense, file)
-        if "tensors" in described and self.descriptions != described["tensors"]:  # version 1 said it here too
+        if "tensors" in described and self.descriptions != described["tensors"]:  # version 1 stored it here too
             raise FormatError(
                 f"{self.folder}/config.json does not describe the tensors beside it: copy the whole folder"
             )
@@ -98,7 +98,7 @@ class Artifact:
         return read_packed(self._packed[self._known(name, self._packed)][0], name, self._packed[name][1])
 
     def mapped(self, name: str) -> PackedTensor:
-        """The same, its parts pages of the file where the runtime can use them as they lie: of bitmasks and dense
+        """The same, its parts pages of the file where the runtime can use them directly: of bitmasks and dense
         tensors everything, of n:m patterns the values. What it will rearrange is read into memory of its own."""
         file, about = self._packed[self._known(name, self._packed)]
         encoding = str(about.get("encoding"))
@@ -195,7 +195,7 @@ def check_listed(folder: Path, names: Iterable[str] | None = None, manifest: dic
     """Whether files of a folder that winnow wrote are those of its manifest, by their SHA-256.
 
     ``names``: the files about to be read (default: all that are listed); what is not there, or was added later, is not
-    looked at, and without a manifest nothing is. Raises FormatError naming the file, and how a wanted change is accepted.
+    looked at, and without a manifest nothing is. Raises FormatError naming the file, and how an intended change is accepted.
     """
     digests = (read_manifest(folder) if manifest is None else manifest).get("files", {})
     for name in digests if names is None else names:

@@ -11,8 +11,8 @@ import torch
 
 from winnow.disk.files import link_or_copy, write_text
 from winnow.errors import InputError, disk_errors
+from winnow.formats.packed_file import SUFFIXES, compact, stored_key
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, file_size, write_tensors
-from winnow.formats.units import SUFFIXES, compact, stored_key
 
 SHARD_BYTES = 512 << 20
 SMALL = 4096  # bytes of a tensor below which it has no checksum of its own
@@ -107,7 +107,7 @@ class ShardWriter:
         self._tensors, self._packed, self._pending = {}, {}, 0
 
 
-Layout = dict[str, torch.Tensor]  # of tensors whose values are not looked at: they may lie on the meta device
+Layout = dict[str, torch.Tensor]  # of tensors whose values are not looked at: they may be on the meta device
 
 
 class _Sizes(ShardWriter):

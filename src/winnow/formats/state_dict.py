@@ -40,8 +40,8 @@ def load_state(model: nn.Module, file: Path) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
-        why = misfit(wanted, {n: tuple(t.shape) for n, t in state.items()})
+        expected = {n: tuple(t.shape) for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+        why = misfit(expected, {n: tuple(t.shape) for n, t in state.items()})
         text = " ".join(line.strip() for line in str(error).splitlines()[:3])
         raise InputError(f"{file} does not fit the model: {why or text[:300]}.") from None
 
@@ -72,17 +72,17 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
     return _state_in(file, found)
 
 
-def misfit(wanted: Shapes, found: Shapes) -> str | None:
-    """Why tensors of the names and shapes ``found`` do not fit a model that has ``wanted``; None where they do.
+def misfit(expected: Shapes, found: Shapes) -> str | None:
+    """Why tensors of the names and shapes ``found`` do not fit a model that has ``expected``; None where they do.
 
     Not a whole sentence: "its keys begin with ...", "it lacks ... and has ...", "a.weight is [7, 3], [5, 3] in the model".
     """
-    missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
+    missing, extra = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or extra:
-        return _prefixed(wanted, found) or _foreign(missing, extra) or _keys(missing, extra)
-    for name, shape in wanted.items():
+        return _prefixed(expected, found) or _foreign(missing, extra) or _keys(missing, extra)
+    for name, shape in expected.items():
         if tuple(found[name]) != tuple(shape):
-            others = sum(tuple(found[n]) != tuple(s) for n, s in wanted.items()) - 1
+            others = sum(tuple(found[n]) != tuple(s) for n, s in expected.items()) - 1
             more = f" (and {others} more differ)" if others else ""
             return f"{name} is {list(found[name])} there and {list(shape)} in the model{more}"
     return None
@@ -122,7 +122,7 @@ def _state_in(file: Path, found: Any) -> dict[str, torch.Tensor]:
     if nested:
         where = "".join(f"[{key!r}]" for key in nested[0])
         raise InputError(
-            f"{file} does not fit the model: its weights lie under {where}; save that part alone: "
+            f"{file} does not fit the model: its weights are under {where}; save that part alone: "
             f"torch.save(torch.load({file.name!r}){where}, ...)."
         )
     raise InputError(
@@ -131,7 +131,7 @@ def _state_in(file: Path, found: Any) -> dict[str, torch.Tensor]:
 
 
 def _nested(found: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where state dicts lie inside a checkpoint, at most three dicts down."""
+    """Where state dicts are inside a checkpoint, at most three dicts down."""
     if not isinstance(found, dict) or len(path) > 3:
         return
     if path and found and all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in found.items()):
@@ -158,11 +158,11 @@ def _not_loaded(file: Path, error: str) -> str:
     return f"{file} cannot be read ({error.strip().splitlines()[0][:120] if error.strip() else 'no reason given'}): copy it again, or save the state_dict anew: {fix}."
 
 
-def _prefixed(wanted: Shapes, found: Shapes) -> str | None:
+def _prefixed(expected: Shapes, found: Shapes) -> str | None:
     """The prefix that all keys of one side have and the other lacks, where taking it away helps."""
     for here, there, say in (
-        (found, wanted, "its keys begin with {!r}, which the model's do not{}"),
-        (wanted, found, "its keys lack {!r}, with which the model's begin{}"),
+        (found, expected, "its keys begin with {!r}, which the model's do not{}"),
+        (expected, found, "its keys lack {!r}, with which the model's begin{}"),
     ):
         for key in ("_orig_mod.", "module."):  # torch.compile and DataParallel leave theirs anywhere
             bare = {name.replace(key, "") for name in here}

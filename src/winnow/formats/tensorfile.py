@@ -51,7 +51,7 @@ def file_size(
     tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None, small: Collection[str] = ()
 ) -> int:
     """Bytes of the file that :func:`write_tensors` would write, header included. The values of ``tensors`` are not
-    looked at: they may lie on the meta device."""
+    looked at: they may be on the meta device."""
     _, header = _header("the file", tensors, about, small, real=False)
     return 8 + len(header) + sum(t.numel() * t.element_size() for t in tensors.values())
 
@@ -142,8 +142,7 @@ class TensorFile:
         if length == 0 or begin % dtype.itemsize:
             return self.read(key)
         with open_regular(self.path) as file:
-            file.seek(begin)
-            self._check(key, _chunks(file, length))
+            self._check(key, self._values(file, key))
         if self._mapped is None:
             with disk_errors(self.path, "read"):
                 self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self.path.stat().st_size)
@@ -155,11 +154,19 @@ class TensorFile:
     def verify(self, but: Collection[str] = ()) -> None:
         """Check the values of every tensor, except those of the keys in ``but``, in constant memory."""
         with open_regular(self.path) as file:
-            for key, entry in self._entries.items():
+            for key in self._entries:
                 if key in self._checksums and key not in but:
-                    file.seek(self._start + entry["data_offsets"][0])
-                    self._check(key, _chunks(file, self.nbytes(key)))
+                    self._check(key, self._values(file, key))
         self._check_together()
+
+    def _values(self, file: BinaryIO, key: str) -> Iterator[bytes]:
+        """The bytes of a tensor, some at a time."""
+        begin, end = self._entries[key]["data_offsets"]
+        file.seek(self._start + begin)
+        left = end - begin
+        while left and (chunk := file.read(min(_CHUNK, left))):
+            left -= len(chunk)
+            yield chunk
 
     def _check(self, key: str, data: Iterable[bytes | memoryview]) -> None:
         if key not in self._checksums:
@@ -175,8 +182,7 @@ class TensorFile:
         with open_regular(self.path) as file:
             for key, entry in sorted(self._entries.items(), key=lambda item: item[1]["data_offsets"]):
                 if key not in self._checksums:
-                    file.seek(self._start + entry["data_offsets"][0])
-                    _add(digest, key, entry, _chunks(file, self.nbytes(key)))
+                    _add(digest, key, entry, self._values(file, key))
         if digest.hexdigest() != self._together:
             raise damaged(self.path, "the values of its small tensors are not the ones that were written")
         self._together_sound = True
@@ -188,12 +194,6 @@ def sha256(path: Path) -> str:
         return ownership.sha256(path)
 
 
-def _chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
-    while length and (chunk := file.read(min(_CHUNK, length))):
-        length -= len(chunk)
-        yield chunk
-
-
 def _add(digest: Any, key: str, entry: dict[str, Any], data: Iterable[bytes | memoryview]) -> None:
     """One more tensor for a checksum over several: what it is, and its values."""
     what = json.dumps([key, entry["dtype"], entry["shape"]], separators=(",", ":"))
@@ -203,7 +203,7 @@ def _add(digest: Any, key: str, entry: dict[str, Any], data: Iterable[bytes | me
 
 
 def _bytes_of(tensor: torch.Tensor) -> Iterable[memoryview]:
-    """The values of a tensor, row-major, without copying what lies so in memory already."""
+    """The values of a tensor, row-major, without copying what is already laid out so."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
         view = memoryview(flat.view(torch.uint8).numpy().data)

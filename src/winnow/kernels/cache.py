@@ -10,7 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from winnow.disk.files import written_whole
+from winnow.kernels import native
+from winnow.machine.facts import machine
+from winnow.version import __version__
 
 VERSION = 1  # of the file's layout
 
@@ -36,6 +41,13 @@ class TimingCache:
         self._path = path
         self._fresh: dict[str, dict[str, float]] = {}
         self._known = self._sound(self._read().get(machine, {})) if path is not None else {}
+
+    @classmethod
+    def open(cls, cache: bool | Path | str) -> TimingCache:
+        """The timings of this machine in the user's cache folder (True) or another one; False keeps none."""
+        if cache is False:
+            return cls("", None)
+        return cls(_machine(), (folder() if cache is True else Path(cache).expanduser()) / "timings.json")
 
     def get(self, case: str, contenders: set[str]) -> dict[str, float] | None:
         """The medians of ``contenders`` for ``case``, None unless all of them are known."""
@@ -78,7 +90,7 @@ class TimingCache:
             if not isinstance(machines, dict):
                 raise TypeError
             return machines
-        except OSError:  # not there yet, or not to be read: whether it can be written is told when it is
+        except OSError:  # not there yet, or not to be read: a warning follows where it cannot be written
             return {}
         except (ValueError, KeyError, TypeError, RecursionError):
             if not quiet:
@@ -93,6 +105,19 @@ class TimingCache:
             for case, times in (cases.items() if isinstance(cases, dict) else ())
             if isinstance(times, dict)
         }
+
+
+def _machine() -> str:
+    """Everything that makes timings of two runs incomparable, as text."""
+    facts = [
+        f"winnow {__version__}",
+        str(machine()["cpu"]),
+        f"kernels {native.isa()} {native.build()}",
+        f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
+        f"threads {torch.get_num_threads()}",
+        *(f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS") if name in os.environ),
+    ]  # fmt: skip
+    return " | ".join(facts)
 
 
 def _is_time(value: Any) -> bool:

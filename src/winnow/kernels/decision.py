@@ -63,44 +63,37 @@ def timed(
     else:
         percent = round(100 * (1 - MARGIN))
         reason = f"stays: nothing was faster than {'packed' if layer.packed else dense} by more than {percent} %"
-    return Decision(
-        name=layer.name,
-        kind=layer.form.kind,
-        rows=layer.form.rows,
-        cols=layer.form.cols,
-        density=layer.density,
-        values=layer.values,
-        kernel={count: c.label for count, c in chosen.items()},
-        dense_us={count: measured[dense] for count, measured in times.items() if dense in measured},
-        chosen_us=chosen_us,
-        reason=reason,
-        changed=changed,
-    )
+    dense_us = {count: measured[dense] for count, measured in times.items() if dense in measured}
+    return _of(layer, {count: c.label for count, c in chosen.items()}, reason, dense_us, chosen_us, changed)
 
 
-def left_alone(path: str, module: nn.Module, reason: str, counts: set[int], layer: Layer | None = None) -> Decision:
+def unchanged(path: str, module: nn.Module, reason: str, counts: set[int], layer: Layer | None = None) -> Decision:
     """The record of a layer that nothing was timed for; ``layer`` where it was looked at closely."""
     if layer is not None:
-        kind, rows, cols, density, values = (
-            layer.form.kind,
-            layer.form.rows,
-            layer.form.cols,
-            layer.density,
-            layer.values,
-        )
-        runs = {n: f"dense {layer.dtype}" for n in sorted(counts)}
+        labels = dict.fromkeys(sorted(counts), f"dense {layer.dtype}")
         if isinstance(module, PackedLayer):
-            runs = {n: f"{module.way(n)} {values} {native.isa()}" for n in sorted(counts)}
-    else:
-        kind = "conv" if isinstance(module, _ConvNd) else "conv1d" if is_transposed_linear(module) else "linear"
-        weight = getattr(module, "weight", None)
-        weight = weight if isinstance(weight, torch.Tensor) and not is_lazy(weight) else torch.empty(0)
-        rows = weight.shape[1 if kind == "conv1d" else 0] if weight.numel() else 0
-        cols = weight.numel() // max(rows, 1)
-        density = 1.0 if not rows else int(torch.count_nonzero(weight)) / weight.numel()
-        values = str(weight.dtype).removeprefix("torch.")
-        runs = dict.fromkeys(sorted(counts), f"dense {values}")
-    return Decision(path, kind, rows, cols, density, values, runs, {}, {}, f"stays: {reason}")
+            labels = {n: f"{module.way(n)} {layer.values} {native.isa()}" for n in labels}
+        return _of(layer, labels, f"stays: {reason}")
+    kind = "conv" if isinstance(module, _ConvNd) else "conv1d" if is_transposed_linear(module) else "linear"
+    weight = getattr(module, "weight", None)
+    weight = weight if isinstance(weight, torch.Tensor) and not is_lazy(weight) else torch.empty(0)
+    rows = weight.shape[1 if kind == "conv1d" else 0] if weight.numel() else 0
+    density = 1.0 if not rows else int(torch.count_nonzero(weight)) / weight.numel()
+    values = str(weight.dtype).removeprefix("torch.")
+    runs = dict.fromkeys(sorted(counts), f"dense {values}")
+    return Decision(path, kind, rows, weight.numel() // max(rows, 1), density, values, runs, {}, {}, f"stays: {reason}")
+
+
+def _of(
+    layer: Layer,
+    kernel: dict[int, str],
+    reason: str,
+    dense_us: dict[int, float] | None = None,
+    chosen_us: dict[int, float] | None = None,
+    changed: bool = False,
+) -> Decision:
+    about = (layer.name, layer.spec.kind, layer.spec.rows, layer.spec.cols, layer.density, layer.values)
+    return Decision(*about, kernel, dense_us or {}, chosen_us or {}, reason, changed)
 
 
 def _line(decision: Decision) -> dict[str, str]:

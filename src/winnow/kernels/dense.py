@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import nn
 
 from winnow.errors import InputError
 from winnow.kernels.expanded import expand
-from winnow.kernels.form import Form, live
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
+from winnow.kernels.spec import LayerSpec, live
 
 
 class Substitute(WeightOnDemand):
-    """In the place of a dense layer, with that layer's state dict: an ordinary ``weight`` and ``bias``.
+    """In the place of a dense layer, with that layer's state dict: an ordinary ``weight`` and ``bias``."""
 
-    ``weight`` is the dense weight, made where it is used, as in the packed layers.
-    """
+    _CPU_ONLY = "an accelerated model runs on the CPU: use the model it was made from on"
 
-    def __init__(self, form: Form, bias: torch.Tensor | None) -> None:
+    def __init__(self, spec: LayerSpec, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.form = form
-        self._dtype = form.dtype
+        self.spec = spec
+        self._dtype = spec.dtype
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        if form.geometry is None:
-            self.in_features, self.out_features = form.cols, form.rows
+        if spec.geometry is None:
+            self.in_features, self.out_features = spec.cols, spec.rows
         else:
-            self.in_channels, self.out_channels, self.groups = form.shape[1], form.rows, 1
-            self.kernel_size, self.stride, self.padding, self.dilation = form.geometry
+            self.in_channels, self.out_channels, self.groups = spec.shape[1], spec.rows, 1
+            self.kernel_size, self.stride, self.padding, self.dilation = spec.geometry
             self.padding_mode = "zeros"
-        if form.kind == "conv1d":
-            self.nx, self.nf = form.cols, form.rows
+        if spec.kind == "conv1d":
+            self.nx, self.nf = spec.cols, spec.rows
 
     @property
     def weight_shape(self) -> torch.Size:
-        return torch.Size(self.form.shape)
+        return torch.Size(self.spec.shape)
 
     def dense(self) -> torch.Tensor:
-        """The dense weight, of the type and shape of ``weight``."""
-        return self.form.restore(self.expand()).to(self._dtype)
+        return self.spec.restore(self.expand()).to(self._dtype)
 
-    def pack(self, weight: torch.Tensor) -> None:
-        """Take over a dense weight. Raises InputError for another shape, or values that this form cannot hold."""
-        if tuple(weight.shape) != self.form.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.form.shape)}")
+    def _take(self, weight: torch.Tensor) -> None:
         weight = weight.detach().cpu().to(self._dtype)
-        self.take(self.form.matrix(weight))
+        self.take(self.spec.matrix(weight))
         if not torch.equal(self.dense(), weight):
             raise InputError("this weight does not fit exactly: load it into the dense model, and accelerate that")
 
@@ -62,53 +55,15 @@ class Substitute(WeightOnDemand):
         """Hold ``matrix`` [rows, cols] from now on."""
         raise NotImplementedError
 
-    def bias_changed(self) -> None:
-        """Called when new values have been copied into ``bias``."""
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=self._dtype))
-        if probe.device.type != "cpu":
-            raise InputError(f"an accelerated model runs on the CPU: use the model it was made from on {probe.device}")
-        self._dtype = probe.dtype
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if "weight" not in self._parameters:
-            destination[f"{prefix}weight"] = self.dense()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing: Any,
-        unexpected: Any,
-        errors: Any,
-    ) -> None:
-        key = f"{prefix}weight"
-        if key in state_dict:
-            try:
-                self.pack(state_dict[key])
-            except InputError as error:
-                errors.append(f"{key}: {error}")
-        if "weight" not in self._parameters:
-            if key not in state_dict and strict:
-                missing.append(key)
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name != key}
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-        self.bias_changed()
-
     def extra_repr(self) -> str:
-        return f"{list(self.form.shape)}, bias={self.bias is not None}"
+        return f"{list(self.spec.shape)}, bias={self.bias is not None}"
 
 
 class RoundedLayer(Substitute):
     """A dense layer whose weight and bias are bfloat16: x is rounded to bfloat16 too, y has the type of x."""
 
-    def __init__(self, form: Form, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__(form, bias)
+    def __init__(self, spec: LayerSpec, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(spec, bias)
         self.register_buffer(
             "rounded_bias", None if bias is None else bias.detach().to(torch.bfloat16), persistent=False
         )
@@ -117,13 +72,13 @@ class RoundedLayer(Substitute):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         filters = self.filters
-        return self.form.multiply(x.to(filters.dtype), filters, self.rounded_bias).to(x.dtype)
+        return self.spec.multiply(x.to(filters.dtype), filters, self.rounded_bias).to(x.dtype)
 
     def expand(self) -> torch.Tensor:
-        return self.filters.reshape(self.form.rows, self.form.cols)
+        return self.filters.reshape(self.spec.rows, self.spec.cols)
 
     def take(self, matrix: torch.Tensor) -> None:
-        self.filters = self.form.filters(matrix.detach().to(torch.bfloat16).contiguous())
+        self.filters = self.spec.filters(matrix.detach().to(torch.bfloat16).contiguous())
 
     def bias_changed(self) -> None:
         if self.bias is not None:
@@ -137,40 +92,40 @@ class ShrunkLayer(Substitute):
     features are the bias alone. One row and one column stay in any case.
     """
 
-    def __init__(self, form: Form, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__(form, bias)
+    def __init__(self, spec: LayerSpec, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(spec, bias)
         for name in ("filters", "live_rows", "live_cols"):
             self.register_buffer(name, None, persistent=False)
         self.take(matrix)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        form, rows = self.form, self.live_rows
+        spec, rows = self.spec, self.live_rows
         if self.live_cols is not None:
-            x = x.index_select(form.axis, self.live_cols)
+            x = x.index_select(spec.axis, self.live_cols)
         if rows is None:
-            return form.multiply(x, self.filters, self.bias)
-        part = form.multiply(x, self.filters, None)
+            return spec.multiply(x, self.filters, self.bias)
+        part = spec.multiply(x, self.filters, None)
         shape = list(part.shape)
-        shape[form.axis] = form.rows
-        y = part.new_zeros(shape).index_copy_(form.axis, rows, part)
+        shape[spec.axis] = spec.rows
+        y = part.new_zeros(shape).index_copy_(spec.axis, rows, part)
         if self.bias is None:
             return y
-        return y.add_(self.bias if form.geometry is None else self.bias[:, None, None])
+        return y.add_(self.bias if spec.geometry is None else self.bias[:, None, None])
 
     def expand(self) -> torch.Tensor:
-        form = self.form
-        channels = form.shape[1] if form.geometry is not None else form.cols
-        rows = torch.arange(form.rows) if self.live_rows is None else self.live_rows
+        spec = self.spec
+        channels = spec.shape[1] if spec.geometry is not None else spec.cols
+        rows = torch.arange(spec.rows) if self.live_rows is None else self.live_rows
         cols = torch.arange(channels) if self.live_cols is None else self.live_cols
-        whole = self.filters.new_zeros((form.rows, channels, *self.filters.shape[2:]))
+        whole = self.filters.new_zeros((spec.rows, channels, *self.filters.shape[2:]))
         whole[rows[:, None], cols] = self.filters
-        return whole.reshape(form.rows, form.cols)
+        return whole.reshape(spec.rows, spec.cols)
 
     def take(self, matrix: torch.Tensor) -> None:
-        rows, cols = (found if len(found) else found.new_zeros(1) for found in live(self.form, matrix))
-        filters = self.form.filters(matrix.detach())[rows][:, cols].contiguous()
-        self.live_rows = None if len(rows) == self.form.rows else rows
-        self.live_cols = None if len(cols) == self.form.filters(matrix).shape[1] else cols
+        rows, cols = (found if len(found) else found.new_zeros(1) for found in live(self.spec, matrix))
+        filters = self.spec.filters(matrix.detach())[rows][:, cols].contiguous()
+        self.live_rows = None if len(rows) == self.spec.rows else rows
+        self.live_cols = None if len(cols) == self.spec.filters(matrix).shape[1] else cols
         self.filters = filters
 
 
@@ -184,8 +139,8 @@ class Int8Linear(Substitute):
 
     MULTIPLE = 32  # of columns: with others the kernel reads beyond the end of the codes
 
-    def __init__(self, form: Form, matrix: PackedMatrix, bias: torch.Tensor | None) -> None:
-        super().__init__(form, bias)
+    def __init__(self, spec: LayerSpec, matrix: PackedMatrix, bias: torch.Tensor | None) -> None:
+        super().__init__(spec, bias)
         assert matrix.scales is not None
         self._scales = matrix.scales[:, 0].clone()
         self.register_buffer("codes", expand(matrix, dtype=torch.int8), persistent=False)
@@ -196,7 +151,7 @@ class Int8Linear(Substitute):
         y = torch._weight_int8pack_mm(flat, self.codes, self._rounded_scales).to(x.dtype)
         if self.bias is not None:
             y = y.add_(self.bias)
-        return y.reshape(*x.shape[:-1], self.form.rows)
+        return y.reshape(*x.shape[:-1], self.spec.rows)
 
     def expand(self) -> torch.Tensor:
         return self.codes.float() * self._scales.float()[:, None]

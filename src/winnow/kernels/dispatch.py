@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +14,15 @@ from torch.nn.parameter import is_lazy
 
 from winnow.errors import InputError
 from winnow.kernels import native
-from winnow.kernels.cache import TimingCache, folder
+from winnow.kernels.cache import TimingCache
 from winnow.kernels.choose import choose
 from winnow.kernels.contenders import DENSEST, Contender, Layer, assemble, contenders, worth_timing
-from winnow.kernels.decision import Decision, Decisions, left_alone, timed
+from winnow.kernels.decision import Decision, Decisions, timed, unchanged
 from winnow.kernels.dense import Substitute
-from winnow.kernels.form import Form
 from winnow.kernels.micro import Case, MicroTimer, Timer
 from winnow.kernels.modules import PackedLayer
-from winnow.kernels.survey import TRAINING, observe, weighted_layers
+from winnow.kernels.spec import LayerSpec
+from winnow.kernels.survey import TRAINING, record_shapes, weighted_layers
 from winnow.kernels.swap import swap
 from winnow.machine.cache import last_level_cache
 from winnow.masks.given import opened, working_copy
@@ -90,18 +88,21 @@ def accelerate(
         raise InputError(
             f"accelerate takes a torch module or a folder of winnow compress, not a {type(model).__name__}"
         )
-    fast = _copied(opened(model))
+    model = opened(model)
+    fast = working_copy(
+        model, [*model.parameters(), *model.buffers()]
+    )  # another tree of modules around the same tensors
     before = {decision.name: decision for decision in getattr(model, "winnow_dispatch", ())}
     decided: dict[str, Decision] = {}
     # Not inference_mode: what is packed here may be used where gradients flow, too.
-    with _threads(threads), torch.inference_mode(False), torch.no_grad():
+    with native.torch_threads(threads), torch.inference_mode(False), torch.no_grad():
         found = list(weighted_layers(fast))
         _must_be_for_inference(reason for _, _, reason in found)
         traffic = sum(_weight_bytes(module) for _, module, _ in found)
-        dispatcher = _Dispatcher(allowed, activations, prefer, _opened(cache), timer or MicroTimer(), traffic)
+        dispatcher = _Dispatcher(allowed, activations, prefer, TimingCache.open(cache), timer or MicroTimer(), traffic)
         shapes = None
         if example is not None:
-            shapes = observe(fast, {path: module for path, module, reason in found if reason is None}, example)
+            shapes = record_shapes(fast, {path: module for path, module, reason in found if reason is None}, example)
         for done, (path, module, reason) in enumerate(found):
             if progress is not None:
                 progress(done, len(found), path)
@@ -138,25 +139,25 @@ class _Dispatcher:
     ) -> tuple[Decision, nn.Module]:
         """What the layer at ``path`` runs on, and the module that does it (itself, where it stays as it is)."""
         if reason is not None:
-            return left_alone(path, module, reason, counts), module
-        layer = Layer(path, module, Form(module), set(counts))
+            return unchanged(path, module, reason, counts), module
+        layer = Layer(path, module, LayerSpec(module), set(counts))
         _add_seen(layer, seen)
         reason = self._skip(layer)
         if reason is not None:
-            return left_alone(path, module, reason, layer.rows or counts, layer), module
+            return unchanged(path, module, reason, layer.rows or counts, layer), module
         offered = contenders(layer, self.allowed, self.activations, self.prefer)
         if len(offered) == 1:
-            return left_alone(path, module, _nothing_offered(layer), layer.rows, layer), module
+            return unchanged(path, module, _nothing_offered(layer), layer.rows, layer), module
         times = {count: self._times(layer, offered, count) for count in sorted(layer.rows)}
         chosen = choose(offered, times, self.prefer)
         return timed(layer, offered, times, chosen), assemble(layer, chosen)
 
     def _skip(self, layer: Layer) -> str | None:
         """Why a layer is not worth timing, None where it is."""
-        form = layer.form
-        if form.numel < SMALLEST and not layer.packed:  # a packed one has a call of its own to be rid of
-            return f"small: {form.numel} weights take less time than the call" if form.numel else "empty"
-        if form.geometry is not None and not layer.rows:
+        spec = layer.spec
+        if spec.numel < SMALLEST and not layer.packed:  # a packed one has a call of its own to be rid of
+            return f"small: {spec.numel} weights take less time than the call" if spec.numel else "empty"
+        if spec.geometry is not None and not layer.rows:
             return "its speed depends on the size of x: pass example="
         if not layer.packed and not bool(torch.isfinite(layer.weight()).all()):
             return "its weight holds NaN or infinity"
@@ -204,15 +205,15 @@ def _call(contender: Contender) -> Callable[[torch.Tensor], object]:
 
 def _case(layer: Layer, count: int, activations: str, traffic: int) -> Case:
     cold = traffic >= last_level_cache()
-    form = layer.form
-    geometry = [] if form.geometry is None else [n for pair in form.geometry for n in pair]
+    spec = layer.spec
+    geometry = [] if spec.geometry is None else [n for pair in spec.geometry for n in pair]
     return Case(
-        kind=form.kind,
-        shape=(form.rows, form.cols, *geometry, *layer.inputs.get(count, ())),
+        kind=spec.kind,
+        shape=(spec.rows, spec.cols, *geometry, *layer.inputs.get(count, ())),
         dtype=layer.dtype,
         values=layer.values,
         density=round(20 * layer.density) / 20,
-        live=(round(20 * layer.live_rows / form.rows) / 20, round(20 * layer.live_cols / form.cols) / 20),
+        live=(round(20 * layer.live_rows / spec.rows) / 20, round(20 * layer.live_cols / spec.cols) / 20),
         block=layer.matrix.block if layer.packed else 1,
         group=layer.matrix.group if layer.packed else None,
         bias=layer.module.bias is not None,
@@ -225,13 +226,13 @@ def _case(layer: Layer, count: int, activations: str, traffic: int) -> Case:
 
 def _add_seen(layer: Layer, seen: list[torch.Size] | None) -> None:
     """Adds the numbers of rows that the layer had in the example; a convolution has no others."""
-    if layer.form.geometry is not None:
+    if layer.spec.geometry is not None:
         layer.rows.clear()
     for shape in seen or ():
-        count = layer.form.count(torch.empty(shape, device="meta"))
+        count = layer.spec.count(torch.empty(shape, device="meta"))
         if count:
             layer.rows.add(count)
-            if layer.form.geometry is not None:
+            if layer.spec.geometry is not None:
                 layer.inputs[count] = tuple(shape)
 
 
@@ -241,48 +242,6 @@ def _nothing_offered(layer: Layer) -> str:
     if layer.density == 1:
         return "nothing is pruned"
     return f"{1 - layer.density:.0%} zeros are too few to pay (at least {1 - DENSEST:.0%})"
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """The tree of modules again, around the same parameters and buffers."""
-    return working_copy(model, [*model.parameters(), *model.buffers()])
-
-
-def _opened(cache: bool | Path | str) -> TimingCache:
-    if cache is False:
-        return TimingCache("", None)
-    where = folder() if cache is True else Path(cache).expanduser()
-    return TimingCache(_machine(), where / "timings.json")
-
-
-def _machine() -> str:
-    """Everything that makes timings of two runs incomparable, as text."""
-    from winnow.machine.facts import machine
-    from winnow.version import __version__
-
-    caps = [
-        f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS") if name in os.environ
-    ]
-    facts = [
-        f"winnow {__version__}",
-        str(machine()["cpu"]),
-        f"kernels {native.isa()} {native.build()}",
-        f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
-        f"threads {torch.get_num_threads()}",
-        *caps,
-    ]
-    return " | ".join(facts)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _counts(rows: Any) -> set[int]:

@@ -103,9 +103,14 @@ class LazyWeight(torch.Tensor):
 
 
 class WeightOnDemand(nn.Module):
-    """A layer without a dense weight of its own: ``weight`` is made where it is used, and packed where it is set."""
+    """A layer without a dense weight of its own: ``weight`` is made where it is used, and packed where it is set.
+
+    ``state_dict()`` holds the ordinary dense ``weight`` and ``bias``; ``load_state_dict`` packs a dense weight again.
+    The type of ``weight`` follows ``layer.to(dtype)``, as the bias does.
+    """
 
     _dtype: torch.dtype  # of the dense weight
+    _CPU_ONLY: str  # the error of a move to another device, which is added to it
 
     @property
     def weight(self) -> torch.Tensor:
@@ -129,14 +134,53 @@ class WeightOnDemand(nn.Module):
         raise NotImplementedError
 
     def dense(self) -> torch.Tensor:
+        """The dense weight, of the type and shape of :attr:`weight`."""
         raise NotImplementedError
 
     def pack(self, weight: torch.Tensor) -> None:
+        """Take over a dense weight. Raises InputError for another shape, or values that this layer cannot hold."""
+        if weight.shape != self.weight_shape:
+            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.weight_shape)}")
+        self._take(weight)
+
+    def _take(self, weight: torch.Tensor) -> None:
+        """Take over a dense weight of the right shape."""
         raise NotImplementedError
 
     def traced_weight(self) -> torch.Tensor:
         """The dense weight by operators that a compiler follows."""
         return self.dense()
+
+    def bias_changed(self) -> None:
+        """Called when new values have been copied into ``bias``."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        probe = fn(torch.empty(0, dtype=self._dtype))
+        if probe.device.type != "cpu":
+            raise InputError(f"{self._CPU_ONLY} {probe.device}")
+        self._dtype = probe.dtype
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if "weight" not in self._parameters:
+            destination[f"{prefix}weight"] = self.dense()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        key = f"{prefix}weight"
+        if key in state_dict:
+            try:
+                self.pack(state_dict[key])
+            except InputError as error:
+                errors.append(f"{key}: {error}")
+        if "weight" not in self._parameters:
+            if key not in state_dict and strict:
+                missing.append(key)
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name != key}
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        self.bias_changed()
 
 
 def _unchangeable() -> InputError:

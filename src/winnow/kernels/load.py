@@ -10,7 +10,7 @@ import torch
 
 from winnow import importing
 from winnow.errors import FormatError, InputError
-from winnow.formats.fit import architecture, must_fit, transformers_errors
+from winnow.formats.compatibility import architecture, require_match, transformers_errors
 from winnow.formats.reader import Artifact, read_artifact
 
 Factory = Callable[[], torch.nn.Module]
@@ -82,7 +82,7 @@ def _build(artifact: Artifact, factory: Factory | str | None) -> torch.nn.Module
 
 @torch.no_grad()
 def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype | None) -> torch.nn.Module:
-    must_fit(artifact, model)
+    require_match(artifact, model)
     own = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False))}
     for name, tensor in artifact.state_dict():
         # .data keeps the Parameter object, and with it any tie or optimizer that holds it.

@@ -16,9 +16,9 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from winnow.errors import FormatError, InputError
-from winnow.formats.fit import must_fit, transformers_errors
+from winnow.formats.compatibility import require_match, transformers_errors
 from winnow.formats.reader import Artifact, unpacked
-from winnow.formats.soundness import FLOATS
+from winnow.formats.validation import FLOATS
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.swap import pack_layer, swap, why_dense
 
@@ -48,20 +48,21 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
 def _transformers(artifact: Artifact, model: Any) -> None:
     from winnow.formats.hf_quantizer import planned_dtype
 
-    wanted, stored = model.state_dict(), set(artifact.names)
+    expected, stored = model.state_dict(), set(artifact.names)
     tied = dict(model.all_tied_weights_keys)
     for target, source in dict(tied).items():
         if target in stored and source in stored:  # parted, as transformers does it where both are there
             del tied[target]
-            _put(model, [target], torch.empty_like(wanted[target]))
+            _assign(model, [target], torch.empty_like(expected[target]))
     there = stored | {n for pair in tied.items() if stored & set(pair) for n in pair}
-    different = sorted(stored - wanted.keys()) or sorted(wanted.keys() - there)
+    different = (
+        sorted(stored - expected.keys())
+        or sorted(expected.keys() - there)
+        or [name for name in artifact.names if artifact.shape(name) != tuple(expected[name].shape)]
+    )
     if different:
         raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({different[0]}): write it again")
-    for name in artifact.names:
-        if artifact.shape(name) != tuple(wanted[name].shape):
-            raise FormatError(f"{artifact.folder} does not fit {type(model).__name__} ({name}): write it again")
-    _fill(model, artifact, {name: planned_dtype(model, name, tensor) for name, tensor in wanted.items()}, tied)
+    _fill(model, artifact, {name: planned_dtype(model, name, tensor) for name, tensor in expected.items()}, tied)
 
 
 def packed_plain(artifact: Artifact, build: Callable[[], nn.Module], dtype: torch.dtype | None) -> nn.Module:
@@ -91,9 +92,9 @@ def _without_values(build: Callable[[], Any], fill: Callable[[Any], None]) -> An
 
 
 def _plain(artifact: Artifact, model: nn.Module, dtype: torch.dtype | None) -> None:
-    wanted = model.state_dict()
-    must_fit(artifact, model)
-    floating = {name for name, tensor in wanted.items() if tensor.is_floating_point()}
+    expected = model.state_dict()
+    require_match(artifact, model)
+    floating = {name for name, tensor in expected.items() if tensor.is_floating_point()}
     _fill(model, artifact, dict.fromkeys(floating, dtype) if dtype else {}, artifact.aliases)
 
 
@@ -132,13 +133,15 @@ def _fill(model: nn.Module, artifact: Artifact, dtypes: dict[str, torch.dtype], 
             tensor = artifact.dense(name)
             if tensor.is_floating_point():
                 tensor = tensor.to(dtypes.get(name, tensor.dtype))
-            _put(model, shared[name], tensor)
+            _assign(model, shared[name], tensor)
             continue
         reason = _pack(model, artifact, name, dtypes, shared)
         outcome[name] = reason
         if reason != "packed":
             packed = artifact.packed(name)
-            _put(model, shared[name], unpacked(artifact.prunable(name), packed, dtypes.get(name, FLOATS[packed.dtype])))
+            _assign(
+                model, shared[name], unpacked(artifact.prunable(name), packed, dtypes.get(name, FLOATS[packed.dtype]))
+            )
     _report(artifact, outcome)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     for path, module in model.named_modules():
@@ -204,7 +207,7 @@ def held_elsewhere(owner: nn.Module, key: str) -> bool:
     if seen() is not None:
         gc.collect()  # what is garbage holds nothing
     alive: Any = seen()
-    # What nobody holds is gone with its values, which are about to be replaced.
+    # What nobody holds was freed with its values, which are about to be replaced.
     if alive is None:
         owner._parameters[key] = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
     else:
@@ -212,7 +215,7 @@ def held_elsewhere(owner: nn.Module, key: str) -> bool:
     return alive is not None
 
 
-def _put(model: nn.Module, names: list[str], tensor: torch.Tensor) -> None:
+def _assign(model: nn.Module, names: list[str], tensor: torch.Tensor) -> None:
     """One tensor in place of the parameter or buffer of these names. What has values stays the same object, for others
     that may refer to it."""
     parameter: nn.Parameter | None = None

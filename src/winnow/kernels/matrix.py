@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -13,16 +14,17 @@ import torch
 from winnow.errors import FormatError, InputError
 from winnow.formats import bits
 from winnow.formats.packed import PackedTensor, pack
-from winnow.formats.soundness import FLOATS, INTEGERS
-from winnow.kernels import matrix, native
-from winnow.kernels.memory import in_large_pages
+from winnow.formats.validation import FLOATS, INTEGERS
+from winnow.kernels import native, reference
 from winnow.masks.structure import BlockShape, Unstructured
 from winnow.quantize import Grid, Quantized, round_to_nearest
 
 Way = Literal["packed", "expanded", "spmm"]
 Activations = Literal["keep", "int8"]
 
+VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # as the native kernels number them
 _STORED = {**FLOATS, "int8": torch.int8, "int4": torch.uint8}
+_LARGE_PAGE = 2 << 20
 _LIMIT = 1 << 32  # a row begins at a byte that 32 bits can say
 _alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
 
@@ -32,8 +34,8 @@ class PackedMatrix:
     """A matrix [rows, cols] as the kernels read it; never changed once made, so it may be shared by threads and copies.
 
     Bit ``c // block`` of a row of ``mask`` (lowest bit of the first byte first) says whether column c is kept, and the
-    kept values lie in ``data`` row by row: floats and int8 as they are, int4 two to a byte, low nibble first, each row
-    padded to a byte. This is the layout of the file, so tensors mapped from one are used where they lie.
+    kept values are in ``data`` row by row: floats and int8 as they are, int4 two to a byte, low nibble first, each row
+    padded to a byte. This is the layout of the file, so tensors mapped from one are used directly.
 
     Making one checks everything that a kernel relies on. Raises FormatError where parts do not fit each other and
     InputError for what cannot be packed in memory: float64 values, int8 with several scales a row, and 4 GiB of values.
@@ -53,10 +55,8 @@ class PackedMatrix:
     def __post_init__(self) -> None:
         _check(self)
         object.__setattr__(self, "starts", torch.empty(self.rows + 1, dtype=torch.int32))
-        agree = (
-            native.fill_starts(self.view, self.starts) if native.available() else matrix.fill_starts(self, self.starts)
-        )
-        if not agree:
+        kernels, matrix = self.backend
+        if not kernels.fill_starts(matrix, self.starts):
             raise FormatError("a packed index and its values disagree: the file is damaged; copy or write it again")
         _alive[self.starts.data_ptr()] = self
 
@@ -68,24 +68,17 @@ class PackedMatrix:
 
     @classmethod
     def from_packed(cls, packed: PackedTensor) -> PackedMatrix:
-        """The matrix of a stored tensor. Bitmasks, dense tensors and int8 in 1 x 4 blocks are used where they lie; n:m
+        """The matrix of a stored tensor. Bitmasks, dense tensors and int8 in 1 x 4 blocks are used directly; n:m
         patterns and other blocks get a bitmask, band by band."""
         mask, data, block = packed.mask, packed.data, 1
         if packed.encoding == "block" and packed.values == "int8" and packed.pattern == (1, 4):
             block = 4
         elif packed.encoding in ("nm", "block"):
             mask, data = _as_bitmask(packed)
-        return cls(
-            rows=packed.rows,
-            cols=packed.cols,
-            values=packed.values,
-            mask=None if mask is None else mask.contiguous(),  # one packed from a transposed weight is transposed too
-            data=data,
-            scales=packed.scales,
-            zeros=packed.zeros,
-            block=block,
-            group=packed.group,
-        )
+        # The index of one packed from a transposed weight is transposed too.
+        mask = None if mask is None else mask.contiguous()
+        sizes = packed.rows, packed.cols, packed.values
+        return cls(*sizes, mask, data, packed.scales, packed.zeros, block, packed.group)
 
     @classmethod
     def from_dense(
@@ -95,14 +88,12 @@ class PackedMatrix:
 
         Parameters
         ----------
-        values: "keep" (the weight's own type), a float type to round to, or "int8" (a scale a row) or "int4" (a scale
+        values: "keep" (the weight's own type), a float type to round to, or "int8" (per-row scales) or "int4" (one scale
             for every ``group`` columns), rounded to nearest.
         block: 4 keeps or drops columns by fours (int8 only): a block with one weight in it is kept whole.
         """
         weight = weight.detach()
-        keep = weight != 0
-        if block == 4:
-            keep = keep.reshape(len(weight), -1, 4).any(-1).repeat_interleave(4, dim=1)
+        keep = _kept(weight, block)
         values = str(weight.dtype).removeprefix("torch.") if values == "keep" else values
         quantized = None
         if values in INTEGERS:
@@ -116,9 +107,7 @@ class PackedMatrix:
     @classmethod
     def from_codes(cls, quantized: Quantized, *, block: int = 1) -> PackedMatrix:
         """Pack integer codes as a quantizer made them; zero codes are what is dropped."""
-        keep = quantized.codes != 0
-        if block == 4:
-            keep = keep.reshape(len(keep), -1, 4).any(-1).repeat_interleave(4, dim=1)
+        keep = _kept(quantized.codes, block)
         return cls._of(torch.empty(keep.shape, device="meta"), keep, quantized, block)
 
     @classmethod
@@ -131,7 +120,24 @@ class PackedMatrix:
     @cached_property
     def view(self) -> Any:
         """The same matrix as the native kernels take it: addresses, valid as long as this object lives."""
-        return matrix.describe(self)
+        return native.load_extension().Matrix(
+            self.rows,
+            self.cols,
+            VALUES[self.values],
+            self.block,
+            self.group or self.cols,
+            0 if self.mask is None else self.mask.data_ptr(),
+            0 if self.mask is None else self.mask.shape[1],
+            self.data.data_ptr(),
+            self.data.numel() * self.data.element_size(),
+            self.starts.data_ptr(),
+            0 if self.scales is None else self.scales.data_ptr(),
+        )
+
+    @property
+    def backend(self) -> tuple[Any, Any]:
+        """The module whose kernels multiply by this matrix here, native or reference, and what its functions take as it."""
+        return (native, self.view) if native.available() else (reference, self)
 
     @property
     def group_size(self) -> int:
@@ -153,7 +159,7 @@ class PackedMatrix:
         return self.rows, self.cols
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What lies in memory, by name."""
+        """The tensors in memory, by name."""
         held = {"mask": self.mask, "data": self.data, "scales": self.scales, "starts": self.starts}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
@@ -172,6 +178,11 @@ class PackedMatrix:
         return PackedMatrix, (
             self.rows, self.cols, self.values, mask, data, scales, self.zeros, self.block, self.group,
         )  # fmt: skip
+
+
+def _kept(numbers: torch.Tensor, block: int) -> torch.Tensor:
+    keep = numbers != 0
+    return keep if block == 1 else keep.reshape(len(keep), -1, block).any(-1).repeat_interleave(block, dim=1)
 
 
 def _check(m: PackedMatrix) -> None:
@@ -200,11 +211,10 @@ def _check(m: PackedMatrix) -> None:
 def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Row-major bitmask and values of an n:m or block tensor; n:m values are in that order already."""
     masks, values = [], []
-    reorder = packed.encoding == "block" and packed.pattern is not None and packed.pattern[0] > 1
-    height = packed.pattern[0] if reorder and packed.pattern else 1
-    stored = packed._bands() if reorder else None
-    for lines in bits.bands(packed.rows // height, packed.cols * height):
-        keep = packed._to_rows(packed._decode(lines))
+    reorder = packed.layout.block[0] > 1
+    stored = packed.bands() if reorder else None
+    for lines, _ in packed.layout.bands():
+        keep = packed.layout.to_rows(packed.decode(lines))
         masks.append(bits.pack_bits(keep))
         if stored is not None:
             band = next(stored)[1].numpy()
@@ -217,43 +227,16 @@ def _as_bitmask(packed: PackedTensor) -> tuple[torch.Tensor | None, torch.Tensor
     return mask, in_large_pages(data.view(packed.data.dtype))
 
 
-VALUES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
-
-
-def describe(matrix: PackedMatrix) -> Any:
-    """The native view of a packed matrix; the caller keeps ``matrix`` alive as long as it uses the view."""
-    return native.load_extension().Matrix(
-        matrix.rows,
-        matrix.cols,
-        VALUES[matrix.values],
-        matrix.block,
-        matrix.group or matrix.cols,
-        0 if matrix.mask is None else matrix.mask.data_ptr(),
-        0 if matrix.mask is None else matrix.mask.shape[1],
-        matrix.data.data_ptr(),
-        matrix.data.numel() * matrix.data.element_size(),
-        matrix.starts.data_ptr(),
-        0 if matrix.scales is None else matrix.scales.data_ptr(),
-    )
-
-
-_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
-
-
-def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
-    """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
-    row has index bits beyond the last column or the rows do not fill the values exactly."""
-    counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
-    if matrix.mask is not None:
-        mask, entries = matrix.mask.numpy(), matrix.cols // matrix.block
-        if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
-            return False
-        for rows in bits.bands(matrix.rows, mask.shape[1]):
-            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
-    sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
-    ends = np.cumsum(sizes)
-    if matrix.rows and ends[-1] >= 1 << 32:
-        return False
-    starts[0] = 0
-    starts.numpy().view(np.uint32)[1:] = ends
-    return int(sizes.sum()) == matrix.data.numel() * matrix.data.element_size()
+def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of ``tensor`` in memory that the system may back by large pages (Linux), so that address translation does not
+    slow what is streamed once a product; the tensor itself where it is small or the system has no such memory. Only whole
+    pages are used: no memory is lost at the ends."""
+    size = tensor.numel() * tensor.element_size()
+    if size < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel built without them
+        return tensor
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

@@ -96,7 +96,7 @@ class MicroTimer:
                 os.sched_yield()
             x.mul_(1)  # in a model, the layer before has just written x
 
-        found = race(calls, x, prepare, int(self._seconds * 1e9), self._clock, self._interruptions)
+        found = time_contenders(calls, x, prepare, int(self._seconds * 1e9), self._clock, self._interruptions)
         return {name: ns / 1000 for name, ns in found.items()}
 
 
@@ -126,7 +126,7 @@ class _Times:
         return statistics.median(self.calm) if len(self.calm) >= FEW else self.least
 
 
-def race(
+def time_contenders(
     calls: Calls,
     x: torch.Tensor,
     prepare: Callable[[Callable[[torch.Tensor], object], torch.Tensor], object],

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.formats.soundness import INTEGERS
+from winnow.formats.validation import INTEGERS
 from winnow.kernels import expanded, multiply, ops
+from winnow.kernels.expanded import convolve
 from winnow.kernels.geometry import Geometry
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.products import convolve
 from winnow.quantize import Grid, Quantized
 
 Ways = Iterable[tuple[float, str]]
@@ -25,12 +24,9 @@ class PackedLayer(WeightOnDemand):
     """What the packed layers have in common: a packed matrix, a bias, and the state dict of the dense layer.
 
     ``weight`` is the dense weight for whoever reads it: its shape and type are there at no cost, its values are expanded
-    at every use (:class:`winnow.kernels.lazy.LazyWeight`). Its type says what the state dict holds; it follows
-    ``layer.to(dtype)``, as the bias does. The packed values keep their own type, and y always has the type of x.
-
-    ``state_dict()`` holds the ordinary dense ``weight`` and ``bias``; ``load_state_dict`` packs a dense weight again,
-    where the layer's type of values can hold it. The packed tensors are shared by copies of the layer (they never
-    change) and lie on the CPU.
+    at every use (:class:`winnow.kernels.lazy.LazyWeight`). The packed values keep their own type whatever that of ``weight``
+    is, and y always has the type of x. The packed tensors are shared by copies of the layer (they never change) and stay on
+    the CPU.
 
     Attributes
     ----------
@@ -40,6 +36,7 @@ class PackedLayer(WeightOnDemand):
     """
 
     bias: torch.Tensor | None
+    _CPU_ONLY = "packed layers run on the CPU: load the model without packed=True to use"
     _KNOWN_WAYS: tuple[str, ...] = ("packed", "expanded", "spmm")
 
     def __init__(
@@ -56,7 +53,7 @@ class PackedLayer(WeightOnDemand):
             raise InputError(f"the bias has shape {list(bias.shape)}, a layer of {matrix.rows} outputs needs one each")
         self.matrix = matrix
         self._shape = torch.Size(shape)
-        self._dtype = dtype or _dense_dtype(matrix)
+        self._dtype = dtype or (torch.float32 if matrix.scales is not None else matrix.data.dtype)
         held = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.register_parameter("bias", held)
         self.activations = activations
@@ -94,13 +91,9 @@ class PackedLayer(WeightOnDemand):
         raise AssertionError("ways end with math.inf")
 
     def dense(self) -> torch.Tensor:
-        """The dense weight, of the type and shape of :attr:`weight`."""
         return self._restore(expanded.expand(self.matrix, dtype=self._dtype))
 
-    def pack(self, weight: torch.Tensor) -> None:
-        """Take over a dense ``weight`` of the same shape. Raises InputError where the values' type cannot hold it."""
-        if weight.shape != self._shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the packed layer {list(self._shape)}")
+    def _take(self, weight: torch.Tensor) -> None:
         self.matrix = _repacked(self._matrix(weight.detach().cpu()), self.matrix)
 
     def _restore(self, matrix: torch.Tensor) -> torch.Tensor:
@@ -118,39 +111,6 @@ class PackedLayer(WeightOnDemand):
         if self.activations == "int8":
             raise InputError("int8 activations have no gradient: run under torch.inference_mode()")
         return True
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=self._dtype))
-        if probe.device.type != "cpu":
-            raise InputError(f"packed layers run on the CPU: load the model without packed=True to use {probe.device}")
-        self._dtype = probe.dtype
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.dense()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = f"{prefix}weight"
-        weight = state_dict.get(key)
-        if weight is not None:
-            try:
-                self.pack(weight)
-            except InputError as error:
-                error_msgs.append(f"{key}: {error}")
-        elif strict:
-            missing_keys.append(key)
-        rest = {name: tensor for name, tensor in state_dict.items() if name != key}
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
         kept = f"{100 * self.matrix.density:.1f} % kept"
@@ -237,10 +197,6 @@ class PackedConv2d(PackedLayer):
             high, wide = self.geometry.out_size(*images.shape[2:])
             y = convolve(self.matrix, images, self.bias, self.geometry, self.way(images.shape[0] * high * wide))
         return y if x.dim() == 4 else y[0]
-
-
-def _dense_dtype(matrix: PackedMatrix) -> torch.dtype:
-    return torch.float32 if matrix.scales is not None else matrix.data.dtype
 
 
 def _repacked(weight: torch.Tensor, like: PackedMatrix) -> PackedMatrix:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from winnow.errors import InputError
-from winnow.kernels import expanded, native, reference, spmm
+from winnow.kernels import expanded
+from winnow.kernels.expanded import exact_int_mm, int8_linear
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.products import exact_int_mm, int8_linear
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,17 +42,16 @@ def linear(
     if x2d.stride(1) != 1:
         x2d = x2d.contiguous()
     bias = _bias(matrix, bias)
-    if way == "packed" or (activations == "int8" and not exact_int_mm()):
+    if way == "expanded" and (activations == "keep" or exact_int_mm()):
+        y = (int8_linear if activations == "int8" else expanded.linear)(matrix, x2d, bias)
+    else:
         y = x.new_empty((x2d.shape[0], matrix.rows))
         if y.numel():
-            if native.available():
-                native.linear(matrix.view, x2d, bias, y, activations == "int8")
+            kernels, view = matrix.backend
+            if way == "spmm":
+                kernels.linear_many(view, x2d, bias, y)
             else:
-                reference.linear(matrix, x2d, bias, y, activations == "int8")
-    elif way == "spmm":
-        y = spmm.linear(matrix, x2d, bias)
-    else:
-        y = (int8_linear if activations == "int8" else expanded.linear)(matrix, x2d, bias)
+                kernels.linear(view, x2d, bias, y, activations == "int8")
     return y if len(shape) == 2 else y.view(*shape[:-1], matrix.rows)
 
 
@@ -63,11 +62,8 @@ def times(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None = Non
     bias = _bias(matrix, bias)
     y = x.new_empty((matrix.rows, x.shape[1]))
     if y.numel():
-        x = x if x.stride(1) == 1 else x.contiguous()
-        if native.available():
-            native.times(matrix.view, x, bias, y)
-        else:
-            reference.times(matrix, x, bias, y)
+        kernels, view = matrix.backend
+        kernels.times(view, x if x.stride(1) == 1 else x.contiguous(), bias, y)
     return y
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from winnow.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
@@ -68,6 +66,17 @@ def _share_threads(extension: Any) -> None:
         return
 
 
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[int]:
+    """Inside, torch runs on ``count`` threads (None: as many as before); gives how many these are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
 def available() -> bool:
     """Whether the native kernels are there."""
     return load_extension() is not None
@@ -101,13 +110,13 @@ def kernels() -> Any:
 
 
 @lru_cache(maxsize=8)
-def _kernels(wanted: str | None) -> Any:
+def _kernels(requested: str | None) -> Any:
     usable = isas()
-    if wanted is None:
-        wanted = usable[-1]
-    elif wanted not in usable:
-        raise InputError(f"WINNOW_ISA={wanted} is not to be had here: use one of {', '.join(usable)}")
-    return load_extension().kernels(wanted)
+    if requested is None:
+        requested = usable[-1]
+    elif requested not in usable:
+        raise InputError(f"WINNOW_ISA={requested} is not available here: use one of {', '.join(usable)}")
+    return load_extension().kernels(requested)
 
 
 def fill_starts(view: Any, starts: torch.Tensor) -> bool:
@@ -119,57 +128,35 @@ def linear(
     view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, int8_activations: bool = False
 ) -> None:
     """y [batch, rows] = x [batch, cols] W^T (+ bias); x and y of one type, rows of x contiguous, bias float32."""
-    load_extension().linear(
-        kernels(),
-        view,
-        x.data_ptr(),
-        x.stride(0),
-        TYPES[x.dtype],
-        x.shape[0],
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        y.stride(0),
-        int8_activations,
-        torch.get_num_threads(),
-    )
-
-
-def expand(view: Any, start: int, stop: int, out: torch.Tensor) -> None:
-    """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
-    load_extension().expand(
-        kernels(), view, start, stop, out.data_ptr(), out.stride(0), TYPES[out.dtype], torch.get_num_threads()
-    )
-
-
-def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
-    """y [rows, n] = W x [cols, n] (+ bias of each row), float32, rows of x and y contiguous."""
-    load_extension().times(
-        kernels(),
-        view,
-        x.data_ptr(),
-        x.stride(0),
-        x.shape[1],
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        y.stride(0),
-        torch.get_num_threads(),
-    )
+    load_extension().linear(*_product(view, x, bias, y), int8_activations, torch.get_num_threads())
 
 
 def linear_many(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """What :func:`linear` computes, by the feature-major kernels with float32 sums: for many rows of x."""
-    load_extension().linear_many(
-        kernels(),
-        view,
-        x.data_ptr(),
-        x.stride(0),
-        TYPES[x.dtype],
-        x.shape[0],
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        y.stride(0),
-        torch.get_num_threads(),
-    )
+    load_extension().linear_many(*_product(view, x, bias, y), torch.get_num_threads())
+
+
+def _product(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> tuple[Any, ...]:
+    return kernels(), view, *_place(x), TYPES[x.dtype], x.shape[0], _address(bias), *_place(y)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a matrix begins, and how far its rows are apart."""
+    return tensor.data_ptr(), tensor.stride(0)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def expand(view: Any, start: int, stop: int, out: torch.Tensor) -> None:
+    """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
+    load_extension().expand(kernels(), view, start, stop, *_place(out), TYPES[out.dtype], torch.get_num_threads())
+
+
+def times(view: Any, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """y [rows, n] = W x [cols, n] (+ bias of each row), float32, rows of x and y contiguous."""
+    load_extension().times(kernels(), view, *_place(x), x.shape[1], _address(bias), *_place(y), torch.get_num_threads())
 
 
 def convolve(
@@ -181,11 +168,5 @@ def convolve(
     """
     sizes = [*x.shape, *y.shape[2:], *(size for pair in geometry for size in pair)]
     load_extension().convolve(
-        kernels(),
-        view,
-        x.data_ptr(),
-        sizes,
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        torch.get_num_threads(),
+        kernels(), view, x.data_ptr(), sizes, _address(bias), y.data_ptr(), torch.get_num_threads()
     )

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from winnow.kernels import expanded, multiply
+from winnow.kernels.expanded import convolve, convolve_back, transposed_product
 from winnow.kernels.geometry import Geometry
 from winnow.kernels.matrix import PackedMatrix
-from winnow.kernels.products import convolve, convolve_back, transposed_product
 
 # What an operator needs to know of a packed matrix: tensors first, so that a compiled graph takes them as inputs.
 _MATRIX = (
@@ -39,7 +39,7 @@ def _matrix(
     group: int | None,
 ) -> PackedMatrix:
     known = PackedMatrix.known(starts, data)
-    # The tensors of a matrix that is gone, or copies that a compiler made, are checked again.
+    # The tensors of a matrix that was freed, or copies that a compiler made, are checked again.
     return known or PackedMatrix(rows, cols, values, mask, data, scales, block=block, group=group)
 
 

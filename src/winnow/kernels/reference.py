@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from winnow.formats import bits
-from winnow.formats.soundness import INTEGERS
+from winnow.formats.validation import INTEGERS
 from winnow.quantize.grid import spread_scales
 
 if TYPE_CHECKING:
+    from winnow.kernels.geometry import Geometry
     from winnow.kernels.matrix import PackedMatrix
 
 _BAND = 1 << 20  # weights expanded at a time
+_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 def linear(
@@ -35,6 +38,13 @@ def linear(
         y[:, rows] = out if bias is None else out + bias[rows]
 
 
+def linear_many(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """The same by :func:`times`: x laid out feature-major, float32 sums."""
+    columns = torch.empty((matrix.rows, x.shape[0]))
+    times(matrix, x.t().float().contiguous(), bias, columns)
+    y.copy_(columns.t())
+
+
 def times(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """y [rows, n] = W x [cols, n] (+ bias of each row), float32."""
     for rows in _bands(matrix, slice(0, matrix.rows)):
@@ -47,6 +57,35 @@ def expand(matrix: PackedMatrix, start: int, stop: int, out: torch.Tensor) -> No
     for rows in _bands(matrix, slice(start, stop)):
         band = _stored(matrix, rows) if out.dtype == torch.int8 else _dequantized(matrix, rows)
         out[rows.start - start : rows.stop - start] = band
+
+
+def convolve(
+    matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry, y: torch.Tensor
+) -> None:
+    """y [N, rows, H', W'] = the convolution of x [N, C, H, W] with the filters in the rows of the matrix (+ bias)."""
+    kernel, stride, padding, dilation = geometry
+    for image, out in zip(x, y, strict=True):
+        windows = F.unfold(image[None], kernel, dilation, padding, stride)[0]
+        times(matrix, windows, bias, out.view(matrix.rows, -1))
+
+
+def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
+    """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
+    row has index bits beyond the last column or the rows do not fill the values exactly."""
+    counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
+    if matrix.mask is not None:
+        mask, entries = matrix.mask.numpy(), matrix.cols // matrix.block
+        if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
+            return False
+        for rows in bits.bands(matrix.rows, mask.shape[1]):
+            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
+    sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
+    ends = np.cumsum(sizes)
+    if matrix.rows and ends[-1] >= 1 << 32:
+        return False
+    starts[0] = 0
+    starts.numpy().view(np.uint32)[1:] = ends
+    return int(sizes.sum()) == matrix.data.numel() * matrix.data.element_size()
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

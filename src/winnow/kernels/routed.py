@@ -11,7 +11,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.kernels.dense import Substitute
-from winnow.kernels.form import Form
+from winnow.kernels.spec import LayerSpec
 
 
 class RoutedLayer(Substitute):
@@ -24,12 +24,12 @@ class RoutedLayer(Substitute):
     routes: tuple[tuple[float, nn.Module], ...]
     _width: int  # features of x; 0 for a convolution
 
-    def __init__(self, form: Form, routes: Sequence[tuple[float, nn.Module]]) -> None:
+    def __init__(self, spec: LayerSpec, routes: Sequence[tuple[float, nn.Module]]) -> None:
         if not routes or routes[-1][0] != math.inf:
             raise InputError("routes are (rows of x up to, layer) in rising order, the last up to math.inf")
         layers = [layer for _, layer in routes]
         dense = next((layer for layer in layers if "weight" in layer._parameters), None)
-        super().__init__(form, None)
+        super().__init__(spec, None)
         if dense is not None:
             self._parameters["weight"] = dense.weight  # type: ignore[assignment]
         self.bias = (layers[0] if dense is None else dense).bias  # type: ignore[assignment]
@@ -37,7 +37,7 @@ class RoutedLayer(Substitute):
             layer.bias = self.bias  # type: ignore[assignment]  # one parameter: it is converted, moved and loaded once for all of them
         # Not through nn.Module.__setattr__, which would make them children.
         self.__dict__["routes"] = tuple(routes)
-        self.__dict__["_width"] = max(form.cols, 1) if form.geometry is None else 0
+        self.__dict__["_width"] = max(spec.cols, 1) if spec.geometry is None else 0
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -45,18 +45,16 @@ class RoutedLayer(Substitute):
         return list(dict.fromkeys(layer for _, layer in self.routes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.numel() // self._width if self._width else self.form.count(x)
+        rows = x.numel() // self._width if self._width else self.spec.count(x)
         for upto, layer in self.routes:
             if rows <= upto:
                 return layer.forward(x)
         raise AssertionError("routes end with math.inf")
 
     def expand(self) -> torch.Tensor:
-        return self.form.matrix(_dense(self.layers[0]))
+        return self.spec.matrix(_dense(self.layers[0]))
 
-    def pack(self, weight: torch.Tensor) -> None:
-        if tuple(weight.shape) != self.form.shape:
-            raise InputError(f"the weight has shape {list(weight.shape)}, the layer {list(self.form.shape)}")
+    def _take(self, weight: torch.Tensor) -> None:
         for layer in self.layers:
             if "weight" in layer._parameters:
                 with torch.no_grad():

@@ -87,7 +87,7 @@ def _why_dense(model: nn.Module, path: str, module: nn.Module) -> str | None:
     return why_dense(root, "layer")
 
 
-def observe(model: nn.Module, layers: dict[str, nn.Module], example: Any) -> dict[str, list[torch.Size]]:
+def record_shapes(model: nn.Module, layers: dict[str, nn.Module], example: Any) -> dict[str, list[torch.Size]]:
     """Shapes of x that each of ``layers`` is called with when ``model`` runs on ``example``, in evaluation mode.
 
     ``example`` is a tensor, a tuple of positional or a mapping of keyword arguments. Raises InputError where the model

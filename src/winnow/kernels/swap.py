@@ -24,7 +24,7 @@ def packed_layers(model: nn.Module) -> dict[str, PackedLinear | PackedConv2d]:
     return {path: m for path, m in model.named_modules() if isinstance(m, (PackedLinear, PackedConv2d))}
 
 
-def must_be_dense(model: nn.Module) -> None:
+def require_dense(model: nn.Module) -> None:
     """Raises InputError for a model whose layers are packed, accelerated or quantized already: they have no dense
     weights to prune or to train."""
     for path, module in model.named_modules():

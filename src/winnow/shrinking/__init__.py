@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from winnow.shrinking.lines import shrink_matrix, zero_lines
-from winnow.shrinking.recipe import apply, kept_lines
+from winnow.shrinking.rebuild import apply, kept_rows_cols
+from winnow.shrinking.submatrix import nonzero_rows_cols, shrink_matrix
 from winnow.shrinking.verb import Removed, ShrinkResult, Skipped, plan, shrink
 
 __all__ = [
@@ -11,9 +11,9 @@ __all__ = [
     "ShrinkResult",
     "Skipped",
     "apply",
-    "kept_lines",
+    "kept_rows_cols",
+    "nonzero_rows_cols",
     "plan",
     "shrink",
     "shrink_matrix",
-    "zero_lines",
 ]

@@ -12,8 +12,8 @@ from torch import nn
 from winnow.coupled.call import ERRORS
 from winnow.coupled.site import site_of
 from winnow.masks.prunable import Prunable
-from winnow.shrinking.dead import Group
-from winnow.shrinking.recipe import apply
+from winnow.shrinking.dead_units import Group
+from winnow.shrinking.rebuild import apply
 
 # Attributes that count heads or key/value heads: any multiple of the number of units follows.
 HEADS = (

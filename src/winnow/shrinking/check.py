@@ -12,7 +12,7 @@ from torch import nn
 from winnow.coupled.call import ERRORS, forward, quiet, small, tensors_in
 from winnow.errors import InputError
 from winnow.masks.given import working_copy
-from winnow.shrinking.recipe import apply
+from winnow.shrinking.rebuild import apply
 
 SMALL = 1 << 27  # weights of a model that is checked in float64
 # Largest difference, relative to the largest output: float64 runs keep float32 islands (norms, softmax, rotary tables).

@@ -22,7 +22,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return working_copy(model, [t for t in tensors if id(t) not in own])
 
 
-def stored(model: nn.Module, name: str) -> tuple[nn.Module, str, torch.Tensor]:
+def find_tensor(model: nn.Module, name: str) -> tuple[nn.Module, str, torch.Tensor]:
     """The module that owns a parameter or buffer, its key there, and the tensor. Raises InputError where there is none."""
     path, _, key = name.rpartition(".")
     try:
@@ -37,7 +37,7 @@ def stored(model: nn.Module, name: str) -> tuple[nn.Module, str, torch.Tensor]:
     raise InputError(f"the model has no tensor {name!r}: give the model that the plan was made for")
 
 
-def put(owner: nn.Module, key: str, tensor: torch.Tensor) -> None:
+def replace_tensor(owner: nn.Module, key: str, tensor: torch.Tensor) -> None:
     """Puts a tensor in the place of a parameter or buffer of another shape."""
     old = owner._parameters.get(key)
     if old is not None:

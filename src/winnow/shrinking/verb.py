@@ -11,15 +11,15 @@ from torch import nn
 
 from winnow.coupled.find import Refused
 from winnow.errors import InputError
-from winnow.kernels.swap import must_be_dense
+from winnow.kernels.swap import require_dense
 from winnow.masks.given import opened, require_initialised
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import name_of
 from winnow.shrinking.check import Check
-from winnow.shrinking.dead import Dead, Group, coupled_units, grouped, wide_scope
+from winnow.shrinking.dead_units import DeadUnits, Group, coupled_units, grouped, wide_scope
 from winnow.shrinking.example import make_example
-from winnow.shrinking.recipe import apply
-from winnow.shrinking.writing import Choice, Writer
+from winnow.shrinking.plan_writer import Choice, PlanWriter
+from winnow.shrinking.rebuild import apply
 
 LAST = "all of them are zero, and one has to stay"
 UNEVEN = "experts are stacked in one tensor: each has to lose as many, to a width that grouped products take"
@@ -64,7 +64,7 @@ def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:
     rows are and what comes of them is constant: zero, or a number that moves into the next layer's bias. With it
     go the columns of its readers, entries of biases and normalizations, depthwise filters, and the counts
     kept in attributes and (where all layers agree) in a transformers config. Every removal is run against
-    the given model - in float64 up to 134 million weights - and put back with its reason where they differ.
+    the given model - in float64 up to 134 million weights - and reverted with its reason where they differ.
 
     The given model stays as it was; parameters that are not cut are shared with it. ``example`` is what
     its forward takes (a tensor, a tuple, or keyword arguments); without one an input is made from its config or
@@ -84,16 +84,16 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
     require_initialised(model)
     if any(p.is_meta for p in model.parameters()):
         raise InputError("a model on the meta device holds no values to look for zeros in: load its weights first")
-    must_be_dense(model)
+    require_dense(model)
     scope = wide_scope(model)
     if not scope.prunables:
-        return Writer(model, scope, []).plan([]), [], []
+        return PlanWriter(model, scope, []).plan([]), [], []
     if example is None:
         example = make_example(model)
     check = Check(model, example)
     units, refused = coupled_units(model, scope, example)
     groups = grouped(units, scope)
-    dead = Dead(check.model, scope, groups, check.example)
+    dead = DeadUnits(check.model, scope, groups, check.example)
     dead.find()
     skipped = [Skipped("row", scope.prunables[n].module, c, r.reason) for r in refused for n, c in _rows(dead, r)]
 
@@ -109,7 +109,7 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
             skip(group, len(group.dead) - len(positions), why)
         if positions:
             choices.append(Choice(group, positions))
-    writer = Writer(model, scope, groups)
+    writer = PlanWriter(model, scope, groups)
     kept = _Settler(writer, check, skip).settle(choices)
     removed = [
         Removed(c.group.kind, name_of(c.group, scope.prunables), len(c.positions), len(c.group.units)) for c in kept
@@ -117,7 +117,7 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
     return _best(writer, check, kept)[0], removed, skipped
 
 
-def _rows(dead: Dead, refused: Refused) -> list[tuple[str, int]]:
+def _rows(dead: DeadUnits, refused: Refused) -> list[tuple[str, int]]:
     counts = [(n, dead.zero_row_count(n)) for n in refused.names]
     return [(n, c) for n, c in counts if c]
 
@@ -139,7 +139,7 @@ def _removable(group: Group, scope: Scope) -> tuple[tuple[int, ...], str]:
     return tuple(sorted(i for found in by_expert.values() for i in found[len(found) - least :])), UNEVEN
 
 
-def _best(writer: Writer, check: Check, choices: Sequence[Choice]) -> tuple[dict[str, Any], str]:
+def _best(writer: PlanWriter, check: Check, choices: Sequence[Choice]) -> tuple[dict[str, Any], str]:
     """The plan of a choice and what is wrong with it: with config entries where it runs with them, else without."""
     made = writer.plan(choices)
     why = check.reason(made)
@@ -153,7 +153,7 @@ def _best(writer: Writer, check: Check, choices: Sequence[Choice]) -> tuple[dict
 class _Settler:
     """Finds the largest part of the choices that leaves the outputs as they were."""
 
-    def __init__(self, writer: Writer, check: Check, skip: Any) -> None:
+    def __init__(self, writer: PlanWriter, check: Check, skip: Any) -> None:
         self.writer, self.check, self.skip = writer, check, skip
 
     def settle(self, choices: list[Choice]) -> list[Choice]:

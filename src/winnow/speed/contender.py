@@ -70,9 +70,8 @@ class TorchContender(Contender):
         super().__init__(about, base)
         self.model: nn.Module | None = model
         self.decisions: dict[str, dict[int, str]] = {}  # layer -> rows of x -> kernel, of an accelerated model
-        self._run: Callable[..., Any] = (
-            model if run is None else run
-        )  # a compiled model's truth value asks for its length
+        # Not "run or model": a compiled model's truth value asks for its length.
+        self._run: Callable[..., Any] = model if run is None else run
         floats = (t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
         self._dtype = next(floats, torch.float32)
 
@@ -140,12 +139,12 @@ def bind(model: Any, batch: Batch, settings: dict[str, Any]) -> tuple[tuple[Any,
     return (), {**fitting, **kept}
 
 
-def difference(found: torch.Tensor, truth: torch.Tensor) -> float:
+def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest absolute difference over the largest absolute value of ``truth``; NaN where either holds one."""
-    if found.shape != truth.shape:
+    if found.shape != reference.shape:
         return float("nan")
-    scale = float(truth.abs().max()) if truth.numel() else 0.0
-    return float((found - truth).abs().max()) / max(scale, 1e-30) if truth.numel() else 0.0
+    scale = float(reference.abs().max()) if reference.numel() else 0.0
+    return float((found - reference).abs().max()) / max(scale, 1e-30) if reference.numel() else 0.0
 
 
 def _gone(*_: Any, **__: Any) -> Any:

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,8 @@ from winnow.data.records import map_tensors
 from winnow.errors import InputError
 from winnow.masks.given import working_copy
 from winnow.records import speed as speed_schema
+from winnow.speed.building import HALF, BuildContext, Builder, dtype_name, require_memory
 from winnow.speed.contender import Contender, TorchContender, Unavailable
-from winnow.speed.makers import HALF, Maker, Makers, enough, said
 from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
@@ -38,28 +39,28 @@ def families(names: Sequence[str]) -> list[str]:
     return [name for name in FAMILIES if name == "dense" or name in names]
 
 
-def makers(given: Makers) -> Iterator[tuple[str, Maker]]:
+def builders(context: BuildContext) -> Iterator[tuple[str, Builder]]:
     """(name, function that builds it) of every contender, dense float32 first. A function raises Unavailable."""
-    asked = families(given.names)
-    size = sum(p.numel() for p in given.dense.parameters())
-    yield "dense float32", lambda: _dense(given, torch.float32)
-    if given.bf16:
-        yield "dense bfloat16", lambda: _dense(given, HALF, need=2 * size)
-    if "compile" in asked:
-        for dtype in given.dtypes:
-            yield f"compiled {said(dtype)}", lambda dtype=dtype: _compiled(given, dtype, 3 * dtype.itemsize * size)  # type: ignore[misc]
-    if "int8" in asked:
-        yield "torch int8", lambda: _torch_int8(given, 5 * size)
-    if "onnx" in asked or "openvino" in asked:
-        from winnow.speed.runtimes import onnx_makers
+    requested = families(context.names)
+    size = sum(p.numel() for p in context.dense.parameters())
+    yield "dense float32", partial(_dense, context, torch.float32)
+    if context.bf16:
+        yield "dense bfloat16", partial(_dense, context, HALF, need=2 * size)
+    if "compile" in requested:
+        for dtype in context.dtypes:
+            yield f"compiled {dtype_name(dtype)}", partial(_compiled, context, dtype, 3 * dtype.itemsize * size)
+    if "int8" in requested:
+        yield "torch int8", partial(_torch_int8, context, 5 * size)
+    if "onnx" in requested or "openvino" in requested:
+        from winnow.speed.runtimes import onnx_builders
 
-        yield from onnx_makers(given, asked, 12 * size)
-    if "packed" in asked:
-        for dtype in given.dtypes:
-            yield f"packed {said(dtype)}", lambda dtype=dtype: _packed(given, dtype)  # type: ignore[misc]
-    if "accelerated" in asked:
-        for dtype in given.dtypes:
-            yield f"accelerated {said(dtype)}", lambda dtype=dtype: _accelerated(given, dtype, 8 * size)  # type: ignore[misc]
+        yield from onnx_builders(context, requested, 12 * size)
+    if "packed" in requested:
+        for dtype in context.dtypes:
+            yield f"packed {dtype_name(dtype)}", partial(_packed, context, dtype)
+    if "accelerated" in requested:
+        for dtype in context.dtypes:
+            yield f"accelerated {dtype_name(dtype)}", partial(_accelerated, context, dtype, 8 * size)
 
 
 def read_bytes(model: nn.Module) -> int:
@@ -73,23 +74,23 @@ def read_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in seen.values()) + sum(m.matrix.nbytes for m in packed)
 
 
-def _in(given: Makers, dtype: torch.dtype) -> nn.Module:
+def _in(context: BuildContext, dtype: torch.dtype) -> nn.Module:
     """The dense model, or a copy of it in another type: the other contenders share the one in float32."""
-    return given.dense if dtype == torch.float32 else working_copy(given.dense).to(dtype)
+    return context.dense if dtype == torch.float32 else working_copy(context.dense).to(dtype)
 
 
-def _dense(given: Makers, dtype: torch.dtype, need: int = 0) -> Contender:
-    enough(need)
-    model = _in(given, dtype)
-    size = given.subject.file_bytes(given.subject.base)
+def _dense(context: BuildContext, dtype: torch.dtype, need: int = 0) -> Contender:
+    require_memory(need)
+    model = _in(context, dtype)
+    size = context.subject.file_bytes(context.subject.base)
     note = None
-    if given.subject.artifact is not None and given.subject.base == "artifact":
-        size, note = given.subject.dense_bytes(), "its file size is reckoned: no dense file was given"
-    about = given.about(
-        f"dense {said(dtype)}", dtype, None if dtype == torch.float32 else BF16_CHANGES,
+    if context.subject.artifact is not None and context.subject.base == "artifact":
+        size, note = context.subject.dense_bytes(), "its file size is computed: no dense file was given"
+    about = context.about(
+        f"dense {dtype_name(dtype)}", dtype, None if dtype == torch.float32 else BF16_CHANGES,
         weight_bytes=read_bytes(model), file_bytes=size, note=note,
     )  # fmt: skip
-    return TorchContender(about, model, given.subject.base)
+    return TorchContender(about, model, context.subject.base)
 
 
 class Compiled(TorchContender):
@@ -115,78 +116,82 @@ def freezing() -> Iterator[None]:
         yield
 
 
-def _compiled(given: Makers, dtype: torch.dtype, need: int) -> Contender:
-    enough(need)
-    model = working_copy(given.dense).to(dtype)
-    changes = "reorders sums" if dtype == torch.float32 else BF16_CHANGES
-    about = given.about(f"compiled {said(dtype)}", dtype, changes, weight_bytes=read_bytes(model))
-    return Compiled(about, model, given.subject.base, run=torch.compile(model))
+def _compiled(context: BuildContext, dtype: torch.dtype, need: int) -> Contender:
+    require_memory(need)
+    model = working_copy(context.dense).to(dtype)
+    changes = "different summation order" if dtype == torch.float32 else BF16_CHANGES
+    about = context.about(f"compiled {dtype_name(dtype)}", dtype, changes, weight_bytes=read_bytes(model))
+    return Compiled(about, model, context.subject.base, run=torch.compile(model))
 
 
-def _torch_int8(given: Makers, need: int) -> Contender:
-    enough(need)
+def _torch_int8(context: BuildContext, need: int) -> Contender:
+    require_memory(need)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.ao.nn.quantized.dynamic import Linear
         from torch.ao.quantization import quantize_dynamic
 
-        model = quantize_dynamic(given.dense, {nn.Linear}, dtype=torch.qint8)
+        model = quantize_dynamic(context.dense, {nn.Linear}, dtype=torch.qint8)
     layers = [m for m in model.modules() if isinstance(m, Linear)]
     if not layers:
         raise Unavailable("the model has no nn.Linear that torch could quantize")
     rest = read_bytes(model)
     about = speed_schema.Contender(
-        name="torch int8", kind="quantized", weights="int8, a scale a tensor", changes="rounds weights and activations to int8",
+        name="torch int8", kind="quantized", weights="int8, per-tensor scales", changes="rounds weights and activations to int8",
         kernels={"torch int8": len(layers)}, weight_bytes=rest + sum(m.weight().numel() for m in layers),
     )  # fmt: skip
-    return TorchContender(about, model, given.subject.base)
+    return TorchContender(about, model, context.subject.base)
 
 
 def kernels_of(layers: Iterable[PackedLayer]) -> dict[str, int]:
     """Kernel -> packed layers that can come to run on it, whatever the rows of x."""
     from winnow.kernels import native
 
-    isa = native.isa() if native.available() else "reference"
-    return dict(Counter(f"{way} {layer.matrix.values} {isa}" for layer in layers for _, way in layer.ways))
+    return dict(Counter(f"{way} {layer.matrix.values} {native.isa()}" for layer in layers for _, way in layer.ways))
 
 
-def _packed(given: Makers, dtype: torch.dtype) -> Contender:
+def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
     from winnow.kernels.swap import packed_layers
 
-    subject = given.subject
+    subject = context.subject
     if subject.artifact is None:
         raise Unavailable(f"{subject.source.spec} is not a folder that winnow compress wrote")
     model = subject.packed(dtype)
     layers = packed_layers(model)
     if not layers:
         raise Unavailable("no layer of this model can stay packed")
-    about = speed_schema.Contender(
-        name=f"packed {said(dtype)}", kind=subject.packed_kind(), weights=subject.weights(),
-        changes=None if dtype == torch.float32 else "computes in bfloat16", kernels=kernels_of(layers.values()),
-        weight_bytes=read_bytes(model), file_bytes=subject.file_bytes("artifact"),
-    )  # fmt: skip
+    about = _about_artifact(
+        context, "packed", dtype, kernels=kernels_of(layers.values()), weight_bytes=read_bytes(model)
+    )
     return TorchContender(about, model)
 
 
-def _accelerated(given: Makers, dtype: torch.dtype, need: int) -> Contender:
+def _accelerated(context: BuildContext, dtype: torch.dtype, need: int) -> Contender:
     from winnow.kernels.dispatch import Decisions, accelerate
 
-    subject = given.subject
-    enough(need)
-    model = subject.packed(dtype) if subject.artifact is not None else _in(given, dtype)
+    subject = context.subject
+    require_memory(need)
+    model = subject.packed(dtype) if subject.artifact is not None else _in(context, dtype)
     fast = accelerate(
-        model, rows=given.rows, example=_example(given.work[0], dtype), threads=given.threads, progress=given.progress
+        model,
+        rows=context.rows,
+        example=_example(context.work[0], dtype),
+        threads=context.threads,
+        progress=context.progress,
     )
     decided: Decisions = fast.winnow_dispatch  # type: ignore[assignment]
-    about = speed_schema.Contender(
-        name=f"accelerated {said(dtype)}", kind=subject.packed_kind(), weights=subject.weights(),
-        changes=None if dtype == torch.float32 else "computes in bfloat16",
-        kernels=dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values()))),
-        file_bytes=subject.file_bytes("artifact"),
-    )  # fmt: skip
-    made = TorchContender(about, fast)
+    kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
+    made = TorchContender(_about_artifact(context, "accelerated", dtype, kernels=kernels), fast)
     made.decisions = {d.name: d.kernel for d in decided}
     return made
+
+
+def _about_artifact(context: BuildContext, family: str, dtype: torch.dtype, **more: Any) -> speed_schema.Contender:
+    subject, changes = context.subject, None if dtype == torch.float32 else "computes in bfloat16"
+    return speed_schema.Contender(
+        name=f"{family} {dtype_name(dtype)}", kind=subject.packed_kind(), weights=subject.weights(), changes=changes,
+        file_bytes=subject.file_bytes("artifact"), **more,
+    )  # fmt: skip
 
 
 def _example(work: Work, dtype: torch.dtype) -> Any:

@@ -148,7 +148,6 @@ def _case(prunable: Prunable, matrix: PackedMatrix, rows: int, dtype: torch.dtyp
 @torch.inference_mode()
 def _times(prunable: Prunable, matrix: PackedMatrix, rows: int, bf16: bool, timer: Timer) -> dict[str, float]:
     """Kernel -> median milliseconds."""
-    isa = native.isa() if native.available() else "reference"
     found: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16)[: 1 + bf16]:
         note = "" if dtype == torch.float32 else ", bfloat16 x"
@@ -158,7 +157,7 @@ def _times(prunable: Prunable, matrix: PackedMatrix, rows: int, bf16: bool, time
             f"dense {str(dtype).removeprefix('torch.')}": lambda x, dense=dense: F.linear(x, dense)  # type: ignore[misc]
         }
         for way in matrix.ways():
-            calls[f"{way} {matrix.values} {isa}{note}"] = lambda x, way=way: linear(matrix, x, way=way)  # type: ignore[misc]
+            calls[f"{way} {matrix.values} {native.isa()}{note}"] = lambda x, way=way: linear(matrix, x, way=way)  # type: ignore[misc]
         case = _case(prunable, matrix, rows, dtype)
         found |= {name: micro / 1e3 for name, micro in timer(case, calls, x).items()}
     return found

@@ -21,7 +21,7 @@ Clock = Callable[[], float]
 
 
 @dataclass
-class Finish:
+class RaceResult:
     """What a race found: cases with the rounds they got, a measure for each contender and case, and what was left out."""
 
     cases: list[Case] = field(default_factory=list)
@@ -34,74 +34,52 @@ class Finish:
 def race(
     contenders: Sequence[Contender],
     works: Sequence[Work],
-    truths: Mapping[str, Mapping[str, torch.Tensor]],
+    references: Mapping[str, Mapping[str, torch.Tensor]],
     rounds: int,
     *,
     slot: float = SLOT,
     bandwidth: Bandwidth | None = None,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
-) -> Finish:
+) -> RaceResult:
     """Times ``contenders`` on ``works``; the first one is what the others are compared with.
 
     Args:
-        truths: base -> case -> output of the float32 model, what a contender's own output is held against.
+        references: base -> case -> output of the float32 model, what a contender's own output is compared with.
         rounds: of each case; a contender is called several times in a row in each where its calls are short.
     """
-    found = Finish()
+    found = RaceResult()
+    report = progress or (lambda done, total, text: None)
     total = rounds * len(works)
     for number, work in enumerate(works):
         done = number * rounds
         taken: list[Round] = []
-        entered: dict[str, tuple[Contender, float]] = {}
+        begins: dict[str, Begin] = {}
+        calls: dict[str, int] = {}  # in a row
+        differences: dict[str, float] = {}  # of the output from the reference's
         try:
-            begins, calls = _enter(contenders, work, truths, entered, found, slot, clock, progress, (done, total))
-            if len(begins) == 0:
-                continue
-            for one in alternate(begins, calls, rounds, clock=clock):
+            for contender in contenders:
+                report(done, total, f"preparing {contender.name}")
+                try:
+                    begin = contender.begin(work)
+                    contender.prepare(work)
+                    off = difference(contender.output(work), references[contender.base][work.case.name])
+                    calls[contender.name] = _calls(begin, work, slot, clock)
+                except Exception as error:  # whatever compilers and runtimes raise: the others still run
+                    found.dropped[contender.name, work.case.name] = reason(error)
+                    continue
+                begins[contender.name], differences[contender.name] = begin, off
+            for one in alternate(begins, calls, rounds, clock=clock) if begins else ():
                 taken.append(one)
-                if progress is not None:
-                    progress(done + len(taken), total, work.case.name)
+                report(done + len(taken), total, work.case.name)
         except KeyboardInterrupt:
             found.interrupted = True
         if taken:
             found.cases.append(work.case.model_copy(update={"rounds": len(taken)}))
-            found.measures += _measures(contenders, work.case, taken, entered, bandwidth)
+            found.measures += _measures(contenders, work.case, taken, differences, bandwidth)
         if found.interrupted:
             break
     return found
-
-
-def _enter(
-    contenders: Sequence[Contender],
-    work: Work,
-    truths: Mapping[str, Mapping[str, torch.Tensor]],
-    entered: dict[str, tuple[Contender, float]],
-    found: Finish,
-    slot: float,
-    clock: Clock,
-    progress: Progress | None,
-    place: tuple[int, int],
-) -> tuple[dict[str, Begin], dict[str, int]]:
-    """Prepares each contender for a case, holds its output against the truth, and finds how often to call it."""
-    begins: dict[str, Begin] = {}
-    calls: dict[str, int] = {}
-    for contender in contenders:
-        if progress is not None:
-            progress(*place, f"preparing {contender.name}")
-        try:
-            begin = contender.begin(work)
-            contender.prepare(work)
-            off = difference(contender.output(work), truths[contender.base][work.case.name])
-            calls[contender.name] = _calls(begin, work, slot, clock)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:  # compilers and other runtimes raise whatever they like; the others still run
-            found.dropped[contender.name, work.case.name] = reason(error)
-            continue
-        begins[contender.name] = begin
-        entered[contender.name] = (contender, off)
-    return begins, calls
 
 
 def _calls(begin: Begin, work: Work, slot: float, clock: Clock) -> int:
@@ -118,16 +96,16 @@ def _measures(
     contenders: Sequence[Contender],
     case: Case,
     taken: list[Round],
-    entered: Mapping[str, tuple[Contender, float]],
+    differences: Mapping[str, float],
     bandwidth: Bandwidth | None,
 ) -> list[Measure]:
     baseline = contenders[0].name
     rows = []
-    for name, (contender, off) in entered.items():
+    for contender in (c for c in contenders if c.name in differences):
+        name, off = contender.name, differences[contender.name]
         own = [one[name] for one in taken]
-        ratio = (
-            paired_ratio([one[baseline] for one in taken], own) if name != baseline and baseline in entered else None
-        )
+        compared = name != baseline and baseline in differences
+        ratio = paired_ratio([one[baseline] for one in taken], own) if compared else None
         times = spread([seconds for calls in own for seconds in calls])
         size = contender.about.weight_bytes
         rows.append(
@@ -140,7 +118,7 @@ def _measures(
                 ratio_low=ratio.low if ratio else None,
                 ratio_high=ratio.high if ratio else None,
                 difference=None if off != off else off,
-                # What fits the cache need not be read from memory: the bandwidth is no limit of it.
+                # Weights that fit in cache are not read from memory: the bandwidth does not bound them.
                 limit=1e3 * bandwidth.seconds(size) if bandwidth and size and size > bandwidth.cache else None,
             )
         )

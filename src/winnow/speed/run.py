@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,31 +17,36 @@ from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
+from winnow.speed.building import BuildContext
 from winnow.speed.contender import Contender, TorchContender, Unavailable
-from winnow.speed.families import makers
-from winnow.speed.fresh import measure_fresh
-from winnow.speed.makers import Makers
-from winnow.speed.race import Finish, race, reason
+from winnow.speed.families import builders
+from winnow.speed.fresh_process import measure_fresh
+from winnow.speed.race import RaceResult, race, reason
 from winnow.speed.subject import Subject
 from winnow.speed.workload import Work
 
 Stage = Callable[[str], Callable[[int, int, str], None]]
+T = TypeVar("T")
 FRESH = ("dense", "packed")  # what another process can load from the folder
 
 
-class Run:
+@dataclass
+class BenchRun:
     """The measuring itself, step by step; ``found`` grows, so that an interrupt loses nothing."""
 
-    def __init__(
-        self, subject: Subject, work: list[Work], found: Bench, asked: list[str], rounds: int, threads: int, scratch: Path, per_layer: bool, progress: Stage | None
-    ) -> None:  # fmt: skip
-        self.subject, self.work, self.found, self.asked = subject, work, found, asked
-        self.rounds, self.threads, self.scratch = rounds, threads, scratch
-        self.per_layer, self.progress = per_layer, progress
-        self.contenders: list[Contender] = []
-        self.decided: dict[str, dict[int, str]] = {}
+    subject: Subject
+    work: list[Work]
+    found: Bench
+    requested: list[str]
+    rounds: int
+    threads: int
+    scratch: Path
+    per_layer: bool
+    progress: Stage | None
+    contenders: list[Contender] = field(default_factory=list)
+    decided: dict[str, dict[int, str]] = field(default_factory=dict)
 
-    def go(self) -> None:
+    def run(self) -> None:
         try:
             self._race()
             self._energy()
@@ -61,18 +66,23 @@ class Run:
         self.bandwidth = read_bandwidth()
         self.found.bandwidth = speed_schema.Bandwidth(**asdict(self.bandwidth))
         base = self.subject.base
-        given = Makers(
-            self.subject, self.scratch, self.threads, "bf16" in self.asked, self.asked, self.subject.dense(base), self.work,
+        context = BuildContext(
+            self.subject, self.scratch, self.threads, "bf16" in self.requested, self.requested, self.subject.dense(base), self.work,
             self._stage("timing layers for accelerate"),
         )  # fmt: skip
-        self._build(given)
-        truths = {base: _outputs(self.contenders[0], self.work)}
+        self._build(context)
+        references = {base: _outputs(self.contenders[0], self.work)}
         if base != "artifact" and any(c.base == "artifact" for c in self.contenders):
             expanded = self._dense_artifact()
-            truths["artifact"] = _outputs(expanded, self.work)
+            references["artifact"] = _outputs(expanded, self.work)
             expanded.close()
-        finish: Finish = race(
-            self.contenders, self.work, truths, self.rounds, bandwidth=self.bandwidth, progress=self._stage("measuring")
+        finish: RaceResult = race(
+            self.contenders,
+            self.work,
+            references,
+            self.rounds,
+            bandwidth=self.bandwidth,
+            progress=self._stage("measuring"),
         )
         self.found.cases, self.found.measures = finish.cases, finish.measures
         self.found.interrupted = finish.interrupted
@@ -83,22 +93,14 @@ class Run:
             if not any(a.name == name and a.reason == why for a in self.found.absent):
                 self.found.absent.append(Absent(name=name, reason=why if everywhere else f"{case}: {why}"))
 
-    def _build(self, given: Makers) -> None:
-        stage = self._stage("building contenders")
-        todo = list(makers(given))
-        for done, (name, make) in enumerate(todo):
-            if stage is not None:
-                stage(done, len(todo), name)
+    def _build(self, context: BuildContext) -> None:
+        for name, make in self._each("building contenders", list(builders(context)), lambda maker: maker[0]):
             try:
                 self.contenders.append(make())
-            except (
-                Exception
-            ) as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks: the others run
+            except Exception as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks
                 if name == "dense float32":
                     raise
                 self.found.absent.append(Absent(name=name, reason=reason(error)))
-        if stage is not None:
-            stage(len(todo), len(todo), "")
 
     def _dense_artifact(self) -> Contender:
         about = speed_schema.Contender(name="expanded", kind="dense", weights="float32")
@@ -106,25 +108,20 @@ class Run:
 
     def _energy(self) -> None:
         """Joules of one call of the last case of batch 1 (of the first case where there is none)."""
-        meter, said = energy.open_meter()
-        self.found.energy = said
+        meter, description = energy.open_meter()
+        self.found.energy = description
         if meter is None or self.found.interrupted:
             return
         work = _decoding_or_first(self.work)
-        stage = self._stage("energy")
         racing = [c for c in self.contenders if self.found.measure(c.name, work.case.name)]
-        self.found.energy = f"{said}, per call of: {work.case.name}"
+        self.found.energy = f"{description}, per call of: {work.case.name}"
         try:
             with torch.inference_mode():
-                for done, contender in enumerate(racing):
-                    if stage is not None:
-                        stage(done, len(racing), contender.name)
+                for contender in self._each("energy", racing, lambda contender: contender.name):
                     contender.prepare(work)
                     used = energy.energy_of(_endless(contender, work), meter)
                     if used is not None:
                         contender.about.energy, contender.about.energy_kind = used.joules, used.kind
-            if stage is not None:
-                stage(len(racing), len(racing), "")
         finally:
             meter.close()
 
@@ -150,29 +147,32 @@ class Run:
             )
         stage = self._stage("layer by layer")
         for layer in layer_speeds(
-            self.subject.artifact, rows, self.bandwidth, bf16="bf16" in self.asked, progress=stage
+            self.subject.artifact, rows, self.bandwidth, bf16="bf16" in self.requested, progress=stage
         ):
             kernel = self.decided.get(layer.name.removesuffix(".weight"), {})
             layer.runs_on = next((kernel[n] for n in sorted(kernel) if n >= layer.inputs), None)
             self.found.layers.append(layer)
 
     def _fresh(self) -> None:
-        stage = self._stage("loading in a fresh process")
         todo = [c for c in self.found.contenders if c.name.split()[0] in FRESH]
-        for done, about in enumerate(todo):
-            if stage is not None:
-                stage(done, len(todo), about.name)
+        for about in self._each("loading in a fresh process", todo, lambda about: about.name):
             try:
                 seen = measure_fresh(self.subject, about.name, self.work[0], self.threads, self.scratch)
             except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
                 self.found.notes.append(f"{error}.")
                 continue
             about.load_seconds, about.load_bytes, about.run_bytes = (seen.get(k) for k in ("seconds", "load", "run"))
-        if stage is not None and todo:
-            stage(len(todo), len(todo), "")
 
     def _stage(self, name: str) -> Callable[[int, int, str], None] | None:
         return self.progress(name) if self.progress is not None else None
+
+    def _each(self, stage: str, items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+        """The items one after the other, each reported by its name as the progress of a stage."""
+        report = self._stage(stage) or (lambda done, total, text: None)
+        for done, item in enumerate(items):
+            report(done, len(items), name(item))
+            yield item
+        report(len(items), len(items), "")
 
 
 @torch.inference_mode()
@@ -181,7 +181,7 @@ def _outputs(contender: Contender, work: Sequence[Work]) -> dict[str, torch.Tens
     for one in work:
         try:
             found[one.case.name] = contender.output(one)
-        except Unavailable:  # this kind of work is nobody's here; the race says so
+        except Unavailable:  # no contender can do this work here; the race reports it
             found[one.case.name] = torch.empty(0)
         except WinnowError:
             raise
@@ -197,7 +197,7 @@ def _decoding_or_first(work: Sequence[Work]) -> Work:
 
 
 def _endless(contender: Contender, work: Work) -> Step:
-    """Calls without end: decoding begins anew after its last token, so that the cache does not grow for ever."""
+    """Calls without end: decoding restarts after its last token, so that the cache does not grow for ever."""
     if work.tokens is None:
         return contender.begin(work)()
     steps, begin = work.tokens.shape[1], contender.begin(work)

@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,49 +25,41 @@ from winnow.speed.contender import Contender, Unavailable, bind
 from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
-    from winnow.speed.makers import Maker, Makers
+    from winnow.speed.building import BuildContext, Builder
 
-NEEDED = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 ROUNDED = "rounds weights and activations to int8"
+FORMS = {  # form of the graph -> its weights, and what it changes
+    "float32": ("float32", "different summation order"),
+    "bfloat16": ("bfloat16", "rounds weights and activations to bfloat16"),
+    "dynamic": ("int8, per-row scales", ROUNDED),
+    "static": ("int8, per-row scales", f"{ROUNDED}, their ranges calibrated"),
+}
 
 
-def onnx_makers(given: Makers, asked: Sequence[str], need: int) -> Iterator[tuple[str, Maker]]:
-    """(name, maker) of the contenders of ONNX Runtime and OpenVINO."""
-    from winnow.speed.makers import enough
-
-    exports = Exports(given.dense, given.scratch)
-
-    def maker(package: str, build: Callable[[], Contender]) -> Maker:
-        def make() -> Contender:
-            missing = [name for name in NEEDED[package] if importlib.util.find_spec(name) is None]
-            if missing:
-                raise Unavailable(f"not installed: pip install {' '.join(missing)}")
-            enough(need)
-            return build()
-
-        return make
-
-    if "onnx" in asked:
-        for name, form, weights, changes in (
-            ("ONNX Runtime float32", "float32", "float32", "reorders sums"),
-            ("ONNX Runtime int8 dynamic", "dynamic", "int8, a scale a row", ROUNDED),
-            ("ONNX Runtime int8 static", "static", "int8, a scale a row", f"{ROUNDED}, their ranges calibrated"),
-        ):
-            about = _about(name, weights, changes)
-            yield name, maker("onnxruntime", lambda f=form, a=about: OnnxRuntime(a, given, exports, f))  # type: ignore[misc]
-    if "openvino" in asked:
-        for name, form, weights, changes in (
-            ("OpenVINO float32", "float32", "float32", "reorders sums"),
-            ("OpenVINO bfloat16", "bfloat16", "bfloat16", "rounds weights and activations to bfloat16"),
-            ("OpenVINO int8", "static", "int8, a scale a row", f"{ROUNDED}, their ranges calibrated"),
-        ):
-            about = _about(name, weights, changes)
-            yield name, maker("openvino", lambda f=form, a=about: OpenVino(a, given, exports, f))  # type: ignore[misc]
+def onnx_builders(context: BuildContext, requested: Sequence[str], need: int) -> Iterator[tuple[str, Builder]]:
+    """(name, builder) of the contenders of ONNX Runtime and OpenVINO."""
+    exports = Exports(context.dense, context.scratch)
+    for family, runtime, names in (
+        ("onnx", OnnxRuntime, {"ONNX Runtime float32": "float32", "ONNX Runtime int8 dynamic": "dynamic", "ONNX Runtime int8 static": "static"}),
+        ("openvino", OpenVino, {"OpenVINO float32": "float32", "OpenVINO bfloat16": "bfloat16", "OpenVINO int8": "static"}),
+    ):  # fmt: skip
+        for name, form in names.items() if family in requested else ():
+            yield name, partial(_build, runtime, name, form, context, exports, need)
 
 
-def _about(name: str, weights: str, changes: str) -> speed_schema.Contender:
-    kind = "quantized" if weights.startswith("int8") else "dense"
-    return speed_schema.Contender(name=name, kind=kind, weights=weights, changes=changes)  # type: ignore[arg-type]
+def _build(
+    runtime: type[_Graph], name: str, form: str, context: BuildContext, exports: Exports, need: int
+) -> Contender:
+    from winnow.speed.building import require_memory
+
+    missing = [package for package in runtime.PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise Unavailable(f"not installed: pip install {' '.join(missing)}")
+    require_memory(need)
+    weights, changes = FORMS[form]
+    kind: Any = "quantized" if weights.startswith("int8") else "dense"
+    about = speed_schema.Contender(name=name, kind=kind, weights=weights, changes=changes)
+    return runtime(about, context, exports, form)
 
 
 class _Plain(nn.Module):
@@ -148,9 +141,11 @@ def _Reader(feeds: list[dict[str, np.ndarray]]) -> Any:
 class _Graph(Contender):
     """A contender that runs an ONNX graph of fixed shapes, one at a time."""
 
-    def __init__(self, about: speed_schema.Contender, given: Makers, exports: Exports, form: str) -> None:
-        super().__init__(about, given.subject.base)
-        self._exports, self._form, self._threads = exports, form, given.threads
+    PACKAGES: tuple[str, ...] = ("onnx", "onnxscript")
+
+    def __init__(self, about: speed_schema.Contender, context: BuildContext, exports: Exports, form: str) -> None:
+        super().__init__(about, context.subject.base)
+        self._exports, self._form, self._threads = exports, form, context.threads
         self._case = ""
         self._run: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
 
@@ -191,6 +186,8 @@ class _Graph(Contender):
 
 
 class OnnxRuntime(_Graph):
+    PACKAGES = ("onnxruntime", *_Graph.PACKAGES)
+
     def _open(self, path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
         import onnxruntime
 
@@ -205,6 +202,8 @@ class OnnxRuntime(_Graph):
 
 
 class OpenVino(_Graph):
+    PACKAGES = ("openvino", *_Graph.PACKAGES)
+
     def _open(self, path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
         import openvino
 

@@ -1,4 +1,4 @@
-"""What is benched: an artifact, the dense model it is held against, and what is known of both without loading them."""
+"""What is benchmarked: an artifact, its dense baseline, and what is known of both without loading them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.formats.reader import Artifact, read_artifact
-from winnow.formats.soundness import FLOATS
+from winnow.formats.validation import FLOATS
 from winnow.masks.given import working_copy
 from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model, quiet_transformers
@@ -88,7 +88,7 @@ class Subject:
         return sum(file.stat().st_size for file in files) or None
 
     def dense_bytes(self) -> int:
-        """Bytes the model's tensors would take dense, in their own types: reckoned, not read."""
+        """Bytes the model's tensors would take dense, in their own data types: computed, not read."""
         assert self.artifact is not None
         packed = sum(a["rows"] * a["cols"] * FLOATS[a["dtype"]].itemsize for a in self.tensors.values())
         return packed + self.artifact.bytes["dense"]

@@ -1,30 +1,33 @@
-"""``winnow bench``: opens, builds the contenders, lets them race, and puts down what was found."""
+"""``winnow bench``: opens the model, builds the contenders, times them interleaved, and records the results."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.kernels import native
 from winnow.machine.facts import machine
 from winnow.naming import without_paths
 from winnow.records.speed import Bench
 from winnow.report.compression.page import write_bench
 from winnow.report.speed import page as pages
 from winnow.speed.families import FAMILIES, families
-from winnow.speed.run import Run, Stage
+from winnow.speed.run import BenchRun, Stage
 from winnow.speed.subject import open_subject
 from winnow.speed.workload import TOKENS, make_work
+from winnow.version import __version__
 
 ROUNDS = 15
+# Variables of the environment that change how fast things run.
+_SETTINGS = ("OMP_WAIT_POLICY", "WINNOW_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 
 
 def bench(
@@ -46,7 +49,7 @@ def bench(
     command: str | None = None,
     progress: Stage | None = None,
 ) -> Bench:
-    """Times a compressed model against the dense one on this machine; all contenders alternate in one run.
+    """Times a compressed model against the dense baseline on this machine; all contenders are interleaved in one run.
 
     Args:
         folder: what ``winnow compress`` wrote; any other model is benched too, without the packed contenders.
@@ -68,8 +71,8 @@ def bench(
 
     Ctrl-C ends the measuring; the result holds what was whole by then, and says so. Before anything is, it is raised.
     """
-    asked = _names(contenders)
-    families(asked)
+    requested = _names(contenders)
+    families(requested)
     batches, lengths = _numbers(batch, "batch"), _numbers(length, "length")
     for name, value in (("tokens", tokens), ("rounds", rounds), ("threads", 1 if threads is None else threads)):
         if value < 1:
@@ -79,7 +82,7 @@ def bench(
     work, inputs = make_work(
         subject.source, batches=batches, lengths=lengths, tokens=tokens, data=data, column=column, tokenizer=tokenizer
     )
-    with _threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:
+    with native.torch_threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:
         found = Bench(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
@@ -91,7 +94,7 @@ def bench(
         )
         if subject.artifact is None:
             found.reference = found.model
-        Run(subject, work, found, asked, rounds, used, Path(scratch), per_layer, progress).go()
+        BenchRun(subject, work, found, requested, rounds, used, Path(scratch), per_layer, progress).run()
     if not found.measures:
         if found.interrupted:
             raise KeyboardInterrupt
@@ -104,36 +107,13 @@ def bench(
     return found
 
 
-@contextmanager
-def _threads(threads: int | None) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
 def _machine(threads: int) -> dict[str, Any]:
     """What a figure depends on besides the model."""
-    from importlib import metadata
-
-    from winnow.kernels import native
-    from winnow.version import __version__
-
     facts = {**machine(), "threads": threads, "winnow": __version__}
     facts["instruction set"] = native.isa() if native.available() else "no native kernels"
     if hasattr(os, "getloadavg"):
         facts["load average"] = f"{os.getloadavg()[0]:.2f} when it began"
-    for name in (
-        "OMP_WAIT_POLICY",
-        "WINNOW_ISA",
-        "ONEDNN_MAX_CPU_ISA",
-        "ATEN_CPU_CAPABILITY",
-        "MKL_ENABLE_INSTRUCTIONS",
-    ):
-        if name in os.environ:
-            facts[name] = os.environ[name]
+    facts |= {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     for name in ("onnxruntime", "openvino"):
         try:
             facts[name] = metadata.version(name)

@@ -59,7 +59,7 @@ def make_work(
         kind = "tensors" if records.kind == "tensors" else kind
     if kind == "tensors" and records is None:
         raise InputError(
-            f"nothing says what {source.spec} eats: give some of its inputs with --data (an .npz will do)."
+            f"nothing says what inputs {source.spec} takes: give some of its inputs with --data (an .npz will do)."
         )
     if kind in ("vision", "tensors") and lengths:
         raise InputError(f"--length counts tokens, and {source.spec} reads none: leave it out.")
@@ -83,16 +83,18 @@ def make_work(
 
 
 def _lengths(
-    source: ModelSource, kind: ModelKind, asked: Sequence[int] | None, extra: int, processor: Any
+    source: ModelSource, kind: ModelKind, requested: Sequence[int] | None, extra: int, processor: Any
 ) -> Sequence[int | None]:
     if kind in ("vision", "tensors"):
         return (None,)
     most = _context(source.config, processor)
-    if asked:
-        if most is not None and max(asked) + extra > most:
+    if requested:
+        if most is not None and max(requested) + extra > most:
             more = f" and {extra} tokens" if extra else ""
-            raise InputError(f"a length of {max(asked)}{more} is beyond the model's context of {most}: ask for less.")
-        return asked
+            raise InputError(
+                f"a length of {max(requested)}{more} is beyond the model's context of {most}: ask for less."
+            )
+        return requested
     return sorted({max(1, min(n, (most or n + extra) - extra)) for n in LENGTHS[kind]})
 
 

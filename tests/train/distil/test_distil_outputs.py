@@ -9,26 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import FAMILIES, TORCH
+from families import family
 from winnow.errors import InputError
 from winnow.train.distil.outputs import read_output
 from winnow.train.examples import Examples
 
-BY_NAME = {f.name: f for f in FAMILIES}
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
 
 
 def run(name):
-    if name not in TORCH:
-        pytest.importorskip("transformers")
-    family = BY_NAME[name]
-    model, batches = family.build(), family.batches()
+    model, batches = family(name).build(), family(name).batches()
     with torch.no_grad():
-        return (
-            model,
-            batches,
-            [model(**b) if isinstance(b, dict) else model(*b) if isinstance(b, list) else model(b) for b in batches],
-        )
+        outputs = [
+            model(**b) if isinstance(b, dict) else model(*b) if isinstance(b, list) else model(b) for b in batches
+        ]
+    return model, batches, outputs
 
 
 # ---------------------------------------------------------------------------------------------- shapes of outputs

@@ -8,20 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from families import FAMILIES
+from families import family
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
 from winnow.masks.scope import find_scope
 from winnow.train.distil.blockwise import Blockwise
 from winnow.train.distil.losses import distance
-from winnow.train.distil.outputs import Read, read_output
-from winnow.train.distil.reference import Reference
+from winnow.train.distil.outputs import Outputs, read_output
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
+from winnow.train.distil.teacher import Teacher
 from winnow.train.examples import Examples
-
-BY_NAME = {f.name: f for f in FAMILIES}
 
 
 def kl_by_hand(student, dense, t):
@@ -44,17 +42,17 @@ def pair(rows=5, width=7, seed=0, dtype=torch.float64):
 @given(st.integers(1, 8), st.integers(2, 9), st.sampled_from([0.5, 1.0, 4.0, 20.0]), st.integers(0, 9))
 def test_kl_is_the_formula_and_torchs(rows, width, temperature, seed):
     s, d = pair(rows, width, seed)
-    found = float(distance(Read(s), d, "kl", temperature))
+    found = float(distance(Outputs(s), d, "kl", temperature))
     assert found == pytest.approx(kl_by_hand(s.numpy(), d.numpy(), temperature), rel=1e-9)
     theirs = F.kl_div(F.log_softmax(s / temperature, -1), F.softmax(d / temperature, -1), reduction="batchmean")
     assert found == pytest.approx(float(theirs) * temperature**2, rel=1e-9)
-    assert float(distance(Read(d), d, "kl", temperature)) == pytest.approx(0, abs=1e-12)
+    assert float(distance(Outputs(d), d, "kl", temperature)) == pytest.approx(0, abs=1e-12)
 
 
 def test_kl_gradient_is_the_known_one():
     s, d = pair()
     s.requires_grad_()
-    distance(Read(s), d, "kl", 4.0).backward()
+    distance(Outputs(s), d, "kl", 4.0).backward()
     assert torch.allclose(s.grad, 4 * (torch.softmax(s / 4, -1) - torch.softmax(d / 4, -1)).detach() / len(s))
 
 
@@ -63,34 +61,36 @@ def test_only_rows_that_count_count(loss):
     g = torch.Generator().manual_seed(0)
     s, d = torch.randn(3, 4, 5, generator=g), torch.randn(3, 4, 5, generator=g)
     counts = torch.rand(3, 4, generator=g) > 0.4
-    found = distance(Read(s, counts), d[counts], loss, 2.0)
-    assert found == distance(Read(s[counts]), d[counts], loss, 2.0)
-    assert found == distance(Read(s, counts), d, loss, 2.0)  # all values are as good as the counted rows
+    found = distance(Outputs(s, counts), d[counts], loss, 2.0)
+    assert found == distance(Outputs(s[counts]), d[counts], loss, 2.0)
+    assert found == distance(Outputs(s, counts), d, loss, 2.0)  # all values are as good as the counted rows
     spoilt = torch.where(counts[..., None], s, torch.full_like(s, 1e6))
-    assert found == distance(Read(spoilt, counts), d[counts], loss, 2.0)
+    assert found == distance(Outputs(spoilt, counts), d[counts], loss, 2.0)
     if loss == "kl":
         ours = kl_by_hand(s[counts].double().numpy(), d[counts].double().numpy(), 2.0)
         assert float(found) == pytest.approx(ours, rel=1e-5)
     none = torch.zeros(3, 4, dtype=torch.bool)
-    assert float(distance(Read(s, none), d[none], loss, 2.0)) == 0
+    assert float(distance(Outputs(s, none), d[none], loss, 2.0)) == 0
 
 
 def test_mse_is_relative_to_the_dense_output():
     s, d = pair()
-    found = float(distance(Read(s, None, "features"), d, "mse", 1.0))
+    found = float(distance(Outputs(s, None, "features"), d, "mse", 1.0))
     assert found == pytest.approx(float(((s - d) ** 2).mean() / (d**2).mean()))
     for scale in (1e-3, 1e4):
-        assert float(distance(Read(s * scale), d * scale, "mse", 1.0)) == pytest.approx(found)
-    assert float(distance(Read(torch.full((2, 3), 2.0)), torch.zeros(2, 3), "mse", 1.0)) == 4  # a dense output of zeros
+        assert float(distance(Outputs(s * scale), d * scale, "mse", 1.0)) == pytest.approx(found)
+    assert (
+        float(distance(Outputs(torch.full((2, 3), 2.0)), torch.zeros(2, 3), "mse", 1.0)) == 4
+    )  # a dense output of zeros
 
 
 def test_joined_tensors_are_compared_on_their_own_scales():
     s, d = pair(width=9)
-    read = Read(s, None, "features", (4, 5))
+    read = Outputs(s, None, "features", (4, 5))
     parts = [float(((s - d)[:, c] ** 2).mean() / (d[:, c] ** 2).mean()) for c in (slice(0, 4), slice(4, 9))]
     assert float(distance(read, d, "mse", 1.0)) == pytest.approx(np.mean(parts))
     scale = torch.tensor([1e3] * 4 + [1e-2] * 5)
-    scaled = Read(s * scale, None, "features", (4, 5))
+    scaled = Outputs(s * scale, None, "features", (4, 5))
     assert float(distance(scaled, d * scale, "auto", 1.0)) == pytest.approx(np.mean(parts))
     angles = [1 - float(F.cosine_similarity(s[:, c], d[:, c], -1).mean()) for c in (slice(0, 4), slice(4, 9))]
     assert float(distance(read, d, "cosine", 1.0)) == pytest.approx(np.mean(angles))
@@ -100,21 +100,21 @@ def test_cosine_is_the_mean_of_one_minus_the_cosine():
     s, d = pair()
     a, b = s.numpy(), d.numpy()
     expected = np.mean([1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b)])
-    assert float(distance(Read(s), d, "cosine", 1.0)) == pytest.approx(expected)
-    assert float(distance(Read(d * 3), d, "cosine", 1.0)) == pytest.approx(0, abs=1e-12)
+    assert float(distance(Outputs(s), d, "cosine", 1.0)) == pytest.approx(expected)
+    assert float(distance(Outputs(d * 3), d, "cosine", 1.0)) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse", "cosine"])
 def test_gradients_agree_with_finite_differences(loss):
     s, d = pair(3, 4)
-    read = Read(s.requires_grad_(), None, "logits")
-    assert torch.autograd.gradcheck(lambda x: distance(Read(x, None, read.kind), d, loss, 3.0), (s,))
+    read = Outputs(s.requires_grad_(), None, "logits")
+    assert torch.autograd.gradcheck(lambda x: distance(Outputs(x, None, read.kind), d, loss, 3.0), (s,))
 
 
 def test_large_and_infinite_logits_stay_numbers():
     s, d = torch.tensor([[1e30, -1e30, 0.0], [3e4, 0, -3e4]]), torch.tensor([[-1e30, 1e30, 0.0], [3e4, 1, -3e4]])
     s.requires_grad_()
-    found = distance(Read(s), d, "kl", 1.0)
+    found = distance(Outputs(s), d, "kl", 1.0)
     found.backward()
     assert (
         torch.isfinite(found)
@@ -123,29 +123,31 @@ def test_large_and_infinite_logits_stay_numbers():
     )
     never = torch.tensor([[1.0, 2.0, -torch.inf]])  # a class that the model rules out
     ours = torch.tensor([[2.0, 1.0, -torch.inf]], requires_grad=True)
-    found = distance(Read(ours), never, "kl", 2.0)
+    found = distance(Outputs(ours), never, "kl", 2.0)
     found.backward()
-    assert float(found.detach()) == pytest.approx(float(distance(Read(ours.detach()[:, :2]), never[:, :2], "kl", 2.0)))
+    assert float(found.detach()) == pytest.approx(
+        float(distance(Outputs(ours.detach()[:, :2]), never[:, :2], "kl", 2.0))
+    )
     assert torch.isfinite(ours.grad).all()
-    assert torch.isnan(distance(Read(torch.tensor([[torch.nan, 1.0]])), torch.ones(1, 2), "kl", 1.0))  # not hidden
+    assert torch.isnan(distance(Outputs(torch.tensor([[torch.nan, 1.0]])), torch.ones(1, 2), "kl", 1.0))  # not hidden
 
 
 def test_auto_takes_kl_for_logits_and_mse_for_the_rest():
     assert DistilSettings().loss == FcptsSettings().loss == "auto"
     s, d = pair()
-    assert distance(Read(s), d, "auto", 4.0) == distance(Read(s), d, "kl", 4.0)
-    assert distance(Read(s, None, "features"), d, "auto", 4.0) == distance(Read(s), d, "mse", 4.0)
+    assert distance(Outputs(s), d, "auto", 4.0) == distance(Outputs(s), d, "kl", 4.0)
+    assert distance(Outputs(s, None, "features"), d, "auto", 4.0) == distance(Outputs(s), d, "mse", 4.0)
     one, other = s[:, :1], d[:, :1]
-    assert distance(Read(one), other, "auto", 4.0) == distance(Read(one), other, "mse", 4.0) > 0
+    assert distance(Outputs(one), other, "auto", 4.0) == distance(Outputs(one), other, "mse", 4.0) > 0
 
 
 @pytest.mark.parametrize(
     ("read", "target", "loss", "fix"),
     [
-        (Read(torch.ones(2, 3), None, "features"), torch.ones(2, 3), "kl", "loss=mse"),
-        (Read(torch.ones(2, 1)), torch.ones(2, 1), "kl", "loss=mse"),
-        (Read(torch.ones(2, 1)), torch.ones(2, 1), "cosine", "loss=mse"),
-        (Read(torch.ones(2, 3)), torch.ones(3, 3), "auto", "one shape"),
+        (Outputs(torch.ones(2, 3), None, "features"), torch.ones(2, 3), "kl", "loss=mse"),
+        (Outputs(torch.ones(2, 1)), torch.ones(2, 1), "kl", "loss=mse"),
+        (Outputs(torch.ones(2, 1)), torch.ones(2, 1), "cosine", "loss=mse"),
+        (Outputs(torch.ones(2, 3)), torch.ones(3, 3), "auto", "one shape"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(read, target, loss, fix):
@@ -182,7 +184,7 @@ def outputs_of(model, batch):
     return found
 
 
-def put(model, scope, matrices):
+def assign(model, scope, matrices):
     with torch.no_grad():
         for name, matrix in matrices.items():
             model.get_parameter(name).copy_(scope.prunables[name].restore(matrix))
@@ -193,10 +195,7 @@ def test_blockwise_adds_the_relative_errors_of_all_blocks(name):
     if name == "classifier":
         model, batch = classifier(), points(16)[0]
     else:
-        if name not in ("encoder", "encoder_time_first", "cnn"):
-            pytest.importorskip("transformers")
-        family = BY_NAME[name]
-        model, batch = family.build(), family.batches()[0]
+        model, batch = family(name).build(), family(name).batches()[0]
     scope = find_scope(model)
     student = Student(model, scope)
     examples = Examples([batch], 64)
@@ -204,11 +203,11 @@ def test_blockwise_adds_the_relative_errors_of_all_blocks(name):
     index = torch.arange(examples.count)
     losses = {}
     for weight in (0.0, 0.5, 2.0):
-        reference = Reference(student, examples, DistilSettings(blockwise=weight))
-        target = reference.target(index, batch)
-        losses[weight] = float(reference.loss(student, changed, target, batch).detach())
+        teacher = Teacher(student, examples, DistilSettings(blockwise=weight))
+        target = teacher.target(index, batch)
+        losses[weight] = float(teacher.loss(student, changed, target, batch).detach())
     dense = outputs_of(model, batch)
-    put(model, scope, changed)
+    assign(model, scope, changed)
     pruned = outputs_of(model, batch)
     expected = 0.0
     for ours, theirs in zip(pruned, dense):
@@ -232,20 +231,19 @@ def test_blockwise_gradient_reaches_every_block_and_hooks_go():
     model = classifier()
     student = Student(model, find_scope(model))
     examples = Examples([points(16)[0]], 16)
-    reference = Reference(student, examples, DistilSettings(blockwise=1.0))
+    teacher = Teacher(student, examples, DistilSettings(blockwise=1.0))
     index, batch = next(examples.all())
     changed = {n: m.requires_grad_() for n, m in shaken(student).items()}
-    reference.loss(student, changed, reference.target(index, batch), batch).backward()
+    teacher.loss(student, changed, teacher.target(index, batch), batch).backward()
     assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in changed.values())
     assert not any(m._forward_hooks for m in model.modules())
     with pytest.raises(InputError, match="other shapes"):
-        reference.loss(student, whole(student), reference.target(index, batch), batch[:3])
+        teacher.loss(student, whole(student), teacher.target(index, batch), batch[:3])
     assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_a_later_layer_that_writes_to_a_blocks_output_changes_nothing():
-    family = BY_NAME["cnn"]  # its blocks begin with ReLU(inplace=True)
-    model, batch = family.build(), family.batches()[0]
+    model, batch = family("cnn").build(), family("cnn").batches()[0]  # its blocks begin with ReLU(inplace=True)
     blockwise = Blockwise(model)
     with blockwise.recording(batch) as seen, torch.no_grad():
         model(batch)
@@ -261,12 +259,12 @@ def test_without_blockwise_nothing_is_hooked_and_without_blocks_it_is_refused(mo
     examples = Examples([images(8)[0]], 8)
     hooked = []
     monkeypatch.setattr(nn.Module, "register_forward_hook", lambda *a, **k: hooked.append(a))
-    reference = Reference(student, examples, DistilSettings())
+    teacher = Teacher(student, examples, DistilSettings())
     index, batch = next(examples.all())
-    reference.loss(student, whole(student), reference.target(index, batch), batch)
+    teacher.loss(student, whole(student), teacher.target(index, batch), batch)
     assert not hooked
     with pytest.raises(InputError, match="no repeated blocks"):
-        Reference(student, examples, DistilSettings(blockwise=1.0))
+        Teacher(student, examples, DistilSettings(blockwise=1.0))
 
 
 # ------------------------------------------------------------------------------------------------- kept or not
@@ -294,8 +292,8 @@ def both(model, batches, size, **extra):
     examples = Examples(batches, size)
     return (
         examples,
-        Reference(student, examples, DistilSettings()),
-        Reference(student, examples, DistilSettings(), keep=0),
+        Teacher(student, examples, DistilSettings()),
+        Teacher(student, examples, DistilSettings(), keep=0),
     )
 
 
@@ -324,11 +322,11 @@ def test_as_many_outputs_are_kept_as_fit():
     examples, _, _ = both(classifier(), [points(20)[0]], 5)
     student = Student(model := classifier(), find_scope(model))
     need = 20 * 3 * 4  # examples x classes x bytes
-    assert Reference(student, examples, DistilSettings(), keep=need).kept
+    assert Teacher(student, examples, DistilSettings(), keep=need).kept
     calls = []
     dense = student.dense
     student.dense = lambda batch: calls.append(1) or dense(batch)
-    assert not Reference(student, examples, DistilSettings(), keep=need - 1).kept
+    assert not Teacher(student, examples, DistilSettings(), keep=need - 1).kept
     assert len(calls) == 1  # the first batch tells
 
 
@@ -376,17 +374,17 @@ class Questions(nn.Module):
 )
 def test_outputs_that_depend_on_the_batch_are_computed_anew(model, batches, size):
     torch.manual_seed(0)
-    examples, reference, _ = both(model(), batches(), size)
-    assert examples.joined is not None and not reference.kept
+    examples, teacher, _ = both(model(), batches(), size)
+    assert examples.joined is not None and not teacher.kept
     for epoch in range(4):
         for index in examples.order(torch.Generator().manual_seed(epoch)):
             batch = examples.take(index)
-            target = reference.target(index, batch)
-            assert torch.isfinite(reference.loss(reference.student, whole(reference.student), target, batch))
+            target = teacher.target(index, batch)
+            assert torch.isfinite(teacher.loss(teacher.student, whole(teacher.student), target, batch))
             assert torch.equal(
                 target.rows,
                 read_output(
-                    reference.student.model(**batch) if isinstance(batch, dict) else reference.student.model(batch),
+                    teacher.student.model(**batch) if isinstance(batch, dict) else teacher.student.model(batch),
                     batch,
                 ).rows(),
             )
@@ -398,6 +396,6 @@ def test_answers_are_the_classes_the_dense_model_gives():
     scope, seen = find_scope(model, include=["weight"]), set()
     with torch.no_grad():
         seen = {int(i) for i in model(x).argmax(-1)}
-    reference = Reference(Student(model, scope), Examples([x], 16), DistilSettings())
-    assert reference.answers() == (len(seen), 6)
-    assert Reference(Student(model, scope), Examples([x], 16), DistilSettings(), keep=0).answers() is None
+    teacher = Teacher(Student(model, scope), Examples([x], 16), DistilSettings())
+    assert teacher.answers() == (len(seen), 6)
+    assert Teacher(Student(model, scope), Examples([x], 16), DistilSettings(), keep=0).answers() is None

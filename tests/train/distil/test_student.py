@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import families
 from families import FAMILIES, TORCH
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
@@ -13,9 +14,9 @@ from winnow.masks.scope import find_scope
 from winnow.train.distil.fixed_masks import FixedMasks
 from winnow.train.distil.loop import Loop
 from winnow.train.distil.outputs import read_output
-from winnow.train.distil.reference import Reference
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
+from winnow.train.distil.teacher import Teacher
 from winnow.train.examples import Examples
 
 
@@ -175,7 +176,7 @@ def test_recurrent_weights_are_masked_where_they_are_asked_for():
 @pytest.mark.parametrize("tied", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_tied_embeddings_and_heads(tied):
     transformers = pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "llama")
+    family = families.family("llama")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**family.build().config.to_dict(), "tie_word_embeddings": True})
     model = transformers.LlamaForCausalLM(config).eval()
@@ -190,7 +191,7 @@ def test_tied_embeddings_and_heads(tied):
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
 def test_biases_of_tied_heads(name):
     transformers = pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "roberta")
+    family = families.family("roberta")
     torch.manual_seed(0)
     config = getattr(transformers, name).config_class(**{**family.build().config.to_dict(), "model_type": None})
     check(getattr(transformers, name)(config).eval(), family.batches()[:1])
@@ -285,8 +286,7 @@ def test_modes_flags_gradients_and_switches_are_put_back(mode, fails):
 @pytest.mark.hf
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_cache_is_off_while_training_and_its_setting_is_put_back(fails):
-    pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == "llama")
+    family = families.family("llama")
     model, batch = family.build(), family.batches()[0]
     assert model.config.use_cache is True
     student = Student(model, find_scope(model))
@@ -327,7 +327,7 @@ def test_distillation_under_a_mask_brings_the_outputs_nearer(dtype):
     scope = find_scope(model)
     student, examples = Student(model, scope), Examples([x], 16)
     s = DistilSettings(steps=40, lr=0.05, blockwise=0.1)
-    reference = Reference(student, examples, s)
+    reference = Teacher(student, examples, s)
     trace = Loop(student, examples, reference, FixedMasks(half_kept(scope)), s).run()
     assert sum(trace.losses[-5:]) < 0.5 * sum(trace.losses[:5])
 
@@ -335,15 +335,13 @@ def test_distillation_under_a_mask_brings_the_outputs_nearer(dtype):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", ["t5", "clip", "encoder"])
 def test_the_whole_loop_runs_on_features_and_two_sided_texts(name):
-    if name not in TORCH:
-        pytest.importorskip("transformers")
-    family = next(f for f in FAMILIES if f.name == name)
+    family = families.family(name)
     model = family.build()
     scope = find_scope(model)
     student, examples = Student(model, scope), Examples(family.batches()[:2], 2)
     assert (examples.joined is not None) == (name == "t5" or name == "clip")
     s = DistilSettings(steps=30, lr=0.01)
-    trace = Loop(student, examples, Reference(student, examples, s), FixedMasks(half_kept(scope)), s).run()
+    trace = Loop(student, examples, Teacher(student, examples, s), FixedMasks(half_kept(scope)), s).run()
     assert trace.steps == 30 and sum(trace.losses[-6:]) < sum(trace.losses[:6])
 
 

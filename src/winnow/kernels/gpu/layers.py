@@ -31,13 +31,8 @@ class GpuLinear(nn.Module):
     def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         _triton()
-        self.about = {
-            "rows": matrix.rows,
-            "cols": matrix.cols,
-            "values": matrix.values,
-            "block": matrix.block,
-            "group": matrix.group_size,
-        }
+        self.about = {name: getattr(matrix, name) for name in ("rows", "cols", "values", "block")}
+        self.about["group"] = matrix.group_size
         self.in_features, self.out_features = matrix.cols, matrix.rows
         for name, tensor in matrix.tensors().items():
             self.register_buffer(f"winnow_{name}", tensor)

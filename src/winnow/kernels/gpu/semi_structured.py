@@ -9,7 +9,7 @@ from winnow.errors import InputError
 
 
 def to_semi_structured(model: nn.Module) -> dict[str, str]:
-    """Put the weights of every linear layer that has at least two zeros in each four inputs into torch's 2:4 form.
+    """Put the weights of every linear layer that has at least two zeros in each four inputs into torch's 2:4 spec.
 
     ``model`` lies on a CUDA device and is changed. Returns what stayed dense: layer -> reason. Raises InputError where
     there is no such device: the form exists on NVIDIA GPUs of compute capability 8.0 and later only.
@@ -34,7 +34,7 @@ def to_semi_structured(model: nn.Module) -> dict[str, str]:
 
 
 def why_dense(weight: torch.Tensor) -> str | None:
-    """Why a weight [out, in] has no 2:4 form, None where it has one."""
+    """Why a weight [out, in] has no 2:4 spec, None where it has one."""
     if weight.dtype not in (torch.float16, torch.bfloat16):
         return f"its type is {weight.dtype}, and the kernels take float16 and bfloat16"
     rows, cols = weight.shape

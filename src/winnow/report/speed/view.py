@@ -85,7 +85,7 @@ def _cached(bench: Bench) -> str:
     b = bench.bandwidth
     if b is None or not any(c.weight_bytes is not None and c.weight_bytes <= b.cache for c in bench.contenders):
         return ""
-    return f"Weights that fit the largest cache ({words.size(b.cache)}) need not be read from memory: no limit is drawn for them."
+    return f"Weights up to {words.size(b.cache)} fit in cache, so no bandwidth bound is drawn for them."
 
 
 def headline(bench: Bench) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Fits what stays under a mask to the dense model's outputs, and tells what became of it."""
+"""Fits the kept weights to the dense model's outputs, and records the result."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from winnow.masks.scope import find_scope
 from winnow.train.distil.fixed_masks import FixedMasks
 from winnow.train.distil.loop import Loop, Progress, Trace
 from winnow.train.distil.outputs import read_output
-from winnow.train.distil.reference import Reference
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
+from winnow.train.distil.teacher import Teacher
 from winnow.train.examples import Examples
 
 if TYPE_CHECKING:
@@ -73,28 +73,30 @@ class Distil:
             batches: what the model's forward takes: tensors, tuples or mappings; labels are not needed.
             keeps: bool [rows, cols] by tensor name; tensors that are missing stay whole.
             folder: checkpoints, so that a run that was killed goes on.
-            before: biases and norms that the masks come with, by state-dict name, put in before training.
+            before: biases and norms that the masks come with, by state-dict name, assigned before training.
             method, allocation, structure: for the record only.
 
         Raises:
             InputError: no data, outputs that cannot be compared or do not depend on the weights, a loss that is not finite.
         """
-        bench = Bench(model, batches, scope, self.settings, own=own)
-        kept = {n: keeps.get(n, torch.ones(p.rows, p.cols, dtype=torch.bool)) for n, p in bench.scope.prunables.items()}
-        bench.put(before or {})
-        trace = bench.run(FixedMasks(kept), seed=self.seed, seconds=self.time, folder=folder, progress=progress)
-        weights, extra = bench.outcome(kept)
+        trainer = Trainer(model, batches, scope, self.settings, own=own)
+        kept = {
+            n: keeps.get(n, torch.ones(p.rows, p.cols, dtype=torch.bool)) for n, p in trainer.scope.prunables.items()
+        }
+        trainer.assign(before or {})
+        trace = trainer.run(FixedMasks(kept), seed=self.seed, seconds=self.time, folder=folder, progress=progress)
+        weights, extra = trainer.outcome(kept)
         rates = {n: int((~k).sum()) / k.numel() for n, k in kept.items()}
-        drift = bench.drift(weights, kept)
+        drift = trainer.drift(weights, kept)
         layers = [
             dict(name=n, numel=k.numel(), rate=rates[n], start_rate=rates[n], drift=drift[n]) for n, k in kept.items()
         ]
-        record = bench.record(kept, trace, layers, method=method, start=allocation, structure=structure)
+        record = trainer.record(kept, trace, layers, method=method, start=allocation, structure=structure)
         return Fitted(kept, weights, extra, record)
 
 
-class Bench:
-    """A model on the bench: what learned and fixed masks have in common before, while and after weights are fitted."""
+class Trainer:
+    """A model on the trainer: what learned and fixed masks have in common before, while and after weights are fitted."""
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], scope: Scope | None, settings: DistilSettings, *, own: bool
@@ -105,7 +107,7 @@ class Bench:
         self.examples = Examples(batches, settings.batch)
         self.student = Student(self.model, self.scope)
         self._check(self.examples.take(torch.arange(1)))
-        self.reference = Reference(self.student, self.examples, settings)
+        self.teacher = Teacher(self.student, self.examples, settings)
 
     @property
     def start(self) -> dict[str, torch.Tensor]:
@@ -118,15 +120,15 @@ class Bench:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         return Loop(
-            self.student, self.examples, self.reference, masks, self.settings,
+            self.student, self.examples, self.teacher, masks, self.settings,
             seed=seed, seconds=seconds, folder=folder, progress=progress,
         ).run()  # fmt: skip
 
     def reset(self) -> None:
         """The model as it was before anything was trained."""
-        self.put(self.student.start)
+        self.assign(self.student.start)
 
-    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def assign(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copies values into parameters and buffers by state-dict name."""
         state = self.model.state_dict()
         with torch.no_grad():
@@ -173,11 +175,11 @@ class Bench:
 
         zeros, numel = sum(int((~k).sum()) for k in keeps.values()), self.scope.numel
         total = numel + sum(s.numel for s in self.scope.skipped)
-        answers, classes = self.reference.answers() or (None, None)
+        answers, classes = self.teacher.answers() or (None, None)
         return AllocationRecord(
             answers=answers, classes=classes, method=method, start=start, structure=structure, target=zeros / numel if target is None else target,
             zeros=zeros, numel=numel, total_parameters=total, raw_rate=raw_rate, exact_rate=zeros / numel, exact_rate_all=zeros / total,
-            layers=[AllocationLayer(**layer) for layer in layers], losses=thin(trace.losses), constant=self.reference.constant(), steps=trace.steps, seconds=trace.seconds,
+            layers=[AllocationLayer(**layer) for layer in layers], losses=downsample(trace.losses), constant=self.teacher.constant(), steps=trace.steps, seconds=trace.seconds,
             step_time=StepTime(**{k: v / max(trace.steps, 1) for k, v in trace.parts.items()}), settings=self.settings.model_dump(),
         )  # fmt: skip
 
@@ -192,7 +194,7 @@ class Bench:
                 )
             except RuntimeError as error:
                 raise InputError(
-                    f"the model cannot be trained as it is ({str(error).splitlines()[0].rstrip('.')}): mend its forward."
+                    f"the model cannot be trained as it is ({str(error).splitlines()[0].rstrip('.')}): fix its forward."
                 ) from None
         if not reached or all(g is None for g in reached):
             raise InputError(
@@ -205,7 +207,7 @@ class Bench:
             )
 
 
-def thin(losses: Sequence[float], points: int = 200) -> list[float]:
+def downsample(losses: Sequence[float], points: int = 200) -> list[float]:
     """At most ``points`` values: the means of that many equal stretches, in order.
 
     A mean, not every n-th value: the loss of single batches scatters. Stretches differ in length by one at most.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,15 +14,15 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from winnow.errors import FormatError, InputError
-from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
+from winnow.errors import InputError
+from winnow.formats.tensorfile import FORMAT_VERSION, write_tensors
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
+from winnow.train.resume import EpochOrder, read_checkpoint, under
 
-log = logging.getLogger(__name__)
 SAVE_EVERY = 30.0  # seconds between two checkpoints
-CLIP = 1.0  # largest norm of a gradient, where none is said and there are no batch norms
+CLIP = 1.0  # largest norm of a gradient, where none is set and there are no batch norms
 Progress = Callable[[int, int, str], None]
 
 
@@ -59,13 +58,25 @@ class Trace:
         default_factory=lambda: dict.fromkeys(("teacher", "forward", "backward", "bridge", "update"), 0.0)
     )  # seconds
 
+    def stopwatch(self) -> Callable[[str], None]:
+        """Each call of the result adds the seconds since the one before to a part."""
+        last = time.perf_counter()
+
+        def lap(part: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            self.parts[part] += now - last
+            last = now
+
+        return lap
+
 
 class Loop:
     """Fits ``student`` under ``masks`` to its own dense outputs.
 
     Args:
-        reference: the loss; ``reference.loss(student, masked, target, batch)`` (see :class:`winnow.train.distil.reference.Reference`).
-        seconds: a time limit in place of ``settings.steps``; learning rates fall with the time that has gone.
+        teacher: the loss; ``teacher.loss(student, masked, target, batch)`` (see :class:`winnow.train.distil.teacher.Teacher`).
+        seconds: a time limit in place of ``settings.steps``; learning rates fall with the elapsed time.
         folder: checkpoints go here every 30 s, and a run that finds one goes on from it.
 
     Without a time limit a run is a function of its arguments, bit for bit, interrupted or not.
@@ -78,7 +89,7 @@ class Loop:
         self,
         student: Student,
         examples: Examples,
-        reference: Any,
+        teacher: Any,
         masks: Masks,
         settings: DistilSettings,
         *,
@@ -87,12 +98,12 @@ class Loop:
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.student, self.examples, self.reference, self.masks = student, examples, reference, masks
+        self.student, self.examples, self.teacher, self.masks = student, examples, teacher, masks
         self.settings, self.seed, self.seconds = settings, seed, seconds
         self.file = None if folder is None else folder / "fit.safetensors"
         self.progress = progress
         self.trace = Trace()
-        self._order: tuple[int, list[torch.Tensor]] | None = None
+        self._order = EpochOrder(examples)
 
     def run(self) -> Trace:
         s = self.settings
@@ -123,36 +134,31 @@ class Loop:
             group["lr"] = group["base"] * self._factor(done)
         index = self._draw(t.steps)
         batch = self.examples.take(index)
-        clock = time.perf_counter
-        a = clock()
-        target = self.reference.target(index, batch)
-        b = clock()
+        lap = t.stopwatch()
+        target = self.teacher.target(index, batch)
+        lap("teacher")
         self.optimizer.zero_grad(set_to_none=True)
         weights = self.student.matrices()
         with self._precision():
-            loss = self.reference.loss(self.student, self.masks.masked(weights), target, batch)
+            loss = self.teacher.loss(self.student, self.masks.masked(weights), target, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(
                 f"the loss became {value} at step {t.steps + 1}: lower the rate (--set lr={self.settings.lr / 10:g}) or look for NaN in the data."
             )
-        c = clock()
+        lap("forward")
         if loss.requires_grad:
             loss.backward()
-        d = clock()
+        lap("backward")
         self.masks.backward()
-        e = clock()
+        lap("bridge")
         if self.limit:
             torch.nn.utils.clip_grad_norm_(self._own, self.limit)
         self.optimizer.step()
-        f = clock()
+        lap("update")
         with torch.no_grad():
             self.masks.stepped(self.student.matrices(), done)
-        g = clock()
-        for name, took in zip(
-            ("teacher", "forward", "backward", "bridge", "update"), (b - a, c - b, d - c, e - d + g - f, f - e)
-        ):
-            t.parts[name] += took
+        lap("bridge")
         t.losses.append(value)
         t.steps += 1
         if self.progress:
@@ -174,15 +180,8 @@ class Loop:
 
     def _draw(self, step: int) -> torch.Tensor:
         """The examples of a step; an epoch's order depends on seed and epoch only, so a resumed run draws the same."""
-        per = max(len(self._order[1]), 1) if self._order else None
-        epoch = 0 if per is None else step // per
-        if self._order is None or self._order[0] != epoch:
-            if per is None:
-                per = len(self.examples.order(torch.Generator().manual_seed(0)))
-                epoch = step // per
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            self._order = (epoch, self.examples.order(generator))
-        return self._order[1][step % per]  # type: ignore[operator]
+        epoch, place = divmod(step, self.examples.parts)
+        return self._order.of((self.seed * 1_000_003 + epoch) % 2**63)[place]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         s, groups = self.settings, []
@@ -205,37 +204,22 @@ class Loop:
         for i, state in self.optimizer.state_dict()["state"].items():
             if state.get("momentum_buffer") is not None:
                 tensors[f"momentum.{i}"] = state["momentum_buffer"]
-        notes = {
-            "steps": self.trace.steps,
-            "seconds": self.trace.seconds,
-            "losses": self.trace.losses,
-            "parts": self.trace.parts,
-        }
-        write_tensors(self.file, tensors, {"format_version": FORMAT_VERSION, "trace": notes})
+        write_tensors(self.file, tensors, {"format_version": FORMAT_VERSION, "trace": vars(self.trace)})
 
     def _load(self) -> None:
         """Goes on from a checkpoint; one that was damaged since costs a warning and its steps."""
-        if self.file is None or not self.file.exists():
+        found = read_checkpoint(self.file) if self.file is not None and self.file.exists() else None
+        if found is None:
             return
-        try:
-            file = TensorFile(self.file)
-            tensors = {n: file.read(n) for n in file.keys}
-        except FormatError as error:
-            log.warning("a checkpoint is left out, and its training starts again from its beginning: %s", error)
-            return
-        notes = file.about["trace"]
+        about, tensors = found
         state = self.student.model.state_dict()
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                if name.startswith("model."):
-                    state[name[6:]].copy_(tensor)
-            self.masks.restore(
-                {n[6:]: t for n, t in tensors.items() if n.startswith("masks.")}, self.student.matrices()
-            )
-        kept = self.optimizer.state_dict()
-        kept["state"] = {int(n[9:]): {"momentum_buffer": t} for n, t in tensors.items() if n.startswith("momentum.")}
-        self.optimizer.load_state_dict(kept)
-        self.trace = Trace(notes["steps"], notes["seconds"], notes["losses"], notes["parts"])
+            for name, tensor in under("model.", tensors).items():
+                state[name].copy_(tensor)
+            self.masks.restore(under("masks.", tensors), self.student.matrices())
+        momentum = {int(i): {"momentum_buffer": t} for i, t in under("momentum.", tensors).items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momentum})
+        self.trace = Trace(**about["trace"])
 
 
 def largest_norm(model: nn.Module, settings: DistilSettings) -> float:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from winnow.errors import InputError
-from winnow.train.distil.outputs import Read
+from winnow.train.distil.outputs import Outputs
 
 _LEAST = -1e30  # stands for a logit of minus infinity, whose differences would not be numbers
 
 
-def distance(student: Read, target: torch.Tensor, loss: str, temperature: float) -> torch.Tensor:
+def distance(student: Outputs, target: torch.Tensor, loss: str, temperature: float) -> torch.Tensor:
     """The distance of what a student put out from what the dense model did, a scalar with gradient.
 
     ==========  ====================================================================================================
@@ -35,21 +35,23 @@ def distance(student: Read, target: torch.Tensor, loss: str, temperature: float)
     """
     found = student.rows()
     if target.ndim > 2:
-        target = Read(target, student.counts).rows()
+        target = Outputs(target, student.counts).rows()
     if found.shape != target.shape:
         raise InputError(
             f"the model put out {list(found.shape)} where the dense model put out {list(target.shape)}: have its forward "
             "return outputs of one shape, before any selection among them."
         )
-    loss = chosen(loss, student)
+    loss = resolve_loss(loss, student)
     if not len(found):
         return found.sum()
     if loss == "kl":
-        return divergence(found, target, temperature)
-    return relative_error(found, target, student.parts) if loss == "mse" else turned(found, target, student.parts)
+        return kl_divergence(found, target, temperature)
+    return (
+        relative_error(found, target, student.parts) if loss == "mse" else cosine_distance(found, target, student.parts)
+    )
 
 
-def chosen(loss: str, read: Read) -> str:
+def resolve_loss(loss: str, read: Outputs) -> str:
     """The loss that ``loss`` means for this kind of output. Raises InputError where it says nothing about it."""
     width = read.values.shape[-1]
     if loss == "auto":
@@ -61,7 +63,7 @@ def chosen(loss: str, read: Read) -> str:
     return loss
 
 
-def divergence(student: torch.Tensor, dense: torch.Tensor, temperature: float) -> torch.Tensor:
+def kl_divergence(student: torch.Tensor, dense: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 / rows * sum of KL(softmax(dense / T) || softmax(student / T)) over rows [rows, classes]."""
     ours = F.log_softmax(student.clamp_min(_LEAST) / temperature, -1)
     theirs = F.log_softmax(dense.clamp_min(_LEAST) / temperature, -1)
@@ -77,7 +79,7 @@ def relative_error(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[i
     return torch.stack(found).mean()
 
 
-def turned(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[int] = ()) -> torch.Tensor:
+def cosine_distance(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[int] = ()) -> torch.Tensor:
     """Mean of 1 - cosine over rows; the mean of it over ``parts``."""
     return torch.stack([1 - F.cosine_similarity(a, b, -1).mean() for a, b in _parts(student, dense, parts)]).mean()
 

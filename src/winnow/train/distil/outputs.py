@@ -19,7 +19,7 @@ _BESIDE = {"loss", "hidden_states", "attentions", "cross_attentions", "past_key_
 
 
 @dataclass(frozen=True)
-class Read:
+class Outputs:
     """Values [examples, ..., features], float32 (float64 stays), and which of their rows count.
 
     ``counts`` is bool [examples, ...], None for all rows. ``parts`` are the widths of tensors that were joined along
@@ -38,7 +38,7 @@ class Read:
         return self.values[self.counts]
 
 
-def read_output(output: Any, batch: Any) -> Read:
+def read_output(output: Any, batch: Any) -> Outputs:
     """What is compared of the ``output`` that a model gave for ``batch``.
 
     ====================================  ==========================================================================
@@ -77,36 +77,36 @@ def read_output(output: Any, batch: Any) -> Read:
     if "start_logits" in tensors and "end_logits" in tensors:
         return _span(tensors["start_logits"], tensors["end_logits"], batch)
     if towers:
-        return Read(_float(towers[0]), None, "features")
+        return Outputs(_float(towers[0]), None, "features")
     hidden = tensors.get("last_hidden_state")
     if hidden is not None:
         values = _class_last(_batch_first(_float(hidden), batch))
-        return Read(values, _counts(values, batch), "features")
+        return Outputs(values, _counts(values, batch), "features")
     found = list(_floating(named))
     return _logits(_only(found, output), batch) if len(found) < 2 else _joined(found)
 
 
-def _logits(tensor: torch.Tensor, batch: Any) -> Read:
+def _logits(tensor: torch.Tensor, batch: Any) -> Outputs:
     values = _float(tensor)
     if values.ndim == 1:
-        return Read(values[:, None])
+        return Outputs(values[:, None])
     values = _class_last(_batch_first(values, batch))
-    return Read(values, _counts(values, batch))
+    return Outputs(values, _counts(values, batch))
 
 
-def _span(start: torch.Tensor, end: torch.Tensor, batch: Any) -> Read:
+def _span(start: torch.Tensor, end: torch.Tensor, batch: Any) -> Outputs:
     values = torch.stack([_float(start), _float(end)], 1)
     counts = _counts(values.transpose(1, 2), batch)
     # A padded position is no choice; its logit must not matter, and stay finite.
-    return Read(values if counts is None else values.masked_fill(~counts[:, None], -1e4))
+    return Outputs(values if counts is None else values.masked_fill(~counts[:, None], -1e4))
 
 
-def _joined(tensors: Sequence[torch.Tensor]) -> Read:
+def _joined(tensors: Sequence[torch.Tensor]) -> Outputs:
     rows = len(tensors[0])
     if any(len(t) != rows for t in tensors):
         rows = 1  # not one row an example: compared as a whole
     flat = [_float(t).reshape(rows, -1) for t in tensors]
-    return Read(torch.cat(flat, -1), None, "features", tuple(t.shape[1] for t in flat))
+    return Outputs(torch.cat(flat, -1), None, "features", tuple(t.shape[1] for t in flat))
 
 
 def _float(tensor: torch.Tensor) -> torch.Tensor:

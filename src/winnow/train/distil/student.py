@@ -73,11 +73,11 @@ class Student:
         """What the model put out before anything was trained, in evaluation mode."""
         # Copies of buffers: a forward may write to them.
         tensors = {name: t.clone() if name in self._buffers else t for name, t in self.start.items()}
-        with self._still(), self._places.holding(tensors):
+        with self._eval_mode(), self._places.holding(tensors):
             return self._run(batch)
 
     @contextmanager
-    def _still(self) -> Iterator[None]:
+    def _eval_mode(self) -> Iterator[None]:
         """Evaluation mode throughout; inside :meth:`training` only the batch norms have to be told."""
         if not self._inside:
             with quiet(self.model):

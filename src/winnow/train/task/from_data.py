@@ -10,7 +10,7 @@ from torch import nn
 
 from winnow.disk.links import refuse_links
 from winnow.errors import InputError
-from winnow.kernels.swap import must_be_dense
+from winnow.kernels.swap import require_dense
 from winnow.models.source import ModelSource, open_model
 from winnow.train.task.batches import is_batches
 from winnow.train.task.given import patterns, real, whole
@@ -110,7 +110,7 @@ def training_from(
     if data is None:
         raise InputError("a ticket is trained on labelled data: give data.")
     if isinstance(model, nn.Module):
-        must_be_dense(model)
+        require_dense(model)
     source = (
         model if isinstance(model, ModelSource) else open_model(model, weights, trust_remote_code=trust_remote_code)
     )

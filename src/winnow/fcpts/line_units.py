@@ -15,7 +15,7 @@ from winnow.masks.prunable import Prunable
 
 
 @dataclass
-class Lines:
+class LineUnits:
     """Owners of the rows and columns of one prunable matrix [R, C] of P bands.
 
     A row belongs to at most one unit, and so does a column in each band; the number U stands for none. Weights where a
@@ -33,7 +33,7 @@ class Lines:
     total: torch.Tensor  # float64 [I, J]: weights where they cross
 
     @classmethod
-    def of(cls, p: Prunable, members: Sequence[tuple[int, Member]], owner: torch.Tensor) -> Lines:
+    def of(cls, p: Prunable, members: Sequence[tuple[int, Member]], owner: torch.Tensor) -> LineUnits:
         """Reads the owners off the members that lie in ``p``, each with the number of its unit; ``owner`` [U] is the
         group of each unit. Raises InputError when two units share a line."""
         none = len(owner)

@@ -12,9 +12,9 @@ from torch import nn
 from winnow.coupled.find import Member, Unit
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import carriers, config_edits, module_edits, rebuilds
-from winnow.shrinking.dead import Group, norms_of
-from winnow.shrinking.recipe import PARTS, VERSION
-from winnow.shrinking.tree import stored
+from winnow.shrinking.dead_units import Group, norms_of
+from winnow.shrinking.rebuild import PARTS, VERSION
+from winnow.shrinking.tree import find_tensor
 
 Drops = dict[tuple[str, int], dict[int, set[int]]]  # (tensor, axis) -> expert (-1: all of the tensor) -> indices
 
@@ -28,11 +28,11 @@ class Choice:
 
     @property
     def kept(self) -> list[int]:
-        gone = set(self.positions)
-        return [i for i in range(len(self.group.units)) if i not in gone]
+        dropped = set(self.positions)
+        return [i for i in range(len(self.group.units)) if i not in dropped]
 
 
-class Writer:
+class PlanWriter:
     """Writes plans for choices among the groups of one model."""
 
     def __init__(self, model: nn.Module, scope: Scope, groups: Sequence[Group]) -> None:
@@ -48,7 +48,7 @@ class Writer:
                 self._drop(drops, choice.group.units[i])
             self._follow(choice, drops, plan)
         plan["folds"] = self._folds(choices)
-        plan["cuts"] = [self._cut(name, axis, gone) for (name, axis), gone in drops.items()]
+        plan["cuts"] = [self._cut(name, axis, dropped) for (name, axis), dropped in drops.items()]
         if config:
             plan["config"] = self._config(choices)
         return plan
@@ -69,7 +69,7 @@ class Writer:
                 for i in m.indices:
                     _add(drops, m.name, axis, -1, i // width)
         for b in unit.biases:
-            shape = stored(self.model, b.name)[2].shape
+            shape = find_tensor(self.model, b.name)[2].shape
             for i in b.indices:
                 if len(shape) == 2:  # experts
                     _add(drops, b.name, 1, i // shape[1], i % shape[1])
@@ -79,12 +79,12 @@ class Writer:
                 for i in b.indices:
                     _add(drops, buffer, 0, -1, i)
 
-    def _cut(self, name: str, axis: int, gone: dict[int, set[int]]) -> dict[str, Any]:
-        shape = stored(self.model, name)[2].shape
+    def _cut(self, name: str, axis: int, dropped: dict[int, set[int]]) -> dict[str, Any]:
+        shape = find_tensor(self.model, name)[2].shape
         size = shape[axis]
-        experts = range(-1, 0) if -1 in gone else range(shape[0])
-        keep = [[i for i in range(size) if i not in gone.get(e, ())] for e in experts]
-        return {"name": name, "axis": axis, "of": size, "keep": keep[0] if -1 in gone else keep}
+        experts = range(-1, 0) if -1 in dropped else range(shape[0])
+        keep = [[i for i in range(size) if i not in dropped.get(e, ())] for e in experts]
+        return {"name": name, "axis": axis, "of": size, "keep": keep[0] if -1 in dropped else keep}
 
     def _follow(self, choice: Choice, drops: Drops, plan: dict[str, Any]) -> None:
         """What is no weight of the units and yet counts them: attributes, and tables with a column a head."""

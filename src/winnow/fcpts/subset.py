@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def near(sizes: Sequence[int], total: int) -> list[int]:
+def nearest_subset(sizes: Sequence[int], total: int) -> list[int]:
     """Which of ``sizes`` (above 0, the one that should be taken first at the front) to take, as ascending indices.
 
     Starts from the first ones, as many as come nearest to ``total`` (a draw takes fewer). While the sum is off by

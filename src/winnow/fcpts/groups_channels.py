@@ -11,9 +11,9 @@ from torch import nn
 
 from winnow.coupled.find import Member, Unit, select_units, unit_masks, unit_sizes, zero_biases
 from winnow.errors import InputError
-from winnow.fcpts.lines import Lines
-from winnow.fcpts.step import root, step, wide
-from winnow.fcpts.units import Matrices
+from winnow.fcpts.groups import Matrices
+from winnow.fcpts.line_units import LineUnits
+from winnow.fcpts.straight_through import root, step, wide
 from winnow.masks.prunable import Scope
 
 
@@ -40,7 +40,7 @@ class Channels:
         for i, unit in enumerate(units):
             for m in unit.members:
                 members.setdefault(m.name, []).append((i, m))
-        self.lines = {n: Lines.of(scope.prunables[n], ms, self.owner) for n, ms in members.items()}
+        self.lines = {n: LineUnits.of(scope.prunables[n], ms, self.owner) for n, ms in members.items()}
         self.numels = torch.zeros(len(number), dtype=torch.int64)
         self._sizes = torch.zeros(len(units), dtype=torch.float64)
         self._length = torch.zeros(len(units))  # weights in the producers' rows, [U]
@@ -81,7 +81,7 @@ class Channels:
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """Keep masks of every tensor of the scope, ``zeros`` removed to within one unit.
 
-        Units go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.find.select_units`: one that
+        UnitGroups go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.find.select_units`: one that
         no longer fits is passed over, and one unit of every group stays.
         Raises InputError when units cannot give so many weights, or a magnitude is NaN.
         """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from winnow.errors import InputError
-from winnow.fcpts.near import near
-from winnow.fcpts.step import root, step, wide
-from winnow.fcpts.units import Matrices
+from winnow.fcpts.groups import Matrices
+from winnow.fcpts.straight_through import root, step, wide
+from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM
 from winnow.masks.structure import select as select_pattern
@@ -69,7 +69,7 @@ class Patterns:
         """Keep masks of every tensor of the scope: n:m where it was taken, all True elsewhere.
 
         Tensors take the pattern in ascending order of magnitude / threshold. Then tensors are exchanged (see
-        :func:`winnow.fcpts.near.near`) until the zeros are off by at most half of what the smallest tensor gives, or
+        :func:`winnow.fcpts.subset.nearest_subset`) until the zeros are off by at most half of what the smallest tensor gives, or
         no single tensor added, taken back or exchanged for another brings them nearer.
         Raises InputError when ``zeros`` is more than the pattern removes in all tensors, by over half the smallest one.
         """
@@ -85,7 +85,7 @@ class Patterns:
             raise InputError("a layer's weights hold NaN: check the model, or lower the learning rate")
         order = torch.sort(relative, stable=True).indices.tolist()
         sizes = self.numels.tolist()
-        taken = {self.groups[order[i]] for i in near([sizes[i] for i in order], zeros)}
+        taken = {self.groups[order[i]] for i in nearest_subset([sizes[i] for i in order], zeros)}
         return {
             name: self._pattern(weights[name]) if name in taken else torch.ones_like(weights[name], dtype=torch.bool)
             for name in self.scope.prunables

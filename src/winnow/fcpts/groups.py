@@ -7,14 +7,14 @@ from typing import Protocol
 
 import torch
 
-from winnow.fcpts.gate import gate
+from winnow.fcpts.straight_through import gate
 from winnow.masks.prunable import Scope
 from winnow.masks.ranking import global_counts, limits, lowest
 
 Matrices = Mapping[str, torch.Tensor]  # tensor name -> [rows, cols]
 
 
-class Units(Protocol):
+class UnitGroups(Protocol):
     """Groups of units, one learnable threshold t a group; a unit stays while its magnitude is above t.
 
     Unstructured, a group is a prunable tensor and a unit one of its weights.

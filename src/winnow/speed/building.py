@@ -19,7 +19,7 @@ HALF = torch.bfloat16
 
 
 @dataclass
-class Makers:
+class BuildContext:
     """What the families need to build their contenders: the subject, where files may go, and one dense model to copy."""
 
     subject: Subject
@@ -43,17 +43,17 @@ class Makers:
 
     def about(self, name: str, dtype: torch.dtype, changes: str | None, **more: object) -> speed_schema.Contender:
         """The description of a dense contender."""
-        return speed_schema.Contender(name=name, kind="dense", weights=said(dtype), changes=changes, **more)  # type: ignore[arg-type]
+        return speed_schema.Contender(name=name, kind="dense", weights=dtype_name(dtype), changes=changes, **more)  # type: ignore[arg-type]
 
 
-Maker = Callable[[], Contender]
+Builder = Callable[[], Contender]
 
 
-def said(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def enough(need: int) -> None:
+def require_memory(need: int) -> None:
     """Raises Unavailable where so many bytes are not free."""
     free = available_memory()
     if need > 0.8 * free:

@@ -20,7 +20,7 @@ RUNS = ((0, 1.0), (0, -30.0), (1, 1.0), (1, -30.0))
 
 
 @dataclass
-class Still:
+class InputRange:
     """Smallest and largest value of each input feature of a layer, over all positions and runs."""
 
     low: torch.Tensor
@@ -39,9 +39,9 @@ class Still:
         return (low + high) / 2 if high - low <= rounding * max(abs(low), abs(high)) else None
 
 
-def still_inputs(
+def input_ranges(
     model: nn.Module, example: Any, prunables: Mapping[str, Prunable], live: Mapping[str, torch.Tensor]
-) -> dict[str, Still]:
+) -> dict[str, InputRange]:
     """Range of every input feature of the layers in ``prunables``, by module path.
 
     The model runs four times. Output features with a non-zero row (``live``, bool [R] by prunable) are replaced by noise,
@@ -54,7 +54,7 @@ def still_inputs(
         site = site_of(model.get_submodule(p.module))
         if site is not None:
             sites[p.module] = (site, live[name])
-    found: dict[str, Still] = {}
+    found: dict[str, InputRange] = {}
     with suppress(*ERRORS):
         for seed, scale in RUNS:
             _run(model, example, sites, torch.Generator().manual_seed(seed), scale, found)
@@ -68,7 +68,7 @@ def _run(
     sites: Mapping[str, tuple[Site, torch.Tensor]],
     generator: torch.Generator,
     scale: float,
-    found: dict[str, Still],
+    found: dict[str, InputRange],
 ) -> None:
     def see(path: str, axis: int, x: torch.Tensor) -> None:
         extent = min(x.shape[axis + 1 :]) if axis < -1 else 0
@@ -79,7 +79,7 @@ def _run(
         if path in found:
             low, high = torch.minimum(low, found[path].low), torch.maximum(high, found[path].high)
             extent = min(extent, found[path].extent)
-        found[path] = Still(low, high, extent)
+        found[path] = InputRange(low, high, extent)
 
     def hook(path: str, site: Site, live: torch.Tensor) -> Any:
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from winnow.train.distil.blockwise import Blockwise
 from winnow.train.distil.losses import distance, relative_error
-from winnow.train.distil.outputs import Read, read_output
+from winnow.train.distil.outputs import Outputs, read_output
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
@@ -27,7 +27,7 @@ class Target:
     blocks: list[torch.Tensor] = field(default_factory=list)
 
 
-class Reference:
+class Teacher:
     """The dense model's outputs on the examples, and the student's distance from them.
 
     Outputs of all examples are computed once and kept (on the model's device) where they take at most ``keep`` bytes
@@ -105,7 +105,7 @@ class _Kept:
             rows = read.rows()
             seen += len(index)
             held += rows.numel() * rows.element_size()
-            # As soon as the total can be told from the examples so far, so that no more is computed in vain.
+            # As soon as the total can be estimated from the examples so far, so that no more is computed than needed.
             if held * (1 if whole else examples.count / seen) > keep:
                 return None
             if not whole and len(read.values) != len(index):
@@ -138,7 +138,7 @@ class _Kept:
         return again.shape == first.shape and bool(relative_error(again, first) <= SAME)
 
 
-def _per_example(read: Read) -> torch.Tensor:
+def _per_example(read: Outputs) -> torch.Tensor:
     """Counted rows of every example, int64 [examples]."""
     if read.counts is not None:
         return read.counts.flatten(1).sum(1).cpu()

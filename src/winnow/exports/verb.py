@@ -1,4 +1,4 @@
-"""Back to ordinary dense files that need no winnow."""
+"""Export to ordinary dense files that load without winnow."""
 
 from __future__ import annotations
 

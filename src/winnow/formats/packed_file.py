@@ -50,7 +50,7 @@ def describe(prunable: Prunable, tensor: PackedTensor) -> dict[str, Any]:
     return {**tensor.meta(), "stored": {**asdict(prunable), "shape": list(prunable.shape)}}
 
 
-_IN_FULL = ("encoding", "zeros", "shape")  # said of every tensor, whether others share them or not
+_IN_FULL = ("encoding", "zeros", "shape")  # stored for every tensor, whether others share them or not
 _DERIVED = ("rows", "cols")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def zero_lines(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nonzero_rows_cols(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of a matrix [R, C] that hold any non-zero: (rows kept, columns kept), int64, ascending.
 
     ``y = x Wᵀ`` needs no other: with ``small = shrink_matrix(weight, rows, cols)``,

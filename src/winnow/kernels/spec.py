@@ -12,7 +12,7 @@ from winnow.kernels.swap import _geometry
 from winnow.masks.blocks import is_transposed_linear
 
 
-class Form:
+class LayerSpec:
     """What a layer computes apart from its numbers: matrix [rows, cols] to stored weight and back, and the product.
 
     Attributes
@@ -79,8 +79,8 @@ class Form:
         return (x.shape[0] if x.dim() == 4 else 1) * high * wide
 
 
-def live(form: Form, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def live(spec: LayerSpec, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the rows, and of the columns (for a convolution: input channels), that hold anything but zeros."""
-    kept = form.filters(matrix) != 0
+    kept = spec.filters(matrix) != 0
     kept = kept if kept.dim() == 2 else kept.flatten(2).any(2)
     return kept.any(1).nonzero()[:, 0], kept.any(0).nonzero()[:, 0]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+import math
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
 
 from winnow.formats import nm
+from winnow.formats.layout import Encoding
 
 if TYPE_CHECKING:
     from winnow.formats.packed import PackedTensor
 
-Encoding = Literal["dense", "bitmask", "nm", "block"]
 FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INTEGERS = {"int8": 8, "int4": 4}
 # A byte of a file may stand for at most this many weights: a small hostile file cannot claim terabytes, while
@@ -44,7 +45,6 @@ def _mask_problem(packed: PackedTensor) -> str | None:
         return "a dense tensor with an index or zeros" if mask is not None or packed.zeros else None
     if mask is None or mask.dtype != torch.uint8:
         return "no index"
-    lines, entries, area = packed.rows, packed.cols, 1
     if packed.encoding != "bitmask":
         if pattern is None or len(pattern) != 2 or any(type(size) is not int or size < 1 for size in pattern):
             return f"impossible pattern {pattern}"
@@ -52,19 +52,18 @@ def _mask_problem(packed: PackedTensor) -> str | None:
         if packed.encoding == "nm":
             if not first < second <= nm.LARGEST_GROUP or packed.cols % second:
                 return f"{first}:{second} for {packed.cols} columns"
-            entries = packed.cols // second * nm.index_bits(first, second)
-        else:
-            if packed.rows % first or packed.cols % second:
-                return f"blocks of {first} x {second} in {packed.rows} x {packed.cols}"
-            lines, entries, area = packed.rows // first, packed.cols // second, first * second
-    if tuple(mask.shape) != (lines, -(-entries // 8)):
+        elif packed.rows % first or packed.cols % second:
+            return f"blocks of {first} x {second} in {packed.rows} x {packed.cols}"
+    layout = packed.layout
+    if tuple(mask.shape) != (layout.lines, -(-layout.index_width // 8)):
         return f"index of shape {list(mask.shape)}"
-    if entries % 8 and lines and bool((mask[:, -1] >> (entries % 8)).any()):
+    padding = layout.index_width % 8
+    if padding and layout.lines and bool((mask[:, -1] >> padding).any()):
         return "index bits beyond the last column"
     if packed.encoding == "nm":
         assert pattern is not None
         return None if packed.zeros * pattern[1] == packed.numel * (pattern[1] - pattern[0]) else "count of zeros"
-    kept = area * int(_POPCOUNT[mask.numpy()].sum(dtype=np.int64))
+    kept = math.prod(layout.block) * int(_POPCOUNT[mask.numpy()].sum(dtype=np.int64))
     return None if kept == packed.numel - packed.zeros else "count of zeros"
 
 

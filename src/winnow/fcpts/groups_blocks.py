@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from winnow.fcpts.step import step, wide
-from winnow.fcpts.units import Matrices
+from winnow.fcpts.groups import Matrices
+from winnow.fcpts.straight_through import step, wide
 from winnow.masks.prunable import Scope
 from winnow.masks.ranking import comparable, global_counts, limits, lowest
 from winnow.masks.structure import BlockShape, check, nearest_zeros

@@ -11,7 +11,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.shrinking.attention import NarrowAttention
-from winnow.shrinking.tree import put, refit, shared_copy, stored
+from winnow.shrinking.tree import find_tensor, refit, replace_tensor, shared_copy
 
 VERSION = 1
 PARTS = ("cuts", "folds", "attributes", "narrow", "config")
@@ -43,8 +43,8 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
             _fold(small, fold)
         changed: dict[str, None] = {}
         for cut in plan["cuts"]:
-            owner, key, tensor = stored(small, cut["name"])
-            put(owner, key, _cut(tensor.detach(), cut))
+            owner, key, tensor = find_tensor(small, cut["name"])
+            replace_tensor(owner, key, _cut(tensor.detach(), cut))
             changed[cut["name"].rpartition(".")[0]] = None
         for path in changed:
             refit(small.get_submodule(path))
@@ -67,12 +67,12 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
             setattr(getattr(config, entry["part"]) if entry["part"] else config, entry["name"], entry["value"])
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
-            f"the shrink plan does not fit this model: make it anew with winnow.shrink.plan ({error})"
+            f"the shrink plan does not fit this model: make it again with winnow.shrink.plan ({error})"
         ) from error
     return small
 
 
-def kept_lines(plan: Mapping[str, Any], prunable: Prunable) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_rows_cols(plan: Mapping[str, Any], prunable: Prunable) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows, columns) of a prunable's matrix [R, C] that a plan keeps, int64: the same cut for packed matrices.
 
     With :func:`winnow.shrink.shrink_matrix` these give the matrix of the shrunk tensor. Raises InputError for
@@ -110,8 +110,8 @@ def _take(tensor: torch.Tensor, axis: int, keep: Sequence[int], of: int, name: s
 
 def _fold(model: nn.Module, fold: Mapping[str, Any]) -> None:
     """bias += W[:, inputs] @ values, a convolution's kernel summed: its input is the same everywhere."""
-    owner, key, bias = stored(model, fold["bias"])
-    weight = stored(model, fold["weight"])[2].detach()
+    owner, key, bias = find_tensor(model, fold["bias"])
+    weight = find_tensor(model, fold["weight"])[2].detach()
     if not weight.is_meta:
         inputs = torch.tensor(fold["inputs"], device=weight.device)
         part = (
@@ -121,4 +121,4 @@ def _fold(model: nn.Module, fold: Mapping[str, Any]) -> None:
         )
         part = part.t() if fold["axis"] == 0 else part
         delta = part @ torch.tensor(fold["values"], dtype=torch.float64, device=weight.device)
-        put(owner, key, (bias.detach().double() + delta).to(bias.dtype))
+        replace_tensor(owner, key, (bias.detach().double() + delta).to(bias.dtype))

@@ -19,8 +19,8 @@ from winnow.coupled.site import norm_features, site_of
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 from winnow.masks.scope import find_scope
-from winnow.shrinking.still import Still, still_inputs
-from winnow.shrinking.tree import put, shared_copy, stored
+from winnow.shrinking.input_ranges import InputRange, input_ranges
+from winnow.shrinking.tree import find_tensor, replace_tensor, shared_copy
 
 FLAT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold)  # no gradient over half a line
 EXTENT = 3  # pixels a side from which a map has a middle and a border
@@ -117,12 +117,12 @@ def _awake(model: nn.Module) -> nn.Module:
             for key, p in list(module._parameters.items()):
                 if p is not None and (p.dim() == 1 or isinstance(module, _ConvNd)):
                     value = 0.5 + torch.rand(p.shape, generator=generator)
-                    put(module, key, value.to(p.device, p.dtype))
+                    replace_tensor(module, key, value.to(p.device, p.dtype))
     return twin
 
 
 def grouped(units: Sequence[Unit], scope: Scope) -> list[Group]:
-    """Units by the tensors they share; the neurons of all experts that lie in one tensor together."""
+    """Units by the tensors they share; the neurons of all experts that share one tensor."""
     groups: dict[Any, Group] = {}
     for unit in units:
         stacked = any(scope.prunables[m.name].kind == "experts" for m in unit.members)
@@ -135,7 +135,7 @@ def grouped(units: Sequence[Unit], scope: Scope) -> list[Group]:
     return list(groups.values())
 
 
-class Dead:
+class DeadUnits:
     """Finds the dead units of all groups, again after each find: what only they read or fed may be dead too.
 
     A unit is dead when nothing reads it (its columns are zero in every row that stays) or when what it gives is
@@ -158,21 +158,21 @@ class Dead:
             for name in stale:
                 self._lines(self.prunables[name])
             live = {n: ~torch.tensor(self.zero_rows[n]) for n in self.prunables}
-            still = still_inputs(self.model, self.example, self.prunables, live)
+            ranges = input_ranges(self.model, self.example, self.prunables, live)
             stale = set()
             for group in self.groups:
                 for i, unit in enumerate(group.units):
-                    if i not in group.dead and (constants := self._verdict(group, i, unit, still)) is not None:
+                    if i not in group.dead and (constants := self._verdict(group, i, unit, ranges)) is not None:
                         group.dead[i] = constants
                         stale |= self._remove(unit)
 
     def zero_row_count(self, name: str) -> int:
         """Rows of a tensor of no unit that are zero as stored."""
         p = self.scope.prunables[name]
-        return int((~(p.matrix(stored(self.model, name)[2].detach()) != 0).any(1)).sum())
+        return int((~(p.matrix(find_tensor(self.model, name)[2].detach()) != 0).any(1)).sum())
 
     def _lines(self, p: Prunable) -> None:
-        matrix = p.matrix(stored(self.model, p.name)[2].detach())
+        matrix = p.matrix(find_tensor(self.model, p.name)[2].detach())
         rows, cols = self.rows[p.name].to(matrix.device), self.cols[p.name].to(matrix.device)
         zero_rows, zero_cols = [], []
         for part, band in enumerate(matrix.chunk(p.parts)):
@@ -181,7 +181,7 @@ class Dead:
             zero_cols.append((~(band[stay] != 0).any(0)).tolist())
         self.zero_rows[p.name], self.zero_cols[p.name] = zero_rows, zero_cols
 
-    def _verdict(self, group: Group, i: int, unit: Unit, still: dict[str, Still]) -> Constants | None:
+    def _verdict(self, group: Group, i: int, unit: Unit, ranges: dict[str, InputRange]) -> Constants | None:
         """What the next layers' biases must take over; None where the unit is alive or cannot go."""
         cols = [m for m in unit.members if m.axis == "cols"]
         rows = [m for m in unit.members if m.axis == "rows"]
@@ -197,19 +197,19 @@ class Dead:
                 group.refused[i] = DIRECT
                 return None
             return {}
-        if any(self._borders(m, still) for m in rows):
+        if any(self._borders(m, ranges) for m in rows):
             group.refused[i] = BORDER
             return None
         live = not all(self._zero(b.name, b.indices) for b in unit.biases)
-        if live and any(self._tiny(m, still) for m in unit.members):
+        if live and any(self._tiny(m, ranges) for m in unit.members):
             group.refused[i] = TINY
             return None
         constants: Constants = {}
         for m in cols:
             p = self.prunables[m.name]
-            width = p.cols // still[p.module].features if p.module in still else 0
+            width = p.cols // ranges[p.module].features if p.module in ranges else 0
             for feature in {c // width for c in m.indices} if width else ():
-                value = still[p.module].value(feature)
+                value = ranges[p.module].value(feature)
                 if value is None:
                     return None
                 if value:
@@ -236,10 +236,10 @@ class Dead:
         )
 
     def _zero(self, name: str, indices: Sequence[int]) -> bool:
-        tensor = stored(self.model, name)[2].detach().flatten()
+        tensor = find_tensor(self.model, name)[2].detach().flatten()
         return not bool(tensor[list(indices)].any())
 
-    def _borders(self, m: Member, still: dict[str, Still]) -> bool:
+    def _borders(self, m: Member, ranges: dict[str, InputRange]) -> bool:
         """Whether a grouped convolution computes on something that is not zero: padding shows on larger maps at the latest."""
         site = site_of(self.model.get_submodule(self.prunables[m.name].module))
         if site is None or not site.through or self._silent(m):
@@ -247,7 +247,7 @@ class Dead:
         p, groups = self.prunables[m.name], self.prunables[m.name].parts
         into = site.inputs // groups
         inputs = {g * into + k for g in {r // (p.rows // groups) for r in m.indices} for k in range(into)}
-        return p.module not in still or any(still[p.module].value(i) != 0 for i in inputs)
+        return p.module not in ranges or any(ranges[p.module].value(i) != 0 for i in inputs)
 
     def _unfoldable(self, m: Member) -> str:
         if m.bias is None:
@@ -259,10 +259,10 @@ class Dead:
             return ""
         return PADDED if module.padding == "same" or any(module.padding) else ""
 
-    def _tiny(self, m: Member, still: dict[str, Still]) -> bool:
+    def _tiny(self, m: Member, ranges: dict[str, InputRange]) -> bool:
         """Whether a convolution saw only maps on which what padding does to a constant need not show."""
         p = self.prunables[m.name]
-        return p.kind in CONVOLUTIONS and p.module in still and still[p.module].extent < EXTENT
+        return p.kind in CONVOLUTIONS and p.module in ranges and ranges[p.module].extent < EXTENT
 
     def _remove(self, unit: Unit) -> set[str]:
         for m in unit.members:
@@ -275,8 +275,8 @@ class Dead:
 
 
 def norms_of(model: nn.Module, name: str) -> list[str]:
-    """Buffers that lie beside a normalization's parameter, one number a feature (running mean and variance)."""
-    owner, _, tensor = stored(model, name)
+    """Buffers beside a normalization's parameter, one number a feature (running mean and variance)."""
+    owner, _, tensor = find_tensor(model, name)
     path = name.rpartition(".")[0]
     if not isinstance(owner, _NormBase):
         return []

@@ -1,10 +1,43 @@
-"""The straight-through step of whole units: on or off forward, a slope around the threshold backward."""
+"""Straight-through estimators: a hard threshold forward, a slope around it backward, for weights and for whole units."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: torch.Tensor, threshold: torch.Tensor, window: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keep = weight.abs() > threshold
+        ctx.save_for_backward(weight, threshold, keep)
+        ctx.window = window
+        removed = (keep.numel() - keep.count_nonzero()).to(torch.float32)
+        ctx.mark_non_differentiable(removed)
+        return weight * keep, removed
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+        weight, threshold, keep = ctx.saved_tensors
+        near = (weight.abs() - threshold).abs() < ctx.window
+        slope = 0.5 * near * (grad * weight)  # dM/d(|W| - t) times dL/dM
+        return grad * keep + slope * weight.sign(), -slope.sum(), None
+
+
+def gate(weight: torch.Tensor, threshold: torch.Tensor, window: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """``W * 1[|W| > t]`` and how many weights that removes (float32 [], no gradient).
+
+    Backward (straight-through; FCPTS, released code ``mask_generator.py``): the mask's derivative by ``|W| - t`` is
+    0.5 within ``window`` of the threshold and 0 elsewhere; a weight equal to the threshold goes.
+
+    Args:
+        weight: any shape.
+        threshold: [], above 0.
+    """
+    return _Gate.apply(weight, threshold, window)
 
 
 class _Step(torch.autograd.Function):
@@ -24,7 +57,7 @@ class _Step(torch.autograd.Function):
 def step(magnitude: torch.Tensor, threshold: torch.Tensor, window: float = 1.0) -> torch.Tensor:
     """``1[magnitude > threshold]`` as numbers of the magnitude's type; a unit equal to its threshold goes.
 
-    Backward (straight-through, as :func:`winnow.fcpts.gate.gate` for single weights): the derivative by
+    Backward (straight-through, as :func:`gate` for single weights): the derivative by
     ``magnitude - threshold`` is 0.5 within ``window`` of the threshold and 0 elsewhere.
 
     Args:

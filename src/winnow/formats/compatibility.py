@@ -54,7 +54,7 @@ def transformers_errors(artifact: Artifact) -> Iterator[None]:
         ) from error
 
 
-def must_fit(artifact: Artifact, model: torch.nn.Module) -> None:
+def require_match(artifact: Artifact, model: torch.nn.Module) -> None:
     """Raises FormatError unless a plain model's state dict has the names and shapes of the artifact, and no tie of its
     own between tensors that differ there."""
     tensors = tensors_of(model)

@@ -38,7 +38,7 @@ def measure_fresh(subject: Subject, name: str, work: Work, threads: int, scratch
     batch = work.inputs[0]
     named = batch if isinstance(batch, dict) else {str(i): tensor for i, tensor in enumerate(batch)}
     save_file({key: tensor.contiguous() for key, tensor in named.items()}, scratch / FILE)
-    asked = {
+    request = {
         "folder": str(source.folder) if source.folder is not None else None,
         "factory": source.factory,
         "weights": str(source.weights) if source.weights is not None else None,
@@ -49,7 +49,7 @@ def measure_fresh(subject: Subject, name: str, work: Work, threads: int, scratch
         "threads": threads,
     }
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(asked)], capture_output=True, text=True, timeout=PATIENCE, env=_environment()
+        [sys.executable, "-c", _CHILD, json.dumps(request)], capture_output=True, text=True, timeout=PATIENCE, env=_environment()
     )  # fmt: skip
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -62,7 +62,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HF_HUB_OFFLINE": "1"}
 
 
-def child(asked: dict[str, Any]) -> dict[str, Any]:
+def child(request: dict[str, Any]) -> dict[str, Any]:
     """What the other process does: import, note the memory, load, call once."""
     from safetensors.torch import load_file
 
@@ -71,23 +71,23 @@ def child(asked: dict[str, Any]) -> dict[str, Any]:
     from winnow.models.source import open_model
     from winnow.speed.subject import Subject, open_subject
 
-    torch.set_num_threads(asked["threads"])
-    dtype = getattr(torch, asked["dtype"])
-    if asked["weights"] is not None:
-        subject = Subject(open_model(asked["factory"], asked["weights"]), None, None)
+    torch.set_num_threads(request["threads"])
+    dtype = getattr(torch, request["dtype"])
+    if request["weights"] is not None:
+        subject = Subject(open_model(request["factory"], request["weights"]), None, None)
     else:
         subject = open_subject(
-            asked["folder"] or asked["factory"], factory=asked["factory"] if asked["folder"] else None
+            request["folder"] or request["factory"], factory=request["factory"] if request["folder"] else None
         )
     warm(subject)
-    inputs: Any = load_file(asked["inputs"])
+    inputs: Any = load_file(request["inputs"])
     inputs = {key: t.to(dtype) if t.is_floating_point() else t for key, t in inputs.items()}
-    if asked["positional"]:
+    if request["positional"]:
         inputs = tuple(inputs[str(i)] for i in range(len(inputs)))
     gc.collect()
     reset_peak()
     before, start = resident(), time.perf_counter()
-    model = subject.dense("artifact", dtype) if asked["way"] == "dense" else subject.packed(dtype)
+    model = subject.dense("artifact", dtype) if request["way"] == "dense" else subject.packed(dtype)
     seconds, load = time.perf_counter() - start, peak_rss() - before
     with torch.inference_mode():
         call(model, inputs)
@@ -106,10 +106,6 @@ def warm(subject: Subject) -> None:
         subject.source.model_class()
 
 
-def main(asked: str) -> None:
+def main(request: str) -> None:
     """Entry point of the other process: JSON in, JSON out."""
-    print(json.dumps(child(json.loads(asked))))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    print(json.dumps(child(json.loads(request))))
