@@ -326,7 +326,7 @@ def bench(
 ) -> None:
     """Time a packed model against the dense one on this machine: ms, memory, energy, per layer and whole."""
     from winnow.compression.reporting import command_line
-    from winnow.report.speed.console import bench_table
+    from winnow.report.speed.view import summary
     from winnow.speed.verb import bench as run
     from winnow.terminal.progress import Bars, console
 
@@ -339,7 +339,7 @@ def bench(
         _print(found.model_dump_json())
     else:
         screen = console()
-        screen.print(bench_table(found))
+        screen.print(summary(found))
         if found.written is not None:
             screen.print()
             screen.print(f"Report: {Path(found.written).with_suffix('.html').resolve()}", soft_wrap=True)

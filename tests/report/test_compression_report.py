@@ -21,11 +21,11 @@ from html_page import Page
 from winnow import words
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.records.compression import Candidate, ChangedExample, Layer, ModelInfo, Report, TaskInfo, Verdict
-from winnow.report.compression import frontier, layer_map, phrases
+from winnow.report.compression import layer_map, phrases
 from winnow.report.compression import page as html
 from winnow.report.compression.console import summary
 from winnow.report.compression.frontier import Point, front
-from winnow.report.draw import labels
+from winnow.report.draw import labels, plot
 from winnow.report.draw.axes import Scale, bit_ticks
 
 SAMPLES = {
@@ -87,20 +87,20 @@ def test_first_screen_of_the_language_model() -> None:
     first = page[: page.index("Quality against size")]
     for promised in (
         "Three times smaller, but plain 3-bit GPTQ reaches a lower perplexity in the same bytes.",
-        "It depends",
+        "Trade-off",
         "3.1× smaller",  # 22,036,200 / 7,012,400 = 3.142
         "22.0 MB → 7.0 MB",
         "3.13 bits per prunable weight",
         "+9.53 %",  # 46.90 / 42.82 = 1.09528
         "42.82 → 46.90",
-        "95 % interval +8.7 to +10.3",
-        "95 % interval 46.20 to 47.60",
+        "95% interval +8.7 to +10.3",
+        "95% interval 46.20 to 47.60",
         "3 min 12 s",
         "32,768 calibration tokens",
         "612 MB",
         "of 2.0 GB allowed",
-        "exactly as asked",
-        "How to go back",
+        "exactly the target",
+        "Undo",
         "it is still at",
         "Next step",
         "Keep this one if you plan to fine-tune",
@@ -144,7 +144,7 @@ def test_provenance_is_on_the_page() -> None:
         for key, value in group.items():
             assert key.replace("_", " ") in page and str(value) in page
     assert report.command and report.command in page
-    assert "14 tensors with 3,150,336 parameters stayed as they were" in page
+    assert "14 tensors, 3,150,336 parameters are unchanged" in page
     assert "tied to model.embed_tokens.weight" in page and "disjoint" in page and "256 tokens" in page
 
 
@@ -158,7 +158,7 @@ def test_minimal_report_has_no_empty_section() -> None:
 
 @pytest.mark.parametrize("field", [name for name in Report.model_fields if not Report.model_fields[name].is_required()])
 def test_any_part_may_be_missing(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontier, "place", lambda *_: [])
+    monkeypatch.setattr(plot, "place", lambda *_: [])
     blank = Report(title="t", verdict=Verdict(sentence="s"), model=ModelInfo(name="m"))
     parsed = Page(html.render(report_samples.classifier().model_copy(update={field: getattr(blank, field)})))
     assert "None" not in parsed.text
@@ -170,7 +170,7 @@ def test_any_part_may_be_missing(field: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_any_known_figure_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each optional value of each nested part, taken out of every place it occurs."""
     full = report_samples.classifier().model_dump()
-    monkeypatch.setattr(frontier, "place", lambda *_: [])  # the slow part, and none of this test's business
+    monkeypatch.setattr(plot, "place", lambda *_: [])  # the slow part, and none of this test's business
     taken = 0
     for part, value in full.items():
         rows = value if isinstance(value, list) else [value]
