@@ -70,14 +70,14 @@ def test_the_page_compares_with_the_dense_training(folder, tmp_path, monkeypatch
         assert (c.drop, c.drop_low, c.drop_high) == pytest.approx(
             tuple(last["drop"][k] for k in ("drop", "low", "high"))
         )
-    lost = f"{dense:.2f} % to {packed:.2f} % (−{dense - packed:.2f} points"
+    lost = f"{dense:.2f}% to {packed:.2f}% (−{dense - packed:.2f} points"
     assert f"against the dense model accuracy {lost}" in report.verdict.sentence.replace("\u00a0", " ")
     assert report.verdict.tone == "bad"
     assert "| | dense | the ticket, before packing | this model |" in readme
-    assert f"| accuracy | {dense:.2f} % | {packed:.2f} % | {packed:.2f} %" in readme
+    assert f"| accuracy | {dense:.2f}% | {packed:.2f}% | {packed:.2f}%" in readme
     assert f"| against dense |  |  | −{dense - packed:.1f} points" in readme
     said = screen(out)
-    assert f"−{dense - packed:.1f} points {dense:.2f} % → {packed:.2f} %" in said  # the tile
+    assert f"−{dense - packed:.1f} points {dense:.2f}% → {packed:.2f}%" in said  # the tile
     assert sum(c.n * (c.dense - c.pruned) for c in report.classes) / 160 == pytest.approx(dense - packed)
     assert report.changed and any(e.dense == e.truth != e.pruned for e in report.changed)
 
@@ -86,7 +86,7 @@ def test_the_page_compares_with_the_dense_training(folder, tmp_path, monkeypatch
     assert "winnow export 'a ö b' --out 'a ö b-dense'" in report.undo  # by name: the report is given away
     assert str(tmp_path) not in report.model_dump_json() + readme
     assert ".work" not in report.model_dump_json() + readme + (out / "report.html").read_text()
-    assert report.requested.budget == "90 % zeros, of the ticket stage" and "named by you" not in readme
+    assert report.requested.budget == "90% zeros, of the ticket stage" and "named by you" not in readme
     stored = (folder / "weights.safetensors").stat().st_size
     assert (
         stored < 0.6 * report.sizes.dense_file
@@ -101,7 +101,7 @@ def test_a_dense_model_that_nobody_measured(folder, tmp_path, monkeypatch):
     assert report.dense is None and report.ticket.drop is None and report.yardstick is report.ticket
     assert "the dense model was not measured" in report.verdict.sentence and report.verdict.tone != "good"
     assert "| | the ticket, before packing | this model |" in readme and "| | dense" not in readme
-    assert "The dense model was not measured" in readme.partition("## Keep in mind")[2]
+    assert "The dense model was not measured" in readme.partition("## Notes")[2]
     said = screen(out)
     assert "Accuracy, dense not measured" in said and "Before packing" in said and "against the ticket" in said
     assert "-0.00" not in said + readme and "−0.00" not in said + readme
@@ -131,7 +131,7 @@ def test_a_ticket_that_nothing_was_measured_of():
     from winnow.pipeline.compress_page import _name_ticket
 
     report = schema.Report(
-        title="m: 50 % zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
+        title="m: 50% zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
         candidates=[schema.Candidate(name="s50", kind="pruned", sparsity=0.5, file_bytes=60, chosen=True)],
         sizes=schema.Sizes(dense_file=100, file=60),
     )  # fmt: skip

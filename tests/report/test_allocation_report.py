@@ -262,17 +262,17 @@ def test_page_holds_every_figure() -> None:
     for promised in (
         "Method FCPTS",
         "Started from ERK",
-        "Target 95 %",
+        "Target 95%",
         f"{record.zeros:,} of 268,336 prunable weights",
-        "By thresholds alone 95.13 % (+0.13 points from the target)",
+        "By thresholds alone 95.13% (+0.13 points from the target)",
         "of all 269,946 parameters",
         "600 steps in 2 min 3 s",
         "3 seeds; a layer's rate varies by 3.20 points at most (standard deviation); mean rank correlation between two seeds 0.91",
         "Compared with runs/resnet20-0.94: rates moved by",
         "Time per step: 205 ms",  # 2.1 + 71 + 118 + 8.2 + 6.1
-        "Dense model 2.10 ms 1.0 %",
-        "Backward 118 ms 57.4 %",  # 118 / 205.4
-        "Bridge from threshold to rate 8.20 ms 4.0 %",
+        "Dense model 2.10 ms 1.0%",
+        "Backward 118 ms 57.4%",  # 118 / 205.4
+        "Bridge from threshold to rate 8.20 ms 4.0%",
         "Sensitivity, ×10⁻³",
         "The 20 layers in figures",
         "threshold lr 0.01",
@@ -374,7 +374,7 @@ def shapes(figure: str, tag: str, css: str) -> list[dict[str, float]]:
 
 
 def test_coordinates_by_hand() -> None:
-    """Rates 40 and 80 % on an axis of 38 to 82 %: positions follow from two grid lines, whatever the margins are."""
+    """Rates 40 and 80% on an axis of 38 to 82%: positions follow from two grid lines, whatever the margins are."""
     layers = [
         AllocationLayer(name="a", numel=100, rate=0.4, start_rate=0.5, sensitivity=0.1, rates=[0.4, 0.45]),
         AllocationLayer(name="b", numel=300, rate=0.8, earlier_rate=0.7, sensitivity=0.4),
@@ -533,7 +533,7 @@ def test_too_few_losses_are_no_curve() -> None:
 
 def test_marks_are_explained_where_they_occur() -> None:
     names = [name for _, name in allocation_chart.legend(samples.resnet())]
-    assert names == ["this run", "start", "range over 3 seeds", "earlier run", "target: 95 %"]
+    assert names == ["this run", "start", "range over 3 seeds", "earlier run", "target: 95%"]
     assert [name for _, name in allocation_chart.legend(bare({"a": 0.5}))] == ["this run"]
 
 
@@ -596,8 +596,8 @@ def test_headline_by_hand() -> None:
         step_time=StepTime(forward=0.03, backward=0.06, bridge=0.01),
     )  # fmt: skip
     assert headline(record) == (
-        "Allocation by FCPTS from LAMP: 50 % sparsity (49.7 % by thresholds alone), 1,200 steps in 1 min 1 s, "
-        "100 ms a step, bridge 10 %"
+        "Allocation by FCPTS from LAMP: 50% sparsity (49.7% by thresholds alone), 1,200 steps in 1 min 1 s, "
+        "100 ms a step, bridge 10%"
     )
     assert headline(bare({})) == "Allocation by FCPTS"
 

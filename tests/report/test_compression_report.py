@@ -91,7 +91,7 @@ def test_first_screen_of_the_language_model() -> None:
         "3.1× smaller",  # 22,036,200 / 7,012,400 = 3.142
         "22.0 MB → 7.0 MB",
         "3.13 bits per prunable weight",
-        "+9.53 %",  # 46.90 / 42.82 = 1.09528
+        "+9.53%",  # 46.90 / 42.82 = 1.09528
         "42.82 → 46.90",
         "95% interval +8.7 to +10.3",
         "95% interval 46.20 to 47.60",
@@ -108,14 +108,14 @@ def test_first_screen_of_the_language_model() -> None:
         "Germany",
     ):
         assert promised in first, promised
-    assert first.index("3.1× smaller") < first.index("+9.53 %") < first.index("3 min 12 s")
+    assert first.index("3.1× smaller") < first.index("+9.53%") < first.index("3 min 12 s")
     assert "the best plain quantization measured is int3 GPTQ g128: perplexity 45.70, against 46.90" in page
 
 
 def test_first_screen_of_the_classifier() -> None:
     page = Page(html.render(report_samples.classifier())).text
     first = page[: page.index("Quality against size")]
-    assert "−0.70 points" in first and "92.60 % → 91.90 %" in first and "−1.00 to −0.40" in first
+    assert "−0.70 points" in first and "92.60% → 91.90%" in first and "−1.00 to −0.40" in first
     # dense - now is largest for cat (4.1), dog (2.8), bird and truck (1.9), deer (0.6); frog gained
     table = first[first.index("Classes that lost most") : first.index("All 10 classes")]
     names = [c.name for c in report_samples.classifier().classes]
@@ -304,10 +304,10 @@ def test_text_is_cleaned_where_it_enters() -> None:
         (words.duration(75), "1 min 15 s"),
         (words.duration(7500), "2 h 5 min"),
         (words.duration(3599.8), "1 h"),
-        (words.percent(0.5), "50 %"),
-        (words.percent(0.99999), "> 99.9 %"),
-        (words.percent(0.00001), "< 0.1 %"),
-        (words.percent(1.0), "100 %"),
+        (words.percent(0.5), "50%"),
+        (words.percent(0.99999), "> 99.9%"),
+        (words.percent(0.00001), "< 0.1%"),
+        (words.percent(1.0), "100%"),
         (words.bulk(11_015_040), "11.0 million"),
         (words.bulk(272_474), "272,474"),
         (words.when("2026-11-22T18:49:03Z"), "22 November 2026, 18:49 UTC"),
@@ -327,7 +327,7 @@ def test_the_sign_of_a_change_follows_the_metric() -> None:
     spearman = TaskInfo(metric="Spearman")
     assert phrases.change(worse, accuracy) == "−1.20 points"
     assert phrases.change_span(worse, accuracy) == "−2.70 to +0.30"
-    assert phrases.change(worse, perplexity) == "+1.20 %"
+    assert phrases.change(worse, perplexity) == "+1.20%"
     assert phrases.change_span(worse, perplexity) == "−0.30 to +2.70"
     assert phrases.change(worse.model_copy(update={"drop": 0.0123}), spearman) == "−0.012 points"
     assert phrases.change(worse.model_copy(update={"drop": -0.5}), accuracy) == "+0.50 points"
@@ -462,7 +462,7 @@ def test_experts_of_one_block_share_a_cell() -> None:
     assert grid is not None and grid.kinds == ["experts.*.up"] and len(grid.cells) == 3
     report = report_samples.minimal().model_copy(update={"layers": layers})
     # weighted by size: (0 * 3 + 0.25 * 9) / 12
-    assert "m.0.experts.*.up: sparsity 18.75 % (mean of 2)" in html.render(report)
+    assert "m.0.experts.*.up: sparsity 18.75% (mean of 2)" in html.render(report)
 
 
 @pytest.mark.parametrize("count", [1, 6, 40, 41, 300])
@@ -493,6 +493,6 @@ def test_summary_marks_the_chosen_one() -> None:
     out = io.StringIO()
     Console(file=out, width=120).print(summary(report_samples.language_model()))
     (chosen,) = [line for line in out.getvalue().splitlines() if line.startswith("> ")]
-    for figure in ("SparseGPT 50 % + int4", "50 %", "3.13", "7.0 MB", "46.90", "+9.53 %", "+8.7 to +10.3"):
+    for figure in ("SparseGPT 50 % + int4", "50%", "3.13", "7.0 MB", "46.90", "+9.53%", "+8.7 to +10.3"):
         assert figure in chosen
     assert "dense bf16" in out.getvalue() and "4 more in the report" in out.getvalue()

@@ -123,13 +123,13 @@ class _Marks:
 
 
 def _title(x: AllocationLayer) -> str:
-    said = [f"{x.name}: {rate(x.rate)} % of {words.count(x.numel)} are zero"]
+    said = [f"{x.name}: {rate(x.rate)}% of {words.count(x.numel)} are zero"]
     if x.start_rate is not None:
-        said.append(f"start {rate(x.start_rate)} %")
+        said.append(f"start {rate(x.start_rate)}%")
     if len(x.rates) > 1:
-        said.append(f"{rate(min(x.rates))} to {rate(max(x.rates))} % over {len(x.rates)} seeds")
+        said.append(f"{rate(min(x.rates))} to {rate(max(x.rates))}% over {len(x.rates)} seeds")
     if x.earlier_rate is not None:
-        said.append(f"earlier {rate(x.earlier_rate)} %")
+        said.append(f"earlier {rate(x.earlier_rate)}%")
     return ", ".join(said)
 
 

@@ -66,10 +66,10 @@ def measures(layers: list[Layer]) -> list[Measure]:
                 "heat error",
                 lambda layer: layer.error,
                 _two_digits,
-                lambda v: f"{_two_digits(v)} %",
+                lambda v: f"{_two_digits(v)}%",
                 _strength(errors),
                 lambda v: min(v / (max(errors) or 1.0), 1.0),
-                _extent(errors, lambda v: f"{_two_digits(v)} %"),
+                _extent(errors, lambda v: f"{_two_digits(v)}%"),
             )
         )
     return found

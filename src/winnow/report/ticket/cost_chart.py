@@ -109,4 +109,4 @@ def _panel(
         whole = Box(area.left + 2, top - 4, area.right + 2, bottom - 2)
         spot = x(cost.get(r)[0]), y.clamp(r.figure.value)
         wanted.append(Wanted(report.methods.index(r.method), *spot, (name,), whole, 6.0, r.method == report.chosen))
-    plot.names(wanted, lines, taken, dict(enumerate(map(named, report.methods))))
+    plot.names(wanted, lines, taken, {i: named(method) for i, method in enumerate(report.methods)})

@@ -26,7 +26,7 @@ class Column:
     kept: dict[str, float]
 
 
-def by_round(line: TicketLine, canvas: Canvas) -> tuple[str, str] | None:
+def by_round(report: TicketReport, line: TicketLine, canvas: Canvas) -> tuple[str, str] | None:
     """The picture of one ticket's rounds, or None for a ticket of fewer than two."""
     rounds = [r for r in line.rounds if r.densities]
     if len(rounds) < 2:

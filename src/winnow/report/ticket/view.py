@@ -60,7 +60,7 @@ def _tiles(report: TicketReport) -> list[tuple[str, str, list[str]]]:
     r, task = report.picked, report.task
     found = []
     if r.figure is not None:
-        details = [f"{change(r.drop, task)} {unit(task)} against dense" if r.drop is not None else ""]
+        details = [f"{phrases.amount(change(r.drop, task), unit(task))} against dense" if r.drop is not None else ""]
         details.append(f"95% interval {change_span(r.drop, task)}" if change_span(r.drop, task) else "")
         label = f"{words.capital(task.metric)} of {named(report.chosen)}"
         found.append((label, phrases.quality(r.figure.value, task), details))
@@ -132,7 +132,7 @@ def _accuracy(report: TicketReport) -> Section:
 def _layers(report: TicketReport) -> Section:
     picked = f"{named(report.chosen)} at {level(report.sparsity)}"
     first = next(iter(report.lines(report.chosen, report.sparsity)), None)
-    by_round = renditions(partial(heat.by_round, first), "rounds", (12.0, 10.5)) if first is not None else None
+    by_round = renditions(partial(heat.by_round, report, first), "rounds", (12.0, 10.5)) if first is not None else None
     by_method = renditions(partial(heat.by_method, report), "layers", (12.0, 10.5))
     what = "a block with a tensor" if first and len(first.tensors) > heat.ROWS else "a tensor"
     caption = f"The stronger the colour, the more is left; the other colour marks {what} that has less than 1% left."
