@@ -101,12 +101,8 @@ def chapter(bench: Bench | None, quick: Speed | None) -> list[Block | Table | No
     ]
     if bench is None:
         return found
-    tops = {case.name: next((m for m in bench.measures if m.case == case.name), None) for case in bench.cases}
-    far = any(
-        top is not None and m.times.median > BEYOND * top.times.median
-        for m in bench.measures
-        for top in [tops.get(m.case)]
-    )
+    first = {m.case: m.times.median for m in reversed(bench.measures)}  # of dense
+    far = any(m.times.median > BEYOND * first[m.case] for m in bench.measures)
     caption = "Medians of all calls; the whisker is the interquartile range, the dot the 95th percentile."
     caption += " Bars with two cuts go on beyond three times dense." if far else ""
     bound = any(m.limit is not None for m in bench.measures)
