@@ -10,7 +10,7 @@ from winnow.report.allocation import chart, curve
 from winnow.report.allocation.tables import LAYERS, compact, kinds, layers
 from winnow.report.allocation.words import comparison, milliseconds, named, points, stability, step_parts
 from winnow.report.draw.breakdown import breakdown
-from winnow.report.draw.page import Block, Facts, Figure, Section, Text, fold, section
+from winnow.report.draw.page import Block, Facts, Figure, Fold, Section, Text
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Line
 from winnow.report.draw.table import Table
@@ -31,18 +31,18 @@ def chapter(record: AllocationRecord | None) -> Section | None:
     step = milliseconds(sum(seconds for _, seconds in parts))
     loss = renditions(partial(curve.draw, record), "loss", widths=(430, 358))
     halves: list[Block | None] = [
-        section("Loss against the dense model", Figure(loss), Text("Each point is a mean over several steps." if thinned and loss else "")),
-        section(f"Time per step: {step}", *breakdown("Part", "Time", "", [(name, milliseconds(s), s) for name, s in parts])),
+        Section("Loss against the dense model", Figure(loss), Text("Each point is a mean over several steps." if thinned and loss else "")),
+        Section(f"Time per step: {step}", *breakdown("Part", "Time", "", [(name, milliseconds(s), s) for name, s in parts])),
     ]  # fmt: skip
-    return section(
+    return Section(
         "Sparsity allocation",
         Facts(_facts(record), "plain pairs"),
         Facts([("Stability", stability(record)), ("Compared with", comparison(record))], "plain after"),
         Figure(renditions(partial(chart.draw, record), "rates"), caption, chart.legend(record)),
-        section("By kind of layer", kinds(record)),
-        fold("The layer in figures" if count == 1 else f"The {count} layers in figures", layers(record), unfolded=count <= LAYERS),
-        Section(halves, css="halves"),
-        fold("Settings", Facts(plain_rows(record.settings), "plain fine")),
+        Section("By kind of layer", kinds(record)),
+        Fold("The layer in figures" if count == 1 else f"The {count} layers in figures", layers(record), unfolded=count <= LAYERS),
+        Section("", *halves, css="halves"),
+        Fold("Settings", Facts(plain_rows(record.settings), "plain fine")),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
 from winnow.report.draw.breakdown import breakdown
 from winnow.report.draw.figures import Canvas, sample
-from winnow.report.draw.page import Command, Example, Facts, Figure, Page, Section, Text, fold, section
+from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text
 from winnow.report.draw.plot import renditions
 from winnow.report.speed import view as speed
 from winnow.report.speed.chart import milli
@@ -41,16 +41,16 @@ def view(report: Report, bench: Bench | None = None) -> Page:
         tiles=tiles,
         summary=Facts(_target(report), "summary"),
         notes=notes(report),
-        front=Section([_quality(report), _ways(report), _changed(report)], css="columns"),
+        front=Section("", _quality(report), _ways(report), _changed(report), css="columns"),
         chapters=[
             _frontier(report),
-            section("Speed", *speed.chapter(bench, report.speed)),
+            Section("Speed", *speed.chapter(bench, report.speed)),
             allocation.chapter(report.allocation),
             _layers(report),
             _size(report),
             _time(report),
             _skipped(report),
-            section("Evaluation", Facts(_measured(report))),
+            Section("Evaluation", Facts(_measured(report))),
             _reproduce(report),
         ],
         footer=(footer if tiles else "") + "Every figure on this page, unrounded, is in report.json.",
@@ -132,11 +132,11 @@ def _quality(report: Report) -> Section:
     worst = [c.name for c in report.classes if math.isfinite(tables.lost(c)) and tables.lost(c) > 0]
     first = classes.where(lambda row: row.name in worst).only(0, CLASSES_FIRST)
     rest = len(classes.rows) > len(first.rows)
-    return section(
+    return Section(
         "Quality change",
         Facts(_change(report)),
-        section("Classes that lost most", first),
-        fold(f"All {len(classes.rows)} classes", classes if rest else None),
+        Section("Classes that lost most", first),
+        Fold(f"All {len(classes.rows)} classes", classes if rest else None),
         css="quality",
     )
 
@@ -167,7 +167,7 @@ def _change(report: Report) -> list[tuple[str, str]]:
 
 def _ways(report: Report) -> Section:
     next_step, undo = (Text(text or "", "prose") for text in (report.next_step, report.undo))
-    return Section([section("Next step", next_step), section("Undo", undo)], css="ways")
+    return Section("", Section("Next step", next_step), Section("Undo", undo), css="ways")
 
 
 def _changed(report: Report) -> Section:
@@ -177,9 +177,9 @@ def _changed(report: Report) -> Section:
         truth, dense, pruned = (words.clip(text or "", EXCERPT) for text in (e.truth, e.dense, e.pruned))
         answers = [("True", truth), (before, dense), ("Now", pruned)]
         found.append(Example(words.clip(e.input, EXCERPT), e.image, answers))
-    more = Section(found[CHANGED_FIRST:], css="examples")
-    first = Section(found[:CHANGED_FIRST], css="examples")
-    return section("Changed answers", first, fold(f"{len(more.blocks)} more", more), css="across")
+    more = Section("", *found[CHANGED_FIRST:], css="examples")
+    first = Section("", *found[:CHANGED_FIRST], css="examples")
+    return Section("Changed answers", first, Fold(f"{len(more.blocks)} more", more), css="across")
 
 
 def _frontier(report: Report) -> Section:
@@ -192,7 +192,7 @@ def _frontier(report: Report) -> Section:
         canvas = Canvas(14, 10)
         canvas.ring(7, 7, 6)
         legend.append((canvas.swatch(), "chosen"))
-    return section(
+    return Section(
         "Quality against size",
         Text(_rival(report), "lead"),
         Figure(renditions(partial(frontier.draw, report), "frontier", (12.5, 11.5)), caption, legend),
@@ -225,10 +225,10 @@ def _layers(report: Report) -> Section:
     caption = "The stronger the colour, the higher the value. " if len(table.rows) > 1 else ""
     if any(column.title == "Error" for column in table.columns):
         caption += "The error is the share of a layer's output energy that pruning changed, on the calibration data."
-    return section(
+    return Section(
         "Layer by layer",
         Figure(renditions(partial(layer_map.draw, report), "layers"), caption),
-        fold(f"All {len(table.rows)} layers", table if table.columns else None),
+        Fold(f"All {len(table.rows)} layers", table if table.columns else None),
     )
 
 
@@ -239,7 +239,7 @@ def _size(report: Report) -> Section:
         kept = "kept" if m.peak_bytes <= m.limit_bytes else f"exceeded by {words.size(m.peak_bytes - m.limit_bytes)}"
         rows.append(("The limit was", kept))
     other = f"The folder's other files (configuration, tokenizer, manifest) take {beside} when it is written."
-    return section(
+    return Section(
         "Size and memory", *tables.sizes(report), Text(other if report.sizes.file and beside else ""), Facts(rows)
     )
 
@@ -251,7 +251,7 @@ def _time(report: Report) -> Section:
         ("Calibration tokens", words.count(report.cost.calibration_tokens)),
         ("Energy", report.cost.energy or ""),
     ]
-    return section("Compression time", *breakdown("Stage", "Time", "", stages), Facts(rows))
+    return Section("Compression time", *breakdown("Stage", "Time", "", stages), Facts(rows))
 
 
 def _skipped(report: Report) -> Section:
@@ -267,11 +267,11 @@ def _skipped(report: Report) -> Section:
 
     order = sorted(groups.items(), key=lambda group: -total(group[1]))
     folds = [
-        fold(f"{reason}: {size(members)}", Facts([(name, words.count(n)) for name, n in members], "names"))
+        Fold(f"{reason}: {size(members)}", Facts([(name, words.count(n)) for name, n in members], "names"))
         for reason, members in order
     ]
     every = [pair for members in groups.values() for pair in members]
-    return section("Not pruned", Text(f"{size(every)} are unchanged." if every else "", "lead"), *folds)
+    return Section("Not pruned", Text(f"{size(every)} are unchanged." if every else "", "lead"), *folds)
 
 
 def _measured(report: Report) -> list[tuple[str, str]]:
@@ -298,5 +298,5 @@ def _reproduce(report: Report) -> Section:
     if report.model.hash and report.model.hash not in hashes.values():
         hashes = {"model": report.model.hash, **hashes}
     groups = (("Machine", report.machine), ("Versions", report.versions), ("Seeds", report.seeds), ("Hashes", hashes))
-    facts = [section(name, Facts(plain_rows(group), "plain fine")) for name, group in groups]
-    return section("Reproduce", Command(report.command or ""), Section(facts, css="groups"))
+    facts = [Section(name, Facts(plain_rows(group), "plain fine")) for name, group in groups]
+    return Section("Reproduce", Command(report.command or ""), Section("", *facts, css="groups"))

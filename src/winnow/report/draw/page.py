@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from markupsafe import Markup
 
@@ -78,33 +77,26 @@ class Example(Block):
     kind = "example"
 
 
-@dataclass(frozen=True)
 class Section(Block):
-    """Blocks under a heading, which is left out with them."""
+    """Blocks under a heading, which is left out with them; empty blocks are left out too."""
 
-    blocks: Sequence[Any]
-    title: str = ""
-    css: str = ""
     kind = "section"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", [block for block in self.blocks if block])
+    def __init__(self, title: str, *blocks: Block | Table | None, css: str = "") -> None:
+        self.title, self.css, self.blocks = title, css, [block for block in blocks if block]
+
+    def __bool__(self) -> bool:
+        return bool(self.blocks)
 
 
-@dataclass(frozen=True)
 class Fold(Section):
     """A section that unfolds on a click."""
 
-    unfolded: bool = False
     kind = "fold"
 
-
-def section(title: str, *blocks: Block | Table | None, css: str = "") -> Section:
-    return Section(blocks, title, css)
-
-
-def fold(title: str, *blocks: Block | Table | None, unfolded: bool = False) -> Fold:
-    return Fold(blocks, title, unfolded=unfolded)
+    def __init__(self, title: str, *blocks: Block | Table | None, unfolded: bool = False) -> None:
+        super().__init__(title, *blocks)
+        self.unfolded = unfolded
 
 
 @dataclass(frozen=True)

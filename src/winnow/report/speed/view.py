@@ -12,7 +12,7 @@ from winnow import words
 from winnow.records.compression import Speed
 from winnow.records.speed import Bench, Measure
 from winnow.report.draw.figures import Canvas, swatch
-from winnow.report.draw.page import ANSWERS, Block, Bullets, Facts, Figure, Page, Text, fold, section
+from winnow.report.draw.page import ANSWERS, Block, Bullets, Facts, Figure, Fold, Page, Section, Text
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Line, Summary
 from winnow.report.draw.table import Table
@@ -41,8 +41,8 @@ def view(bench: Bench, data: str) -> Page:
         sentence=said,
         notes=[STOPPED] if bench.interrupted else [],
         chapters=[
-            section("On this machine", *chapter(bench, None)),
-            section("Machine", Facts(plain_rows(machine), "plain fine")),
+            Section("On this machine", *chapter(bench, None)),
+            Section("Machine", Facts(plain_rows(machine), "plain fine")),
         ],
         footer=f"Sizes are decimal: 1 MB is 1,000,000 bytes. Every figure on this page, unrounded, is in {data}.",
         answers=ANSWERS | {"good": "Faster here", "bad": "Not faster here"},
@@ -117,20 +117,20 @@ def chapter(bench: Bench | None, quick: Speed | None) -> list[Block | Table | No
         Text(headline(bench)[0] if line else "", "lead"),
         Figure(renditions(partial(draw_cases, bench), "speed", (12.5, 11.5)), caption + _cached(bench), _legend(bench, bound)),
         *(
-            fold(f"{words.capital(case.name)}, {case.rounds} rounds", tables.case(bench, case), unfolded=i == 0)
+            Fold(f"{words.capital(case.name)}, {case.rounds} rounds", tables.case(bench, case), unfolded=i == 0)
             for i, case in enumerate(bench.cases)
         ),
         Text(how),
-        section("Backends", tables.contenders(bench)),
-        section("Not measured", Facts([(a.name, a.reason) for a in bench.absent])),
-        section(
+        Section("Backends", tables.contenders(bench)),
+        Section("Not measured", Facts([(a.name, a.reason) for a in bench.absent])),
+        Section(
             LAYER_BY_LAYER,
             Figure(
                 renditions(partial(draw_layers, bench), "kernels"),
                 f"Each layer alone, its caches emptied before every call: dense float32 and its fastest packed kernel.{drawn}",
                 _legend(bench, True),
             ),
-            fold(f"All {len(layers.rows)} layers", layers),
+            Fold(f"All {len(layers.rows)} layers", layers),
         ),
         Bullets(bench.notes),
         Facts(tables.facts(bench)),

@@ -10,7 +10,7 @@ from winnow import words
 from winnow.records.ticket import Figure as Value
 from winnow.records.ticket import TicketLine, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.draw.page import Bullets, Command, Facts, Figure, Page, Section, Text, fold, section
+from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Summary
 from winnow.report.draw.table import Table
@@ -80,7 +80,7 @@ def _unfolding(table: Table, report: TicketReport) -> list[Table | Section]:
     if len(table.rows) <= UNFOLDED:
         return [table]
     others = table.where(lambda row: not near(row.group[0], report))
-    return [table.where(lambda row: near(row.group[0], report)), fold("Other sparsities", others)]
+    return [table.where(lambda row: near(row.group[0], report)), Fold("Other sparsities", others)]
 
 
 def _accuracy(report: TicketReport) -> Section:
@@ -95,7 +95,7 @@ def _accuracy(report: TicketReport) -> Section:
     by_steps = renditions(partial(cost_chart.by_steps, report), "steps")
     by_flops = renditions(partial(cost_chart.by_flops, report), "flops")
     legend = chart.legend(report)
-    return section(
+    return Section(
         "Accuracy and cost" if report.task.metric == "accuracy" else "Quality and cost",
         Figure(
             by_sparsity,
@@ -103,7 +103,7 @@ def _accuracy(report: TicketReport) -> Section:
             "value lies beyond the scale.",
             legend,
         ),
-        section(
+        Section(
             "Against optimizer steps",
             Figure(
                 by_steps,
@@ -112,7 +112,7 @@ def _accuracy(report: TicketReport) -> Section:
                 [] if by_sparsity else legend,
             ),
         ),
-        section(
+        Section(
             "Against training FLOPs",
             Figure(
                 by_flops,
@@ -143,14 +143,14 @@ def _layers(report: TicketReport) -> Section:
     order = sorted(several, key=lambda k: (k != (report.chosen, report.sparsity), k[0] != report.chosen))
     found = [(f"Pruning rounds: {named(m)} at {words.percent(s)}", several[m, s]) for m, s in order]
     differ = any(r.disagreement is not None for r in found[0][1].rounds) if found else False
-    return section(
+    return Section(
         "Sparsity per layer",
-        section(f"{picked}: kept of each tensor{_unit(by_round)}, by round", Figure(by_round, caption)),
-        section(
+        Section(f"{picked}: kept of each tensor{_unit(by_round)}, by round", Figure(by_round, caption)),
+        Section(
             f"All methods at {level(report.sparsity)}: kept of each tensor{_unit(by_method)}",
             Figure(by_method, "" if by_round else caption),
         ),
-        section(
+        Section(
             f"Mask similarity to {named(report.reference or '')}",
             *(_unfolding(overlaps(report), report) if overlaps(report) else []),
             Text(
@@ -160,14 +160,14 @@ def _layers(report: TicketReport) -> Section:
                 else ""
             ),
         ),
-        *(section(title, rounds(line, report)) for title, line in found[:1]),
+        *(Section(title, rounds(line, report)) for title, line in found[:1]),
         Text(
             "“Candidates differ” is the mean over pairs of candidates of the weights on which their masks differ, as a share "
             "of those active before the round; where it is zero, the candidates added nothing."
             if differ
             else ""
         ),
-        *(fold(title, rounds(line, report)) for title, line in found[1:]),
+        *(Fold(title, rounds(line, report)) for title, line in found[1:]),
     )
 
 
@@ -181,14 +181,14 @@ def _answers(report: TicketReport) -> Section | None:
     if not changed:
         return None
     lead = "An unchanged accuracy can hide answers that changed in both directions."
-    return section(
+    return Section(
         "Changed answers",
         Text(f"Against the dense model, on the same {words.count(report.task.n)} examples. {lead}", "lead"),
         *_unfolding(changed, report),
-        section(
+        Section(
             f"Classes under {named(report.chosen)} at {level(report.sparsity)}, the largest loss first",
             lost.only(0, CLASSES),
-            fold(f"{len(lost.rows) - CLASSES} more classes", lost.only(CLASSES)),
+            Fold(f"{len(lost.rows) - CLASSES} more classes", lost.only(CLASSES)),
         ),
     )
 
@@ -209,13 +209,13 @@ def _setup(report: TicketReport) -> Section:
         ("Look-ahead", f"{words.count(rule.look_ahead)} steps of discarded candidates" if rule and rule.look_ahead else ""),
     ]  # fmt: skip
     machine = {**report.machine, "ram": words.size(report.machine.get("ram"))}
-    return section(
+    return Section(
         "Setup",
         Facts(rows),
         Bullets(report.notes),
         Command(report.command or ""),
-        fold("Settings", Facts(plain_rows(report.settings), "plain fine")),
-        fold("Machine", Facts(plain_rows(machine), "plain fine")),
+        Fold("Settings", Facts(plain_rows(report.settings), "plain fine")),
+        Fold("Machine", Facts(plain_rows(machine), "plain fine")),
     )
 
 
