@@ -20,12 +20,12 @@ from benchmarks.tickets.tables import Group, groups, tickets
 from winnow.records.compression import TaskInfo
 from winnow.records.ticket import Figure, TicketLine, TicketReport
 from winnow.records.ticket import Row as Mean
-from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
-from winnow.report.draw.labels import text_width
-from winnow.report.ticket.chart import apart, by_sparsity, edges, point, rules, styles, vertical
+from winnow.report.draw.labels import Box, text_width
+from winnow.report.draw.plot import Plot
+from winnow.report.ticket.chart import apart, by_sparsity, edges, point, styles, vertical
 from winnow.report.ticket.words import plain
-from winnow.words import percent, short
+from winnow.words import percent
 
 LEFT, RIGHT, GAP = 500.0, 420.0, 24.0  # widths of the panels, and what is between them
 HEIGHT, HEAD, FOOT, MARGIN = 420.0, 30.0, 66.0, 14.0
@@ -77,10 +77,14 @@ def draw(rows: Iterable[Row], model: str) -> str | None:
     most = max(trainings(found), key=len)
     group = groups(most)
     report = means(group)
-    lines = by_sparsity(report, "sparsity", LEFT, HEIGHT, FONT)
-    if lines is None:
+    canvas = Canvas(LEFT, FONT)
+    canvas.height = HEIGHT
+    said = by_sparsity(report, canvas)
+    if said is None:
         return None
-    left = re.sub(r"<text [^>]*>dense [^<]*</text>", "", lines)  # it stands where IMP's marks are; the heading tells it
+    left = re.sub(
+        r"<text [^>]*>dense [^<]*</text>", "", canvas.svg("sparsity", *said)
+    )  # it stands where IMP's marks are; the heading tells it
     title = f"{SUBJECTS[model].about}: T = {report.steps} steps"
     words = Canvas(LEFT + GAP + RIGHT, FONT)
     words.height = HEAD + HEIGHT + FOOT
@@ -137,43 +141,39 @@ def _against_steps(report: TicketReport) -> str:
     values = {row.method: row.figure.value for row in rows if row.figure is not None}
     dense = [report.dense.value] if report.dense is not None else []
     barred = [row for row in rows if row.method in (report.chosen, report.reference)]
-    known = vertical([*values.values(), *dense], edges([*(row.figure for row in barred), report.dense]), True, 0.5, 4.0)
-    names = {m: f"{m} ({plain(v, report.task)})" if known.beyond(v) else m for m, v in values.items()}
+    ends = vertical([*values.values(), *dense], edges([*(row.figure for row in barred), report.dense]), True, 0.5, 4.0)
+    names = {m: m if ends[0] <= v <= ends[1] else f"{m} ({plain(v, report.task)})" for m, v in values.items()}
     columns = [[row for row in rows if low <= row.passes < high] for low, high in COLUMNS]
     first, _, last = (max((text_width(names[row.method], FONT) for row in column), default=0.0) for column in columns)
 
     canvas = Canvas(RIGHT, FONT)
     canvas.height = HEIGHT
-    top, bottom = 2.3 * FONT, HEIGHT - 2.9 * FONT  # as in the other panel
-    y = Scale(known.low, known.high, bottom - 14, top)
-    ticks = y.ticks(30)
-    left = 10 + max((text_width(short(tick), FONT) for tick in ticks), default=20.0)
-    right = RIGHT - last - 6 if last else RIGHT
+    area = Box(0, 2.3 * FONT, RIGHT - last - 6 if last else RIGHT, HEIGHT - 2.9 * FONT)  # as in the other panel
+    plot = Plot(canvas, area, ends, room=(0, 14))
     passes = [1.0, *(row.passes for row in rows)]
-    x = Scale(min(passes), max(2.0, *passes), left + first + ASIDE + 4, right - ASIDE, log=True)
-    canvas.text(0, FONT, f"Test accuracy, %, at {percent(level)} zeros", "heading")
-    rules(canvas, y, ticks, left, right, bottom)
-    for tick in x.ticks(40):
-        canvas.line(x(tick), bottom, x(tick), bottom + 4, "axis")
-        canvas.text(x(tick), bottom + 5 + FONT, f"{tick:g} T", anchor="middle")
-    canvas.text(right, HEIGHT - 3, "optimizer steps, look-ahead included, log scale →", "label", anchor="end")
+    x = plot.across(min(passes), max(2.0, *passes), log=True, room=(first + ASIDE + 4, ASIDE))
+    canvas.text(0, FONT, f"Test accuracy, %, at {percent(level)} sparsity", "heading")
+    plot.rules()
+    plot.ticks(x.ticks(40), lambda v: f"{v:g} T", "optimizer steps incl. look-ahead, log scale →", 2.9 * FONT - 3)
     for value in dense:
-        canvas.line(left, y.clamp(value), right, y.clamp(value), "datum")
+        plot.datum(value)
     looks = styles(report)
     middle = max((x(row.passes) for row in columns[1]), default=0.0)
-    places = ((x(min(passes)) - ASIDE, "end"), (middle + ASIDE, "start"), (right + 6, "start"))
+    places = ((x(min(passes)) - ASIDE, "end"), (middle + ASIDE, "start"), (area.right + 6, "start"))
     for column, (at, anchor) in zip(columns, places, strict=True):
-        heights = apart([y.clamp(values[row.method]) for row in column], 1.2 * FONT, top, bottom - 0.7 * FONT)
+        heights = apart(
+            [plot.y.clamp(values[row.method]) for row in column], 1.2 * FONT, area.top, area.bottom - 0.7 * FONT
+        )
         for row, height in zip(column, heights, strict=True):
-            px, py = x(row.passes), y.clamp(values[row.method])
+            px, py = x(row.passes), plot.y.clamp(values[row.method])
             away = -1 if anchor == "end" else 1
             canvas.line(px + 6 * away, py, at - 3 * away, height, "leader")
             css = "name chosen" if row.method == report.chosen else "name"
             canvas.text(at, height + 0.35 * FONT, names[row.method], css, anchor=anchor)
     for row in rows:
-        spot = x(row.passes), y.clamp(values[row.method])
-        point(canvas, row, report, looks[row.method], *spot, y, known, f", {row.passes:.2f} T", row in barred)
-    return canvas.svg("steps", "Test accuracy against optimizer steps", f"At {percent(level)} zeros.")
+        spot = x(row.passes), plot.y.clamp(values[row.method])
+        point(plot, row, report, looks[row.method], *spot, f", {row.passes:.2f} T", row in barred)
+    return canvas.svg("steps", "Test accuracy against optimizer steps", f"At {percent(level)} sparsity.")
 
 
 def _notes(group: Group) -> list[str]:

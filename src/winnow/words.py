@@ -94,17 +94,17 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(share: float | None, digits: int = 1, fixed: bool = False) -> str:
-    """0.5 -> "50 %" (``fixed``: "50.0 %"), 0.505 -> "50.5 %"."""
+    """0.5 -> "50%" (``fixed``: "50.0%"), 0.505 -> "50.5%"."""
     if share is None or not math.isfinite(share):
         return ""
     exact = f"{100 * share:.{digits}f}"
     text = exact.rstrip("0").rstrip(".") if "." in exact else exact
     # A share that only rounds to all or nothing must not read as all or nothing.
     if text == "100" and share < 1:
-        return f"> {100 - 10**-digits:.{digits}f} %"
+        return f"> {100 - 10**-digits:.{digits}f}%"
     if text in ("0", "-0") and share > 0:
-        return f"< {10**-digits:.{digits}f} %"
-    return f"{exact if fixed else text} %"
+        return f"< {10**-digits:.{digits}f}%"
+    return f"{exact if fixed else text}%"
 
 
 def when(created: str | None) -> str:

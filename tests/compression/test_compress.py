@@ -300,5 +300,5 @@ def test_model_card_says_where_it_comes_from_and_how_to_load(model, tmp_path):
     result.save(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\ntags:\n- winnow")
-    assert "| zeros among prunable weights |  | 60 % |" in card.replace("\u00a0", " ")
+    assert "| zeros among prunable weights |  | 60% |" in card.replace("\u00a0", " ")
     assert "winnow.load(" in card and "original model is unchanged" in card

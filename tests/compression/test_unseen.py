@@ -251,8 +251,8 @@ def test_what_is_not_seen_is_counted_and_named(method, tmp_path):
         **dict.fromkeys(UNSEEN, "magnitude"),
     }
     table = tables.layers(result.report)
-    column = [title for _, title in table["columns"]].index("Method")
-    shown = {row["name"]: row["cells"][column][1] for row in table["rows"]}
+    column = [c.title for c in table.columns].index("Method")
+    shown = {row.name: row.cells[column][0] for row in table.rows}
     assert shown == {"seen.weight": method, **dict.fromkeys(UNSEEN, "magnitude")}
     # And magnitude it is: nothing kept is smaller than what went, row by row where the method compares rows.
     for name in UNSEEN:
@@ -268,7 +268,7 @@ def test_magnitude_has_nothing_to_explain():
     result = compress(Mixed().eval(), torch.randn(64, 12), "magnitude", include=UNSEEN)
     assert not any("calibration saw" in n for n in result.report.notes)
     assert all(layer.method is None for layer in result.report.layers)
-    assert "Method" not in [title for _, title in tables.layers(result.report)["columns"]]
+    assert "Method" not in [c.title for c in tables.layers(result.report).columns]
 
 
 def test_unseen_tensors_are_not_emptied_where_layers_compete():

@@ -16,7 +16,7 @@ from winnow.measure.compare import Comparison
 from winnow.pipeline.publish import publish
 from winnow.pipeline.verb import run_recipe
 from winnow.records import compression as schema
-from winnow.report.compression import card, tables, view
+from winnow.report.compression import card, tables
 from winnow.report.compression.page import read
 
 HEAD = "name: clouds\nmodel: small:classifier\nweights: weights.safetensors\ndata: train.npz\neval: test.npz\nstages:\n"
@@ -64,14 +64,14 @@ def test_the_page_compares_with_the_dense_training(folder, tmp_path, monkeypatch
         assert (c.drop, c.drop_low, c.drop_high) == pytest.approx(
             tuple(last["drop"][k] for k in ("drop", "low", "high"))
         )
-    lost = f"{dense:.2f} % to {packed:.2f} % (−{dense - packed:.2f} points"
+    lost = f"{dense:.2f}% to {packed:.2f}% (−{dense - packed:.2f} points"
     assert f"against the dense model accuracy {lost}" in report.verdict.sentence.replace("\u00a0", " ")
     assert report.verdict.tone == "bad"
     assert "| | dense | the ticket, before packing | this model |" in readme
-    assert f"| accuracy | {dense:.2f} % | {packed:.2f} % | {packed:.2f} %" in readme
+    assert f"| accuracy | {dense:.2f}% | {packed:.2f}% | {packed:.2f}%" in readme
     assert f"| against dense |  |  | −{dense - packed:.1f} points" in readme
     said = screen(out)
-    assert f"−{dense - packed:.1f} points {dense:.2f} % → {packed:.2f} %" in said  # the tile
+    assert f"−{dense - packed:.1f} points {dense:.2f}% → {packed:.2f}%" in said  # the tile
     assert sum(c.n * (c.dense - c.pruned) for c in report.classes) / 160 == pytest.approx(dense - packed)
     assert report.changed and any(e.dense == e.truth != e.pruned for e in report.changed)
 
@@ -80,7 +80,7 @@ def test_the_page_compares_with_the_dense_training(folder, tmp_path, monkeypatch
     assert "winnow export 'a ö b' --out 'a ö b-dense'" in report.undo  # by name: the report is given away
     assert str(tmp_path) not in report.model_dump_json() + readme
     assert ".work" not in report.model_dump_json() + readme + (out / "report.html").read_text()
-    assert report.requested.budget == "90 % zeros, of the ticket stage" and "named by you" not in readme
+    assert report.requested.budget == "90% zeros, of the ticket stage" and "named by you" not in readme
     stored = (folder / "weights.safetensors").stat().st_size
     assert (
         stored < 0.6 * report.sizes.dense_file
@@ -95,7 +95,7 @@ def test_a_dense_model_that_nobody_measured(folder, tmp_path, monkeypatch):
     assert report.dense is None and report.ticket.drop is None and report.yardstick is report.ticket
     assert "the dense model was not measured" in report.verdict.sentence and report.verdict.tone != "good"
     assert "| | the ticket, before packing | this model |" in readme and "| | dense" not in readme
-    assert "The dense model was not measured" in readme.partition("## Keep in mind")[2]
+    assert "The dense model was not measured" in readme.partition("## Notes")[2]
     said = screen(out)
     assert "Accuracy, dense not measured" in said and "Before packing" in said and "against the ticket" in said
     assert "-0.00" not in said + readme and "−0.00" not in said + readme
@@ -125,7 +125,7 @@ def test_a_ticket_that_nothing_was_measured_of():
     from winnow.pipeline.compress_page import _name_ticket
 
     report = schema.Report(
-        title="m: 50 % zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
+        title="m: 50% zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
         candidates=[schema.Candidate(name="s50", kind="pruned", sparsity=0.5, file_bytes=60, chosen=True)],
         sizes=schema.Sizes(dense_file=100, file=60),
     )  # fmt: skip
@@ -187,11 +187,12 @@ def test_shares_of_the_weights_file_are_of_one_whole(other):
     report = schema.Report(
         title="t", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"), sizes=sizes
     )
-    found = tables.sizes(report)
-    assert sum(float(share.strip("%< ")) for *_, share in found["rows"]) == pytest.approx(100, abs=0.3)
-    assert sum(float(share) for *_, share in found["bar"]) == pytest.approx(100 * 43_467 / 80_520, abs=0.1)
-    assert bool(found["beside"]) == (other > 500)
-    assert "Before packing" not in (card.card(report) + str(view.view(report)["given"]))
+    stack, table = tables.sizes(report)
+    assert sum(float(row.cells[1][0].strip("%< ")) for row in table.rows) == pytest.approx(100, abs=0.3)
+    (before, _), (_, parts) = stack.bars
+    assert sum(share for *_, share in parts) == pytest.approx(100 * 43_467 / 80_520, abs=0.1)
+    assert bool(tables.beside(sizes)) == (other > 500)
+    assert "before packing" not in (card.card(report) + before).lower()
 
 
 def test_without_a_report_nothing_of_one_is_written(tmp_path):

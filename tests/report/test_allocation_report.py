@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rich.console import Console
 
 import allocation_samples as samples
 import report_samples
+from html_page import Page
 from winnow.compression.earlier import compare, earlier_record
 from winnow.errors import FormatError, InputError
 from winnow.records.allocation import AllocationLayer, AllocationRecord, Stability, StepTime
@@ -28,9 +29,11 @@ from winnow.report.allocation import curve as allocation_curve
 from winnow.report.allocation import layout as allocation_layout
 from winnow.report.allocation import tables as allocation_tables
 from winnow.report.allocation import words as said
-from winnow.report.allocation.console import arrange, headline, lines
+from winnow.report.allocation.tables import arrange
+from winnow.report.allocation.view import headline
 from winnow.report.compression import page as html
 from winnow.report.compression.console import summary
+from winnow.report.draw.plot import picture
 from winnow.train.distil.fit import downsample
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
@@ -47,33 +50,8 @@ def bare(rates: dict[str, float], **more: object) -> AllocationRecord:
     return AllocationRecord.model_validate({"method": "fcpts", "layers": layers, **more})
 
 
-class Words(HTMLParser):
-    """The visible text of a page, and its tags; fails on tags that do not match."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.parts: list[str] = []
-        self.feed(page)
-        assert not self.open
-        self.text = re.sub(r"\s+", " ", " ".join(self.parts))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in {"meta", "img", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.parts.append(data)
-
-
 def text_of(record: AllocationRecord | None) -> str:
-    return Words(html.render(report_with(record))).text
+    return Page(html.render(report_with(record))).text
 
 
 def printed(record: AllocationRecord, width: int = 100) -> str:
@@ -100,7 +78,7 @@ def test_reports_of_older_runs_still_load(tmp_path: Path) -> None:
     del old["allocation"]
     path.write_text(json.dumps(old))
     assert html.read(tmp_path) == report_samples.classifier()
-    assert "What each layer gives up" not in html.render(html.read(tmp_path))
+    assert "Sparsity allocation" not in html.render(html.read(tmp_path))
 
 
 def test_rates_are_shares_but_rounding_is_forgiven() -> None:
@@ -280,27 +258,27 @@ def test_names_lose_what_they_share() -> None:
 def test_page_holds_every_figure() -> None:
     record = samples.resnet()
     text = text_of(record)
-    chapter = text[text.index("What each layer gives up") :]
+    chapter = text[text.index("Sparsity allocation") :]
     for promised in (
         "Method FCPTS",
-        "Began from ERK",
-        "Asked for 95 %",
+        "Started from ERK",
+        "Target 95%",
         f"{record.zeros:,} of 268,336 prunable weights",
-        "By thresholds alone 95.13 % (+0.13 points from what was asked)",
+        "By thresholds alone 95.13% (+0.13 points from the target)",
         "of all 269,946 parameters",
         "600 steps in 2 min 3 s",
         "3 seeds; a layer's rate varies by 3.20 points at most (standard deviation); mean rank correlation between two seeds 0.91",
         "Compared with runs/resnet20-0.94: rates moved by",
-        "A step took 205 ms",  # 2.1 + 71 + 118 + 8.2 + 6.1
-        "Dense model 2.10 ms 1.0 %",
-        "Backward 118 ms 57.4 %",  # 118 / 205.4
-        "Bridge from threshold to rate 8.20 ms 4.0 %",
+        "Time per step: 205 ms",  # 2.1 + 71 + 118 + 8.2 + 6.1
+        "Dense model 2.10 ms 1.0%",
+        "Backward 118 ms 57.4%",  # 118 / 205.4
+        "Bridge from threshold to rate 8.20 ms 4.0%",
         "Sensitivity, ×10⁻³",
         "The 20 layers in figures",
         "threshold lr 0.01",
     ):
         assert promised in chapter, promised
-    first = text[: text.index("What each layer gives up")]
+    first = text[: text.index("Sparsity allocation")]
     assert record.warnings[0] in first and record.warnings[0] not in chapter  # once, where it is seen first
 
 
@@ -311,17 +289,19 @@ def test_table_row_by_hand() -> None:
     )  # fmt: skip
     record = bare({}).model_copy(update={"layers": [layer]})
     table = allocation_tables.layers(record)
-    titles = ["Weights", "Zeros, %", "By threshold", "Began at", "Change", "Sensitivity, ×10⁻³", "Drift, %", "Seeds", "Earlier"]  # fmt: skip
-    assert [title for _, title in table["columns"]] == titles
-    assert [cell for _, cell in table["rows"][0]["cells"]] == ["1,000", "90.00", "90.50", "85.00", "+5.00", "12.3", "25.7", "±2.00", "88.00"]  # fmt: skip
+    figures = {c.title: text for c, (text, _, _) in zip(table.columns, table.rows[0].cells, strict=True)}
+    assert figures == {
+        "Weights": "1,000", "Sparsity, %": "90.00", "By threshold": "90.50", "Start": "85.00", "Change": "+5.00",
+        "Sensitivity, ×10⁻³": "12.3", "Drift, %": "25.7", "Seeds": "±2.00", "Earlier": "88.00",
+    }  # fmt: skip
 
 
 def test_missing_figures_leave_no_hole() -> None:
     record = bare({"a.weight": 0.25, "b.weight": 0.75})
     page = html.render(report_with(record))
-    text = Words(page).text
-    chapter = text[text.index("What each layer gives up") :]
-    for absent in ("None", "nan", "Sensitivity", "where it began", "range over", "Seeds", "Earlier", "Drift", "A step took", "Loss", "Settings", "asked for", "Stability"):  # fmt: skip
+    text = Page(page).text
+    chapter = text[text.index("Sparsity allocation") :]
+    for absent in ("None", "nan", "Sensitivity", "start", "range over", "Seeds", "Earlier", "Drift", "Time per step", "Loss", "Settings", "target:", "Stability"):  # fmt: skip
         assert absent not in chapter, absent
     assert "25.00" in chapter and "75.00" in chapter
     assert 'class="start"' not in page and 'class="range"' not in page and 'class="target"' not in page
@@ -349,7 +329,7 @@ def test_any_figure_of_a_layer_may_be_missing(field: str) -> None:
 
 
 def test_no_allocation_no_chapter() -> None:
-    assert "What each layer gives up" not in text_of(None)
+    assert "Sparsity allocation" not in text_of(None)
     assert "Allocation" not in printed_report(report_with(None))
 
 
@@ -362,7 +342,7 @@ def printed_report(report: Report) -> str:
 def test_a_warning_is_said_once() -> None:
     record = bare({"a": 0.5}, warnings=["mind the gap", "and the step"])
     report = report_with(record).model_copy(update={"notes": ["mind the gap", "something else"]})
-    text = Words(html.render(report)).text
+    text = Page(html.render(report)).text
     terminal = printed_report(report)
     for sentence in ("mind the gap", "and the step", "something else"):
         assert text.count(sentence) == 1 and terminal.count(sentence) == 1
@@ -377,7 +357,7 @@ def test_hostile_text_stays_text() -> None:
     values["layers"] = [{**x, "name": BAD + x["name"]} for x in values["layers"]]
     hostile = AllocationRecord.model_validate(values)
     page = html.render(report_with(hostile))
-    words = Words(page)
+    words = Page(page)
     assert "<script" not in page and "script" not in words.tags and "img" not in words.tags
     assert "<script>alert('x')</script>" in words.text and "{{ 7 * 7 }}" in words.text
     assert "\u202e" not in page and "\x00" not in page
@@ -394,14 +374,14 @@ def shapes(figure: str, tag: str, css: str) -> list[dict[str, float]]:
 
 
 def test_coordinates_by_hand() -> None:
-    """Rates 40 and 80 % on an axis of 38 to 82 %: positions follow from two grid lines, whatever the margins are."""
+    """Rates 40 and 80% on an axis of 38 to 82%: positions follow from two grid lines, whatever the margins are."""
     layers = [
         AllocationLayer(name="a", numel=100, rate=0.4, start_rate=0.5, sensitivity=0.1, rates=[0.4, 0.45]),
         AllocationLayer(name="b", numel=300, rate=0.8, earlier_rate=0.7, sensitivity=0.4),
     ]
     record = AllocationRecord(method="fcpts", layers=layers, target=0.7)
     assert allocation_chart.extent(record) == pytest.approx((38.0, 82.0))
-    figure = str(allocation_chart.draw(record, "k", 900, 12.0))
+    figure = str(picture(partial(allocation_chart.draw, record), "k", 900, 12.0))
     grid = [line["x1"] for line in shapes(figure, "line", "grid")]
     ticks = [float(t) for t in re.findall(r'text-anchor="middle">([\d.]+)</text>', figure)]
     assert len(grid) == len(ticks) >= 2
@@ -431,7 +411,7 @@ def test_coordinates_by_hand() -> None:
 def test_columns_by_hand() -> None:
     """224 layers: every line of the picture has the same axis, upright."""
     record = samples.decoder()
-    figure = str(allocation_chart.draw(record, "k", 900, 12.0))
+    figure = str(picture(partial(allocation_chart.draw, record), "k", 900, 12.0))
     low, high = allocation_chart.extent(record)
     dots, stems, targets = (shapes(figure, t, c) for t, c in (("circle", "rate"), ("line", "stem"), ("line", "target")))
     assert len(dots) == len(stems) == 224 and len(targets) == 2  # 16 blocks in each of two lines
@@ -464,7 +444,7 @@ def inside(figure: str) -> bool:
 def test_any_number_of_layers_stays_inside(count: int, width: int) -> None:
     layers = [samples.layer(f"net.{i // 7}.part{i % 7}.weight", 1000, (i + 0.5) / count, i, 3) for i in range(count)]
     record = samples.record(layers, 0.5)
-    figure = str(allocation_chart.draw(record, "k", width, 12.0))
+    figure = str(picture(partial(allocation_chart.draw, record), "k", width, 12.0))
     assert inside(figure)
     assert len(shapes(figure, "circle", "rate")) == count == len(shapes(figure, "rect", "range"))
 
@@ -475,13 +455,15 @@ def test_every_axis_holds_its_values(rates: list[float]) -> None:
     low, high = allocation_chart.extent(record)
     assert 0 <= low <= 100 * min(rates) and 100 * max(rates) <= high <= 100 and high - low >= 1
     for width in (900, 358):
-        assert inside(str(allocation_chart.draw(record, "k", width, 12.0)))
+        assert inside(str(picture(partial(allocation_chart.draw, record), "k", width, 12.0)))
 
 
 def test_odd_sensitivities_have_a_place() -> None:
     values = [math.inf, -0.1, 0.0, 0.2, None, math.nan]
     layers = [AllocationLayer(name=str(i), numel=9, rate=0.5, sensitivity=v) for i, v in enumerate(values)]
-    figure = str(allocation_chart.draw(AllocationRecord(method="fcpts", layers=layers), "k", 900, 12.0))
+    figure = str(
+        picture(partial(allocation_chart.draw, AllocationRecord(method="fcpts", layers=layers)), "k", 900, 12.0)
+    )
     widths = [bar["width"] for bar in shapes(figure, "rect", "sense")]
     assert len(widths) == 5  # the unknown one has none
     assert widths[0] == widths[3] > 50 and widths[1] == widths[2] == widths[4] == 0.5
@@ -506,7 +488,7 @@ def test_blocks_are_not_torn_apart() -> None:
 
 def test_loss_curve_by_hand() -> None:
     record = bare({"a": 0.5}, losses=[4.0, 2.0, 3.0], steps=300)
-    figure = str(allocation_curve.draw(record, "k", 430, 190, 12.0))
+    figure = str(picture(partial(allocation_curve.draw, record), "k", 430, 12.0))
     (points,) = re.findall(r'<polyline class="curve" points="([^"]*)"', figure)
     (x0, y0), (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in points.split())
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)  # steps 50.5, 150.5 and 250.5
@@ -520,12 +502,14 @@ def test_loss_curve_by_hand() -> None:
 
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1.0, math.nan, 1e-3], [1e-12, 1e6], [-1.0, 2.0], [5.0] * 200])
 def test_any_losses_can_be_drawn(losses: list[float]) -> None:
-    figure = allocation_curve.draw(bare({"a": 0.5}, losses=losses), "k", 430, 190, 12.0)
+    figure = picture(partial(allocation_curve.draw, bare({"a": 0.5}, losses=losses)), "k", 430, 12.0)
     assert figure is not None and "nan" not in figure and inside(str(figure))
 
 
 def test_blocks_become_headings_where_names_have_no_room() -> None:
-    wide, narrow = (str(allocation_chart.draw(samples.encoder(), "k", width, 11.0)) for width in (900, 358))
+    wide, narrow = (
+        str(picture(partial(allocation_chart.draw, samples.encoder()), "k", width, 11.0)) for width in (900, 358)
+    )
     labels = [re.findall(r'<text class="label"[^>]*>([^<]*)</text>', figure) for figure in (wide, narrow)]
     assert labels == [[], [f"layer.{i}" for i in range(6)]]
     assert ">layer.0.attention.self.query</text>" in wide.replace("<title>bert.encoder.layer.0.attention.self.query.weight</title>", "")  # fmt: skip
@@ -535,30 +519,33 @@ def test_blocks_become_headings_where_names_have_no_room() -> None:
 
 
 def test_numbered_layers_without_blocks_are_labelled() -> None:
-    figure = str(allocation_chart.draw(bare({f"features.{i}": i / 60 for i in range(60)}), "k", 900, 12.0))
+    figure = str(
+        picture(partial(allocation_chart.draw, bare({f"features.{i}": i / 60 for i in range(60)})), "k", 900, 12.0)
+    )
     labels = {int(t) for t in re.findall(r"<title>features\.\d+</title>(\d+)</text>", figure)}
     assert {0, 1, 2, 3} <= labels and len(labels) > 25 and max(labels) >= 55
 
 
 def test_too_few_losses_are_no_curve() -> None:
     for losses in ([], [1.0], [1.0, math.nan]):
-        assert allocation_curve.draw(bare({"a": 0.5}, losses=losses), "k", 430, 190, 12.0) is None
+        assert picture(partial(allocation_curve.draw, bare({"a": 0.5}, losses=losses)), "k", 430, 12.0) is None
 
 
 def test_marks_are_explained_where_they_occur() -> None:
     names = [name for _, name in allocation_chart.legend(samples.resnet())]
-    assert names == ["this run", "where it began", "range over 3 seeds", "the earlier run", "asked for: 95 %"]
+    assert names == ["this run", "start", "range over 3 seeds", "earlier run", "target: 95%"]
     assert [name for _, name in allocation_chart.legend(bare({"a": 0.5}))] == ["this run"]
 
 
 def test_many_layers_are_summed_up_by_kind() -> None:
     table = allocation_tables.kinds(samples.decoder())
-    assert table is not None and len(table["rows"]) == 7
+    assert table is not None and len(table.rows) == 7
     record = samples.decoder()
     q = [x for x in record.layers if x.name.endswith("q_proj.weight")]
-    cells = [cell for _, cell in table["rows"][0]["cells"]]
-    assert cells[0] == "32" and cells[2] == f"{100 * np.mean([x.rate for x in q]):.2f}"
-    assert cells[3] == f"{100 * min(x.rate for x in q):.2f}" and cells[4] == f"{100 * max(x.rate for x in q):.2f}"
+    rates = [100 * x.rate for x in q]
+    assert [c.title for c in table.columns[:4]] == ["Layers", "Sparsity, %", "Lowest", "Highest"]
+    expected = ["32", *(f"{v:.2f}" for v in (np.mean(rates), min(rates), max(rates)))]
+    assert [text for text, _, _ in table.rows[0].cells[:4]] == expected
     assert allocation_tables.kinds(samples.encoder()) is None
 
 
@@ -593,10 +580,10 @@ def test_terminal_leaves_out_what_is_near_the_target() -> None:
 
 
 def test_terminal_columns_align() -> None:
-    out = io.StringIO()
-    Console(file=out, width=120).print(*lines(samples.resnet(), 120), sep="\n")
     body = [
-        line for line in out.getvalue().splitlines() if re.match(r"(conv1|layer\d\S+|fc) ", line + " ") and "." in line
+        line
+        for line in printed(samples.resnet(), 80).splitlines()
+        if re.match(r"(conv1|layer\d\S+|fc) ", line + " ") and "." in line
     ]
     assert len(body) == 20
     points = [[m.start() for m in re.finditer(r"\.\d\d ", line + " ")] for line in body]
@@ -609,8 +596,8 @@ def test_headline_by_hand() -> None:
         step_time=StepTime(forward=0.03, backward=0.06, bridge=0.01),
     )  # fmt: skip
     assert headline(record) == (
-        "Allocation by FCPTS from LAMP: 50 % zeros (49.7 % by thresholds alone), 1,200 steps in 1 min 1 s, "
-        "100 ms a step, bridge 10 %"
+        "Allocation by FCPTS from LAMP: 50% sparsity (49.7% by thresholds alone), 1,200 steps in 1 min 1 s, "
+        "100 ms a step, bridge 10%"
     )
     assert headline(bare({})) == "Allocation by FCPTS"
 

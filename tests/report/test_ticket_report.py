@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,46 +18,24 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import ticket_samples as samples
+from html_page import Page
 from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
 from winnow.measure.evaluation import Evaluation, Reference
 from winnow.measure.intervals import paired_proportions
 from winnow.records import ticket
 from winnow.records.ticket import Figure, TicketReport
+from winnow.report.draw.plot import picture
 from winnow.report.ticket import chart as ticket_chart
-from winnow.report.ticket import console, page
 from winnow.report.ticket import cost_chart as ticket_cost_chart
 from winnow.report.ticket import heat as ticket_heat
+from winnow.report.ticket import page
 from winnow.report.ticket import words as said
+from winnow.report.ticket.view import summary
 from winnow.tickets import audit, reporting
 from winnow.train.task.run import Cost
 
 BAD = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & {{ 7 * 7 }} \u202e\x00"
-
-
-class Words(HTMLParser):
-    """The visible text of a page, and its tags; fails on tags that do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.parts: list[str] = []
-        self.feed(text)
-        assert not self.open
-        self.text = re.sub(r"\s+", " ", " ".join(self.parts))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "img", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.parts.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +53,7 @@ def single() -> TicketReport:
 
 def printed(report: TicketReport, width: int = 160) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False).print(console.console_table(report))
+    Console(file=out, width=width, force_terminal=False).print(summary(report))
     return out.getvalue()
 
 
@@ -248,8 +226,8 @@ def test_dense_tickets_serve_when_nothing_is_given() -> None:
     assert report.chosen == "magnitude" and report.dense is not None
     assert report.dense.value == pytest.approx(100 * dense[0].value)
     assert report.row("dense", 0.0).drop is None  # not compared with itself
-    text = Words(page.render(report)).text
-    assert "No zeros" in text
+    text = Page(page.render(report)).text
+    assert re.search(r"Dense +dense", text)
 
 
 def test_nothing_measured_is_told() -> None:
@@ -257,7 +235,7 @@ def test_nothing_measured_is_told() -> None:
     tickets[0].evaluation = None
     report = reporting.build(tickets, None, owner)
     assert "quality was not measured" in report.verdict.sentence and report.verdict.tone == "mixed"
-    text = Words(page.render(report)).text
+    text = Page(page.render(report)).text
     assert "Differences are paired" not in text and "1 T" in printed(report)
 
 
@@ -318,23 +296,23 @@ def test_tone(value: float, high: float, tone: str) -> None:
 
 def test_sentence() -> None:
     assert verdict(0.4, 0.9)[1] == (
-        "ISP at 80 % zeros: accuracy 90.00 %, −0.40 points against dense (−0.90 to +0.60), in 1.4 T (700 steps); "
+        "ISP at 80% sparsity: accuracy 90.00%, −0.40 points against dense (−0.90 to +0.60), in 1.4 T (700 steps); "
         "full IMP takes 8 T."
     )
 
 
 def test_verdict_is_about_the_highest_sparsity_that_costs_little(several: TicketReport) -> None:
-    """50 % costs 0.5 points in the samples, 80 % more than three."""
+    """50% costs 0.5 points in the samples, 80% more than three."""
     assert several.sparsity == 0.5
-    assert "IMP reaches" in several.verdict.sentence and "\u00a0%" in several.verdict.sentence
+    assert "IMP reaches" in several.verdict.sentence and "\u00a0T" in several.verdict.sentence
 
 
 def test_collapse_and_late_masks_are_warned_about(single: TicketReport) -> None:
-    assert any("less than 1 % of the weights" in w and "of 512" in w for w in single.warnings)
+    assert any("less than 1% of the weights" in w and "of 512" in w for w in single.warnings)
     tickets, dense, owner = samples.search(("isp",), (0.5,), 1)
     tickets[0].history[-1].step = 400
     report = reporting.build(tickets, dense, owner)
-    assert any("66.7 % of T had gone before the last mask" in w for w in report.warnings)
+    assert any("66.7% of T had gone before the last mask" in w for w in report.warnings)
     rule = report.tickets[0].cost.isp
     assert rule is not None and not rule.kept and (rule.rounds, rule.look_ahead) == (5, 125)
 
@@ -389,7 +367,7 @@ def test_a_folder_that_cannot_be_written(several: TicketReport, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["several", "single"])
 def test_page_is_one_file(name: str, request: pytest.FixtureRequest) -> None:
-    words = Words(page.render(request.getfixturevalue(name)))
+    words = Page(page.render(request.getfixturevalue(name)))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in words.tags}
     for _, attributes in words.tags:
         assert not {"src", "href"} & set(attributes)
@@ -399,14 +377,14 @@ def test_page_is_one_file(name: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_page_says_what_it_must(several: TicketReport) -> None:
-    text = Words(page.render(several)).text
+    text = Page(page.render(several)).text
     row = several.row("isp", 0.5)
     assert row is not None and row.figure is not None
     for wanted in (
-        f"{row.figure.value:.2f} %", "full IMP: 4 T, 2,400 steps", "Against dense, points", "Against IMP", "1.21 T",
-        "Right to wrong", "Wrong to right", "Same answer", "Likeness to the mask of IMP", "by chance",
+        f"{row.figure.value:.2f}%", "full IMP: 4 T, 2,400 steps", "Vs dense, points", "Vs IMP", "1.21 T",
+        "Right to wrong", "Wrong to right", "Agreement", "Mask similarity to IMP", "by chance",
         "Candidates differ", "One training, T", "600 steps of 8 examples", "cat", "Means over 3 seeds",
-        "125 steps of candidates, thrown away", "5, in 150 main steps: 25 % of T",
+        "125 steps of discarded candidates", "5, in 150 main steps: 25% of T",
     ):  # fmt: skip
         assert wanted in text, wanted
 
@@ -420,16 +398,16 @@ def test_names_are_escaped(several: TicketReport) -> None:
     evil.task.evaluation_data = BAD
     text = page.render(TicketReport.model_validate_json(evil.to_json()))
     assert "<script" not in text and "<img" not in text and "\u202e" not in text and "\x00" not in text
-    assert "{{ 7 * 7 }}" in Words(text).text
-    Words(text)
+    assert "{{ 7 * 7 }}" in Page(text).text
+    Page(text)
 
 
 def test_long_tables_are_folded() -> None:
     tickets, dense, owner = samples.search(tuple(samples.LOSSES), (0.5, 0.8), 1)
     report = reporting.build(tickets, dense, owner)
-    words = Words(page.render(report))
+    words = Page(page.render(report))
     assert len(report.rows) == 30
-    assert words.text.count("At other sparsities") == 2
+    assert words.text.count("Other sparsities") == 3
     summaries = sum(tag == "summary" for tag, _ in words.tags)
     assert summaries >= 3
 
@@ -445,13 +423,13 @@ def attributes(svg: str, tag: str, css: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("width", [900.0, 358.0])
 def test_points_stand_where_their_figures_are(several: TicketReport, width: float) -> None:
     """More accuracy is higher, more zeros farther right; no mark is outside of the picture."""
-    svg = str(ticket_chart.by_sparsity(several, "k", width, 320, 11.0))
+    svg = str(picture(partial(ticket_chart.by_sparsity, several), "k", width, 11.0))
     titles = re.findall(r'<circle class="hit" cx="([\d.]+)" cy="([\d.]+)"[^>]*><title>([^<]*)', svg)
     assert len(titles) == len(several.rows)
     spots = {t.split(":")[0]: (float(x), float(y)) for x, y, t in titles}
-    assert spots["ISP at 50 %"][0] < spots["ISP at 80 %"][0] and spots["ISP at 50 %"][1] < spots["ISP at 80 %"][1]
-    assert spots["IMP at 80 %"][1] < spots["ISP at 80 %"][1] < spots["one-shot magnitude at 80 %"][1]
-    assert all(0 <= x <= width and 0 <= y <= 320 for x, y in spots.values())
+    assert spots["ISP at 50%"][0] < spots["ISP at 80%"][0] and spots["ISP at 50%"][1] < spots["ISP at 80%"][1]
+    assert spots["IMP at 80%"][1] < spots["ISP at 80%"][1] < spots["one-shot magnitude at 80%"][1]
+    assert all(0 <= x <= width and 0 <= y <= 380 for x, y in spots.values())
     names = re.findall(r'<text class="name[^"]*" x="([\d.]+)" y="([\d.]+)"', svg)
     ys = sorted(float(y) for _, y in names)
     assert len(ys) == 4 and min(b - a for a, b in pairwise(ys)) > 11
@@ -460,13 +438,13 @@ def test_points_stand_where_their_figures_are(several: TicketReport, width: floa
 def test_values_beyond_the_scale_have_arrows() -> None:
     tickets, dense, owner = samples.search(("isp", "magnitude", "imp", "random"), (0.5, 0.9), 1)
     report = reporting.build(tickets, dense, owner)
-    svg = str(ticket_cost_chart.by_steps(report, "k", 900, 12.0))
+    svg = str(picture(partial(ticket_cost_chart.by_steps, report), "k", 900, 12.0))
     assert 'class="arrow' in svg and "random (2" in svg
 
 
 @pytest.mark.parametrize("width", [900.0, 358.0])
 def test_flops_have_two_ends(several: TicketReport, width: float) -> None:
-    svg = str(ticket_cost_chart.by_flops(several, "k", width, 11.0))
+    svg = str(picture(partial(ticket_cost_chart.by_flops, several), "k", width, 11.0))
     assert len(re.findall('class="ticket [^"]*hollow"', svg)) == len(several.rows)
     assert svg.count("training MFLOP") + svg.count("training GFLOP") == 2  # an axis a panel
     left = [float(a["x1"]) for a in attributes(svg, "line", "whisker pruned")]
@@ -474,8 +452,8 @@ def test_flops_have_two_ends(several: TicketReport, width: float) -> None:
 
 
 def test_one_sparsity_has_no_line_over_sparsities(single: TicketReport) -> None:
-    assert ticket_chart.by_sparsity(single, "k", 900, 300, 12.0) is None
-    assert ticket_cost_chart.by_steps(single, "k", 900, 12.0) is None  # one point tells nothing
+    assert picture(partial(ticket_chart.by_sparsity, single), "k", 900, 12.0) is None
+    assert picture(partial(ticket_cost_chart.by_steps, single), "k", 900, 12.0) is None  # one point tells nothing
 
 
 def test_every_method_is_told_apart() -> None:
@@ -494,9 +472,8 @@ def test_labels_keep_their_order_and_distance() -> None:
 
 
 def test_lines_end_where_the_axis_does() -> None:
-    known = ticket_chart.Vertical(10.0, 20.0)
     line = [(0.0, 15.0), (10.0, 5.0), (20.0, 0.0), (30.0, 30.0)]
-    found = ticket_chart._visible(line, known)
+    found = ticket_chart._visible(line, (10.0, 20.0))
     assert found[0] == [(0.0, 15.0), (5.0, 10.0)]
     assert [(pytest.approx(x), pytest.approx(v)) for x, v in found[1]] == [(20 + 10 / 3, 10.0), (20 + 20 / 3, 20.0)]
     assert len(found) == 2
@@ -504,18 +481,18 @@ def test_lines_end_where_the_axis_does() -> None:
 
 def test_heat_tells_rounds_and_methods(several: TicketReport, single: TicketReport) -> None:
     line = several.lines("isp", 0.8)[0]
-    svg = str(ticket_heat.by_round(several, line, "k", 900, 12.0))
+    svg = str(picture(partial(ticket_heat.by_round, several, line), "k", 900, 12.0))
     assert len(re.findall(r'<rect class="heat', svg)) == len(line.rounds) * len(line.tensors)
     first = line.rounds[0].densities[line.tensors[0].name]
     assert f"{100 * first:.0f}</text>" in svg
-    methods = str(ticket_heat.by_method(several, "k", 900, 12.0))
+    methods = str(picture(partial(ticket_heat.by_method, several), "k", 900, 12.0))
     assert len(re.findall(r'<rect class="heat', methods)) == 4 * len(line.tensors)
     # more than forty tensors are told by block, and a block with an empty tensor is marked
-    blocks = str(ticket_heat.by_round(single, single.tickets[0], "k", 900, 12.0))
+    blocks = str(picture(partial(ticket_heat.by_round, single, single.tickets[0]), "k", 900, 12.0))
     assert len(re.findall(r'<rect class="heat', blocks)) == len(single.tickets[0].rounds) * 16
     assert 'class="heat error' in blocks and "nearly empty" in blocks
-    assert ticket_heat.by_round(several, several.lines("magnitude", 0.8)[0], "k", 900, 12.0) is None
-    assert ticket_heat.by_method(single, "k", 900, 12.0) is None
+    assert picture(partial(ticket_heat.by_round, several, several.lines("magnitude", 0.8)[0]), "k", 900, 12.0) is None
+    assert picture(partial(ticket_heat.by_method, single), "k", 900, 12.0) is None
 
 
 # Words and the terminal
@@ -546,20 +523,20 @@ def test_words(found: str, expected: str) -> None:
 def test_terminal_table_is_aligned(several: TicketReport, width: int) -> None:
     lines = printed(several, width).splitlines()
     assert max(map(len, lines)) <= width
-    head = next(line for line in lines if line.startswith("zeros"))
-    start = lines.index(head) + 1
-    rows = lines[start : start + len(several.rows)]
-    assert [bool(r[:5].strip()) for r in rows] == [True, False, False, False] * 2  # sparsity once a group
-    at = head.index("accuracy") + len("accuracy")
+    start = next(i for i, line in enumerate(lines) if line.startswith("  Method"))
+    head, body = lines[start], lines[start + 1 : start + 1 + len(several.rows) + 2]
+    assert [line[:3] for line in body if line[:2].strip() not in ("", ">")] == ["50%", "80%"]  # once a group
+    rows = [line for line in body if line[:2] in ("  ", "> ")]
+    assert len(rows) == len(several.rows) and rows[0].startswith("> ISP") and all(r[0] == " " for r in rows[1:])
+    at = head.index("Accuracy") + len("Accuracy")
     assert all(r[at - 1] == "%" and r[at] == " " for r in rows)  # right-aligned under its title
-    if width >= 120:
-        assert "vs dense, points" in head and "full IMP" in head
+    assert ("95% interval" in head) == (width > 60) and ("Time" in head) == (width == 200)
 
 
 def test_terminal_tells_warnings_and_notes(single: TicketReport) -> None:
     noted = single.model_copy(update={"notes": ["Batch norms were recalibrated."]})
     text = re.sub(r"\s+", " ", printed(noted, 120))
-    assert "Warning: ISP at 90 %" in text and "Note: Batch norms were recalibrated." in text
+    assert "Warning: ISP at 90%" in text and "Note: Batch norms were recalibrated." in text
     assert "T is 600 steps" in text
 
 
@@ -577,9 +554,9 @@ def test_perplexity_falls() -> None:
     report = reporting.build(tickets, language(3.0), owner, chosen="magnitude")
     assert report.task.metric == "perplexity" and not report.task.higher_is_better
     assert report.picked.drop is not None and report.picked.drop.value == pytest.approx(100 * math.expm1(0.1))
-    text = Words(page.render(report)).text
-    assert "+10.52 % against dense" in text.replace("\u00a0", " ") and "Right to wrong" not in text
-    svg = str(ticket_cost_chart.by_steps(report, "k", 900, 12.0))
+    text = Page(page.render(report)).text
+    assert "+10.52% against dense" in text.replace("\u00a0", " ") and "Right to wrong" not in text
+    svg = str(picture(partial(ticket_cost_chart.by_steps, report), "k", 900, 12.0))
     spots = dict(re.findall(r'cy="([\d.]+)" r="7.2"><title>(\S+)', svg))
     high = {name: float(y) for y, name in spots.items()}
     assert high["IMP"] > high["one-shot"]  # the lower perplexity is lower
@@ -589,8 +566,8 @@ def test_costs_without_any_step() -> None:
     tickets, dense, owner = samples.search(("magnitude", "imp"), (0.5,), 1)
     tickets[0].cost = Cost()
     report = reporting.build(tickets, dense, owner)
-    Words(page.render(report))
-    assert ticket_cost_chart.by_steps(report, "k", 900, 12.0) is None
+    Page(page.render(report))
+    assert picture(partial(ticket_cost_chart.by_steps, report), "k", 900, 12.0) is None
 
 
 def test_a_heat_map_without_figures_names_no_unit(single: TicketReport) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,11 @@ from winnow.errors import FormatError, InputError
 from winnow.models.source import open_model
 from winnow.records.compression import Speed, Times
 from winnow.records.speed import Absent, Bandwidth, Bench, Case, Contender, LayerSpeed, Measure
-from winnow.report import template
 from winnow.report.compression import page as html
+from winnow.report.draw.plot import picture
 from winnow.report.speed import chart as speed
 from winnow.report.speed import page as pages
 from winnow.report.speed import view
-from winnow.report.speed.console import bench_table
 from winnow.report.speed.tables import line, off, outcome
 from winnow.speed import fresh_process
 from winnow.speed.contender import difference
@@ -264,9 +264,7 @@ def test_the_command(plain, tmp_path):
     args = ["bench", plain / "out", *data, "--rounds", 2, "--batch", "1", "--threads", 1]
     done = command(*args, "--with", "dense,packed", "--out", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr
-    assert (
-        "packed float32" in done.stdout and "against dense" in done.stdout and str(tmp_path / "b.html") in done.stdout
-    )
+    assert "packed float32" in done.stdout and "Speedup" in done.stdout and str(tmp_path / "b.html") in done.stdout
     as_json = command(*args, "--with", "dense", "--out", tmp_path / "c.json", "--json")
     assert json.loads(as_json.stdout)["contenders"][0]["name"] == "dense float32"
     stored = json.loads((tmp_path / "b.json").read_text())
@@ -347,10 +345,10 @@ def made_up(ratio: float = 1.5, low: float | None = 1.4, high: float | None = 1.
 
 
 def test_the_page_loads_nothing_and_hostile_names_stay_text():
-    page = template.template("bench.html").render(**view.view(made_up(), "bench.json"))
+    page = view.view(made_up(), "bench.json").html()
     parsed = Page(page)
     assert "://" not in page and "<script" not in page and "<b>model" not in page and "<b>model</b>" in parsed.text
-    figures = ("12 ms", "8 ms", "1.50×", "1.40 to 1.60", "0.5 J, estimated", "20.0 GB/s", "3.1 %", "100 MB")
+    figures = ("12 ms", "8 ms", "1.50×", "1.40 to 1.60", "0.5 J, estimated", "20.0 GB/s", "3.1%", "100 MB")
     for words in (*figures, "pip install openvino"):
         assert words in parsed.text, words
     limits = [a for t, a in parsed.tags if t == "line" and a.get("class") == "limit"]
@@ -364,7 +362,7 @@ def test_the_page_loads_nothing_and_hostile_names_stay_text():
 def test_the_bars_stay_in_the_picture():
     for draw in (speed.draw_cases, speed.draw_layers):
         for width in (900, 358):
-            parsed = Page(str(draw(made_up(), "key", width, 12.0)))
+            parsed = Page(str(picture(partial(draw, made_up()), "key", width, 12.0)))
             view = next(a for t, a in parsed.tags if t == "svg")["viewbox"]
             _, _, right, bottom = map(float, view.split())
             assert right == width
@@ -378,9 +376,9 @@ def test_the_bars_stay_in_the_picture():
 @pytest.mark.parametrize(
     ("ratio", "low", "high", "tone", "words"),
     [
-        (1.5, 1.4, 1.6, "good", "1.50× as fast"),
-        (1.02, 0.9, 1.1, "bad", "no difference that could be told from noise"),
-        (0.6, 0.5, 0.7, "bad", "0.60× as fast"),
+        (1.5, 1.4, 1.6, "good", "1.50× speedup"),
+        (1.02, 0.9, 1.1, "bad", "no significant difference"),
+        (0.6, 0.5, 0.7, "bad", "0.60× speedup"),
     ],
 )
 def test_the_headline_says_what_the_interval_allows(ratio, low, high, tone, words):
@@ -403,9 +401,9 @@ def test_the_console_shows_every_contender():
     from rich.console import Console
 
     text = io.StringIO()
-    Console(file=text, width=160).print(bench_table(made_up()))
+    Console(file=text, width=160).print(view.summary(made_up()))
     layer = "model.layers.0.mlp.up_proj.weight"
-    for words in ("packed float32", "1.40 to 1.60", "output differs", layer, "pip install openvino"):
+    for words in ("packed float32", "1.40 to 1.60", "output difference", layer, "pip install openvino"):
         assert words in text.getvalue()
 
 
@@ -443,7 +441,7 @@ def test_milliseconds_in_words(value, said):
 
 
 def test_differences_in_words():
-    assert [off(v) for v in (None, 0.0, 1e-6, 0.0123, float("nan"))] == ["", "0", "< 0.01 %", "1.2 %", "not a number"]
+    assert [off(v) for v in (None, 0.0, 1e-6, 0.0123, float("nan"))] == ["", "0", "< 0.01%", "1.2%", "not a number"]
 
 
 def quick(ratio: float, low: float | None, high: float | None) -> Speed:
@@ -458,7 +456,7 @@ def quick(ratio: float, low: float | None, high: float | None) -> Speed:
 
 def test_the_speed_line_claims_only_what_was_seen():
     assert line(quick(0.976, 0.95, 1.01)).startswith("one image: dense float32 12.1 ms, packed 12.4 ms: no gain here")
-    assert outcome(quick(1.53, 1.49, 1.58)) == "1.53× as fast"
+    assert outcome(quick(1.53, 1.49, 1.58)) == "1.53× speedup"
     assert outcome(quick(0.5, 0.4, 0.6)) == "slower here, 0.50×"
     assert outcome(quick(1.01, 1.001, 1.02)) == "no gain here"  # told apart from 1, and still nothing to speak of
     assert line(Speed(what="one call", missing="no data")) == "not measured: no data"

@@ -50,7 +50,7 @@ def test_three_cells_of_a_results_file(tmp_path: Path) -> None:
         tmp_path / "svg" / "tickets-vit.svg"
     ]
     picture = (tmp_path / "svg" / "tickets-vit.svg").read_text()
-    assert "IMP at 90 %: 89.00 % (76.29 to 101.71), mean of 2 seeds, 12.00 T" in titles(picture)
+    assert "IMP at 90%: 89.00% (76.29 to 101.71), mean of 2 seeds, 12.00 T" in titles(picture)
     assert "dense 91.00" in picture and 'fill="#fff"' in picture and "var(--" not in picture
 
 
@@ -63,7 +63,7 @@ def test_the_training_with_most_tickets_is_drawn() -> None:
     rows = [cell("isp", seed, {0.5: 90.0, 0.9: 85.0}, 1.4) for seed in range(3)]
     other = cell("isp", 9, {0.5: 20.0, 0.9: 10.0}, 1.4)
     other["cell"]["settings"]["lr"] = 1.0
-    assert "ISP (vote) at 90 %: 85.00 %" in titles(curves.draw([*rows, other], "vit"))
+    assert "ISP (vote) at 90%: 85.00%" in titles(curves.draw([*rows, other], "vit"))
 
 
 @pytest.mark.parametrize("apart", [3.0, 0.1, 0.0])

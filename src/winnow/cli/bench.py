@@ -49,7 +49,7 @@ def bench(
 ) -> None:
     """Benchmark a packed model against the dense one on this machine: ms, memory, energy, per layer and in total."""
     from winnow.compression.reporting import command_line
-    from winnow.report.speed.console import bench_table
+    from winnow.report.speed.view import summary
     from winnow.speed.verb import bench as run
     from winnow.terminal.progress import Bars
 
@@ -59,7 +59,7 @@ def bench(
             data=data, factory=factory, reference=reference, out=out, command=command_line(), progress=bars.stage, **given(options),
         )  # fmt: skip
     page = Path(found.written).with_suffix(".html") if found.written is not None else None
-    show_report(bench_table, found, page, as_json)
+    show_report(summary, found, page, as_json)
     if found.interrupted:
         print("winnow: stopped before the end; what was measured by then is kept.", file=sys.stderr)
         raise typer.Exit(1)

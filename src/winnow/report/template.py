@@ -13,8 +13,6 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-PAGES = ("allocation", "compression", "speed", "ticket")  # folders beside this file
-
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
@@ -39,9 +37,7 @@ def template(name: str) -> Template:
 
 @lru_cache(maxsize=8)
 def _packaged(name: str) -> str:
-    """A template or style sheet: common to all pages, or of the one page it belongs to."""
-    places = [files("winnow.report").joinpath(folder, name) for folder in ("", *PAGES)]
-    return next(p for p in places if p.is_file()).read_text(encoding="utf-8")
+    return files("winnow.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def ticks(text: str | None) -> Markup:
@@ -63,10 +59,3 @@ def _plain(value: Any) -> str:
 def plain_rows(group: dict[str, Any]) -> list[tuple[str, str]]:
     """Recorded facts as rows of words, without those that are empty."""
     return [(str(k).replace("_", " "), _plain(v)) for k, v in group.items() if v is not None and v != ""]
-
-
-def renditions(wide: Markup | None, narrow: Markup | None) -> Markup | None:
-    """Both widths of a figure; the style sheet shows one of them."""
-    if wide is None or narrow is None:
-        return None
-    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')

@@ -11,47 +11,47 @@ from markupsafe import Markup
 from winnow import words
 from winnow.records.allocation import AllocationLayer, AllocationRecord
 from winnow.report.allocation.layout import breaks, lines
+from winnow.report.allocation.tables import MANY
 from winnow.report.allocation.words import kind, rate, runs, scaled, shortened
 from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
+from winnow.report.draw.plot import NARROW
 
-LIST_LIMIT = 40  # more layers than this stand in columns
 ROW = 20.0
 LINES = 8  # of columns at most: beyond, the columns get thinner
 PITCH = (7.0, 5.0)  # least pixels of a column, wide and narrow
 
 
-def draw(record: AllocationRecord, key: str, width: float, font: float) -> Markup | None:
-    """The picture as SVG, or None for a record without layers: a row a layer, or lines of columns for many."""
+def draw(record: AllocationRecord, canvas: Canvas) -> tuple[str, str] | None:
+    """The picture, or None for a record without layers: a row a layer, or lines of columns for many."""
     layers = record.layers
     if not layers:
         return None
-    canvas = Canvas(width, font)
-    chart = _Chart(canvas, record, width > 600)
-    canvas.height = chart.rows() if len(layers) <= LIST_LIMIT else chart.columns()
+    chart = _Chart(canvas, record)
+    canvas.height = chart.rows() if len(layers) <= MANY else chart.columns()
     low, high = min(x.rate for x in layers), max(x.rate for x in layers)
     said = f"{len(layers)} layers: {words.percent(low, 2)} to {words.percent(high, 2)} of their weights are zero"
     if record.target is not None:
-        said += f", {words.percent(record.target, 2)} of all were asked for"
-    return canvas.svg(key, "Share of zeros of each layer", said + ".")
+        said += f", the target for all is {words.percent(record.target, 2)}"
+    return "Sparsity of each layer", said + "."
 
 
 def legend(record: AllocationRecord) -> list[tuple[Markup, str]]:
     """What each mark of the picture means, for the marks that are in it."""
     layers = record.layers
-    flat = len(layers) > LIST_LIMIT  # in columns, marks lie across
+    flat = len(layers) > MANY  # in columns, marks lie across
     ends = (1, 7, 13, 7) if flat else (7, 1, 7, 13)
     span = (4, 1, 6, 12) if flat else (1, 4, 12, 6)
     known: list[tuple[bool, Callable[[Canvas], None], str]] = [
         (True, lambda c: c.dot(7, 7, 4, "rate"), "this run"),
-        (any(x.start_rate is not None for x in layers), lambda c: c.line(*ends, "start"), "where it began"),
+        (any(x.start_rate is not None for x in layers), lambda c: c.line(*ends, "start"), "start"),
         (
             any(len(x.rates) > 1 for x in layers),
             lambda c: c.rect(*span, "range"),
             f"range over {max((len(x.rates) for x in layers), default=0)} seeds",
         ),
-        (any(x.earlier_rate is not None for x in layers), lambda c: c.diamond(7, 7, 5, "earlier"), "the earlier run"),
+        (any(x.earlier_rate is not None for x in layers), lambda c: c.diamond(7, 7, 5, "earlier"), "earlier run"),
         (_base(record) is not None, lambda c: c.line(*ends, "target"), _base_name(record)),
     ]
     found = []
@@ -70,7 +70,7 @@ def _base(record: AllocationRecord) -> float | None:
 
 def _base_name(record: AllocationRecord) -> str:
     value = words.percent(_base(record), 2)
-    return f"{'asked for' if record.target is not None else 'over all layers'}: {value}"
+    return f"{'target' if record.target is not None else 'over all layers'}: {value}"
 
 
 def extent(record: AllocationRecord) -> tuple[float, float]:
@@ -123,21 +123,21 @@ class _Marks:
 
 
 def _title(x: AllocationLayer) -> str:
-    said = [f"{x.name}: {rate(x.rate)} % of {words.count(x.numel)} are zero"]
+    said = [f"{x.name}: {rate(x.rate)}% of {words.count(x.numel)} are zero"]
     if x.start_rate is not None:
-        said.append(f"began at {rate(x.start_rate)} %")
+        said.append(f"start {rate(x.start_rate)}%")
     if len(x.rates) > 1:
-        said.append(f"{rate(min(x.rates))} to {rate(max(x.rates))} % over {len(x.rates)} seeds")
+        said.append(f"{rate(min(x.rates))} to {rate(max(x.rates))}% over {len(x.rates)} seeds")
     if x.earlier_rate is not None:
-        said.append(f"earlier {rate(x.earlier_rate)} %")
+        said.append(f"earlier {rate(x.earlier_rate)}%")
     return ", ".join(said)
 
 
 class _Chart:
     """One drawing: which quantities there are, and the two ways to lay them out."""
 
-    def __init__(self, canvas: Canvas, record: AllocationRecord, wide: bool) -> None:
-        self.canvas, self.record, self.wide, self.font = canvas, record, wide, canvas.font
+    def __init__(self, canvas: Canvas, record: AllocationRecord) -> None:
+        self.canvas, self.record, self.wide, self.font = canvas, record, canvas.width > NARROW, canvas.font
         self.low, self.high = extent(record)
         known = [x.sensitivity for x in record.layers if x.sensitivity is not None and math.isfinite(x.sensitivity)]
         self.strongest = max(known, default=0.0)
@@ -168,7 +168,7 @@ class _Chart:
         bars = max(canvas.width * (0.16 if self.wide else 0.12), text_width(heading, font, bold=True) - figures)
         right = canvas.width - (figures + bars + 14 if self.sensed else 0.0)
         plot = Scale(self.low, self.high, names + 6, right - values - 6)
-        canvas.text(names, font, "Zeros, %", "heading")
+        canvas.text(names, font, "Sparsity, %", "heading")
         if self.sensed:
             canvas.text(right + 14, font, heading, "heading", title=f"Sensitivity{self.unit}")
         top = font * 3.2
@@ -229,7 +229,7 @@ class _Chart:
         pitch = room / max(sum(len(groups[i][1][a:b]) for i, a, b in line) for line in found)
         tall, under = (110.0, 42.0) if self.wide else (90.0, 34.0)
         marks = _Marks(canvas, True, min(3.6, max(1.0, pitch * 0.36)), min(6.0, pitch * 0.46))
-        canvas.text(0, font, "Zeros, %", "heading")
+        canvas.text(0, font, "Sparsity, %", "heading")
         y = font * 2.0
         for n, line in enumerate(found):
             plot = Scale(self.low, self.high, y + tall, y)

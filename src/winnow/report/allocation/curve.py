@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 
-from markupsafe import Markup
-
-from winnow import words
 from winnow.records.allocation import AllocationRecord
 from winnow.report.allocation.words import small
-from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
-from winnow.report.draw.labels import text_width
+from winnow.report.draw.labels import Box
+from winnow.report.draw.plot import Plot
 
 
-def draw(record: AllocationRecord, key: str, width: float, height: float, font: float) -> Markup | None:
-    """The curve as SVG, or None when fewer than two losses are known."""
+def draw(record: AllocationRecord, canvas: Canvas) -> tuple[str, str] | None:
+    """The curve, or None when fewer than two losses are known."""
     losses = [v for v in record.losses if math.isfinite(v)]
     if len(losses) < 2:
         return None
@@ -27,25 +24,15 @@ def draw(record: AllocationRecord, key: str, width: float, height: float, font: 
     if high <= low:
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
     room = (high / low) ** 0.05 if log else 0.05 * (high - low)
-    edges = (low / room, high * room) if log else (low - room, high + room)
-    canvas = Canvas(width, font)
-    canvas.height = height
-    top, bottom = font * 2.2, height - font * 1.9
-    y = Scale(*edges, bottom, top, log)
-    ticks = y.ticks(26)
-    left = 8 + max((text_width(words.short(t), font) for t in ticks), default=20.0)
-    x = Scale(1, max(steps, 2), left + 2, width - 4)
+    ends = (low / room, high * room) if log else (low - room, high + room)
+    font, width, canvas.height = canvas.font, canvas.width, 190
+    plot = Plot(canvas, Box(0, font * 2.2, width, canvas.height - font * 1.9), ends, log=log, spacing=26)
+    x = plot.across(1, max(steps, 2), room=(2, 4))
     canvas.text(0, font, "Loss" + (", log scale" if log else ""), "heading")
-    for value in ticks:
-        canvas.line(left, y(value), width, y(value), "grid")
-        canvas.text(left - 5, y(value) + font * 0.35, words.short(value), anchor="end")
-    canvas.line(left, bottom, width, bottom, "axis")
-    for value in x.ticks(64):
-        canvas.line(x(value), bottom, x(value), bottom + 4, "axis")
-        label = f"{value:,.0f}"
-        middle = min(x(value), width - text_width(label, font) / 2)
-        canvas.text(middle, bottom + 4 + font, label, anchor="middle")
     canvas.text(width, font, "steps →", anchor="end")
-    canvas.polyline([(x(s), y(v)) for s, v in zip(at, record.losses, strict=True) if math.isfinite(v)], "curve")
+    plot.rules()
+    plot.ticks(x.ticks(64), lambda v: f"{v:,.0f}")
+    known = [(x(s), plot.y(v)) for s, v in zip(at, record.losses, strict=True) if math.isfinite(v)]
+    canvas.polyline(known, "curve")
     said = f"from {small(record.losses[0])} to {small(record.losses[-1])} in {steps:,} steps"
-    return canvas.svg(key, "Loss over steps", said + ".")
+    return "Loss over steps", said + "."

@@ -126,19 +126,19 @@ def deviation(layer: AllocationLayer) -> float | None:
     return math.sqrt(sum((r - middle) ** 2 for r in layer.rates) / len(layer.rates))
 
 
-def step_parts(record: AllocationRecord) -> list[tuple[str, str, float]]:
-    """(key, name, seconds) of a step, without what took no time."""
+def step_parts(record: AllocationRecord) -> list[tuple[str, float]]:
+    """(name, seconds) of a step, without what took no time."""
     if record.step_time is None:
         return []
     s = record.step_time
     parts = [
-        ("teacher", "Dense model", s.teacher),
-        ("forward", "Forward", s.forward),
-        ("backward", "Backward", s.backward),
-        ("bridge", "Bridge from threshold to rate", s.bridge),
-        ("update", "Optimizer step", s.update),
+        ("Dense model", s.teacher),
+        ("Forward", s.forward),
+        ("Backward", s.backward),
+        ("Bridge from threshold to rate", s.bridge),
+        ("Optimizer step", s.update),
     ]
-    return [part for part in parts if part[2] > 0 and math.isfinite(part[2])]
+    return [part for part in parts if part[1] > 0 and math.isfinite(part[1])]
 
 
 def milliseconds(seconds: float) -> str:

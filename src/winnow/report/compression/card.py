@@ -60,7 +60,7 @@ def card(report: Report) -> str:
             ]
     noted = notes(report)
     if noted:
-        lines += ["", "## Keep in mind", "", *(f"- {prose(note)}" for note in noted)]
+        lines += ["", "## Notes", "", *(f"- {prose(note)}" for note in noted)]
     code = ["import winnow  # makes from_pretrained read packed weights", ""]
     if report.model.kind == "plain torch":
         code += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
@@ -72,7 +72,7 @@ def card(report: Report) -> str:
         ]
     lines += ["", "## Load", "", *fenced("\n".join(code), "python"), ""]
     if report.undo:
-        lines += ["## Go back", "", prose(report.undo), ""]
+        lines += ["## Undo", "", prose(report.undo), ""]
     if report.command:
         lines += ["## Repeat", "", *fenced(report.command), ""]
     return "\n".join(lines)

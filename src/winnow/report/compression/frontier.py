@@ -6,14 +6,13 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from winnow import words
 from winnow.records.compression import Candidate, Report, TaskInfo
 from winnow.report.compression import phrases
-from winnow.report.draw.axes import Scale, bit_ticks
+from winnow.report.draw.axes import bit_ticks
 from winnow.report.draw.figures import Canvas
-from winnow.report.draw.labels import Box, Wanted, place, text_width
+from winnow.report.draw.labels import Box, Wanted, text_width
+from winnow.report.draw.plot import NARROW, Plot
 
 KINDS: dict[str, str] = {
     "dense": "dense",
@@ -107,41 +106,35 @@ def _vertical(found: list[Point], picked: Candidate | None, task: TaskInfo) -> t
     return low - room, high + room, False
 
 
-class _Plot:
-    """One drawing of the frontier: its scales, and where each point stands."""
+class _Frontier:
+    """One drawing: its axes, and where each point stands."""
 
-    def __init__(self, report: Report, found: list[Point], width: float, height: float, font: float) -> None:
-        self.found, self.task, self.picked = found, report.task, report.picked
-        self.yardstick = report.yardstick
-        self.canvas = Canvas(width, font)
-        self.canvas.height = height
+    def __init__(self, report: Report, found: list[Point], canvas: Canvas) -> None:
+        self.found, self.task, self.picked, self.canvas = found, report.task, report.picked, canvas
+        self.yardstick, higher = report.yardstick, report.task.higher_is_better
         low, high, log = _vertical(found, self.picked, self.task)
         self.lost = sorted((p for p in found if not low <= p.quality <= high), key=lambda p: (p.bits, p.number))
-        top, bottom = 34.0, height - 46
+        whole = Box(0, 34.0, canvas.width - 6, canvas.height - 46)
         bits = [p.bits for p in found]
         margin = max(1.10, (max(bits) / min(bits)) ** 0.05)
-
-        higher = self.task.higher_is_better
-        left = 40.0
-        for _ in range(2):  # tick labels need room on the left, and which ticks there are depends on the rest
-            self.area = Box(left, top, width - 6, bottom)
-            self.x = Scale(min(bits) / margin, max(bits) * margin, left + 4, width - 10, log=True)
+        band, rows = 0.0, dict[int, int]()
+        for _ in range(2):  # figures need room on the left, and which there are depends on the band
+            self.plot = Plot(canvas, whole, (low, high), log=log, room=(0, band) if higher else (band, 0))
+            self.x = self.plot.across(min(bits) / margin, max(bits) * margin, log=True, room=(4, 4))
             rows = self._rows()
             band = (max(rows.values()) + 1) * STEP + 14 if rows else 0.0
-            self.y = Scale(low, high, bottom - (band if higher else 0), top + (0 if higher else band), log)
-            self.ticks = self.y.ticks(30)
-            left = 10 + max((text_width(words.short(t), font) for t in self.ticks), default=20.0)
-        self.edge = None if not rows else bottom - band if higher else top + band
+        self.area = self.plot.area
+        self.edge = None if not rows else whole.bottom - band if higher else whole.top + band
         self.taken: list[Box] = []  # where other words stand
         self.whiskers: list[list[tuple[float, float]]] = []
-        self.spots = {p.number: (self.x(p.bits), self.y.clamp(p.quality)) for p in found}
+        self.spots = {p.number: (self.x(p.bits), self.plot.y.clamp(p.quality)) for p in found}
         for p in self.lost:
             offset = 14 + rows[p.number] * STEP
-            self.spots[p.number] = (self.x(p.bits), bottom - offset if higher else top + offset)
+            self.spots[p.number] = (self.x(p.bits), whole.bottom - offset if higher else whole.top + offset)
 
     def _name(self, p: Point) -> str:
         """The label of a point; the value with it where the scale does not show it."""
-        name = words.clip_middle(p.candidate.name, 34 if self.canvas.width > 600 else 24)
+        name = words.clip_middle(p.candidate.name, 34 if self.canvas.width > NARROW else 24)
         return f"{name} ({words.short(p.quality)})" if p in self.lost else name
 
     def _rows(self) -> dict[int, int]:
@@ -158,13 +151,9 @@ class _Plot:
 
     def grid(self) -> None:
         canvas, area, task = self.canvas, self.area, self.task
-        for value in self.ticks:
-            canvas.line(area.left, self.y(value), area.right, self.y(value), "grid")
-            canvas.text(area.left - 6, self.y(value) + canvas.font * 0.35, words.short(value), anchor="end")
-        for value in bit_ticks(self.x, 30):
-            canvas.line(self.x(value), area.bottom, self.x(value), area.bottom + 4, "axis")
-            canvas.text(self.x(value), area.bottom + 6 + canvas.font, words.short(value), anchor="middle")
-        canvas.line(area.left, area.bottom, area.right, area.bottom, "axis")
+        self.plot.rules()
+        self.plot.ticks(bit_ticks(self.x, 30), words.short, "bits per weight, log scale", 40)
+        canvas.text(area.left, area.bottom + 40, "← smaller", "label")
         if self.edge is not None:
             canvas.line(area.left, self.edge, area.right, self.edge, "edge")
             base = self.edge - 5 if self.edge < canvas.height / 2 else self.edge + canvas.font + 1
@@ -172,17 +161,15 @@ class _Plot:
             left = area.right - text_width(BEYOND, canvas.font)
             self.taken.append(Box(left, base - canvas.font, area.right, base + 3))
         better = "higher" if task.higher_is_better else "lower"
-        unit, scale = f" in {task.unit}" if task.unit else "", ", log scale" if self.y.log else ""
+        unit, scale = f" in {task.unit}" if task.unit else "", ", log scale" if self.plot.y.log else ""
         heading = f"{task.metric}{unit}, {better} is better{scale}"
         canvas.text(0, 12, words.clip(heading, int(canvas.width / canvas.font / 0.6)), "label", title=heading)
-        canvas.text(area.left, canvas.height - 6, "← smaller", "label")
-        canvas.text(area.right, canvas.height - 6, "bits per weight, log scale", "label", anchor="end")
 
     def fronts(self) -> list[list[tuple[float, float]]]:
         """Draws the line of each family's best; returns the lines, for the labels to avoid."""
         dense = next((p for p in self.found if p.candidate is self.yardstick and p not in self.lost), None)
         if dense is not None:
-            self.canvas.line(self.area.left, self.y(dense.quality), self.area.right, self.y(dense.quality), "datum")
+            self.plot.datum(dense.quality)
         lines = []
         for css, kinds in FAMILIES:
             path = [p for p in front(self.found, kinds, self.task.higher_is_better) if p not in self.lost]
@@ -195,13 +182,9 @@ class _Plot:
         c, (x, y), canvas = p.candidate, self.spots[p.number], self.canvas
         css = "both" if c.kind == "pruned+quantized" else c.kind
         title = f"{c.name}: {words.short(p.bits)} bits per weight, {self.task.metric} {phrases.quality(p.quality, self.task)}"
-        if p in self.lost:
-            canvas.arrow(x, y, up=p.quality > self.y.high, css=f"arrow {css}")
-        elif c.low is not None and c.high is not None and not math.isnan(c.low + c.high):
-            title += f" (95 % interval {phrases.span(c.low, c.high, self.task)})"
-            ends = self.y.clamp(c.low), self.y.clamp(c.high)
-            canvas.line(x, ends[0], x, ends[1], f"whisker {css}")
-            self.whiskers.append([(x, ends[0]), (x, ends[1])])
+        if self.plot.interval(x, y, p.quality, c.low, c.high, css) and c.low is not None and c.high is not None:
+            title += f" (95% interval {phrases.span(c.low, c.high, self.task)})"
+            self.whiskers.append([(x, self.plot.y.clamp(c.low)), (x, self.plot.y.clamp(c.high))])
         canvas.marker(c.kind, x, y, 5.0, title)
         if c is self.picked:
             canvas.ring(x, y, 10)
@@ -229,19 +212,16 @@ class _Plot:
                 Wanted(p.number, *self.spots[p.number], texts, rooms[p in self.lost], 10.0 if chosen else 6.0, chosen)
             )
         names = {p.number: p.candidate.name for p in self.found}
-        for label in place(wanted, self.canvas.font, lines + self.whiskers, self.taken):
-            if label.leader is not None:
-                self.canvas.line(*label.leader, "leader")
-            css = "name chosen" if label.bold else "name"
-            self.canvas.text(label.x, label.y, label.text, css, title=names[label.key])
+        self.plot.names(wanted, lines + self.whiskers, self.taken, names)
 
 
-def draw(report: Report, key: str, width: float, height: float, font: float) -> Markup | None:
-    """The frontier as SVG, or None when fewer than two candidates have both coordinates."""
+def draw(report: Report, canvas: Canvas) -> tuple[str, str] | None:
+    """The frontier, or None when fewer than two candidates have both coordinates."""
     found = points(report)
     if len(found) < 2 or not any(math.isfinite(p.quality) for p in found):
         return None
-    plot = _Plot(report, found, width, height, font)
+    canvas.height = 460 if canvas.width > NARROW else 400
+    plot = _Frontier(report, found, canvas)
     plot.grid()
     lines = plot.fronts()
     for p in sorted(found, key=lambda p: p.candidate is report.picked):  # the chosen one on top
@@ -252,4 +232,4 @@ def draw(report: Report, key: str, width: float, height: float, font: float) -> 
     said = "; ".join(
         f"{p.candidate.name}: {words.short(p.bits)} bits, {phrases.quality(p.quality, task)}" for p in found
     )
-    return plot.canvas.svg(key, f"{task.metric} against bits per weight", f"{better} is better. {said}.")
+    return f"{task.metric} against bits per weight", f"{better} is better. {said}."

@@ -7,12 +7,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from winnow import words
 from winnow.records.compression import Layer, Report
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
+from winnow.report.draw.plot import NARROW
 
 LIST_LIMIT = 40  # more layers than this outside of blocks become a strip
 KIND_LIMIT = 28
@@ -67,10 +66,10 @@ def measures(layers: list[Layer]) -> list[Measure]:
                 "heat error",
                 lambda layer: layer.error,
                 _two_digits,
-                lambda v: f"{_two_digits(v)} %",
+                lambda v: f"{_two_digits(v)}%",
                 _strength(errors),
                 lambda v: min(v / (max(errors) or 1.0), 1.0),
-                _extent(errors, lambda v: f"{_two_digits(v)} %"),
+                _extent(errors, lambda v: f"{_two_digits(v)}%"),
             )
         )
     return found
@@ -125,16 +124,16 @@ def _kind(layer: Layer) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name) or name
 
 
-def draw(report: Report, key: str, width: float, font: float) -> Markup | None:
-    """The picture as SVG, or None when nothing is known about any layer."""
+def draw(report: Report, canvas: Canvas) -> tuple[str, str] | None:
+    """The picture, or None when nothing is known about any layer."""
     known = measures(report.layers)
     if not known:
         return None
-    canvas = Canvas(width, font)
+    font, width = canvas.font, canvas.width
     grid, rest = arrange(report.layers)
     y = 0.0
     if grid is not None:
-        beside = width > 600 and len(known) == 2 and sum(len(b) for _, b in grid.stacks) <= 12
+        beside = width > NARROW and len(known) == 2 and sum(len(b) for _, b in grid.stacks) <= 12
         labels = min(max(text_width(k, font) for k in grid.kinds) + 10, width * 0.28)
         if beside:
             half = (width - labels - 28) / 2
@@ -153,7 +152,7 @@ def draw(report: Report, key: str, width: float, font: float) -> Markup | None:
         y = (_list if len(rest) <= LIST_LIMIT else _strip)(canvas, rest, known, y)
     canvas.height = y
     said = "; ".join(f"{m.title.split(',')[0].lower()} {m.legend}" for m in known)
-    return canvas.svg(key, "Sparsity and reconstruction error of each layer", f"{len(report.layers)} layers: {said}.")
+    return "Sparsity and reconstruction error of each layer", f"{len(report.layers)} layers: {said}."
 
 
 def _mean(layers: list[Layer], m: Measure) -> float | None:

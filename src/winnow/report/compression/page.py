@@ -11,7 +11,6 @@ from winnow.records.speed import Bench
 from winnow.report.compression.view import view
 from winnow.report.folder import write_files
 from winnow.report.speed import page as speed_page
-from winnow.report.template import template
 
 PAGE, DATA = "report.html", "report.json"
 
@@ -19,7 +18,7 @@ PAGE, DATA = "report.html", "report.json"
 def render(report: Report, bench: Bench | None = None) -> str:
     """The whole page as one string: styles and pictures inside, nothing loaded from anywhere. ``bench``: what
     ``winnow bench`` found, for its own chapter."""
-    return template(PAGE).render(**view(report, bench)) + "\n"
+    return view(report, bench).html()
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> Path:

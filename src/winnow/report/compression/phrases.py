@@ -8,21 +8,26 @@ from winnow.records.compression import Candidate, Report, TaskInfo
 from winnow.words import number, signed
 
 
+def amount(text: str, unit: str) -> str:
+    """A figure with its unit; nothing stands between a figure and a per cent sign."""
+    return text + unit if unit == "%" else f"{text} {unit}".strip()
+
+
 def quality(value: float | None, task: TaskInfo) -> str:
-    """A metric's value with its unit: "91.25 %", "43.20"."""
+    """A metric's value with its unit: "91.25%", "43.20"."""
     if value is None:
         return ""
     text = f"{value:.2f}" if task.unit == "%" and math.isfinite(value) else number(value)
-    return f"{text} {task.unit}".strip()
+    return amount(text, task.unit)
 
 
 def span(low: float | None, high: float | None, task: TaskInfo) -> str:
-    """An interval of the metric: "90.10 to 92.40 %"."""
+    """An interval of the metric: "90.10 to 92.40%"."""
     if low is None or high is None:
         return ""
     bare = task.model_copy(update={"unit": ""})
     if task.unit == "%":
-        return f"{low:.2f} to {high:.2f} %"
+        return f"{low:.2f} to {high:.2f}%"
     return f"{quality(low, bare)} to {quality(high, bare)} {task.unit}".strip()
 
 
@@ -33,12 +38,12 @@ def _digits(magnitude: float, task: TaskInfo) -> int:
 
 
 def change(candidate: Candidate, task: TaskInfo) -> str:
-    """What happened to the metric: a drop of 1.2 points is "−1.20 points", of 6 % of perplexity "+6.00 %"."""
+    """What happened to the metric: a drop of 1.2 points is "−1.20 points", of 6% of perplexity "+6.00%"."""
     if candidate.drop is None or candidate.kind == "dense":
         return ""
     toward = -1 if task.higher_is_better else 1
     unit = "points" if task.higher_is_better else "%"
-    return f"{signed(toward * candidate.drop, _digits(abs(candidate.drop), task))} {unit}"
+    return amount(signed(toward * candidate.drop, _digits(abs(candidate.drop), task)), unit)
 
 
 def change_span(candidate: Candidate, task: TaskInfo) -> str:

@@ -1,67 +1,60 @@
-"""What the page shows, as finished words and pictures: the template only arranges them."""
+"""What report.html shows."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 from winnow import words
-from winnow.records.compression import Candidate, ClassQuality, Report, Speed
+from winnow.records.compression import Candidate, Report
 from winnow.records.speed import Bench
-from winnow.report import template
-from winnow.report.allocation import tables as allocation_tables
+from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
-from winnow.report.draw.figures import sample
-from winnow.report.speed import tables as speed_tables
-from winnow.report.speed.chart import milli, times
-from winnow.report.speed.view import chapter
+from winnow.report.draw.breakdown import breakdown
+from winnow.report.draw.figures import Canvas, sample
+from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.plot import renditions
+from winnow.report.speed import view as speed
+from winnow.report.speed.chart import milli
+from winnow.report.speed.tables import outcome
+from winnow.report.template import plain_rows
 
-TONES = {"good": "Worth it", "mixed": "It depends", "bad": "Not worth it"}
 CLASSES_FIRST, CHANGED_FIRST = 5, 4  # how many the first screen shows
 EXCERPT = 260  # characters of an example; the whole text is in report.json
 
 
-def view(report: Report, bench: Bench | None = None) -> dict[str, Any]:
-    """Everything the template prints. Values are plain text (escaped by the template) or ready-made markup."""
-    classes = _classes(report)
-    return {
-        "report": report,
-        "notes": notes(report),
-        "tone": TONES[report.verdict.tone],
-        "created": words.when(report.created),
-        "subtitle": _subtitle(report),
-        "tiles": _tiles(report),
-        "asked": _asked(report),
-        "worse": _worse(report),
-        "against": words.capital(phrases.against(report)),
-        "given": "Before packing" if report.ticket is not None else "Dense",
-        "classes": classes,
-        "classes_first": [c for c in classes if c["lost"]][:CLASSES_FIRST],
-        "changed": _changed(report),
-        "changed_first": CHANGED_FIRST,
-        "frontier": template.renditions(
-            frontier.draw(report, "frontier-wide", 900, 460, 12.5),
-            frontier.draw(report, "frontier-narrow", 358, 400, 11.5),
-        ),
-        "legend": [
-            (sample(k), name) for k, name in frontier.KINDS.items() if any(c.kind == k for c in report.candidates)
+def view(report: Report, bench: Bench | None = None) -> Page:
+    """The page of a compression; ``bench``: what ``winnow bench`` found."""
+    model, tiles = report.model, _tiles(report)
+    parameters = f"{words.bulk(model.parameters)} parameters" if model.parameters else ""
+    subtitle = (model.name, model.architecture or "", model.kind or "", parameters)
+    footer = (
+        "Sizes are decimal: 1 MB is 1,000,000 bytes. Bits per weight count masks and scales over the prunable weights. "
+    )
+    return Page(
+        tool="report",
+        title=report.title,
+        subtitle=[words.clip_middle(part, 80) for part in subtitle],
+        created=words.when(report.created),
+        tone=report.verdict.tone,
+        sentence=report.verdict.sentence,
+        tiles=tiles,
+        summary=Facts(_target(report), "summary"),
+        notes=notes(report),
+        front=Section("", _quality(report), _ways(report), _changed(report), css="columns"),
+        chapters=[
+            _frontier(report),
+            Section("Speed", *speed.chapter(bench, report.speed)),
+            allocation.chapter(report.allocation),
+            _layers(report),
+            _size(report),
+            _time(report),
+            _skipped(report),
+            Section("Evaluation", Facts(_measured(report))),
+            _reproduce(report),
         ],
-        "rival": _rival(report),
-        "candidates": tables.candidates(report),
-        "layer_map": template.renditions(
-            layer_map.draw(report, "layers-wide", 900, 12.0), layer_map.draw(report, "layers-narrow", 358, 11.0)
-        ),
-        "layers": tables.layers(report),
-        "allocation": allocation_tables.view(report.allocation),
-        "speed": chapter(bench, report),
-        "sizes": tables.sizes(report),
-        "memory": tables.memory(report),
-        "timing": tables.timing(report),
-        "cost": tables.cost(report),
-        "skipped": tables.skipped(report),
-        "measured": tables.measured(report),
-        "facts_groups": tables.facts(report),
-    }
+        footer=(footer if tiles else "") + "Every figure on this page, unrounded, is in report.json.",
+    )
 
 
 def notes(report: Report) -> list[str]:
@@ -70,77 +63,53 @@ def notes(report: Report) -> list[str]:
     return list(dict.fromkeys([*report.notes, *warnings]))
 
 
-def _subtitle(report: Report) -> list[str]:
-    model = report.model
-    parameters = f"{words.bulk(model.parameters)} parameters" if model.parameters else ""
-    return [words.clip_middle(t, 80) for t in (model.name, model.architecture, model.kind, parameters) if t]
-
-
-def _tiles(report: Report) -> list[dict[str, str]]:
-    """The few figures of the first screen: size, quality, time, memory."""
-    task, sizes, picked, dense = report.task, report.sizes, report.picked, report.yardstick
-    before = sizes.dense_file or (dense.file_bytes if dense else None)
-    after = sizes.file or (picked.file_bytes if picked else None)
-    tiles = []
-    if after:
-        tiles.append(
-            {
-                "label": "Whole file",
-                "value": words.ratio(before, after) or words.size(after),
-                "detail": f"{words.size(before)} → {words.size(after)}" if before else "",
-                "more": _bits(picked),
-            }
-        )
-    if picked is not None and picked.quality is not None:
-        value, moved = phrases.quality(picked.quality, task), phrases.change(picked, task)
-        was = dense.quality if dense is not None and dense is not picked else None
-        path = f"{phrases.quality(was, task)} → {value}" if was is not None else value if moved else ""
-        interval = phrases.change_span(picked, task) if moved else phrases.span(picked.low, picked.high, task)
-        more = f"95 % interval {interval}" if interval else ""
-        if report.ticket is not None and moved:
-            more += f"{'; ' if more else ''}against {'the ticket' if report.dense is None else 'dense'}"
-        tiles.append({"label": words.capital(task.metric), "value": moved or value, "detail": path, "more": more})
-    total = report.cost.seconds_total
-    if total is None and report.timing:
-        total = sum(s.seconds for s in report.timing)
-    tokens = report.cost.calibration_tokens or task.calibration_tokens
-    if words.duration(total):
-        detail = f"{words.count(tokens)} calibration tokens" if tokens else ""
-        tiles.append({"label": "Time to compress", "value": words.duration(total), "detail": detail, "more": ""})
-    speed = _speed_tile(report.speed)
-    if speed is not None:
-        tiles.insert(min(2, len(tiles)), speed)
-    elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
-        limit = report.memory.limit_bytes
-        detail = f"of {words.size(limit)} allowed" if limit else ""
-        tiles.append(
-            {"label": "Peak memory", "value": words.size(report.memory.peak_bytes), "detail": detail, "more": ""}
-        )
-    return tiles
-
-
-def _speed_tile(speed: Speed | None) -> dict[str, str] | None:
-    if speed is None or speed.dense is None or speed.fast is None or speed.ratio is None:
-        return None
-    said = speed_tables.outcome(speed)
-    return {
-        "label": "Speed here",
-        "value": times(speed.ratio) + " as fast" if "as fast" in said else words.capital(said),
-        "detail": f"{milli(speed.dense.median)} → {milli(speed.fast.median)}",
-        "more": speed.what,
-    }
-
-
 def _bits(candidate: Candidate | None) -> str:
     if candidate is None or candidate.bits_per_weight is None:
         return ""
     return f"{words.short(candidate.bits_per_weight)} bits per prunable weight"
 
 
-def _asked(report: Report) -> list[tuple[str, str]]:
+def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
+    """The few figures of the first screen: size, quality, time, memory."""
+    task, sizes, picked, dense = report.task, report.sizes, report.picked, report.yardstick
+    before = sizes.dense_file or (dense.file_bytes if dense else None)
+    after = sizes.file or (picked.file_bytes if picked else None)
+    tiles = []
+    if after:
+        path = f"{words.size(before)} → {words.size(after)}" if before else ""
+        tiles.append(("File size", words.ratio(before, after) or words.size(after), [path, _bits(picked)]))
+    if picked is not None and picked.quality is not None:
+        value, moved = phrases.quality(picked.quality, task), phrases.change(picked, task)
+        was = dense.quality if dense is not None and dense is not picked else None
+        path = f"{phrases.quality(was, task)} → {value}" if was is not None else value if moved else ""
+        interval = phrases.change_span(picked, task) if moved else phrases.span(picked.low, picked.high, task)
+        more = [f"95% interval {interval}" if interval else ""]
+        if report.ticket is not None and moved:
+            more.append(f"against {'the ticket' if report.dense is None else 'dense'}")
+        tiles.append((words.capital(task.metric), moved or value, [path, "; ".join(filter(None, more))]))
+    total = report.cost.seconds_total
+    if total is None and report.timing:
+        total = sum(s.seconds for s in report.timing)
+    tokens = report.cost.calibration_tokens or task.calibration_tokens
+    if words.duration(total):
+        detail = f"{words.count(tokens)} calibration tokens" if tokens else ""
+        tiles.append(("Compression time", words.duration(total), [detail]))
+    speed = report.speed
+    if speed is not None and speed.dense is not None and speed.fast is not None and speed.ratio is not None:
+        path = f"{milli(speed.dense.median)} → {milli(speed.fast.median)}"
+        tiles.insert(min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), [path, speed.what]))
+    elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
+        limit = report.memory.limit_bytes
+        tiles.append(
+            ("Peak memory", words.size(report.memory.peak_bytes), [f"of {words.size(limit)} allowed" if limit else ""])
+        )
+    return tiles
+
+
+def _target(report: Report) -> list[tuple[str, str]]:
     """Budget and outcome, to the weight."""
     asked, picked = report.requested, report.picked
-    rows = [("Asked for", asked.budget or ""), ("Chosen", picked.name if picked else report.chosen or "")]
+    rows = [("Target", asked.budget or ""), ("Chosen", picked.name if picked else report.chosen or "")]
     if picked is not None and picked.method:
         rows.append(("Method", picked.method))
     rows.append(("Structure", asked.structure or ""))
@@ -150,23 +119,37 @@ def _asked(report: Report) -> list[tuple[str, str]]:
         if gap is None and asked.zeros_requested is not None:
             gap = asked.zeros_reached - asked.zeros_requested
         if gap == 0:
-            text += ", exactly as asked"
+            text += ", exactly the target"
         elif asked.zeros_requested is not None and gap is not None:
             sign = "+" if gap > 0 else words.MINUS
-            text += f" of {words.count(asked.zeros_requested)} asked ({sign}{words.count(abs(gap))})"
+            text += f" of {words.count(asked.zeros_requested)} requested ({sign}{words.count(abs(gap))})"
         rows.append(("Zeros", text))
-    return [(k, v) for k, v in rows if v]
+    return rows
 
 
-def _worse(report: Report) -> list[tuple[str, str]]:
-    """What got worse, or stayed, beyond the headline figure."""
+def _quality(report: Report) -> Section:
+    classes = tables.classes(report)
+    worst = [c.name for c in report.classes if math.isfinite(tables.lost(c)) and tables.lost(c) > 0]
+    first = classes.where(lambda row: row.name in worst).only(0, CLASSES_FIRST)
+    rest = len(classes.rows) > len(first.rows)
+    return Section(
+        "Quality change",
+        Facts(_change(report)),
+        Section("Classes that lost most", first),
+        Fold(f"All {len(classes.rows)} classes", classes if rest else None),
+        css="quality",
+    )
+
+
+def _change(report: Report) -> list[tuple[str, str]]:
+    """What changed beyond the headline figure."""
     task, picked, dense = report.task, report.picked, report.dense
     if picked is None or picked.unpacked:
         return []
-    rows = []
+    rows: list[tuple[str, str]] = []
     if picked.quality is not None:
         own = phrases.span(picked.low, picked.high, task)
-        rows.append((task.metric, phrases.quality(picked.quality, task) + (f" (95 % interval {own})" if own else "")))
+        rows.append((task.metric, phrases.quality(picked.quality, task) + (f" (95% interval {own})" if own else "")))
         for name, other in (("dense", dense), ("ticket before packing", report.ticket)):
             if other is not None and other.quality is not None:
                 own = phrases.span(other.low, other.high, task)
@@ -176,47 +159,45 @@ def _worse(report: Report) -> list[tuple[str, str]]:
             rows.append((f"{task.metric}, dense", "not measured"))
     given = phrases.from_what(report)
     if picked.agreement is not None:
-        rows.append((f"Same answer as {given}", words.percent(picked.agreement)))
+        rows.append((f"Agreement with {given}", words.percent(picked.agreement)))
     if picked.kl is not None:
-        rows.append((f"KL from {given}", f"{words.number(max(picked.kl, 0.0))} nats"))
+        rows.append((f"KL divergence from {given}", f"{words.number(max(picked.kl, 0.0))} nats"))
     return [(words.capital(k), v) for k, v in rows]
 
 
-def _classes(report: Report) -> list[dict[str, Any]]:
-    """Classes, the biggest losers first."""
-
-    def lost(c: ClassQuality) -> float:
-        return c.dense - c.pruned if c.dense is not None and c.pruned is not None else -math.inf
-
-    rows = []
-    for c in sorted(report.classes, key=lambda c: -lost(c)):
-        known = math.isfinite(lost(c))
-        change = Candidate(name="", kind="pruned", drop=lost(c)) if known else None
-        task = report.task.model_copy(update={"higher_is_better": True})
-        rows.append(
-            {
-                "name": c.name,
-                "n": words.count(c.n),
-                "dense": phrases.quality(c.dense, task),
-                "pruned": phrases.quality(c.pruned, task),
-                "change": phrases.change(change, task) if change else "",
-                "lost": known and lost(c) > 0,
-            }
-        )
-    return rows
+def _ways(report: Report) -> Section:
+    next_step, undo = (Text(text or "", "prose") for text in (report.next_step, report.undo))
+    return Section("", Section("Next step", next_step), Section("Undo", undo), css="ways")
 
 
-def _changed(report: Report) -> list[dict[str, Any]]:
-    return [
-        {
-            "input": words.clip(e.input, EXCERPT),
-            "image": e.image,
-            "truth": words.clip(e.truth or "", EXCERPT),
-            "dense": words.clip(e.dense or "", EXCERPT),
-            "pruned": words.clip(e.pruned or "", EXCERPT),
-        }
-        for e in report.changed
-    ]
+def _changed(report: Report) -> Section:
+    before = words.capital(phrases.against(report))
+    found = []
+    for e in report.changed:
+        truth, dense, pruned = (words.clip(text or "", EXCERPT) for text in (e.truth, e.dense, e.pruned))
+        answers = [("True", truth), (before, dense), ("Now", pruned)]
+        found.append(Example(words.clip(e.input, EXCERPT), e.image, answers))
+    more = Section("", *found[CHANGED_FIRST:], css="examples")
+    first = Section("", *found[:CHANGED_FIRST], css="examples")
+    return Section("Changed answers", first, Fold(f"{len(more.blocks)} more", more), css="across")
+
+
+def _frontier(report: Report) -> Section:
+    caption = (
+        "Each mark is a model that was measured on the same data; whiskers and the small figures in the table are 95% "
+        "intervals, lines join the best of each family. A number such as #7 is a row of the table."
+    )
+    legend = [(sample(k), name) for k, name in frontier.KINDS.items() if any(c.kind == k for c in report.candidates)]
+    if report.picked is not None:
+        canvas = Canvas(14, 10)
+        canvas.ring(7, 7, 6)
+        legend.append((canvas.swatch(), "chosen"))
+    return Section(
+        "Quality against size",
+        Text(_rival(report), "lead"),
+        Figure(renditions(partial(frontier.draw, report), "frontier", (12.5, 11.5)), caption, legend),
+        tables.candidates(report),
+    )
 
 
 def _rival(report: Report) -> str:
@@ -237,3 +218,85 @@ def _rival(report: Report) -> str:
         f"At {here} or fewer, the best plain quantization{of} measured is {best.name}: {task.metric} "
         f"{phrases.quality(best.quality, task)}, against {phrases.quality(picked.quality, task)} for the chosen model."
     )
+
+
+def _layers(report: Report) -> Section:
+    table = tables.layers(report)
+    caption = "The stronger the colour, the higher the value. " if len(table.rows) > 1 else ""
+    if any(column.title == "Error" for column in table.columns):
+        caption += "The error is the share of a layer's output energy that pruning changed, on the calibration data."
+    return Section(
+        "Layer by layer",
+        Figure(renditions(partial(layer_map.draw, report), "layers"), caption),
+        Fold(f"All {len(table.rows)} layers", table if table.columns else None),
+    )
+
+
+def _size(report: Report) -> Section:
+    m, beside = report.memory, tables.beside(report.sizes)
+    rows = [("Peak memory", words.size(m.peak_bytes)), ("Memory limit", words.size(m.limit_bytes))]
+    if m.peak_bytes and m.limit_bytes:
+        kept = "kept" if m.peak_bytes <= m.limit_bytes else f"exceeded by {words.size(m.peak_bytes - m.limit_bytes)}"
+        rows.append(("The limit was", kept))
+    other = f"The folder's other files (configuration, tokenizer, manifest) take {beside} when it is written."
+    return Section(
+        "Size and memory", *tables.sizes(report), Text(other if report.sizes.file and beside else ""), Facts(rows)
+    )
+
+
+def _time(report: Report) -> Section:
+    stages = [(s.stage, words.duration(s.seconds), s.seconds) for s in report.timing]
+    rows = [
+        ("Total", words.duration(report.cost.seconds_total)),
+        ("Calibration tokens", words.count(report.cost.calibration_tokens)),
+        ("Energy", report.cost.energy or ""),
+    ]
+    return Section("Compression time", *breakdown("Stage", "Time", "", stages), Facts(rows))
+
+
+def _skipped(report: Report) -> Section:
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for s in report.skipped:
+        groups.setdefault(s.reason, []).append((s.name, s.numel))
+
+    def total(members: list[tuple[str, int]]) -> int:
+        return sum(n for _, n in members)
+
+    def size(members: list[tuple[str, int]]) -> str:
+        return f"{words.count(len(members))} tensors, {words.count(total(members))} parameters"
+
+    order = sorted(groups.items(), key=lambda group: -total(group[1]))
+    folds = [
+        Fold(f"{reason}: {size(members)}", Facts([(name, words.count(n)) for name, n in members], "names"))
+        for reason, members in order
+    ]
+    every = [pair for members in groups.values() for pair in members]
+    return Section("Not pruned", Text(f"{size(every)} are unchanged." if every else "", "lead"), *folds)
+
+
+def _measured(report: Report) -> list[tuple[str, str]]:
+    """On which data, how much of it, and whether it was kept apart."""
+    t, m = report.task, report.model
+    unit = "tokens predicted" if t.segment_length else "examples"
+    share = f" ({words.percent(m.prunable_share)} of the model)" if m.prunable and m.prunable_share is not None else ""
+    return [
+        ("Task", t.name or ""),
+        ("Metric", f"{t.metric}, {'higher' if t.higher_is_better else 'lower'} is better" if report.candidates else ""),
+        ("Evaluation data", t.evaluation_data or ""),
+        ("Test size", f"{words.count(t.n)} {unit}" if t.n else ""),
+        ("Segment length", f"{words.count(t.segment_length)} tokens, without overlap" if t.segment_length else ""),
+        ("Calibration data", t.calibration_data or ""),
+        ("Calibration tokens", words.count(t.calibration_tokens)),
+        ("Test and calibration data", {True: "disjoint", False: "overlap", None: ""}[t.disjoint]),
+        ("Prunable weights", words.count(m.prunable) + share),
+    ]
+
+
+def _reproduce(report: Report) -> Section:
+    """The command, machine, versions, seeds and hashes, as far as they were recorded."""
+    hashes = dict(report.hashes)
+    if report.model.hash and report.model.hash not in hashes.values():
+        hashes = {"model": report.model.hash, **hashes}
+    groups = (("Machine", report.machine), ("Versions", report.versions), ("Seeds", report.seeds), ("Hashes", hashes))
+    facts = [Section(name, Facts(plain_rows(group), "plain fine")) for name, group in groups]
+    return Section("Reproduce", Command(report.command or ""), Section("", *facts, css="groups"))

@@ -1,1 +1,1 @@
-"""Drawing: a canvas for figures, axes, labels, and Markdown."""
+"""Drawing: tables, plots and pages as values, on a page and a terminal; the canvas of figures; Markdown."""

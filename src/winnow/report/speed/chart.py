@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from winnow import words
 from winnow.records.speed import Bench, LayerSpeed
 from winnow.report.draw.axes import Scale
@@ -35,7 +33,7 @@ class Bar:
     thin: bool = False
 
 
-def draw_cases(bench: Bench, key: str, width: float, font: float) -> Markup | None:
+def draw_cases(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
     """Every contender of every case; one scale for each case, from 0."""
     if not bench.measures:
         return None
@@ -45,7 +43,7 @@ def draw_cases(bench: Bench, key: str, width: float, font: float) -> Markup | No
         bars = []
         for m in (m for m in bench.measures if m.case == case.name and m.contender in about):
             c, t = about[m.contender], m.times
-            title = f"{m.contender}: median {milli(t.median)}, p95 {milli(t.p95)}, middle half {milli(t.q1)} to {milli(t.q3)}"
+            title = f"{m.contender}: median {milli(t.median)}, p95 {milli(t.p95)}, IQR {milli(t.q1)} to {milli(t.q3)}"
             bars.append(
                 Bar(c.name, CSS[c.kind], t.median, times(m.ratio), t.q1, t.q3, t.p95, m.limit, title)
             )  # fmt: skip
@@ -53,10 +51,11 @@ def draw_cases(bench: Bench, key: str, width: float, font: float) -> Markup | No
         groups.append((f"{words.capital(case.name)}{what}", bars))
     first = groups[0][1]
     description = "; ".join(f"{bar.name} {milli(bar.value)}" for bar in first)
-    return _draw(groups, key, width, font, "Time of one call, by contender", f"{groups[0][0]}: {description}")
+    _draw(groups, canvas)
+    return "Time of one call, by backend", f"{groups[0][0]}: {description}"
 
 
-def draw_layers(bench: Bench, key: str, width: float, font: float) -> Markup | None:
+def draw_layers(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
     """Dense and the fastest packed kernel of each distinct layer, the slowest layers first."""
     alike = distinct(bench.layers)
     if not alike:
@@ -67,7 +66,7 @@ def draw_layers(bench: Bench, key: str, width: float, font: float) -> Markup | N
         best = fastest(layer)
         dense = layer.times["dense float32"]
         many = f" ({count} alike)" if count > 1 else ""
-        shape = f"{layer.rows} × {layer.cols}, {words.percent(layer.sparsity, 0)} zeros"
+        shape = f"{layer.rows} × {layer.cols}, {words.percent(layer.sparsity, 0)} sparsity"
         bars = [
             Bar("dense float32", "dense", dense, limit=layer.dense_limit, title=f"dense float32: {milli(dense)}", thin=True),
         ]  # fmt: skip
@@ -82,7 +81,8 @@ def draw_layers(bench: Bench, key: str, width: float, font: float) -> Markup | N
     description = (
         f"{layer.name}: dense {milli(layer.times['dense float32'])}, least possible packed {milli(layer.limit)}"
     )
-    return _draw(groups, key, width, font, "Time of each packed layer", description, shared=True)
+    _draw(groups, canvas, shared=True)
+    return "Time of each packed layer", description
 
 
 def distinct(layers: Sequence[LayerSpeed]) -> list[tuple[LayerSpeed, int]]:
@@ -116,18 +116,9 @@ def times(ratio: float | None) -> str:
     return f"{ratio:.1f}×" if ratio >= 9.995 else f"{ratio:.2f}×"
 
 
-def _draw(
-    groups: list[tuple[str, list[Bar]]],
-    key: str,
-    width: float,
-    font: float,
-    title: str,
-    description: str,
-    *,
-    shared: bool = False,
-) -> Markup:
+def _draw(groups: list[tuple[str, list[Bar]]], canvas: Canvas, shared: bool = False) -> None:
     """Groups of horizontal bars: a heading, then a row a bar. ``shared``: one scale for all groups."""
-    canvas = Canvas(width, font)
+    width, font = canvas.width, canvas.font
     stacked = width < STACKED
     line = font * 1.35
     names = [bar.name for _, bars in groups for bar in bars]
@@ -154,7 +145,6 @@ def _draw(
             canvas.text(scale(value), y + line * 0.95, said, anchor="middle" if value else "start")
         y += line * 1.85
     canvas.height = y
-    return canvas.svg(key, title, description)
 
 
 def _row(canvas: Canvas, bar: Bar, scale: Scale, y: float, line: float, left: float, stacked: bool) -> float:

@@ -10,7 +10,6 @@ from winnow.errors import InputError
 from winnow.records.speed import Bench
 from winnow.report.folder import write_files
 from winnow.report.speed.view import view
-from winnow.report.template import template
 
 DATA = "bench.json"
 
@@ -49,7 +48,7 @@ def page_of(data: Path) -> Path:
 
 def write(bench: Bench, data: Path) -> None:
     """Writes the JSON and its page. Raises as :func:`winnow.report.folder.write_files`."""
-    page = template("bench.html").render(**view(bench, data.name)) + "\n"
+    page = view(bench, data.name).html()
     write_files(data.parent, {data.name: bench.to_json(), page_of(data).name: page}, owned=data.name == DATA)
 
 

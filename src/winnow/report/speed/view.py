@@ -1,91 +1,148 @@
-"""What bench.html and the speed chapter of a report show."""
+"""What bench.html, the speed chapter of a report and a terminal show of a bench."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from markupsafe import Markup
 
 from winnow import words
-from winnow.records.compression import Report
+from winnow.records.compression import Speed
 from winnow.records.speed import Bench, Measure
-from winnow.report import template
-from winnow.report.speed import chart as speed
-from winnow.report.speed import tables as speed_tables
+from winnow.report.draw.figures import Canvas, swatch
+from winnow.report.draw.page import ANSWERS, Block, Bullets, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.plot import renditions
+from winnow.report.draw.summary import Line, Summary
+from winnow.report.draw.table import Table
+from winnow.report.speed import tables
+from winnow.report.speed.chart import BEYOND, ROWS, distinct, draw_cases, draw_layers, milli, times
+from winnow.report.template import plain_rows
 
 OWN = ("packed", "accelerated")  # the first word of contenders that run the packed weights
-TONES = {"good": "Faster here", "mixed": "It depends", "bad": "Not faster here"}
+LAYERS = 12  # distinct ones at most on a terminal: the page has them all
+STOPPED = "The run was stopped before its end: this is what was measured by then."
 
 
-def view(bench: Bench, data: str) -> dict[str, Any]:
-    """What bench.html shows."""
-    return {
-        "title": words.clip_middle(Path(bench.model).name if Path(bench.model).is_dir() else bench.model, 80),
-        "subtitle": [t for t in (bench.architecture, bench.machine.get("cpu"), _threads(bench)) if t],
-        "created": words.when(bench.created),
-        "tone": TONES[headline(bench)[1]],
-        "interrupted": bench.interrupted,
-        "machine": template.plain_rows({**bench.machine, "ram": words.size(bench.machine.get("ram"))}),
-        "data": data,
-        "speed": chapter(bench, None),
-    }
+def view(bench: Bench, data: str) -> Page:
+    """The page of a bench, whose figures are in the file ``data``."""
+    said, tone = headline(bench)
+    n = bench.machine.get("threads")
+    threads = "" if n is None else f"{n} thread{'s' if n != 1 else ''}"
+    name = Path(bench.model).name if Path(bench.model).is_dir() else bench.model
+    machine = {**bench.machine, "ram": words.size(bench.machine.get("ram"))}
+    return Page(
+        tool="bench",
+        title=words.clip_middle(name, 80),
+        subtitle=[bench.architecture or "", bench.machine.get("cpu") or "", threads],
+        created=words.when(bench.created),
+        tone=tone,
+        sentence=said,
+        notes=[STOPPED] if bench.interrupted else [],
+        chapters=[
+            Section("On this machine", *chapter(bench, None)),
+            Section("Machine", Facts(plain_rows(machine), "plain fine")),
+        ],
+        footer=f"Sizes are decimal: 1 MB is 1,000,000 bytes. Every figure on this page, unrounded, is in {data}.",
+        answers=ANSWERS | {"good": "Faster here", "bad": "Not faster here"},
+    )
 
 
-def chapter(bench: Bench | None, report: Report | None) -> dict[str, Any] | None:
-    """What the speed chapter shows, in bench.html and in a report; None where there is nothing."""
-    quick = report.speed if report is not None else None
-    if bench is None and quick is None:
-        return None
-    found: dict[str, Any] = {
-        "line": words.capital(speed_tables.line(quick)),
-        "kernels": speed_tables.kernels(quick.kernels) if quick is not None else "",
-        "bench": bench is not None,
-    }
+def summary(bench: Bench) -> Summary:
+    """What ``winnow bench`` ends with on a terminal."""
+    said, tone = headline(bench)
+    parts: list[Table | str | list[Line]] = []
+    for case in bench.cases:
+        parts += [f"{words.capital(case.name)} ({case.rounds} rounds)", tables.case(bench, case)]
+    parts.append(tables.contenders(bench))
+    alike = [layer.name for layer, _ in distinct(bench.layers)]
+    if alike:
+        more = f"{len(alike) - LAYERS} more in the page" if len(alike) > LAYERS else ""
+        shown = tables.layers(bench).where(lambda row: row.name in alike).only(0, LAYERS)
+        parts += [LAYER_BY_LAYER, replace(shown, more=more)]
+    machine = f"{bench.machine.get('cpu')}, {bench.machine.get('instruction set')}, load average {bench.machine.get('load average', 'not known')}"
+    known = dict(tables.facts(bench))
+    parts.append([
+        *((f"{c.name} changes values", c.changes or "") for c in bench.contenders),
+        *((f"{c.name} runs on", tables.kernels(c.kernels)) for c in bench.contenders),
+        *((a.name, a.reason) for a in bench.absent),
+        *((name, known[name]) for name in ("Memory bandwidth", "Energy")),
+        ("Machine", machine),
+        *(("Note", note) for note in bench.notes),
+    ])  # fmt: skip
+    return Summary(tone, said, parts)
+
+
+LAYER_BY_LAYER = "Layer by layer, weights coming from memory"
+
+
+def _legend(bench: Bench, limits: bool) -> list[tuple[Markup, str]]:
+    kinds = {c.kind for c in bench.contenders}
+    found = [(swatch("dense"), "dense")]
+    if "quantized" in kinds:
+        found.append((swatch("quantized"), "dense, int8"))
+    if kinds & {"pruned", "pruned+quantized"}:
+        found.append((swatch("pruned"), "packed"))
+    if limits:
+        canvas = Canvas(14, 10)
+        canvas.line(7, 0, 7, 14, "limit")
+        found.append((canvas.swatch(), "bandwidth bound: its weights read once from memory"))
+    return found
+
+
+def chapter(bench: Bench | None, quick: Speed | None) -> list[Block | Table | None]:
+    """What is known of the speed: the quick measurement of a compression, and a bench."""
+    line = words.capital(tables.line(quick))
+    kernels = tables.kernels(quick.kernels) if quick is not None else ""
+    found: list[Block | Table | None] = [
+        Text(f"{line}." if line else "", "lead"),
+        Text(f"Its layers run on: {kernels}." if kernels else ""),
+    ]
     if bench is None:
         return found
-    said, tone = headline(bench)
-    kinds = {c.kind for c in bench.contenders}
-    tops = {case.name: next((m for m in bench.measures if m.case == case.name), None) for case in bench.cases}
-    far = any(
-        top is not None and m.times.median > speed.BEYOND * top.times.median
-        for m in bench.measures
-        for top in [tops.get(m.case)]
-    )
-    alike = speed.distinct(bench.layers)
-    hidden = len(alike) - speed.ROWS
-    return {
-        **found,
-        "headline": said,
-        "tone": tone,
-        "quantized": "quantized" in kinds,
-        "pruned": bool(kinds & {"pruned", "pruned+quantized"}),
-        "limits": any(m.limit is not None for m in bench.measures),
-        "differs": any(m.difference is not None for m in bench.measures),
-        "beyond": "Bars with two cuts go on beyond three times dense." if far else "",
-        "cached": _cached(bench),
-        "cases_figure": template.renditions(
-            speed.draw_cases(bench, "speed-wide", 900, 12.5), speed.draw_cases(bench, "speed-narrow", 358, 11.5)
+    first = {m.case: m.times.median for m in reversed(bench.measures)}  # of dense
+    far = any(m.times.median > BEYOND * first[m.case] for m in bench.measures)
+    caption = "Medians of all calls; the whisker is the interquartile range, the dot the 95th percentile."
+    caption += " Bars with two cuts go on beyond three times dense." if far else ""
+    bound = any(m.limit is not None for m in bench.measures)
+    how = "Backends were interleaved in one run; the speedup is the median over rounds of dense’s time over theirs in the same round."
+    if any(m.difference is not None for m in bench.measures):
+        how += " The output difference is the largest difference from the float32 model of the same weights, over its largest output."
+    many = len(distinct(bench.layers))
+    drawn = f" The slowest {ROWS} of {many} distinct ones are drawn." if many > ROWS else ""
+    layers = tables.layers(bench)
+    return [
+        *found,
+        Text(headline(bench)[0] if line else "", "lead"),
+        Figure(renditions(partial(draw_cases, bench), "speed", (12.5, 11.5)), caption + _cached(bench), _legend(bench, bound)),
+        *(
+            Fold(f"{words.capital(case.name)}, {case.rounds} rounds", tables.case(bench, case), unfolded=i == 0)
+            for i, case in enumerate(bench.cases)
         ),
-        "cases": speed_tables.cases(bench),
-        "contenders": speed_tables.contenders(bench),
-        "absent": [(a.name, a.reason) for a in bench.absent],
-        "layers_figure": template.renditions(
-            speed.draw_layers(bench, "kernels-wide", 900, 12.0), speed.draw_layers(bench, "kernels-narrow", 358, 11.0)
+        Text(how),
+        Section("Backends", tables.contenders(bench)),
+        Section("Not measured", Facts([(a.name, a.reason) for a in bench.absent])),
+        Section(
+            LAYER_BY_LAYER,
+            Figure(
+                renditions(partial(draw_layers, bench), "kernels"),
+                f"Each layer alone, its caches emptied before every call: dense float32 and its fastest packed kernel.{drawn}",
+                _legend(bench, True),
+            ),
+            Fold(f"All {len(layers.rows)} layers", layers),
         ),
-        "layers": speed_tables.layers(bench) if bench.layers else None,
-        "layers_left": f"The {speed.ROWS} that take longest of {len(alike)} distinct ones are drawn."
-        if hidden > 0
-        else "",
-        "notes": bench.notes,
-        "facts": speed_tables.facts(bench),
-    }
+        Bullets(bench.notes),
+        Facts(tables.facts(bench)),
+    ]  # fmt: skip
 
 
 def _cached(bench: Bench) -> str:
-    """Why some bars have no limit."""
+    """Why some bars have no bound."""
     b = bench.bandwidth
     if b is None or not any(c.weight_bytes is not None and c.weight_bytes <= b.cache for c in bench.contenders):
         return ""
-    return f"Weights up to {words.size(b.cache)} fit in cache, so no bandwidth bound is drawn for them."
+    return f" Weights up to {words.size(b.cache)} fit in cache, so no bandwidth bound is drawn for them."
 
 
 def headline(bench: Bench) -> tuple[str, str]:
@@ -108,7 +165,7 @@ def headline(bench: Bench) -> tuple[str, str]:
     said = f"{place}: {best.contender} takes {_milli(best)}, {dense.contender} {_milli(dense)}, "
     wins = (best.ratio_low if best.ratio_low is not None else best.ratio) > 1
     loses = (best.ratio_high if best.ratio_high is not None else best.ratio) < 1
-    said += f"{speed.times(best.ratio)} as fast" if wins or loses else "no difference that could be told from noise"
+    said += f"{times(best.ratio)} speedup" if wins or loses else "no significant difference"
     if best_other is not None and best_other is not dense and _median(best_other) < _median(best):
         return f"{said}; {best_other.contender} is faster, {_milli(best_other)}.", "mixed" if wins else "bad"
     return f"{said}.", "good" if wins else "bad"
@@ -119,9 +176,4 @@ def _median(m: Measure) -> float:
 
 
 def _milli(m: Measure) -> str:
-    return speed.milli(m.times.median)
-
-
-def _threads(bench: Bench) -> str:
-    n = bench.machine.get("threads")
-    return "" if n is None else f"{n} thread{'s' if n != 1 else ''}"
+    return milli(m.times.median)

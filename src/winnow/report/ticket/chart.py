@@ -12,9 +12,9 @@ from markupsafe import Markup
 from winnow import words
 from winnow.records.ticket import Figure, Row, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
-from winnow.report.draw.labels import fit, text_width
+from winnow.report.draw.labels import Box, fit, text_width
+from winnow.report.draw.plot import NARROW, Plot
 from winnow.report.ticket.words import plain, span
 
 COLOURS = 6  # of methods other than the chosen one, the reference and dense; then shapes repeat them
@@ -60,30 +60,22 @@ def mark(
         canvas.dot(x, y, radius + 3, "hit", title)
 
 
+def sample(style: Style) -> Markup:
+    """A mark alone, for legends and tables."""
+    canvas = Canvas(14, 10)
+    mark(canvas, style, 7, 7, 4.2)
+    return canvas.swatch()
+
+
 def legend(report: TicketReport) -> list[tuple[Markup, str]]:
     """Mark and name of every method in the pictures."""
-    found = []
     drawn = {r.method for r in report.rows if r.figure is not None}
-    for method, style in styles(report).items():
-        if method in drawn:
-            canvas = Canvas(14, 10)
-            mark(canvas, style, 7, 7, 4.2)
-            found.append((canvas.swatch(), report.named(method)))
-    return found
+    return [(sample(style), report.named(method)) for method, style in styles(report).items() if method in drawn]
 
 
-@dataclass(frozen=True)
-class Vertical:
-    """The axis of quality: its ends, and what lies beyond them."""
-
-    low: float
-    high: float
-
-    def beyond(self, value: float) -> bool:
-        return not self.low <= value <= self.high
-
-
-def vertical(values: Sequence[float], edges: Sequence[float], higher: bool, share: float, reach: float) -> Vertical:
+def vertical(
+    values: Sequence[float], edges: Sequence[float], higher: bool, share: float, reach: float
+) -> tuple[float, float]:
     """Ends of an axis that shows where a decision is made: a method far below the others does not flatten it.
 
     ``reach`` times the loss that ``share`` of the values stay within is shown; ``edges`` (ends of intervals) as far as
@@ -100,7 +92,7 @@ def vertical(values: Sequence[float], edges: Sequence[float], higher: bool, shar
     shown += [e for e in edges if math.isfinite(e) and -slack <= best - sign * e <= worst + slack]
     low, high = min(shown), max(shown)
     room = max(0.06 * (high - low), 1e-3 * abs(high), 1e-6)
-    return Vertical(low - room, high + room)
+    return low - room, high + room
 
 
 def edges(figures: Sequence[Figure | None]) -> list[float]:
@@ -122,71 +114,60 @@ def title(row: Row, report: TicketReport, more: str = "") -> str:
     return said + more
 
 
-def by_sparsity(report: TicketReport, key: str, width: float, height: float, font: float) -> Markup | None:
-    """A line a method; zeros evenly in the logarithm of what is left, as rounds of pruning take them. None for one sparsity."""
+def by_sparsity(report: TicketReport, canvas: Canvas) -> tuple[str, str] | None:
+    """A line a method; sparsity evenly in the logarithm of what is left, as rounds of pruning take it. None for one
+    sparsity."""
     rows = [r for r in report.rows if r.figure is not None and math.isfinite(r.figure.value)]
     pruned = [r for r in rows if r.method != "dense"]
-    dense = report.dense
+    dense, font, width = report.dense, canvas.font, canvas.width
     if len({r.zeros for r in pruned}) < 2:
         return None
-    wide = width > 600
-    levels = sorted({r.sparsity for r in pruned})
-    canvas = Canvas(width, font)
-    canvas.height = height
+    wide = width > NARROW
+    canvas.height = canvas.height or (380 if wide else 320)
     values = [r.figure.value for r in pruned if r.figure] + ([dense.value] if dense else [])
-    known = vertical(values, edges([r.figure for r in pruned] + [dense]), report.task.higher_is_better, 0.8, 1.6)
-    top, bottom = 2.3 * font, height - 2.9 * font
-    y = Scale(known.low, known.high, bottom - 14, top)
-    ticks = y.ticks(30)
-    left = 10 + max((text_width(words.short(t), font) for t in ticks), default=20.0)
+    ends = vertical(values, edges([r.figure for r in pruned] + [dense]), report.task.higher_is_better, 0.8, 1.6)
     label = report.named if wide else report.brief
     methods = [m for m in report.methods if any(r.method == m for r in pruned)]
-    right = width - min(12 + max(text_width(label(m), font) for m in methods), width * (0.26 if wide else 0.3))
+    names = min(12 + max(text_width(label(m), font) for m in methods), width * (0.26 if wide else 0.3))
+    plot = Plot(canvas, Box(0, 2.3 * font, width - names, canvas.height - 2.9 * font), ends, room=(0, 14))
     dodge = min(5.0, 40.0 / max(len(methods), 1))
     side = 22 + dodge * len(methods) / 2
-    steps = [-math.log(1 - s) for s in levels]
-    x = Scale(steps[0], steps[-1], left + side, right - side)
+    levels = {-math.log(1 - s): s for s in sorted({r.sparsity for r in pruned})}
+    x = plot.across(min(levels), max(levels), room=(side, side))
     canvas.text(0, font, fit(heading(report), width, font), "heading")
-    rules(canvas, y, ticks, left, right, bottom)
+    plot.rules()
     if dense is not None:
-        canvas.line(left, y.clamp(dense.value), right, y.clamp(dense.value), "datum")
-        canvas.text(right, y.clamp(dense.value) - 5, f"dense {plain(dense.value, report.task)}", anchor="end")
-    last = -math.inf
-    for s, at in zip(levels, steps, strict=True):
-        canvas.line(x(at), bottom, x(at), bottom + 4, "axis")
-        text = words.percent(s)
-        if x(at) - last > text_width(text, font) + 6:
-            canvas.text(x(at), bottom + 5 + font, text, anchor="middle")
-            last = x(at)
-    canvas.text(right, height - 3, "zeros among the prunable weights →", "label", anchor="end")
-    looks, ends = styles(report), {}
+        plot.datum(dense.value, f"dense {plain(dense.value, report.task)}")
+    plot.ticks(list(levels), lambda v: words.percent(levels[v]), "sparsity →", 2.9 * font - 3)
+    looks, last = styles(report), {}
     for i, method in enumerate(methods):
         shift = (i - (len(methods) - 1) / 2) * dodge
         own = sorted((r for r in pruned if r.method == method), key=lambda r: r.sparsity)
         line = [(x(-math.log(1 - r.sparsity)) + shift, r.figure.value) for r in own if r.figure]
-        for part in _visible(line, known):
-            canvas.polyline([(px, y.clamp(v)) for px, v in part], f"front {looks[method].css}")
+        for part in _visible(line, ends):
+            canvas.polyline([(px, plot.y.clamp(v)) for px, v in part], f"front {looks[method].css}")
         for (px, value), r in zip(line, own, strict=True):
-            point(canvas, r, report, looks[method], px, y.clamp(value), y, known)
-        ends[method] = line[-1][0], y.clamp(line[-1][1])
-    spots = apart([ends[m][1] for m in methods], font * 1.2, top, bottom)
+            point(plot, r, report, looks[method], px, plot.y.clamp(value))
+        last[method] = line[-1][0], plot.y.clamp(line[-1][1])
+    right = plot.area.right
+    spots = apart([last[m][1] for m in methods], font * 1.2, plot.area.top, plot.area.bottom)
     for method, at in zip(methods, spots, strict=True):
-        px, py = ends[method]
+        px, py = last[method]
         canvas.line(px + 7, py, right + 2, at, "leader")
-        name = fit(label(method), width - right - 8, font)
         css = "name chosen" if method == report.chosen else "name"
+        name = fit(label(method), names - 8, font)
         canvas.text(right + 6, at + 0.35 * font, name, css, title=report.named(method))
     said = "; ".join(title(r, report) for r in pruned[:12])
-    return canvas.svg(key, f"{words.capital(report.task.metric)} against sparsity", said + ".")
+    return f"{words.capital(report.task.metric)} against sparsity", said + "."
 
 
-def _visible(line: Sequence[tuple[float, float]], known: Vertical) -> list[list[tuple[float, float]]]:
+def _visible(line: Sequence[tuple[float, float]], ends: tuple[float, float]) -> list[list[tuple[float, float]]]:
     """The stretches of a line that lie on the axis, cut where it leaves it."""
     found = []
     for (x0, v0), (x1, v1) in pairwise(line):
         first, last = 0.0, 1.0
-        for edge in (known.low, known.high):
-            out0, out1 = (v0 < edge, v1 < edge) if edge == known.low else (v0 > edge, v1 > edge)
+        for edge in ends:
+            out0, out1 = (v0 < edge, v1 < edge) if edge == ends[0] else (v0 > edge, v1 > edge)
             if out0 and out1:
                 first, last = 1.0, 0.0
             elif out0 or out1:
@@ -197,25 +178,14 @@ def _visible(line: Sequence[tuple[float, float]], known: Vertical) -> list[list[
     return found
 
 
-def rules(canvas: Canvas, y: Scale, ticks: Sequence[float], left: float, right: float, bottom: float) -> None:
-    for value in ticks:
-        canvas.line(left, y(value), right, y(value), "grid")
-        canvas.text(left - 6, y(value) + 0.35 * canvas.font, words.short(value), anchor="end")
-    canvas.line(left, bottom, right, bottom, "axis")
-
-
 def point(
-    canvas: Canvas, row: Row, report: TicketReport, style: Style, x: float, y: float, scale: Scale, known: Vertical,
-    more: str = "",
-    whisker: bool = True,
-) -> None:  # fmt: skip
+    plot: Plot, row: Row, report: TicketReport, style: Style, x: float, y: float, more: str = "", whisker: bool = True
+) -> None:
     figure = row.figure
     assert figure is not None
-    if known.beyond(figure.value):
-        canvas.arrow(x, y, up=figure.value > known.high, css=f"arrow {style.css}")
-    elif whisker and figure.low is not None and figure.high is not None and not math.isnan(figure.low + figure.high):
-        canvas.line(x, scale.clamp(figure.low), x, scale.clamp(figure.high), f"whisker {style.css}")
-    mark(canvas, style, x, y, 4.2, title(row, report, more))
+    low, high = (figure.low, figure.high) if whisker else (None, None)
+    plot.interval(x, y, figure.value, low, high, style.css)
+    mark(plot.canvas, style, x, y, 4.2, title(row, report, more))
 
 
 def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

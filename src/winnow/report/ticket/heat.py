@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from winnow import words
 from winnow.records.ticket import COLLAPSE, TensorLine, TicketLine, TicketReport
 from winnow.report.allocation.words import block, shortened
@@ -27,7 +25,7 @@ class Column:
     kept: dict[str, float]
 
 
-def by_round(report: TicketReport, line: TicketLine, key: str, width: float, font: float) -> Markup | None:
+def by_round(report: TicketReport, line: TicketLine, canvas: Canvas) -> tuple[str, str] | None:
     """The picture of one ticket's rounds, or None for a ticket of fewer than two."""
     rounds = [r for r in line.rounds if r.densities]
     if len(rounds) < 2:
@@ -35,12 +33,12 @@ def by_round(report: TicketReport, line: TicketLine, key: str, width: float, fon
     if len(rounds) > COLUMNS:
         rounds = [rounds[round(i * (len(rounds) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
     columns = [
-        Column(str(r.number), f"round {r.number}, {words.percent(r.sparsity)} zeros", r.densities) for r in rounds
+        Column(str(r.number), f"round {r.number}, {words.percent(r.sparsity)} sparsity", r.densities) for r in rounds
     ]
-    return _draw(line.tensors, columns, key, width, font, "Round", f"{report.named(line.method)}, kept of each tensor")
+    return _draw(canvas, line.tensors, columns, "Round", f"{report.named(line.method)}, kept of each tensor")
 
 
-def by_method(report: TicketReport, key: str, width: float, font: float) -> Markup | None:
+def by_method(report: TicketReport, canvas: Canvas) -> tuple[str, str] | None:
     """The picture of all methods at the report's sparsity, first seeds; None where there is one method only."""
     lines = {t.method: t for t in reversed(report.lines_at(report.sparsity)) if t.method != "dense"}
     if len(lines) < 2:
@@ -50,8 +48,8 @@ def by_method(report: TicketReport, key: str, width: float, font: float) -> Mark
     for m in order:
         kept = {t.name: t.kept / t.numel for t in lines[m].tensors if t.numel}
         columns.append(Column(report.brief(m), report.named(m), kept))
-    title = f"Kept of each tensor at {words.percent(report.sparsity)} zeros"
-    return _draw(lines[order[0]].tensors, columns, key, width, font, "", title)
+    title = f"Kept of each tensor at {words.percent(report.sparsity)} sparsity"
+    return _draw(canvas, lines[order[0]].tensors, columns, "", title)
 
 
 def _grouped(tensors: Sequence[TensorLine]) -> list[tuple[str, list[TensorLine]]]:
@@ -75,9 +73,9 @@ def _figure(share: float) -> str:
 
 
 def _draw(
-    tensors: Sequence[TensorLine], columns: Sequence[Column], key: str, width: float, font: float, over: str, title: str
-) -> Markup:
-    canvas = Canvas(width, font)
+    canvas: Canvas, tensors: Sequence[TensorLine], columns: Sequence[Column], over: str, title: str
+) -> tuple[str, str]:
+    font, width = canvas.font, canvas.width
     groups = _grouped(tensors)
     names = shortened([name for name, _ in groups])
     labels = min(max(text_width(n, font) for n in [*names, over]) + 10, width * 0.34)
@@ -108,9 +106,7 @@ def _draw(
         y += row
     canvas.height = y + 4
     low = min((v for line in values for v in line if v is not None), default=math.nan)
-    return canvas.svg(
-        key, title, f"{len(groups)} rows, {len(columns)} columns; the least kept is {words.percent(low, 2)}."
-    )
+    return title, f"{len(groups)} rows, {len(columns)} columns; the least kept is {words.percent(low, 2)}."
 
 
 def _heads(canvas: Canvas, columns: Sequence[Column], labels: float, pitch: float, over: str, slanted: bool) -> float:

@@ -8,15 +8,14 @@ from pathlib import Path
 from winnow.errors import InputError
 from winnow.records.ticket import TicketReport
 from winnow.report.folder import write_files
-from winnow.report.template import template
-from winnow.report.ticket.tables import view
+from winnow.report.ticket.view import view
 
 PAGE, DATA = "ticket.html", "ticket-report.json"  # ticket.json is the saved ticket itself
 
 
 def render(report: TicketReport) -> str:
     """The whole page as one string: styles and pictures inside, nothing loaded from anywhere."""
-    return template(PAGE).render(**view(report)) + "\n"
+    return view(report).html()
 
 
 def write(report: TicketReport, folder: str | os.PathLike[str]) -> Path:

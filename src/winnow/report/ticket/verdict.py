@@ -27,14 +27,14 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
     row = fine[-1] if fine else own[0]
     took = f"in {passes(row.passes)} ({words.count(round(row.steps))} steps)"
     full = f"full IMP takes {passes(row.imp_steps / report.steps)}" if row.zeros else ""
-    head = f"{words.capital(name)} at {words.percent(row.sparsity)} zeros"
+    head = f"{words.capital(name)} at {words.percent(row.sparsity)} sparsity"
     if row.figure is None:
         said = f"{head}, found and trained {took}; its quality was not measured"
         return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
     said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
     if row.drop is not None:
         span = change_span(row.drop, task)
-        said += f", {change(row.drop, task)} {unit(task)} against dense" + (f" ({span})" if span else "")
+        said += f", {phrases.amount(change(row.drop, task), unit(task))} against dense" + (f" ({span})" if span else "")
     said += f", {took}"
     theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
     if theirs is not None and theirs.figure is not None and reference is not None:
@@ -46,7 +46,7 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
 
 def _whole(sentence: str) -> str:
     """No line ends between a figure and its unit."""
-    return sentence.replace(" %", "\u00a0%").replace(" T", "\u00a0T")
+    return sentence.replace(" T", "\u00a0T")
 
 
 def _tone(drop: Figure | None) -> Literal["good", "mixed", "bad"]:
@@ -67,7 +67,7 @@ def warnings(report: TicketReport) -> list[str]:
         rule = next((line.cost.isp for line in lines if line.cost.isp is not None and not line.cost.isp.kept), None)
         if rule is not None:
             found.append(
-                f"{where}: {words.percent(rule.share)} of T had gone before the last mask (at most 25 % is the rule): little learning rate was left for the fine-tuning."
+                f"{where}: {words.percent(rule.share)} of T had gone before the last mask (at most 25% is the rule): little learning rate was left for the fine-tuning."
             )
         if any(line.figure is not None and not math.isfinite(line.figure.value) for line in lines):
             found.append(f"{where}: the model put out values that are not numbers.")
