@@ -61,8 +61,9 @@ def has_logits(output: Any) -> bool:
     return isinstance(output, torch.Tensor) or _field(output, "logits") is not None
 
 
-def embeddings_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
-    """One vector of length 1 per example [n, width]: hidden states averaged over the tokens that are not padding.
+def embeddings_of(output: Any, batch: Batch) -> torch.Tensor:
+    """One vector of length 1 per example [n, width]: hidden states averaged over the tokens that
+    ``attention_mask`` of the batch does not call padding.
 
     An output that already is [n, width] is only normalised; of a model of images and texts, both embeddings are joined.
     """
@@ -78,6 +79,7 @@ def embeddings_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
         raise InputError("the model returned no hidden states: similarity needs an encoder without an output head.")
     hidden = hidden.float()
     if hidden.ndim == 3:
+        mask = batch.get("attention_mask") if isinstance(batch, dict) else None
         weights = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.device).float()
         hidden = (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)
     return torch.nn.functional.normalize(hidden, dim=-1)

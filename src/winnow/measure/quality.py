@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,14 @@ from winnow.measure.regression import RegressionTask
 from winnow.measure.similarity import SimilarityTask
 from winnow.measure.task import Task
 
-TASKS = ("perplexity", "classification", "similarity", "regression", "agreement")
+_TASKS: dict[str, Callable[..., Task]] = {
+    "perplexity": LanguageModelTask,
+    "classification": ClassificationTask,
+    "similarity": SimilarityTask,
+    "regression": RegressionTask,
+    "agreement": AgreementTask,
+}
+TASKS = tuple(_TASKS)
 _ALIASES = {
     "lm": "perplexity",
     "language-model": "perplexity",
@@ -65,17 +73,9 @@ def open_task(
             "the model puts out one number, which is always its largest: agreement needs two or more outputs - leave out "
             "--task, or give --task regression."
         )
-    if name == "perplexity":
-        return LanguageModelTask(records, processor, length=length, limit=limit, config=config)
-    if name == "classification":
-        return ClassificationTask(records, processor, length=length, limit=limit, config=config)
-    if name == "similarity":
-        return SimilarityTask(records, processor, length=length, limit=limit, config=config)
-    if name == "regression":
-        return RegressionTask(records, processor, length=length, limit=limit, config=config)
-    if name == "agreement":
-        return AgreementTask(records, processor, length=length, limit=limit, config=config)
-    raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
+    if name not in _TASKS:
+        raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
+    return _TASKS[name](records, processor, length=length, limit=limit, config=config)
 
 
 def _suggested(records: Records, model_kind: str, config: Any, single: bool | None) -> str:
