@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from winnow.masks.blocks import find_blocks
@@ -89,17 +88,3 @@ def _note(calls: list[str], path: str) -> Callable[..., None]:
         calls.append(path)
 
     return note
-
-
-def first_example(batch: Any) -> Any | None:
-    """The batch cut to its first example, or None where its tensors do not share a first dimension."""
-    items = (
-        list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    )
-    tensors = [t for t in items if isinstance(t, torch.Tensor)]
-    if not tensors or any(t.dim() == 0 for t in tensors) or len({t.shape[0] for t in tensors}) > 1:
-        return None
-    cut = [t[:1] if isinstance(t, torch.Tensor) else t for t in items]
-    if isinstance(batch, Mapping):
-        return dict(zip(batch.keys(), cut))
-    return cut if isinstance(batch, (tuple, list)) else cut[0]

@@ -22,8 +22,8 @@ from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
 from winnow.calibrate.units import Unit
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
+from winnow.forward.modes import calibrating
 from winnow.forward.padding import Padding
-from winnow.forward.quiet import calibrating
 from winnow.inputs import InputStats
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import CONVOLUTIONS, Prunable

@@ -13,11 +13,12 @@ from torch import nn
 
 from winnow.calibrate.directly import noting, read_directly, watched
 from winnow.calibrate.options import Options
-from winnow.calibrate.units import Unit, find_units, first_example, one_stream, probe, whole
+from winnow.calibrate.units import Unit, find_units, one_stream, probe, whole
 from winnow.calibrate.walk import Fit, Visit, Walk
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
-from winnow.forward.quiet import calibrating
+from winnow.forward.batch import first_example
+from winnow.forward.modes import calibrating
 from winnow.masks.prunable import Prunable, Scope
 
 

@@ -162,7 +162,7 @@ def _training(
 
 def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
     """(seconds, bytes its layers put out, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
-    from winnow.forward.quiet import calibrating
+    from winnow.forward.modes import calibrating
 
     held = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.errors import InputError
-from winnow.forward.arithmetic import following
+from winnow.forward.batch import call
+from winnow.forward.model import accepted
+from winnow.forward.modes import eval_mode
 
 # What a module's own code raises when an argument does not suit it.
 ERRORS: tuple[type[Exception], ...] = (
@@ -84,19 +85,13 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and the plain kernels: no dropout, no fused path that skips submodules or blends features."""
-    training = [m for m in module.modules() if m.training]
-    fast, blocked = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    module.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
+    blocked = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with eval_mode(module, fastpath=False), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.mkldnn.enabled = blocked  # type: ignore[assignment]
-        for m in training:
-            m.training = True
 
 
 def forward(model: nn.Module, example: Any) -> Any:
@@ -104,13 +99,9 @@ def forward(model: nn.Module, example: Any) -> Any:
 
     Floating-point tensors follow the model's arithmetic.
     """
-    example = following(model, example)
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            kwargs.setdefault("use_cache", False)
-        return model(**kwargs)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+    if isinstance(example, Mapping) and "use_cache" in accepted(model):
+        example = {"use_cache": False, **example}
+    return call(model, example)
 
 
 def small(example: Any, rows: int = 2, tokens: int = 16) -> Any:

@@ -175,8 +175,12 @@ def map_tensors(inputs: Any, function: Any) -> Any:
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """Dtype, shape and contents of a tensor."""
-    body = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + body
+    return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + contents(tensor)
+
+
+def contents(tensor: torch.Tensor) -> bytes:
+    """The values of a tensor, bit for bit, in row order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _digest(parts: Sequence[bytes]) -> bytes:

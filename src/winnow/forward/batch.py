@@ -7,21 +7,40 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from winnow.forward.arithmetic import following
 
 
-def call(model: nn.Module, batch: Any) -> Any:
+def call(model: nn.Module, batch: Any, **settings: Any) -> Any:
     """``model(**batch)``, ``model(*batch)`` or ``model(batch)``, whichever the batch's type means.
 
     Floating-point tensors follow the model's arithmetic.
     """
     batch = following(model, batch)
     if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
+        return model(**batch, **settings)
+    return model(*(batch if isinstance(batch, (tuple, list)) else (batch,)), **settings)
+
+
+def first_tensor(batch: Any) -> torch.Tensor | None:
+    """The first tensor of a batch, however nested, that has a dimension; None without one."""
+    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    return next((t for t in leaves if torch.is_tensor(t) and t.ndim), None)
+
+
+def first_example(batch: Any) -> Any | None:
+    """The batch cut to its first example, or None where its tensors do not share a first dimension."""
+    items = (
+        list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    )
+    tensors = [t for t in items if isinstance(t, torch.Tensor)]
+    if not tensors or any(t.dim() == 0 for t in tensors) or len({t.shape[0] for t in tensors}) > 1:
+        return None
+    cut = [t[:1] if isinstance(t, torch.Tensor) else t for t in items]
+    if isinstance(batch, Mapping):
+        return dict(zip(batch.keys(), cut))
+    return cut if isinstance(batch, (tuple, list)) else cut[0]
 
 
 def token_count(batches: list[Any]) -> int:
@@ -43,10 +62,4 @@ def token_count(batches: list[Any]) -> int:
 
 def example_count(batches: Sequence[Any]) -> int:
     """Examples in calibration batches: rows of their first tensor."""
-    count = 0
-    for batch in batches:
-        tensors = (
-            batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-        )
-        count += next((len(t) for t in tensors if torch.is_tensor(t) and t.ndim), 0)
-    return count
+    return sum(len(t) for t in map(first_tensor, batches) if t is not None)

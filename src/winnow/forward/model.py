@@ -13,7 +13,8 @@ from torch import nn
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.errors import InputError
-from winnow.forward.arithmetic import following
+from winnow.forward import batch as plain
+from winnow.forward.modes import eval_mode
 
 
 def accepted(model: nn.Module) -> dict[str, inspect.Parameter]:
@@ -31,17 +32,12 @@ def call(model: nn.Module, batch: Batch, **settings: Any) -> Any:
     gets its first tensor.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch = following(model, map_tensors(batch, lambda tensor: tensor.to(device)))
+    batch = map_tensors(batch, lambda tensor: tensor.to(device))
     names = accepted(model)
     settings = {key: value for key, value in settings.items() if key in names}
-    if not isinstance(batch, dict):
-        return model(*batch, **settings)
-    if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in names.values()):
-        fitting = {key: tensor for key, tensor in batch.items() if key in names}
-        if not fitting:
-            return model(next(iter(batch.values())), **settings)
-        batch = fitting
-    return model(**batch, **settings)
+    if isinstance(batch, dict) and not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in names.values()):
+        batch = {key: tensor for key, tensor in batch.items() if key in names} or (next(iter(batch.values())),)
+    return plain.call(model, batch, **settings)
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -88,14 +84,8 @@ def embeddings_of(output: Any, batch: Batch) -> torch.Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and inference mode inside, every module's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.inference_mode():
+        yield
 
 
 def _field(output: Any, name: str) -> torch.Tensor | None:

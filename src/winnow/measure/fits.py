@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from winnow.calibrate.units import first_example
 from winnow.data.records import Records, map_tensors, tensor_items
 from winnow.errors import InputError, WinnowError
+from winnow.forward.batch import first_example
 from winnow.forward.model import call, evaluating, logits_of
 from winnow.masks.outputs import answer_of
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from winnow import importing
+from winnow.data.records import contents
 from winnow.data.tokens import name_padding
 from winnow.disk.links import leaves
 from winnow.errors import InputError
@@ -258,7 +259,7 @@ def identity_of_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors_of(model).items()):
         digest.update(name.encode())
-        digest.update(_bytes_of(tensor))
+        digest.update(contents(tensor))
     return digest.hexdigest()
 
 
@@ -352,7 +353,3 @@ def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
     return opened(model)
-
-
-def _bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

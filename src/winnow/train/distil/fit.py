@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.forward.quiet import quiet
+from winnow.forward.modes import plain_eval
 from winnow.masks.given import working_copy
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
@@ -184,7 +184,7 @@ class Bench:
     def _check(self, batch: Any) -> None:
         """What can be said before the first step: outputs that are finite, and that a gradient can flow back from."""
         weights = {n: m.detach().requires_grad_() for n, m in self.student.matrices().items()}
-        with quiet(self.model), torch.enable_grad():
+        with plain_eval(self.model), torch.enable_grad():
             values = read_output(self.student(batch, weights), batch).values
             try:
                 reached = values.requires_grad and torch.autograd.grad(

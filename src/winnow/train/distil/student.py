@@ -12,7 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.forward.batch import call
 from winnow.forward.holding import Places
-from winnow.forward.quiet import quiet
+from winnow.forward.modes import plain_eval
 from winnow.masks.prunable import Scope
 from winnow.train.examples import map_tensors
 
@@ -80,7 +80,7 @@ class Student:
     def _still(self) -> Iterator[None]:
         """Evaluation mode throughout; inside :meth:`training` only the batch norms have to be told."""
         if not self._inside:
-            with quiet(self.model):
+            with plain_eval(self.model):
                 yield
             return
         busy = [m for m in self.model.modules() if m.training]
@@ -99,7 +99,7 @@ class Student:
     def training(self, weights: bool, small: bool) -> Iterator[None]:
         """Gradients for what is trained and for nothing else; modes, flags and gradients are put back at the end."""
         before = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
-        with quiet(self.model):
+        with plain_eval(self.model):
             try:
                 self._inside = True
                 for p, _, _ in before:
