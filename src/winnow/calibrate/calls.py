@@ -20,13 +20,11 @@ from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
 
 class Waiting(Protocol):
-    """Of a :class:`winnow.calibrate.walk.Walk`: the passes that wait, and how one is fetched and run."""
+    """Of a :class:`winnow.calibrate.walk.Walk`: the passes that wait, and how one is run."""
 
     options: Options
     passes: list[SuspendedPass]
-    spill: Spill | None
-
-    def fetch(self, i: int) -> None: ...
+    spill: Spill
 
     def forward(self, unit: Unit, i: int) -> Any: ...
 
@@ -58,9 +56,8 @@ class WaitingCalls:
     def at(self, index: int) -> Iterator[Call]:
         """One call, on the walk's device; what it yields is valid inside only."""
         i, spill, device = self._here[index], self._walk.spill, self._walk.options.device
-        self._walk.fetch(i)
-        if spill is not None:
-            spill.fetch(self._key(i))
+        spill.fetch(i)
+        spill.fetch(self._key(i))
         content = (*self._walk.passes[i].call, self._targets[i])
         if device.type != "cpu":
             content = tree_map_only(torch.Tensor, lambda t: t.to(device), content)
@@ -71,9 +68,8 @@ class WaitingCalls:
             yield Call(args, kwargs, target, self._counts[i])
         finally:
             del args, kwargs, target, content
-            if spill is not None:
-                spill.drop(i)
-                spill.drop(self._key(i))
+            spill.drop(i)
+            spill.drop(self._key(i))
 
     def run(self, i: int, padding: Padding) -> Any:
         """The output of the dense unit on call ``i``; what its layers put out meanwhile goes into ``moments``.
@@ -99,34 +95,33 @@ class WaitingCalls:
         """Makes ``output``, which came from call ``of``, the target of call ``i``."""
         walk, call = self._walk, self._walk.passes[of].call
         target = output_of(output)
-        inputs = {t.untyped_storage().data_ptr() for t in _tensors(call)}
+        inputs = {t.untyped_storage().data_ptr() for t in tensors_in(call)}
         if of != i or target.untyped_storage().data_ptr() in inputs:
             target = target.clone()  # the pass goes on with the output, and may write to it
         self._targets[i], self._counts[i] = target, _positions(call, padding, self._unit.path)
-        if walk.spill is not None:
-            walk.spill.park(self._key(i), target)
+        walk.spill.park(self._key(i), target)
 
     def lacks(self, i: int) -> bool:
         return i not in self._targets
 
     def close(self) -> None:
         """Forgets the targets, on disk too."""
-        if self._walk.spill is not None:
-            for i in self._targets:
-                self._walk.spill.release(self._key(i))
+        for i in self._targets:
+            self._walk.spill.release(self._key(i))
         self._targets.clear()
 
     def _key(self, i: int) -> int:
         return len(self._walk.passes) + i
 
 
-def _tensors(call: Any) -> list[torch.Tensor]:
+def tensors_in(call: Any) -> list[torch.Tensor]:
+    """Every tensor among the arguments of a call."""
     return [t for t in tree_leaves(call) if isinstance(t, torch.Tensor)]
 
 
 def _positions(call: Any, padding: Padding, path: str) -> torch.Tensor | None:
     """Which positions of the stream that a unit reads are no padding."""
-    x = next((t for t in _tensors(call) if t.ndim > 1), None)
+    x = next((t for t in tensors_in(call) if t.ndim > 1), None)
     if x is None:
         return None
     return padding.rows(x if x.is_floating_point() else x.unsqueeze(-1), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,28 @@ class Seen:
 
     def same(self, other: Seen) -> bool:
         return self._key == other._key and not self._alive.expired()
+
+
+@dataclass
+class LastInputs:
+    """The inputs that the last layer read, pass by pass, and their statistics."""
+
+    inputs: dict[int, Seen]
+    stats: InputStats
+    gram: bool
+
+    def serves(self, p: Prunable, seen: dict[int, Seen], gram: bool) -> bool:
+        return (
+            self.stats.cols == p.cols
+            and self.gram == gram
+            and seen.keys() == self.inputs.keys()
+            and all(self.inputs[i].same(one) for i, one in seen.items())
+        )
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What a layer that is called like this multiplies with."""
+    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
 
 
 class Capture:
@@ -104,7 +127,7 @@ class Capture:
             self._hook(module, args, kwargs)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        x = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
+        x = first_input(args, kwargs)
         for p in self._hooked[module]:
             if p.kind in CONVOLUTIONS:
                 assert isinstance(module, _ConvNd)

@@ -12,6 +12,7 @@ from torch import nn
 from winnow.calibrate.capture import Capture, hooked, time_first
 from winnow.calibrate.multiply import WatchMultiplications
 from winnow.forward.batch import call as call_model
+from winnow.forward.batch import device_of
 from winnow.forward.padding import Padding
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
@@ -66,8 +67,7 @@ def dense_statistics(
 
     Only those are returned whose inputs were seen.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    capture = Capture(model, "", prunables, gram, device, direct)
+    capture = Capture(model, "", prunables, gram, device_of(model), direct)
     with torch.no_grad():
         for batch in batches:
             padding = Padding(batch)

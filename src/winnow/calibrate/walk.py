@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from winnow.calibrate.calls import WaitingCalls
-from winnow.calibrate.capture import Capture, Seen, time_first
+from winnow.calibrate.calls import WaitingCalls, tensors_in
+from winnow.calibrate.capture import Capture, LastInputs, Seen, first_input, time_first
 from winnow.calibrate.directly import dense_statistics
 from winnow.calibrate.options import Options
 from winnow.calibrate.spill import Spill
@@ -22,11 +21,12 @@ from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
 from winnow.calibrate.units import Unit
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
+from winnow.forward.batch import device_of
 from winnow.forward.modes import calibrating
 from winnow.forward.padding import Padding
 from winnow.inputs import InputStats
 from winnow.masks.experts import find_experts
-from winnow.masks.prunable import CONVOLUTIONS, Prunable
+from winnow.masks.prunable import CONVOLUTIONS
 
 Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
 Fit = Callable[[Unit, dict[str, list[InputStats]], WaitingCalls], None]
@@ -57,8 +57,8 @@ class Walk:
         self.steps, self.total = 0, (3 if twins else 2) * len(units) * len(options.batches)
         self.passes: list[SuspendedPass] = []
         self.paddings: list[Padding] = []
-        self.spill: Spill | None = None
-        self.recent: _Recent | None = None
+        self.spill = Spill(None)
+        self.recent: LastInputs | None = None
         self.aside: dict[str, list[InputStats]] = {}  # of the dense model, for those that no forward stops at
 
     def run(self) -> None:
@@ -84,15 +84,13 @@ class Walk:
     @contextmanager
     def _spilling(self) -> Iterator[None]:
         if self.options.spill is not None:
-            owned = [*self.options.model.parameters(), *self.options.model.buffers()]
-            for batch in self.options.batches:
-                tree_map_only(torch.Tensor, owned.append, dict(batch) if isinstance(batch, Mapping) else batch)
+            batches = [dict(b) if isinstance(b, Mapping) else b for b in self.options.batches]
+            owned = [*self.options.model.parameters(), *self.options.model.buffers(), *tensors_in(batches)]
             self.spill = Spill(self.options.spill, [t for t in owned if not t.is_meta])
         try:
             yield
         finally:
-            if self.spill is not None:
-                self.spill.close()
+            self.spill.close()
 
     def _start(self) -> None:
         model, threads = self.options.model, pool_size(len(self.batches))
@@ -114,7 +112,7 @@ class Walk:
                 output = self.forward(unit, i)
             self.options.leave(unit)
             one.resume(output)
-        if self.spill is not None and not one.finished:
+        if not one.finished:
             self.spill.park(i, one.call)
 
     def _again(self, unit: Unit) -> None:
@@ -149,10 +147,9 @@ class Walk:
             self.left.discard(unit.path)
             if self.left:  # after the last unit nobody needs the outputs, nor the head
                 for i in here:
-                    self.fetch(i)
+                    self.spill.fetch(i)
                     output = self.forward(unit, i)
-                    if self.spill is not None:
-                        self.spill.release(i)
+                    self.spill.release(i)
                     self._report(1, unit)
                     self.passes[i].resume(output)
                     del output
@@ -175,12 +172,11 @@ class Walk:
         """Runs the dense passes through a unit that is still dense; what comes out is the target of their twins."""
         ahead = bool(self.left - {unit.path})
         for i in twins:
-            self.fetch(i)
+            self.spill.fetch(i)
             self._pad(unit, i)
             output = calls.run(i, self.paddings[i])
             calls.keep(i - len(self.options.batches), output, i, self.paddings[i])
-            if self.spill is not None:
-                self.spill.release(i)
+            self.spill.release(i)
             self._report(1, unit)
             if ahead:
                 self.passes[i].resume(output)
@@ -193,18 +189,17 @@ class Walk:
         self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=time_first(unit.module))
 
     def _statistics(self, unit: Unit, here: list[int], calls: WaitingCalls | None) -> dict[str, list[InputStats]]:
-        device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
         if calls is None and self._runs_once(unit):
-            return self._read(unit, here, device)
-        capture = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device, self.options.direct)
+            return self._read(unit, here)
+        capture = self._capture(unit, self.options.direct)
         routed = any(_within(path, unit.path) for path in self.routed)
         writes = False
         for n, i in enumerate(here):
-            self.fetch(i)
+            self.spill.fetch(i)
             self._pad(unit, i)
             call = self.passes[i].call
             args, kwargs = call
-            tensors = _tensors(call)
+            tensors = tensors_in(call)
             # A block that writes to its own input would see its own traces in the second run.
             copies = [t.clone() for t in tensors] if writes or n == 0 else []
             versions = [t._version for t in tensors]
@@ -219,8 +214,7 @@ class Walk:
                 for tensor, copy in zip(tensors, copies):
                     tensor.copy_(copy)
             del copies, tensors, call, args, kwargs
-            if self.spill is not None:
-                self.spill.drop(i)
+            self.spill.drop(i)
             self._report(1, unit)
         if calls is not None:
             calls.copies = writes
@@ -232,41 +226,39 @@ class Walk:
             return False
         return isinstance(unit.module, (nn.Linear, _ConvNd)) or unit.prunables[0].kind == "conv1d"
 
-    def _read(self, unit: Unit, here: list[int], device: torch.device) -> dict[str, list[InputStats]]:
+    def _capture(self, unit: Unit, direct: Collection[str] = ()) -> Capture:
+        return Capture(unit.module, unit.path, unit.prunables, self.options.gram, device_of(unit.module), direct)
+
+    def _read(self, unit: Unit, here: list[int]) -> dict[str, list[InputStats]]:
         """Statistics of one layer from its waiting inputs; those of the layer before where it reads the same."""
         p = unit.prunables[0]
         seen: dict[int, Seen] = {}
-        if self.spill is None and p.kind not in CONVOLUTIONS:
-            seen = {i: Seen(_first(self.passes[i].call)) for i in here}
+        if self.spill.folder is None and p.kind not in CONVOLUTIONS:
+            seen = {i: Seen(first_input(*self.passes[i].call)) for i in here}
             last = self.recent
             if last is not None and last.serves(p, seen, self.options.gram(p)):
                 self._report(len(here), unit)
                 return {p.name: [last.stats]}
-        capture = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device)
+        capture = self._capture(unit)
         for i in here:
-            self.fetch(i)
+            self.spill.fetch(i)
             args, kwargs = self.passes[i].call
             self.paddings[i].enter(args, kwargs, whole=False, time_first=False)
             with capture.watching(self.paddings[i], routed=False):
                 capture.read(unit.module, args, kwargs)
             del args, kwargs
-            if self.spill is not None:
-                self.spill.drop(i)
+            self.spill.drop(i)
             self._report(1, unit)
         found = capture.results(ran=bool(here))
-        self.recent = _Recent(seen, found[p.name][0], self.options.gram(p)) if seen else None
+        self.recent = LastInputs(seen, found[p.name][0], self.options.gram(p)) if seen else None
         return found
-
-    def fetch(self, i: int) -> None:
-        if self.spill is not None:
-            self.spill.fetch(i)
 
     def forward(self, unit: Unit, i: int) -> Any:
         args, kwargs = self.passes[i].call
         device = self.options.device
         if device.type == "cpu":
             return self.forwards[unit.module](*args, **kwargs)
-        home = next((t.device for t in _tensors((args, kwargs))), torch.device("cpu"))
+        home = next((t.device for t in tensors_in((args, kwargs))), torch.device("cpu"))
         args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
         output = self.forwards[unit.module](*args, **kwargs)
         return tree_map_only(torch.Tensor, lambda t: t.to(home), output)
@@ -290,8 +282,7 @@ class Walk:
         self.options.unreached.extend(p for p in unit.prunables if p.name not in self.aside)
         if not self.skip(unit):
             with self._placed(unit):
-                device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
-                stats = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device).results(ran=False)
+                stats = self._capture(unit).results(ran=False)
                 stats |= {p.name: self.aside[p.name] for p in unit.prunables if p.name in self.aside}
                 self._give(unit, stats, WaitingCalls(self, unit, []) if self.fit is not None else None)
         self.options.leave(unit)
@@ -302,33 +293,5 @@ class Walk:
             self.options.progress(self.steps, self.total, unit.path)
 
 
-@dataclass
-class _Recent:
-    """The inputs that the last layer read, pass by pass, and their statistics."""
-
-    inputs: dict[int, Seen]
-    stats: InputStats
-    gram: bool
-
-    def serves(self, p: Prunable, seen: dict[int, Seen], gram: bool) -> bool:
-        return (
-            self.stats.cols == p.cols
-            and self.gram == gram
-            and seen.keys() == self.inputs.keys()
-            and all(self.inputs[i].same(one) for i, one in seen.items())
-        )
-
-
-def _first(call: Any) -> torch.Tensor:
-    args, kwargs = call
-    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
-
-
 def _within(path: str, unit: str) -> bool:
     return not unit or path == unit or path.startswith(f"{unit}.")
-
-
-def _tensors(call: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    tree_map_only(torch.Tensor, found.append, call)
-    return found

@@ -23,6 +23,11 @@ def call(model: nn.Module, batch: Any, **settings: Any) -> Any:
     return model(*(batch if isinstance(batch, (tuple, list)) else (batch,)), **settings)
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter; the CPU where it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
 def first_tensor(batch: Any) -> torch.Tensor | None:
     """The first tensor of a batch, however nested, that has a dimension; None without one."""
     leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)

@@ -31,7 +31,7 @@ def call(model: nn.Module, batch: Batch, **settings: Any) -> Any:
     Of a dict and of ``settings``, what forward does not take is left out; a forward that takes none of the dict's names
     gets its first tensor.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = plain.device_of(model)
     batch = map_tensors(batch, lambda tensor: tensor.to(device))
     names = accepted(model)
     settings = {key: value for key, value in settings.items() if key in names}
