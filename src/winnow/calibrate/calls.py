@@ -14,8 +14,7 @@ from winnow.calibrate.spill import Spill
 from winnow.calibrate.suspend import SuspendedPass
 from winnow.calibrate.units import Unit
 from winnow.forward.padding import Padding
-from winnow.solve.calls import Call, held_out
-from winnow.solve.reconstruct import output_of
+from winnow.solve.calls import Call, held_out, output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
 

@@ -26,6 +26,18 @@ _WRAPPERS = {
 }  # fmt: skip
 _FOREIGN = ("torch", "deepspeed", "timm", "apex", "fairscale")  # packages that such wrappers come from
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+# Packages whose layers hold codes in place of weights.
+_CODED = (
+    "torch.ao.nn",
+    "torch.nn.quantized",
+    "bitsandbytes",
+    "auto_gptq",
+    "gptqmodel",
+    "awq",
+    "quanto",
+    "optimum.quanto",
+    "hqq",
+)
 _ATOMIC = (
     type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, weakref.ref, str, bytes,
     int, float, complex, type(None), torch.dtype, torch.device,
@@ -86,6 +98,23 @@ def require_unmasked(model: nn.Module) -> None:
         raise InputError(
             f"{name} carries a pruning mask: make it permanent with torch.nn.utils.prune.remove({path or 'model'}, {key!r}) first."
         )
+
+
+def require_dense(model: nn.Module) -> None:
+    """Raises InputError where layers are packed or quantized: they have no dense weight that could be pruned."""
+    for path, module in model.named_modules():
+        home = type(module).__module__
+        if home.startswith("winnow.kernels"):
+            raise InputError(
+                f"{path or 'the model'} is packed already ({type(module).__name__}): give the dense model, or load it without packed=True."
+            )
+        if home.startswith(_CODED) and (".quantized" in home or not home.startswith("torch.")):
+            raise InputError(
+                f"{path or 'the model'} is quantized already ({type(module).__name__}): give the dense model it was made of."
+            )
+    for name, p in model.named_parameters():
+        if type(p).__module__.startswith(("torchao", "optimum.quanto", "bitsandbytes")):
+            raise InputError(f"{name} is quantized already ({type(p).__name__}): give the dense model it was made of.")
 
 
 def require_initialised(model: nn.Module) -> None:

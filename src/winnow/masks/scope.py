@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from winnow.errors import InputError
 from winnow.masks.blocks import Block, find_blocks, is_transposed_linear
 from winnow.masks.experts import find_experts
-from winnow.masks.given import opened
+from winnow.masks.given import opened, require_dense
 from winnow.masks.prunable import Prunable, Scope, Skipped, nothing_to_prune
 from winnow.masks.ties import overlapping, tied
 
@@ -132,37 +132,6 @@ def _fixed_reason(p: torch.Tensor) -> str:
     if not p.is_floating_point():
         return "not floating point"
     return "empty" if p.numel() == 0 else "a single number" if p.dim() == 0 else ""
-
-
-# Packages whose layers hold codes in place of weights.
-_CODED = (
-    "torch.ao.nn",
-    "torch.nn.quantized",
-    "bitsandbytes",
-    "auto_gptq",
-    "gptqmodel",
-    "awq",
-    "quanto",
-    "optimum.quanto",
-    "hqq",
-)
-
-
-def require_dense(model: nn.Module) -> None:
-    """Raises InputError where layers are packed or quantized: they have no dense weight that could be pruned."""
-    for path, module in model.named_modules():
-        home = type(module).__module__
-        if home.startswith("winnow.kernels"):
-            raise InputError(
-                f"{path or 'the model'} is packed already ({type(module).__name__}): give the dense model, or load it without packed=True."
-            )
-        if home.startswith(_CODED) and (".quantized" in home or not home.startswith("torch.")):
-            raise InputError(
-                f"{path or 'the model'} is quantized already ({type(module).__name__}): give the dense model it was made of."
-            )
-    for name, p in model.named_parameters():
-        if type(p).__module__.startswith(("torchao", "optimum.quanto", "bitsandbytes")):
-            raise InputError(f"{name} is quantized already ({type(p).__name__}): give the dense model it was made of.")
 
 
 @dataclass

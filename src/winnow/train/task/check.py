@@ -9,9 +9,8 @@ import torch
 
 from winnow.errors import InputError
 from winnow.forward.model import evaluating
-from winnow.masks.given import require_initialised
+from winnow.masks.given import require_dense, require_initialised
 from winnow.masks.prunable import Scope
-from winnow.masks.scope import require_dense
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.fits import fitting, require_sound
 from winnow.measure.task import Task
