@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from winnow import importing
+from winnow.data.arrays import Arguments, keywords, npz_keys
 from winnow.data.bounds import most, regular
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
-from winnow.data.objects import Arguments, keywords, npz_keys, object_records
+from winnow.data.objects import object_records
 from winnow.data.records import Records, evenly
 from winnow.errors import InputError
 from winnow.words import size
