@@ -41,7 +41,8 @@ def allocate(
     structure: Structure | None = None,
     **options: float,
 ) -> dict[str, int]:
-    """Zeros per layer, in layer order; they sum to exactly ``zeros``.
+    """Zeros per layer, in layer order; they sum to exactly ``zeros``. With a larger total no layer gets fewer, but for
+    one weight of rounding.
 
     No layer loses more than ``max_rate`` of its weights, unless the total is so high that an even share is more, or
     a ``table`` says so. ``options`` go to the method: owl has ``m`` and ``lam``, alphapruning ``eps``.
