@@ -486,9 +486,9 @@ def _table(path: Path | None) -> dict[str, float] | None:
 
     if path is None:
         return None
-    from winnow.data.bounds import regular
+    from winnow.data.bounds import require_file
 
-    regular(path)
+    require_file(path)
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         return {str(k): float(v) for k, v in table.items()}

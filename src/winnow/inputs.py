@@ -45,11 +45,6 @@ class InputStats:
         """
         update_stacked([self], x.unsqueeze(0))
 
-    def unshared(self) -> InputStats:
-        """A copy of its own, for a layer that stops sharing its input with the others."""
-        gram = None if self.gram is None else self.gram.clone()
-        return InputStats(self.cols, self.tokens, self.sum.clone(), self.sum_sq.clone(), gram)
-
     @property
     def finite(self) -> bool:
         """False once a NaN or an infinite input has been added."""

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.allocate import ALLOCATIONS, FOUND, NAMES, LayerInfo, allocate
+from winnow.allocate import ALLOCATIONS, EXISTING, NAMES, LayerInfo, allocate
 from winnow.errors import InputError
 from winnow.masks.ranking import limits
 
@@ -63,7 +63,7 @@ def test_exact_within_limits_repeatable_and_monotone(name, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_documented_with_source_and_with_what_it_needs(name):
-    module, function = {**ALLOCATIONS, **FOUND}[name]
+    module, function = {**ALLOCATIONS, **EXISTING}[name]
     text = inspect.getdoc(getattr(import_module(f"winnow.allocate.{module}"), function))
     assert name in OWN or re.search(r"\b(19|20)\d\d\b", text)
     for field in ("weight", "scores"):

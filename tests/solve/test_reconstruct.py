@@ -24,7 +24,7 @@ from winnow.masks.scope import find_scope
 from winnow.models.source import open_model
 from winnow.solve import before_units, needs_gram, needs_scores, parse_solver
 from winnow.solve.calls import held_out
-from winnow.solve.draw import Draw
+from winnow.solve.draw import MiniBatches
 from winnow.solve.reconstruct import Call, Reconstruction
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction
@@ -241,7 +241,7 @@ def test_draws_take_every_example_once_an_epoch():
         ([5, 7, 4], 8, False),
         ([2], 64, True),
     ]:
-        draw = Draw(examples, size, cut=cut, seed=3)
+        draw = MiniBatches(examples, size, cut=cut, seed=3)
         first = [
             [(i, None if r is None else r.tolist()) for i, r in step] for step in itertools.islice(draw.steps(), 9)
         ]
@@ -249,7 +249,7 @@ def test_draws_take_every_example_once_an_epoch():
             [(i, None if r is None else r.tolist()) for i, r in step] for step in itertools.islice(draw.steps(), 9)
         ]
         assert first == again
-    pieces = [p for step in itertools.islice(Draw([8, 8], 4, cut=True, seed=0).steps(), 4) for p in step]
+    pieces = [p for step in itertools.islice(MiniBatches([8, 8], 4, cut=True, seed=0).steps(), 4) for p in step]
     assert sorted((i, row) for i, rows in pieces for row in rows.tolist()) == [(i, r) for i in (0, 1) for r in range(8)]
 
 

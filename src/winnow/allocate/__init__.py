@@ -26,8 +26,8 @@ ALLOCATIONS: dict[str, tuple[str, str]] = {
     "table": ("table", "table"),
 }
 # Of a model that is sparse already: one count a layer, and no other total
-FOUND: dict[str, tuple[str, str]] = {"zeros": ("zeros", "zeros")}
-NAMES = (*ALLOCATIONS, *FOUND)
+EXISTING: dict[str, tuple[str, str]] = {"zeros": ("zeros", "zeros")}
+NAMES = (*ALLOCATIONS, *EXISTING)
 
 
 def allocate(
@@ -73,7 +73,7 @@ def allocate(
     nearest_zeros(structure, sum(numels), zeros, "the prunable weights")
     if isinstance(structure, NM):
         return {layer.name: layer.numel // structure.m * (structure.m - structure.n) for layer in layers}
-    module, function = ALLOCATIONS[name] if name in ALLOCATIONS else FOUND[name]
+    module, function = ALLOCATIONS[name] if name in ALLOCATIONS else EXISTING[name]
     method = getattr(import_module(f"winnow.allocate.{module}"), function)
     if table is not None:
         options = {"rates": table, "max_rate": max_rate, **options}  # type: ignore[dict-item]

@@ -9,7 +9,7 @@ import numpy as np
 from winnow.budget import largest_remainder
 
 
-def meet(
+def meet_total(
     zeros_at: Callable[[float], np.ndarray], zeros: int, caps: Sequence[int], low: float, high: float
 ) -> list[int]:
     """Whole counts from a family of real ones: finds t in [low, high] with ``sum(zeros_at(t)) = zeros``, then rounds.

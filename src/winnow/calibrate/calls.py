@@ -12,30 +12,30 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from winnow.calibrate.options import Options
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.suspend import SuspendedPass
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.forward.padding import Padding
 from winnow.solve.calls import Call, held_out, output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
 
-class Waiting(Protocol):
+class WalkState(Protocol):
     """Of a :class:`winnow.calibrate.walk.Walk`: the passes that wait, and how one is run."""
 
     options: Options
     passes: list[SuspendedPass]
     spill: Spill
 
-    def forward(self, unit: Unit, i: int) -> Any: ...
+    def forward(self, unit: WalkUnit, i: int) -> Any: ...
 
 
-class WaitingCalls:
+class SuspendedCalls:
     """The suspended calls of a unit with their targets; a :class:`winnow.solve.reconstruct.Calls`.
 
     Hidden states that are parked on disk are in memory only while their call is open, and targets are parked
     beside them. A unit that writes to its own inputs gets copies of them.
     """
 
-    def __init__(self, walk: Waiting, unit: Unit, here: list[int]) -> None:
+    def __init__(self, walk: WalkState, unit: WalkUnit, here: list[int]) -> None:
         self._walk, self._unit, self._here = walk, unit, here
         self._targets: dict[int, torch.Tensor] = {}
         self._counts: dict[int, torch.Tensor | None] = {}

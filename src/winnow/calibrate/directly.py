@@ -19,7 +19,7 @@ from winnow.masks.prunable import Prunable
 
 
 @contextmanager
-def noting(model: nn.Module, prunables: Iterable[Prunable]) -> Iterator[set[nn.Module]]:
+def recording_called(model: nn.Module, prunables: Iterable[Prunable]) -> Iterator[set[nn.Module]]:
     """Collects the owners of these prunables that forwards call meanwhile."""
     called: set[nn.Module] = set()
     with ExitStack() as stack:
@@ -28,7 +28,7 @@ def noting(model: nn.Module, prunables: Iterable[Prunable]) -> Iterator[set[nn.M
         yield called
 
 
-def read_directly(
+def weights_read_directly(
     model: nn.Module, prunables: Iterable[Prunable], called: set[nn.Module], run: Callable[[], Any]
 ) -> set[str]:
     """Names of the layers' weights that ``run``, a forward, multiplies with though it does not call their module.

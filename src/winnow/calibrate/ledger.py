@@ -58,7 +58,7 @@ class Ledger:
         ]
 
 
-def reckon(
+def estimate_memory(
     *,
     units: Sequence[Sequence[Prunable]],
     block_bytes: int,

@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from winnow.errors import WinnowError
-from winnow.machine.memory import give_back
+from winnow.machine.memory import trim_heap
 
 SMALLEST = 1 << 12  # bytes; less is not worth a file
 
@@ -60,7 +60,7 @@ class Spill:
         for storage, _, _ in parked:
             storage.resize_(0)
         self._parked[key] = [(storage, path) for storage, path, _ in parked]
-        give_back()
+        trim_heap()
         return freed
 
     def fetch(self, key: int) -> None:

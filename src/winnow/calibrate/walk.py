@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from winnow.calibrate.calls import WaitingCalls, tensors_in
-from winnow.calibrate.capture import Capture, LastInputs, Seen, first_input, time_first
+from winnow.calibrate.calls import SuspendedCalls, tensors_in
+from winnow.calibrate.capture import ActivationKey, Capture, LastInputs, first_input, time_first
 from winnow.calibrate.directly import dense_statistics
 from winnow.calibrate.options import Options
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
 from winnow.forward.batch import device_of
@@ -28,8 +28,8 @@ from winnow.inputs import InputStats
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import CONVOLUTIONS
 
-Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
-Fit = Callable[[Unit, dict[str, list[InputStats]], WaitingCalls], None]
+Visit = Callable[[WalkUnit, dict[str, list[InputStats]]], None]
+Fit = Callable[[WalkUnit, dict[str, list[InputStats]], SuspendedCalls], None]
 
 
 class Walk:
@@ -41,8 +41,8 @@ class Walk:
     def __init__(
         self,
         options: Options,
-        units: list[Unit],
-        skip: Callable[[Unit], bool],
+        units: list[WalkUnit],
+        skip: Callable[[WalkUnit], bool],
         visit: Visit | None = None,
         fit: Fit | None = None,
         *,
@@ -115,7 +115,7 @@ class Walk:
         if not one.finished:
             self.spill.park(i, one.call)
 
-    def _again(self, unit: Unit) -> None:
+    def _again(self, unit: WalkUnit) -> None:
         if any(p.is_meta for p in self.options.model.parameters()):
             raise InputError(
                 f"{unit.path} runs more than once in a forward, so this model cannot be streamed block by block: "
@@ -125,18 +125,18 @@ class Walk:
         if note not in self.options.notes:
             self.options.notes.append(note)
 
-    def _next(self) -> Unit | None:
+    def _next(self) -> WalkUnit | None:
         waiting = [one.stop for one in self.passes if not one.finished]
         return min(waiting, key=lambda unit: self.rank[unit.path], default=None)
 
-    def _unit(self, unit: Unit) -> None:
+    def _unit(self, unit: WalkUnit) -> None:
         here = [i for i, one in enumerate(self.passes) if one.stop is unit]
         self.options.enter(unit)
         with self._placed(unit):
             calls = None
             if unit.prunables:
                 here, twins = [i for i in here if not self._twin(i)], [i for i in here if self._twin(i)]
-                calls = WaitingCalls(self, unit, here) if self.fit is not None else None
+                calls = SuspendedCalls(self, unit, here) if self.fit is not None else None
                 if calls is not None:
                     self._dense(unit, twins, calls)
                 if not self.skip(unit):
@@ -162,13 +162,13 @@ class Walk:
     def _twin(self, i: int) -> bool:
         return i >= len(self.options.batches)
 
-    def _give(self, unit: Unit, stats: dict[str, list[InputStats]], calls: WaitingCalls | None) -> None:
+    def _give(self, unit: WalkUnit, stats: dict[str, list[InputStats]], calls: SuspendedCalls | None) -> None:
         if self.fit is not None and calls is not None:
             self.fit(unit, stats, calls)
         elif self.visit is not None:
             self.visit(unit, stats)
 
-    def _dense(self, unit: Unit, twins: list[int], calls: WaitingCalls) -> None:
+    def _dense(self, unit: WalkUnit, twins: list[int], calls: SuspendedCalls) -> None:
         """Runs the dense passes through a unit that is still dense; what comes out is the target of their twins."""
         ahead = bool(self.left - {unit.path})
         for i in twins:
@@ -184,11 +184,11 @@ class Walk:
                     self._settle(i)
             del output
 
-    def _pad(self, unit: Unit, i: int) -> None:
+    def _pad(self, unit: WalkUnit, i: int) -> None:
         args, kwargs = self.passes[i].call
         self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=time_first(unit.module))
 
-    def _statistics(self, unit: Unit, here: list[int], calls: WaitingCalls | None) -> dict[str, list[InputStats]]:
+    def _statistics(self, unit: WalkUnit, here: list[int], calls: SuspendedCalls | None) -> dict[str, list[InputStats]]:
         if calls is None and self._runs_once(unit):
             return self._read(unit, here)
         capture = self._capture(unit, self.options.direct)
@@ -220,21 +220,21 @@ class Walk:
             calls.copies = writes
         return capture.results(ran=bool(here))
 
-    def _runs_once(self, unit: Unit) -> bool:
+    def _runs_once(self, unit: WalkUnit) -> bool:
         """Whether the unit is a layer whose statistics need its input only."""
         if len(unit.prunables) != 1 or unit.prunables[0].module != unit.path:
             return False
         return isinstance(unit.module, (nn.Linear, _ConvNd)) or unit.prunables[0].kind == "conv1d"
 
-    def _capture(self, unit: Unit, direct: Collection[str] = ()) -> Capture:
+    def _capture(self, unit: WalkUnit, direct: Collection[str] = ()) -> Capture:
         return Capture(unit.module, unit.path, unit.prunables, self.options.gram, device_of(unit.module), direct)
 
-    def _read(self, unit: Unit, here: list[int]) -> dict[str, list[InputStats]]:
+    def _read(self, unit: WalkUnit, here: list[int]) -> dict[str, list[InputStats]]:
         """Statistics of one layer from its waiting inputs; those of the layer before where it reads the same."""
         p = unit.prunables[0]
-        seen: dict[int, Seen] = {}
+        seen: dict[int, ActivationKey] = {}
         if self.spill.folder is None and p.kind not in CONVOLUTIONS:
-            seen = {i: Seen(first_input(*self.passes[i].call)) for i in here}
+            seen = {i: ActivationKey(first_input(*self.passes[i].call)) for i in here}
             last = self.recent
             if last is not None and last.serves(p, seen, self.options.gram(p)):
                 self._report(len(here), unit)
@@ -253,7 +253,7 @@ class Walk:
         self.recent = LastInputs(seen, found[p.name][0], self.options.gram(p)) if seen else None
         return found
 
-    def forward(self, unit: Unit, i: int) -> Any:
+    def forward(self, unit: WalkUnit, i: int) -> Any:
         args, kwargs = self.passes[i].call
         device = self.options.device
         if device.type == "cpu":
@@ -264,7 +264,7 @@ class Walk:
         return tree_map_only(torch.Tensor, lambda t: t.to(home), output)
 
     @contextmanager
-    def _placed(self, unit: Unit) -> Iterator[None]:
+    def _placed(self, unit: WalkUnit) -> Iterator[None]:
         device = self.options.device
         homes = {p.device for p in unit.module.parameters()}
         if device.type == "cpu" or homes <= {device}:
@@ -277,17 +277,17 @@ class Walk:
         finally:
             unit.module.to(home)
 
-    def _unreached(self, unit: Unit) -> None:
+    def _unreached(self, unit: WalkUnit) -> None:
         self.options.enter(unit)
         self.options.unreached.extend(p for p in unit.prunables if p.name not in self.aside)
         if not self.skip(unit):
             with self._placed(unit):
                 stats = self._capture(unit).results(ran=False)
                 stats |= {p.name: self.aside[p.name] for p in unit.prunables if p.name in self.aside}
-                self._give(unit, stats, WaitingCalls(self, unit, []) if self.fit is not None else None)
+                self._give(unit, stats, SuspendedCalls(self, unit, []) if self.fit is not None else None)
         self.options.leave(unit)
 
-    def _report(self, steps: int, unit: Unit) -> None:
+    def _report(self, steps: int, unit: WalkUnit) -> None:
         self.steps += steps
         if self.options.progress is not None:
             self.options.progress(self.steps, self.total, unit.path)

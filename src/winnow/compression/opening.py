@@ -11,9 +11,9 @@ from torch import nn
 from winnow.compression.hosts import Host, Loaded
 from winnow.errors import InputError
 from winnow.forward.batch import call, first_example
-from winnow.masks.given import on_meta
 from winnow.masks.outputs import output_weights
 from winnow.masks.scope import declares_outputs
+from winnow.masks.unwrap import on_meta
 from winnow.measure.fits import check_length
 from winnow.measure.prepare import Prepared, try_model
 from winnow.models.source import ModelSource

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
+from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, estimate_memory
 from winnow.compression.hosts import Host, stored_sizes
 from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import expected_bytes
@@ -92,7 +92,7 @@ def make_plan(
     itemsize = next((p.element_size() for p in host.model.parameters() if p.is_floating_point()), 4)
     gram = any(r.needs_gram for r in recipes)
     fits = not recipes[0].trains and before_units(recipes[0].solver) is not None
-    ledger = reckon(
+    ledger = estimate_memory(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
         fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if fits else None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.errors import InputError
 from winnow.inputs import InputStats
 from winnow.masks.structure import Coupled, parse_structure
@@ -45,7 +45,7 @@ def masking(recipe: Recipe) -> Recipe:
 
 
 def fit_unit(
-    unit: Unit,
+    unit: WalkUnit,
     solutions: list[tuple[Prunable, Solution]],
     stats: dict[str, list[InputStats]],
     calls: Calls,

@@ -24,7 +24,7 @@ from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
-from winnow.measure.evaluation import keep, kept
+from winnow.measure.evaluation import load_stored, store_evaluation
 from winnow.measure.quality import Comparison, Evaluation, compare
 from winnow.run.store import stage_key
 
@@ -232,10 +232,10 @@ class Runner(Workbench):
     def _evaluated(self, key: str, measure: Callable[[], Evaluation]) -> Evaluation:
         assert self.task is not None
         name = stage_key("measure", of=key, task=self.task.describe(), **self.identity)
-        stored = kept(self.store, name)
+        stored = load_stored(self.store, name)
         if stored is None:
             stored = measure()
-            keep(self.store, name, stored)
+            store_evaluation(self.store, name, stored)
         return stored
 
 

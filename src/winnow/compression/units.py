@@ -34,14 +34,22 @@ def coupled_masks(
     Raises:
         InputError: there is no batch to probe with, the model is streamed, or it has no such units.
     """
-    from winnow.coupled.find import compensate, find_units, matrices, score_units, select_units, unit_masks, zero_biases
+    from winnow.coupled.find import (
+        compensate,
+        find_coupled_units,
+        matrices,
+        score_units,
+        select_units,
+        unit_masks,
+        zero_biases,
+    )
 
     host, scope = bench.host, bench.scope
     if not bench.batches:
         raise InputError(f"--structure {unit} finds its units by running the model: give --data.")
     if host.streamed:
         raise InputError(f"--structure {unit} needs the whole model in memory: leave out --ram.")
-    units = find_units(host.model, scope, bench.batches[0], unit)
+    units = find_coupled_units(host.model, scope, bench.batches[0], unit)
     if not units:
         raise InputError(f"no {unit} that can be removed was found in this model: choose another --structure.")
     weights = matrices(host.model, scope)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from winnow.coupled.select import Stats, part_stats
-from winnow.coupled.unit import Unit, member_parts
+from winnow.coupled.unit import CoupledUnit, member_parts
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 
@@ -20,7 +20,7 @@ def matrices(source: nn.Module | Mapping[str, torch.Tensor], scope: Scope) -> di
 
 
 def compensate(
-    units: Sequence[Unit], chosen: Iterable[int], weights: Mapping[str, torch.Tensor], stats: Stats
+    units: Sequence[CoupledUnit], chosen: Iterable[int], weights: Mapping[str, torch.Tensor], stats: Stats
 ) -> dict[str, torch.Tensor | None]:
     """What to add to the consumers' biases: W[:, removed] @ mean(X_removed) (FLAP's bias compensation).
 

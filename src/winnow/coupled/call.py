@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.errors import InputError
 from winnow.forward.batch import call
-from winnow.forward.model import accepted
+from winnow.forward.model import forward_parameters
 from winnow.forward.modes import eval_mode
 
 # What a module's own code raises when an argument does not suit it.
@@ -83,7 +83,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def quiet(module: nn.Module) -> Iterator[None]:
+def probing_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and the plain kernels: no dropout, no fused path that skips submodules or blends features."""
     blocked = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
@@ -99,12 +99,12 @@ def forward(model: nn.Module, example: Any) -> Any:
 
     Floating-point tensors follow the model's arithmetic.
     """
-    if isinstance(example, Mapping) and "use_cache" in accepted(model):
+    if isinstance(example, Mapping) and "use_cache" in forward_parameters(model):
         example = {"use_cache": False, **example}
     return call(model, example)
 
 
-def small(example: Any, rows: int = 2, tokens: int = 16) -> Any:
+def crop_example(example: Any, rows: int = 2, tokens: int = 16) -> Any:
     """The first rows of a batch, and of token sequences a stretch that is not padding: enough to probe with."""
     tensors = example if isinstance(example, Mapping) else dict(enumerate(_listed(example)))
     mask = tensors.get("attention_mask") if isinstance(example, Mapping) else None
@@ -132,7 +132,7 @@ def record_blocks(model: nn.Module, example: Any, paths: Collection[str]) -> dic
     Raises InputError when the model does not run on the example.
     """
     try:
-        return record(model, lambda: forward(model, small(example)), paths)
+        return record(model, lambda: forward(model, crop_example(example)), paths)
     except ERRORS:
         try:
             return record(model, lambda: forward(model, example), paths)
@@ -154,7 +154,7 @@ def record(model: nn.Module, run: Callable[[], Any], paths: Collection[str]) -> 
 
     hooks = [model.get_submodule(p).register_forward_pre_hook(keep(p), with_kwargs=True) for p in paths]
     try:
-        with quiet(model), torch.no_grad():
+        with probing_mode(model), torch.no_grad():
             run()
     finally:
         for hook in hooks:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from winnow.coupled.call import ERRORS, Call, noise, quiet, tensors_in
+from winnow.coupled.call import ERRORS, Call, noise, probing_mode, tensors_in
 from winnow.coupled.site import Site, norm_axis, norm_features, reached, same, site_of, spread
 
 Rows = dict[str, torch.Tensor]  # layer -> bool over its output features
@@ -211,7 +211,7 @@ class CutProbe:
     ) -> None:
         """One pass: ``replace(path, call number, output)`` for each layer, ``see`` for all that is observed."""
         call = call or self.call.fresh()
-        with quiet(self.root), self._hooked(replace, see):
+        with probing_mode(self.root), self._hooked(replace, see):
             out = self.root(*call.args, **call.kwargs)
         for n, tensor in enumerate(tensors_in(out)):
             see("", n, tensor, None)

@@ -15,7 +15,7 @@ from winnow.coupled.call import ERRORS, Call, record
 from winnow.coupled.cut import CutProbe, Rows
 from winnow.coupled.graph import Component, Separation, find_components, mask_of, owners_of, separate
 from winnow.coupled.site import site_of
-from winnow.coupled.unit import Entries, Kind, Member, Refused, Unit
+from winnow.coupled.unit import CoupledUnit, Entries, Kind, Member, Refused
 from winnow.coupled.weights import WeightProbe
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 
@@ -32,7 +32,7 @@ ALONE = "no unit starts or ends here: it reads or writes features that other lay
 class Coupling:
     """Units of all kinds found, and the prunable tensors that belong to none."""
 
-    units: list[Unit] = field(default_factory=list)
+    units: list[CoupledUnit] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
 
@@ -50,7 +50,7 @@ def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> C
     found = Coupling()
     reasons: dict[str, str] = {}
 
-    def attempt(work: Callable[[], list[Unit]], names: Sequence[str]) -> None:
+    def attempt(work: Callable[[], list[CoupledUnit]], names: Sequence[str]) -> None:
         try:
             found.units += work()
         except ERRORS as error:
@@ -103,7 +103,7 @@ def _avoids(name: str, component: Component) -> bool:
     return name not in component.rows and name not in component.cols
 
 
-def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str]) -> list[Unit]:
+def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str]) -> list[CoupledUnit]:
     """The coupled units of a probed module at ``path``; ``reasons`` gets why a parameter of the scope has none."""
 
     def prunable(name: str) -> Prunable | None:
@@ -154,16 +154,16 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
 
 def _numbered(
     units: Sequence[tuple[Kind, tuple[Member, ...], tuple[Entries, ...]]], path: str, prunables: Mapping[str, Prunable]
-) -> list[Unit]:
-    out: list[Unit] = []
+) -> list[CoupledUnit]:
+    out: list[CoupledUnit] = []
     counts: dict[tuple[str, ...], int] = {}
     for kind, members, biases in units:
         blocks = {prunables[m.name].block for m in members}
         block = path or (blocks.pop() if len(blocks) == 1 else None) or ""
-        unit = Unit(kind, block, 0, members, biases)
+        unit = CoupledUnit(kind, block, 0, members, biases)
         key = unit.group[1]
         counts[key] = counts.get(key, -1) + 1
-        out.append(Unit(kind, block, counts[key], members, biases))
+        out.append(CoupledUnit(kind, block, counts[key], members, biases))
     return out
 
 
@@ -217,7 +217,7 @@ def _constant(probe: CutProbe, components: Sequence[Component], norms: Rows) -> 
     return constant
 
 
-def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str, str]) -> list[Unit]:
+def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str, str]) -> list[CoupledUnit]:
     probe = make()
     prunables, params = probe.prunables, dict(probe.module.named_parameters())
 

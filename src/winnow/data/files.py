@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from winnow.data.bounds import CELL, PIECE, most, regular
+from winnow.data.bounds import CELL_BYTES, CHUNK, require_file, unpack_limit
 from winnow.data.records import EOS, Records
 from winnow.data.tables import table_records
 from winnow.errors import InputError, out_of_memory
@@ -30,11 +30,11 @@ def suffix_of(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file, decompressed when its name ends in .gz: piece by piece, and no further than :func:`winnow.data.bounds.most`.
+    """The contents of a file, decompressed when its name ends in .gz: piece by piece, and no further than :func:`winnow.data.bounds.unpack_limit`.
 
     Raises InputError for what is no file, cannot be read, or unpacks to more than that.
     """
-    regular(path)
+    require_file(path)
     try:
         if path.suffix.lower() != ".gz":
             return path.read_bytes()
@@ -47,9 +47,9 @@ def read_bytes(path: Path) -> bytes:
 
 def _decompressed(path: Path) -> bytes:
     packed, found, held = path.stat().st_size, io.BytesIO(), 0
-    limit = most(packed)
+    limit = unpack_limit(packed)
     with gzip.open(path) as file:
-        while piece := file.read(PIECE):
+        while piece := file.read(CHUNK):
             held += len(piece)
             if held > limit:
                 raise InputError(
@@ -161,9 +161,9 @@ def _read_parquet(path: Path) -> tuple[list[str] | None, list[Any]]:
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         names = list(file.schema_arrow.names)
-        limit, held, rows = most(), 0, []
+        limit, held, rows = unpack_limit(), 0, []
         for batch in file.iter_batches(batch_size=1024):
-            held += batch.nbytes + CELL * batch.num_rows * batch.num_columns
+            held += batch.nbytes + CELL_BYTES * batch.num_rows * batch.num_columns
             if held > limit:
                 raise InputError(
                     f"{path} has {size(len(data))} and unpacks to more than {size(limit)}: write the records that are needed to a file of their own."

@@ -221,7 +221,7 @@ def with_normalisation(
     return replace(transform, mean=mean, std=std, rescale=transform.rescale or 1 / 255)
 
 
-def how_fed(processor: Any, records: Records) -> str:
+def describe_preprocessing(processor: Any, records: Records) -> str:
     """One sentence for the plan and the report: what becomes of an image's bytes before the model sees them."""
     transform = image_transform(processor)
     if not isinstance(transform, ImageTransform):

@@ -11,11 +11,11 @@ import numpy as np
 
 from winnow import importing
 from winnow.data.arrays import Arguments, keywords, npz_keys
-from winnow.data.bounds import most, regular
+from winnow.data.bounds import require_file, unpack_limit
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
 from winnow.data.objects import object_records
-from winnow.data.records import Records, evenly
+from winnow.data.records import Records, evenly_spaced
 from winnow.errors import InputError
 from winnow.words import size
 
@@ -59,7 +59,7 @@ def open_data(
 
     Raises:
         InputError: the data is not there, cannot be read, is empty, holds one short record, lacks the column, or unpacks to
-            more than :func:`winnow.data.bounds.most`.
+            more than :func:`winnow.data.bounds.unpack_limit`.
     """
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")
@@ -111,11 +111,11 @@ def _open_file(
 def _read_npz(
     path: Path, split: str | None, column: str | None, label: str | None, forward: Arguments | None
 ) -> Records:
-    regular(path)
+    require_file(path)
     try:
         with zipfile.ZipFile(path) as members:
             declared = sum(member.file_size for member in members.infolist())
-        limit = most()
+        limit = unpack_limit()
         if declared > limit:
             raise InputError(
                 f"{path} unpacks to {size(declared)}, and {size(limit)} can be held here: give fewer examples."
@@ -155,5 +155,5 @@ def _open_hub(spec: str, column: str | None, label: str | None, limit: int | Non
             f"({type(error).__name__}: {reason}): check the name, the split and the connection."
         ) from None
     if limit is not None and limit < len(table):
-        table = table.select(evenly(len(table), limit).tolist())
+        table = table.select(evenly_spaced(len(table), limit).tolist())
     return object_records(table, column=column, label=label, limit=limit, name=f"{spec} [{split or 'train'}]")

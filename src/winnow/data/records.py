@@ -75,7 +75,7 @@ class Records:
             return self
         if limit < 1:
             raise InputError(f"a limit of {limit} records leaves no data: give 2 or more.")
-        return self.subset(evenly(len(self), limit))
+        return self.subset(evenly_spaced(len(self), limit))
 
     @cached_property
     def digests(self) -> list[bytes]:
@@ -150,7 +150,7 @@ class Records:
         return scores
 
 
-def evenly(n: int, count: int) -> np.ndarray:
+def evenly_spaced(n: int, count: int) -> np.ndarray:
     """``count`` indices evenly spaced over range(n), ascending and distinct."""
     return (np.arange(count, dtype=np.int64) * n) // count
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.disk.regular import open_regular
 
 MARK = ".winnow.json"
@@ -80,7 +80,7 @@ def claim(folder: Path, *names: str) -> None:
         _write(folder, found[0], {**found[1], **dict.fromkeys(names)})
 
 
-def stranger(folder: Path, kind: str, *, names_only: bool = False) -> tuple[str, str] | None:
+def first_foreign(folder: Path, kind: str, *, names_only: bool = False) -> tuple[str, str] | None:
     """The first thing in a folder that stands in the way of replacing it, and why; None where all of it is winnow's ``kind``.
 
     A file that the mark does not name, one that was changed since (not looked at with ``names_only``), a link, another
@@ -174,7 +174,7 @@ def _regular(path: Path) -> bool:
 
 def _write(folder: Path, kind: str, files: Mapping[str, str | None]) -> None:
     told = {"winnow": VERSION, "kind": kind, "files": dict(sorted(files.items()))}
-    with written_whole(folder / MARK) as part:
+    with atomic_file(folder / MARK) as part:
         part.write_text(json.dumps({**told, "sha256": _seal(told)}, indent=1) + "\n", encoding="utf-8")
 
 

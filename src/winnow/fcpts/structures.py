@@ -35,7 +35,7 @@ def make_units(structure: str, scope: Scope, model: nn.Module, example: Any = No
     if isinstance(shape, Coupled):
         if example is None:
             raise InputError(f"{shape} units are found by running the model: give calibration data")
-        from winnow.coupled.find import find_units
+        from winnow.coupled.find import find_coupled_units
 
-        return Channels(find_units(model, scope, example, shape.unit), scope, window=window)
+        return Channels(find_coupled_units(model, scope, example, shape.unit), scope, window=window)
     return Elements(scope, window=window)

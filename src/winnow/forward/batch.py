@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from winnow.forward.arithmetic import following
+from winnow.forward.dtypes import match_dtype
 
 
 def call(model: nn.Module, batch: Any, **settings: Any) -> Any:
@@ -17,7 +17,7 @@ def call(model: nn.Module, batch: Any, **settings: Any) -> Any:
 
     Floating-point tensors follow the model's arithmetic.
     """
-    batch = following(model, batch)
+    batch = match_dtype(model, batch)
     if isinstance(batch, Mapping):
         return model(**batch, **settings)
     return model(*(batch if isinstance(batch, (tuple, list)) else (batch,)), **settings)

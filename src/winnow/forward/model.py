@@ -17,7 +17,7 @@ from winnow.forward import batch as plain
 from winnow.forward.modes import eval_mode
 
 
-def accepted(model: nn.Module) -> dict[str, inspect.Parameter]:
+def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of a model's forward by name."""
     try:
         return dict(inspect.signature(model.forward).parameters)
@@ -33,7 +33,7 @@ def call(model: nn.Module, batch: Batch, **settings: Any) -> Any:
     """
     device = plain.device_of(model)
     batch = map_tensors(batch, lambda tensor: tensor.to(device))
-    names = accepted(model)
+    names = forward_parameters(model)
     settings = {key: value for key, value in settings.items() if key in names}
     if isinstance(batch, dict) and not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in names.values()):
         batch = {key: tensor for key, tensor in batch.items() if key in names} or (next(iter(batch.values())),)

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 
 VERSION = 1  # of the file's layout
 
@@ -57,7 +57,7 @@ class TimingCache:
         machines[self._machine] = merged
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self._path) as part, open(part, "w", encoding="utf-8") as file:
+            with atomic_file(self._path) as part, open(part, "w", encoding="utf-8") as file:
                 json.dump({"version": VERSION, "machines": machines}, file, indent=1, sort_keys=True)
         except OSError as error:
             warnings.warn(

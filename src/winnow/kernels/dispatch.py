@@ -27,7 +27,7 @@ from winnow.kernels.modules import PackedLayer
 from winnow.kernels.survey import TRAINING, observe, weighted_layers
 from winnow.kernels.swap import swap
 from winnow.machine.cache import last_level_cache
-from winnow.masks.given import opened, working_copy
+from winnow.masks.unwrap import plain_module, working_copy
 
 SMALLEST = 32_768  # weights; a smaller product takes less time than calling it
 VALUES = ("bfloat16",)  # types that a user may allow beside a layer's own
@@ -90,7 +90,7 @@ def accelerate(
         raise InputError(
             f"accelerate takes a torch module or a folder of winnow compress, not a {type(model).__name__}"
         )
-    fast = _copied(opened(model))
+    fast = _copied(plain_module(model))
     before = {decision.name: decision for decision in getattr(model, "winnow_dispatch", ())}
     decided: dict[str, Decision] = {}
     # Not inference_mode: what is packed here may be used where gradients flow, too.

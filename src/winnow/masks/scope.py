@@ -17,9 +17,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from winnow.errors import InputError
 from winnow.masks.blocks import Block, find_blocks, is_transposed_linear
 from winnow.masks.experts import find_experts
-from winnow.masks.given import opened, require_dense
 from winnow.masks.prunable import Prunable, Scope, Skipped, nothing_to_prune
 from winnow.masks.ties import overlapping, tied
+from winnow.masks.unwrap import plain_module, require_dense
 
 MHA_WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -52,7 +52,7 @@ def find_scope(
     Raises InputError for a pattern that matches nothing, for a model whose layers are packed or quantized already or
     that cannot be worked on in this form, and for a model with nothing to prune.
     """
-    model = opened(model)
+    model = plain_module(model)
     require_dense(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     aliases, views = tied(parameters), overlapping(parameters)
@@ -74,7 +74,7 @@ def find_scope(
             continue  # counted under its first name already (two parameters that view one storage)
         shared = f"tied to {names[1]}" if len(names) > 1 else f"tied to {others[0]}, in another view" if others else ""
         reason = _fixed_reason(p) or shared or rules.reason(name, p)
-        asked = next((n for n in names if _asked(include, n, p, tied=bool(shared))), None)
+        asked = next((n for n in names if _included(include, n, p, tied=bool(shared))), None)
         fixed = _fixed_reason(p) or rules.recomputed(names[0])
         if asked is not None and fixed:
             scope.notes.append(f"{asked} was asked for and stays dense: it is {fixed}.")
@@ -119,7 +119,7 @@ def _readings(pattern: str) -> list[str]:
     return [pattern, pattern.replace("[", "[[]"), re.sub(r"(?<=[^\W\d])\[(\d+)\]|(?<=\])\[(\d+)\]", r".\1\2", pattern)]
 
 
-def _asked(include: Sequence[str], name: str, p: torch.Tensor, *, tied: bool) -> bool:
+def _included(include: Sequence[str], name: str, p: torch.Tensor, *, tied: bool) -> bool:
     if any(name in _readings(pattern) for pattern in include):
         return True
     return not tied and not is_lazy(p) and p.dim() > 1 and any(_matches(pattern, name) for pattern in include)

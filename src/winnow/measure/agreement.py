@@ -10,7 +10,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.forward.model import call, embeddings_of, has_logits, logits_of
-from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder, Reference
 from winnow.measure.intervals import mean_interval
 from winnow.measure.task import Progress, RecordsTask, bounded, matches
 
@@ -27,7 +27,7 @@ class AgreementTask(RecordsTask):
     metric = "agreement"
     of_dense = True
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         answers: list[np.ndarray] = []
         order: list[np.ndarray] = []
         for done, rows, batch in self._batches(model, progress):
@@ -67,7 +67,7 @@ class AgreementTask(RecordsTask):
             value = low = high = float("nan")
         return Evaluation(self.metric, value, low, high, same, predictions, self.n, details=details)
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         if evaluation.predictions.dtype.kind == "f":
             return {"embedding_cosine": evaluation.value}
         return super()._agreement(evaluation, dense, watch)

@@ -11,7 +11,7 @@ from torch import nn
 from winnow.data.records import Records
 from winnow.errors import InputError
 from winnow.forward.model import call, logits_of
-from winnow.measure.evaluation import Evaluation, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder
 from winnow.measure.intervals import proportion_interval
 from winnow.measure.task import Progress, RecordsTask
 
@@ -44,7 +44,7 @@ class ClassificationTask(RecordsTask):
         self.class_names = _names(self.records, config)
         return model_order(self.records, config, trained=self._trained)
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         predictions = np.full(self.n, -1, dtype=np.int64)
         single = np.full(self.n, np.nan)
         classes = 0

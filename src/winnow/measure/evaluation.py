@@ -50,8 +50,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """All but the arrays, for JSON."""
-        kept = ("metric", "value", "low", "high", "n", "details")
-        return {key: value for key, value in asdict(self).items() if key in kept}
+        load_stored = ("metric", "value", "low", "high", "n", "details")
+        return {key: value for key, value in asdict(self).items() if key in load_stored}
 
     def save(self, path: str | Path | BinaryIO) -> None:
         """Writes an .npz that :meth:`load` reads back, to a path or an open file; nothing is pickled."""
@@ -89,13 +89,13 @@ class Reference:
     outputs: torch.Tensor
 
 
-class Watch:
+class OutputRecorder:
     """Keeps a model's outputs while it is evaluated, or measures how far they are from a reference's."""
 
-    def __init__(self, total: int, reference: Reference | None, keep: bool) -> None:
+    def __init__(self, total: int, reference: Reference | None, store_evaluation: bool) -> None:
         self.total = total
         self.reference = reference
-        self.keep = keep
+        self.keep = store_evaluation
         self.chosen = reference.chosen if reference else None
         self._slots: dict[int, torch.Tensor] = {}
         self._distances: list[torch.Tensor] = []
@@ -132,8 +132,8 @@ class Watch:
 
     def outputs(self) -> tuple[np.ndarray, torch.Tensor]:
         chosen = self.chosen if self.chosen is not None else np.zeros(0, dtype=np.int64)
-        kept = [self._slots[place] for place in sorted(self._slots)]
-        return chosen, torch.cat(kept) if kept else torch.zeros(0, 0, dtype=torch.float16)
+        load_stored = [self._slots[place] for place in sorted(self._slots)]
+        return chosen, torch.cat(load_stored) if load_stored else torch.zeros(0, 0, dtype=torch.float16)
 
     def _rows(self, first: int, values: torch.Tensor) -> tuple[torch.Tensor, slice] | None:
         if not self.keep and self.reference is None:
@@ -158,9 +158,9 @@ def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return terms.sum(-1)
 
 
-def kept(store: Store, key: str) -> Evaluation | None:
+def load_stored(store: Store, key: str) -> Evaluation | None:
     """A stored evaluation; None where there is none, or where it was damaged (and is removed)."""
-    path = kept_file(store, key)
+    path = stored_path(store, key)
     try:
         return Evaluation.load(path)
     except FileNotFoundError:
@@ -171,12 +171,12 @@ def kept(store: Store, key: str) -> Evaluation | None:
         return None
 
 
-def keep(store: Store, key: str, evaluation: Evaluation) -> None:
+def store_evaluation(store: Store, key: str, evaluation: Evaluation) -> None:
     """Stores an evaluation, whole or not at all."""
     data = io.BytesIO()
     evaluation.save(data)
-    write_atomic(kept_file(store, key), data.getvalue())
+    write_atomic(stored_path(store, key), data.getvalue())
 
 
-def kept_file(store: Store, key: str) -> Path:
+def stored_path(store: Store, key: str) -> Path:
     return store.root / f"{key}.npz"

@@ -22,7 +22,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
 @contextmanager
-def fitting(batch: Any, what: str) -> Iterator[None]:
+def explaining_errors(batch: Any, what: str) -> Iterator[None]:
     """Turns an error of the model (or loss) about a batch into one sentence that names the batch's shape.
 
     ``what`` data it is: "training" or "evaluation". The original error stays as the cause; want of memory, and an error
@@ -101,13 +101,13 @@ def _sentence(batch: Any, what: str, error: Exception) -> str:
 def _shapes(batch: Any) -> str:
     """ "[64, 20] float32", or by their names where the tensors have some."""
     if isinstance(batch, Mapping):
-        parts = [f"{k} {_told(v)}" for k, v in batch.items() if torch.is_tensor(v)]
+        parts = [f"{k} {_described(v)}" for k, v in batch.items() if torch.is_tensor(v)]
     else:
-        parts = [_told(t) for t in _tensors(batch)]
+        parts = [_described(t) for t in _tensors(batch)]
     return " and ".join(parts) or "no tensor"
 
 
-def _told(tensor: torch.Tensor) -> str:
+def _described(tensor: torch.Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
@@ -161,7 +161,7 @@ def check_held_out(model: nn.Module, records: Records) -> None:
     """
     if records.kind != "tensors":
         return
-    with evaluating(model), fitting(_first(records, [0, 1]), "evaluation"):
+    with evaluating(model), explaining_errors(_first(records, [0, 1]), "evaluation"):
         call(model, _first(records, [0, 1]))
     real = [t for t in tensor_items(records.inputs).values() if t.is_floating_point()]
     odd = torch.zeros(len(records), dtype=torch.bool)

@@ -9,7 +9,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.forward.model import call, logits_of
-from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder, Reference
 from winnow.measure.intervals import mean_interval
 from winnow.measure.task import Progress, RecordsTask, distinct_scores
 
@@ -34,7 +34,7 @@ class RegressionTask(RecordsTask):
         of = "the dense model's outputs" if self.truth is None else "the scores"
         return f"R2 of {of} on {self.data_name}, {self.n:,} examples"
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         outputs: np.ndarray | None = None
         for _, rows, batch in self._batches(model, progress):
             values = logits_of(call(model, batch))
@@ -76,5 +76,5 @@ class RegressionTask(RecordsTask):
         low, high = (min(1.0, bound) for bound in mean_interval(same))
         return Evaluation(self.metric, value, low, high, same, outputs, self.n, self.truth, details)
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         return {}

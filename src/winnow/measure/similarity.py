@@ -11,7 +11,7 @@ from torch import nn
 from winnow.data.records import Records
 from winnow.errors import InputError
 from winnow.forward.model import call, embeddings_of
-from winnow.measure.evaluation import Evaluation, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder
 from winnow.measure.intervals import spearman, spearman_interval
 from winnow.measure.task import Progress, RecordsTask, distinct_scores
 
@@ -44,7 +44,7 @@ class SimilarityTask(RecordsTask):
     def _answers(self) -> int:
         return len(self._distinct)
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         vectors: torch.Tensor | None = None  # float32 [distinct texts, width], of length 1
         for done, rows, batch in self._batches(model, lambda done, total: progress(done * self.n // total, self.n)):
             found = embeddings_of(call(model, batch), batch).cpu()
@@ -62,7 +62,7 @@ class SimilarityTask(RecordsTask):
             details["nan_examples"] = int(np.isnan(cosines).sum())
         return Evaluation(self.metric, rho, low, high, cosines, cosines, self.n, self.truth, details)
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         """Embeddings have no top-1 answer: how far they turned, and how alike the order of the pairs is."""
         distance = watch.distance
         return {

@@ -9,7 +9,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.forward.model import call, logits_of
-from winnow.measure.evaluation import Evaluation, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder
 from winnow.measure.intervals import spearman, spearman_interval
 from winnow.measure.task import Progress, RecordsTask, distinct_scores
 
@@ -27,7 +27,7 @@ class ScoreTask(RecordsTask):
     def _targets(self, config: Any) -> np.ndarray:
         return distinct_scores(self.records, "which nothing correlates with")
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         scores = np.full(self.n, np.nan)
         for _, rows, batch in self._batches(model, progress):
             output = logits_of(call(model, batch))
@@ -43,5 +43,5 @@ class ScoreTask(RecordsTask):
             details["nan_examples"] = int(np.isnan(scores).sum())
         return Evaluation(self.metric, rho, low, high, scores, scores, self.n, self.truth, details)
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         return {"rank_agreement": spearman(evaluation.predictions, dense.predictions)}

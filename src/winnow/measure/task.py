@@ -14,7 +14,7 @@ from winnow.data.text import Batch
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import evaluating
-from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder, Reference
 from winnow.measure.feed import Feed
 from winnow.measure.intervals import mean_interval
 
@@ -72,17 +72,17 @@ class Task(ABC):
 
     def _run(
         self, model: nn.Module, reference: Reference | None, *, keep: bool, progress: Progress | None
-    ) -> tuple[Evaluation, Watch]:
+    ) -> tuple[Evaluation, OutputRecorder]:
         if reference is not None and (reference.evaluation.n, reference.evaluation.metric) != (self.n, self.metric):
             raise InputError("the reference was made by another task: make it with this task's reference(dense_model).")
-        watch = Watch(self._answers(), reference, keep)
+        watch = OutputRecorder(self._answers(), reference, keep)
         with evaluating(model):
             evaluation = self._measure(model, watch, progress or (lambda done, total: None))
         if reference is not None:
             evaluation.details.update(self._agreement(evaluation, reference.evaluation, watch))
         return evaluation, watch
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         same = matches(evaluation.predictions, dense.predictions)
         low, high = bounded(mean_interval(same))
         return {"agreement": float(same.mean()), "agreement_low": low, "agreement_high": high, "kl": watch.distance}
@@ -92,7 +92,7 @@ class Task(ABC):
         """How many answers the model gives: examples, or tokens."""
 
     @abstractmethod
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         """One pass over the data."""
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from winnow import importing
 from winnow.data.records import contents
 from winnow.errors import InputError
-from winnow.masks.given import opened
 from winnow.masks.ties import tensors_of
+from winnow.masks.unwrap import plain_module
 from winnow.seeding import torch_seed
 
 _RESULT = "a torch.nn.Module"
@@ -28,7 +28,7 @@ def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
         model = importing.call(factory or "", _RESULT)
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
-    return opened(model)
+    return plain_module(model)
 
 
 def identity_of_weights(model: nn.Module) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from winnow import importing
-from winnow.data.tokens import name_padding
-from winnow.disk.links import leaves
+from winnow.data.tokens import set_pad_token_id
+from winnow.disk.links import leaves_folder
 from winnow.errors import InputError
 from winnow.formats.hf_folder import (
     check_folder,
@@ -25,9 +25,9 @@ from winnow.formats.hf_folder import (
 )
 from winnow.formats.reader import check_listed, description_of
 from winnow.formats.state_dict import load_state
-from winnow.forward.model import accepted
-from winnow.masks.given import opened, require_initialised, working_copy
+from winnow.forward.model import forward_parameters
 from winnow.masks.ties import share_as
+from winnow.masks.unwrap import plain_module, require_initialised, working_copy
 from winnow.models.modules import build, identity_of_weights
 from winnow.models.pretrained import (
     auto_config,
@@ -116,7 +116,7 @@ class ModelSource:
                 trust_remote_code=self.trust_remote_code,
             ).eval()  # fmt: skip
             if self.architecture.endswith("ForSequenceClassification"):
-                name_padding(model.config, self.tokenizer())
+                set_pad_token_id(model.config, self.tokenizer())
             return model
         model = build(self.factory)
         if self.weights is not None:
@@ -144,7 +144,7 @@ class ModelSource:
         model: Any = self.module
         if model is None:
             model = self.model_class() if self.folder is not None and self.config is not None else build(self.factory)
-        return {name: parameter for name, parameter in accepted(model).items() if name != "self"}
+        return {name: parameter for name, parameter in forward_parameters(model).items() if name != "self"}
 
     def skeleton(self) -> nn.Module:
         """The model with its parameters on the meta device (a folder only): see :func:`winnow.models.pretrained.empty_model`."""
@@ -186,7 +186,7 @@ class ModelSource:
         if self.folder is None:
             return []
         found = sorted({p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()})
-        return [(path, leaves(path, self.folder)) for path in found]
+        return [(path, leaves_folder(path, self.folder)) for path in found]
 
     def weight_files(self) -> list[Path]:
         """The files that hold the model's weights, and no others; none for a module or a factory without weights."""
@@ -242,7 +242,7 @@ def open_model(
         InputError: the thing does not exist, holds no safetensors, asks to run its own code, or has no known class.
     """
     if isinstance(spec, nn.Module):
-        given = opened(spec)
+        given = plain_module(spec)
         return ModelSource(spec=type(given).__name__, module=given)
     text = str(spec)
     path = Path(text).expanduser()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from winnow.data import Records
-from winnow.disk.work import work_of
+from winnow.disk.work import work_folder
 from winnow.pipeline.materials import Materials
 from winnow.pipeline.schema import Compress, Evaluate, Fitting, Stage, Ticket
 from winnow.pipeline.stages import keys
@@ -34,7 +34,7 @@ def planned(found: Materials, out: Path | None) -> list[Planned]:
     rows = []
     for number, (stage, key) in enumerate(zip(pipeline.stages, keys(found))):
         mark = f"{key}.npz" if isinstance(stage, Evaluate) else f"{key}.json"
-        finished = out is not None and (work_of(out) / mark).exists()
+        finished = out is not None and (work_folder(out) / mark).exists()
         steps = _steps(stage, found) if isinstance(stage, Fitting) else None
         rows.append(Planned(number + 1, stage.kind, what(stage, found, number), steps, finished, key))
     return rows

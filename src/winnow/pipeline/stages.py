@@ -11,7 +11,7 @@ import torch
 
 from winnow.data import Records
 from winnow.measure.compare import Comparison, compare
-from winnow.measure.evaluation import Evaluation, keep, kept
+from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
 from winnow.pipeline.materials import Materials, Standing
@@ -80,7 +80,7 @@ def fit(
         )  # fmt: skip
     ticket = result.ticket
     if ticket.evaluation is not None:
-        keep(store, key, ticket.evaluation)
+        store_evaluation(store, key, ticket.evaluation)
     figures = {
         "method": ticket.method, "zeros": ticket.zeros, "sparsity": ticket.sparsity, "steps": ticket.cost.steps,
         "cost": vars(ticket.cost), "notes": [*result.training.notes, *ticket.notes],
@@ -176,14 +176,14 @@ def paired(
     anchor = None
 
     def evaluation(of: Standing, key: str) -> Evaluation:
-        stored = kept(store, key)
+        stored = load_stored(store, key)
         if stored is not None:
             return stored
         bar = progress(of.made_by) if progress else None
         evaluated = task.evaluate(
             loaded(of, pipeline.seed), anchor, progress=(lambda done, total: bar(done, total, "")) if bar else None
         )
-        keep(store, key, evaluated)
+        store_evaluation(store, key, evaluated)
         return evaluated
 
     other: Evaluation | None = None

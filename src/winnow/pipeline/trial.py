@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.disk.work import work_of
+from winnow.disk.work import work_folder
 from winnow.errors import InputError
 from winnow.pipeline.located import located
 from winnow.pipeline.materials import Materials, Standing, open_materials
@@ -78,7 +78,7 @@ def _trained(found: Materials, number: int, out: str | Path | None) -> Standing 
     for i, stage in enumerate(found.pipeline.stages[:number]):
         if isinstance(stage, Train) and out is not None:
             key = keys(found)[i]
-            root = work_of(Path(out))
+            root = work_folder(Path(out))
             folder = root / key / found.label
             if unsealed(root / f"{key}.json") is not None and folder.is_dir():
                 return standing(folder, found, key, f"stage {i + 1} (train)")

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from winnow.disk.work import check_output, work_of
+from winnow.disk.work import check_output, work_folder
 from winnow.errors import GateError, InputError, disk_errors
-from winnow.measure.evaluation import Evaluation, kept, kept_file
+from winnow.measure.evaluation import Evaluation, load_stored, stored_path
 from winnow.pipeline.dry_run import Planned, planned, what
 from winnow.pipeline.located import located
 from winnow.pipeline.materials import Materials, Standing, open_materials
@@ -120,7 +120,7 @@ class _Line:
         self, found: Materials, out: Path, executor: Executor | None, progress: Progress | None, command: str | None
     ) -> None:
         self.found, self.out, self.executor, self.progress, self.command = found, out, executor, progress, command
-        self.store = Store(work_of(out))
+        self.store = Store(work_folder(out))
         self.keys = keys(found)
         self.at = found.given
         self.trained: Standing | None = None  # by the train stage
@@ -214,11 +214,11 @@ class _Line:
 
     def _measured(self, number: int) -> Path:
         """Where the evaluation that ended a train or ticket stage is kept."""
-        return kept_file(self.store, self.keys[number])
+        return stored_path(self.store, self.keys[number])
 
     def _measure(self, number: int, stage: Evaluate) -> None:
         key, against = self.keys[number], self._dense()
-        stored = kept(self.store, key) is not None
+        stored = load_stored(self.store, key) is not None
         started = time.perf_counter()
         figures = measure(stage, self.at, self.found, self.store, against, self._bars(number, stage))
         before = self.store.read(key) if stored else None

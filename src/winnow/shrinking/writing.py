@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.coupled.find import Member, Unit
+from winnow.coupled.find import CoupledUnit, Member
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import carriers, config_edits, module_edits, rebuilds
 from winnow.shrinking.dead import Group, norms_of
@@ -53,7 +53,7 @@ class Writer:
             plan["config"] = self._config(choices)
         return plan
 
-    def _drop(self, drops: Drops, unit: Unit) -> None:
+    def _drop(self, drops: Drops, unit: CoupledUnit) -> None:
         for m in unit.members:
             p = self.prunables[m.name]
             if p.kind == "experts":

@@ -46,7 +46,7 @@ def held_out(calls: int) -> list[int]:
     return list(range(HOLD - 1, calls, HOLD)) or ([calls - 1] if calls > 1 else [])
 
 
-class Some:
+class Subset:
     """Some of the calls, or some rows of a single one; a :class:`Calls`."""
 
     def __init__(self, calls: Calls, numbers: Sequence[int], rows: slice | None = None) -> None:
@@ -73,11 +73,11 @@ def split(calls: Calls, rows: int) -> tuple[Calls, Calls, bool]:
     judging = held_out(len(calls))
     if judging:
         fitting = [i for i in range(len(calls)) if i not in set(judging)]
-        return Some(calls, fitting), Some(calls, judging), True
+        return Subset(calls, fitting), Subset(calls, judging), True
     if rows > 1:
         most = max(1, rows - max(1, rows // HOLD))
-        return Some(calls, [0], slice(0, most)), Some(calls, [0], slice(most, rows)), False
-    return Some(calls, []), calls, True
+        return Subset(calls, [0], slice(0, most)), Subset(calls, [0], slice(most, rows)), False
+    return Subset(calls, []), calls, True
 
 
 def joined(calls: Calls, parts: Sequence[Part]) -> Call:
@@ -94,12 +94,12 @@ def joined(calls: Calls, parts: Sequence[Part]) -> Call:
     return Call(*tree_unflatten(whole, spec))
 
 
-def power(calls: Calls) -> tuple[float, int]:
+def target_power(calls: Calls) -> tuple[float, int]:
     """The power of the targets, and how many numbers it is the sum over."""
     total, positions = 0.0, 0
     for i in range(len(calls)):
         with calls.at(i) as call:
-            target = counted(call.target, call.counts)
+            target = unpadded(call.target, call.counts)
             total += float(target.double().square().sum())
             positions += target.numel()
     return max(total, 1e-30), positions
@@ -114,7 +114,7 @@ def examples(calls: Calls) -> list[int]:
     return found
 
 
-def counted(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+def unpadded(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
     """The positions that are no padding, [positions, features]; everything where all count (a pooled output, say)."""
     if counts is None or counts.numel() * x.shape[-1] != x.numel():
         return x

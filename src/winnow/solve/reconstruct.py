@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from winnow.errors import InputError
-from winnow.forward.holding import Places
+from winnow.forward.slots import TensorSlots
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
-from winnow.solve.calls import Call, Calls, counted, examples, joined, output_of, power, split
-from winnow.solve.draw import Draw, Part, shared_rows
+from winnow.solve.calls import Call, Calls, examples, joined, output_of, split, target_power, unpadded
+from winnow.solve.draw import MiniBatches, Part, shared_rows
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction, is_conv, watching
 
@@ -89,7 +89,7 @@ class Reconstruction:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.module, self.layers, self.calls, self.settings = module, layers, calls, settings
-        self._places = Places(module)
+        self._places = TensorSlots(module)
         self.seed, self.where, self.progress = seed, where, progress
         parameters = dict(module.named_parameters())
         self.own = {n: parameters[n].detach() for n in layers}
@@ -113,7 +113,7 @@ class Reconstruction:
         rows = self._rows_to_cut(start)
         self.cut = rows is not None  # whether calls may be cut into examples, and examples joined
         self.fitting, self.judging, whole = split(self.calls, rows or 1)
-        self.power, self.positions = power(self.fitting)
+        self.power, self.positions = target_power(self.fitting)
         # The dense statistics are of whole calls.
         self._corrects = self.settings.correct and whole
         mask = self._restored(start, correct=False) if len(self.fitting) else start
@@ -163,19 +163,19 @@ class Reconstruction:
     def _output(self, state: State, call: Call) -> torch.Tensor:
         """What the unit puts out with these tensors as its own."""
         tensors = {n: t.to(self.own[n].dtype) if n in self.own else t for n, t in state.items()}
-        with self._places.holding(tensors):
+        with self._places.replaced(tensors):
             return output_of(self.module(*call.args, **call.kwargs))
 
     @torch.no_grad()
     def _error(self, state: State) -> float:
         """On the calls that judge, over the power of their targets."""
-        total = power = 0.0
+        total = target_power = 0.0
         for i in range(len(self.judging)):
             with self.judging.at(i) as call:
-                delta = counted(self._output(state, call) - call.target, call.counts)
+                delta = unpadded(self._output(state, call) - call.target, call.counts)
                 total += float(delta.double().square().sum())
-                power += float(counted(call.target, call.counts).double().square().sum())
-        return total / max(power, 1e-30)
+                target_power += float(unpadded(call.target, call.counts).double().square().sum())
+        return total / max(target_power, 1e-30)
 
     @torch.no_grad()
     def _restored(self, state: State, *, correct: bool = True) -> State:
@@ -240,18 +240,18 @@ class Reconstruction:
             lr = s.lr * _size(begin[name], self.masks[name]) if name in self.masks else s.bias_lr
             groups.append({"params": [leaf], "lr": lr, "base": lr})
         optimizer = torch.optim.Adam(groups)
-        power = self.power / max(self.positions, 1)
+        target_power = self.power / max(self.positions, 1)
         taken, best, least = 0, begin, self._error(begin)
         with self._batchnorms(training=True):
-            for parts in Draw(examples(self.fitting), s.batch, cut=self.cut, seed=self.seed).steps():
+            for parts in MiniBatches(examples(self.fitting), s.batch, cut=self.cut, seed=self.seed).steps():
                 for group in optimizer.param_groups:
                     group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * taken / s.steps))
                 optimizer.zero_grad(set_to_none=True)
                 value = 0.0
                 for call, share in self._opened(parts):
                     state = self._masked({**leaves, **buffers})
-                    delta = counted(self._output(state, call) - call.target, call.counts)
-                    loss = delta.float().square().mean() * (share / power)
+                    delta = unpadded(self._output(state, call) - call.target, call.counts)
+                    loss = delta.float().square().mean() * (share / target_power)
                     loss.backward()
                     value += float(loss.detach())
                     del state, delta, loss, call

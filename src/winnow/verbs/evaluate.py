@@ -13,8 +13,8 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.formats.artifact import read_artifact
-from winnow.forward.arithmetic import halves, widen
-from winnow.masks.given import working_copy
+from winnow.forward.dtypes import has_half_weights, to_float32
+from winnow.masks.unwrap import working_copy
 from winnow.measure.quality import Comparison, Evaluation, Task
 from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model
@@ -159,10 +159,10 @@ def _doubts(
 def _load(source: ModelSource, dtype: str) -> nn.Module:
     """The model in ``dtype``, or for "auto" with 16-bit tensors in float32; a module that was given stays as it is."""
     loaded = source.load()
-    if dtype == "auto" and not halves(loaded):
+    if dtype == "auto" and not has_half_weights(loaded):
         return loaded
     own = working_copy(loaded) if source.module is not None else loaded
-    return widen(own) if dtype == "auto" else own.to(getattr(torch, dtype))
+    return to_float32(own) if dtype == "auto" else own.to(getattr(torch, dtype))
 
 
 def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str) -> nn.Module:
@@ -173,7 +173,7 @@ def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str
         try_model(prepared, model, source.config)
         return model
     except InputError:
-        if dtype != "auto" or not halves(plain := source.load()):
+        if dtype != "auto" or not has_half_weights(plain := source.load()):
             raise
         with suppress(InputError):  # a forward that casts its input itself, say
             try_model(prepared, plain, source.config)

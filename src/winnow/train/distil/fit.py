@@ -14,9 +14,9 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.forward.modes import plain_eval
-from winnow.masks.given import working_copy
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
+from winnow.masks.unwrap import working_copy
 from winnow.train.distil.fixed_masks import FixedMasks
 from winnow.train.distil.loop import Loop, Progress, Trace
 from winnow.train.distil.outputs import read_output
