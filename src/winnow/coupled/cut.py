@@ -203,12 +203,7 @@ class CutProbe:
         if bool((nan := value.isnan()).any()):
             self.base[path, n] = nan
 
-    def _run(
-        self,
-        replace: Replace,
-        see: See,
-        call: Call | None = None,
-    ) -> None:
+    def _run(self, replace: Replace, see: See, call: Call | None = None) -> None:
         """One pass: ``replace(path, call number, output)`` for each layer, ``see`` for all that is observed."""
         call = call or self.call.fresh()
         with probing_mode(self.root), self._hooked(replace, see):
@@ -227,11 +222,7 @@ class CutProbe:
         return outs[0].new_zeros(*x.shape[:-1], site.outputs)
 
     @contextmanager
-    def _hooked(
-        self,
-        replace: Replace,
-        see: See,
-    ) -> Iterator[None]:
+    def _hooked(self, replace: Replace, see: See) -> Iterator[None]:
         counts: dict[str, int] = {}
 
         def cut(path: str, site: Site, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

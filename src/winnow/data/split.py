@@ -15,11 +15,7 @@ _SHINGLE = 100  # characters of consecutive lines: shorter ones ("CHAPTER I.", a
 
 
 def split_disjoint(
-    records: Records,
-    seed: int = 0,
-    fractions: Sequence[float] | None = None,
-    *,
-    sizes: Sequence[int] | None = None,
+    records: Records, seed: int = 0, fractions: Sequence[float] | None = None, *, sizes: Sequence[int] | None = None
 ) -> tuple[Records, ...]:
     """Parts that share no content: equal inputs land in the same part, whatever their labels.
 

@@ -19,11 +19,7 @@ Batch = dict[str, torch.Tensor] | tuple[torch.Tensor, ...]
 
 
 def lm_segments(
-    texts: Records | Sequence[str],
-    tokenizer: Any,
-    length: int,
-    limit: int | None = None,
-    joiner: str | None = None,
+    texts: Records | Sequence[str], tokenizer: Any, length: int, limit: int | None = None, joiner: str | None = None
 ) -> torch.Tensor:
     """Concatenated text cut into segments without overlap, int64 [n, length]; the incomplete last one is left out.
 

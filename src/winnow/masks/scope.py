@@ -25,11 +25,7 @@ MHA_WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def find_scope(
-    model: nn.Module,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    outputs: Sequence[str] | None = None,
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = (), *, outputs: Sequence[str] | None = None
 ) -> Scope:
     """What may be pruned in ``model``, in its own order, and every other parameter with the reason it stays.
 

@@ -97,11 +97,7 @@ def _boundary_class(classes: Iterable[tuple[torch.Tensor, int]], zeros: int) -> 
 
 
 def _key(
-    masks: Sequence[MaskSet],
-    how: str,
-    scores: Sequence[Mapping[str, torch.Tensor]] | None,
-    boundary: int,
-    name: str,
+    masks: Sequence[MaskSet], how: str, scores: Sequence[Mapping[str, torch.Tensor]] | None, boundary: int, name: str
 ) -> torch.Tensor:
     """float32 [R, C] that ranks by (class, second key): finite only within the class where the count is reached."""
     classes = _classes(masks, how, name)

@@ -129,7 +129,7 @@ class TorchContender(Contender):
 
 
 def bind(model: Any, batch: Batch, settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a forward; what it does not take is left out, as ``measure.feed.call`` does."""
+    """Positional and keyword arguments of a forward; what it does not take is left out, as ``forward.model.call`` does."""
     names = forward_parameters(model)
     kept = {key: value for key, value in settings.items() if key in names}
     if not isinstance(batch, dict):
