@@ -18,15 +18,7 @@ from winnow.forward.model import forward_parameters
 from winnow.forward.modes import eval_mode
 
 # What a module's own code raises when an argument does not suit it.
-ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-)
+ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,14 @@ def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> C
 
 
 def _keep(
-    components: list[Component],
-    good: Callable[[Component], bool],
-    why: str,
     reasons: dict[str, str],
     prefix: str,
     leaf: str,
+    components: list[Component],
+    good: Callable[[Component], bool],
+    why: str,
 ) -> list[Component]:
+    """Those that are good; the parameters of the others get ``why`` as their reason."""
     verdicts = [good(c) for c in components]
     for names in {c.names for c, kept in zip(components, verdicts) if not kept}:
         for name in (*names[0], *names[1]):
@@ -109,9 +110,7 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
     def prunable(name: str) -> Prunable | None:
         return scope.prunables.get(_join(path, name, "weight"))
 
-    def keep(components: list[Component], good: Callable[[Component], bool], why: str) -> list[Component]:
-        return _keep(components, good, why, reasons, path, "weight")
-
+    keep = partial(_keep, reasons, path, "weight")
     components = find_components(probe)
     outside = {n for n in (*probe.producers, *probe.consumers) if prunable(n) is None}
     for name in sorted(outside):
@@ -220,10 +219,7 @@ def _constant(probe: CutProbe, components: Sequence[Component], norms: Rows) -> 
 def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str, str]) -> list[CoupledUnit]:
     probe = make()
     prunables, params = probe.prunables, dict(probe.module.named_parameters())
-
-    def keep(components: list[Component], good: Callable[[Component], bool], why: str) -> list[Component]:
-        return _keep(components, good, why, reasons, owner, "")
-
+    keep = partial(_keep, reasons, owner, "")
     components = keep(find_components(probe), lambda c: not c.escapes, ESCAPES)
     components = keep(components, _several(components), MIXED)
     if not components:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from winnow.coupled.unit import CoupledUnit, Member, Removal, member_parts, shapes_of
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.prunable import Scope
 
-if TYPE_CHECKING:
-    from winnow.inputs import InputStats
-
-Stats = Mapping[str, "InputStats | Sequence[InputStats]"]  # one per part where a matrix has several
+Stats = Mapping[str, InputStats | Sequence[InputStats]]  # one per part where a matrix has several
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,28 +103,28 @@ class OutputRecorder:
 
     def log_probs(self, first: int, logits: torch.Tensor) -> None:
         """Answers ``first`` ... of the whole as logits [m, classes] (any float type)."""
-        rows = self._rows(first, logits)
-        if rows is None:
-            return
-        index, place = rows
-        picked = torch.log_softmax(logits[index].float(), dim=-1)
-        if self.keep:
-            self._store(place, picked)
-        if self.reference is not None:
-            self._distances.append(_kl(self.reference.outputs[place].to(picked.device), picked).cpu())
+        self._add(first, logits, lambda picked: torch.log_softmax(picked.float(), dim=-1), _kl)
 
     def embeddings(self, first: int, vectors: torch.Tensor) -> None:
         """Answers as vectors of length 1 [m, width]; the distance is 1 - cosine."""
-        rows = self._rows(first, vectors)
+        self._add(first, vectors, torch.Tensor.float, _turned)
+
+    def _add(
+        self,
+        first: int,
+        values: torch.Tensor,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> None:
+        rows = self._rows(first, values)
         if rows is None:
             return
         index, place = rows
-        picked = vectors[index].float()
+        picked = read(values[index])
         if self.keep:
-            self._store(place, picked)
+            self._slots[place.start] = picked.to("cpu", torch.float16)
         if self.reference is not None:
-            dense = torch.nn.functional.normalize(self.reference.outputs[place].to(picked.device).float(), dim=-1)
-            self._distances.append((1 - (dense * picked).sum(-1)).cpu())
+            self._distances.append(distance(self.reference.outputs[place].to(picked.device), picked).cpu())
 
     @property
     def distance(self) -> float | None:
@@ -147,15 +148,17 @@ class OutputRecorder:
         index = torch.from_numpy(self.chosen[start:stop] - first).to(values.device)
         return index, slice(int(start), int(stop))
 
-    def _store(self, place: slice, picked: torch.Tensor) -> None:
-        self._slots[place.start] = picked.to("cpu", torch.float16)
-
 
 def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(dense || other) per row in nats; the stored float16 is brought back to a distribution first."""
     p = torch.log_softmax(dense.float(), dim=-1)
     terms = torch.where(p.exp() > 0, p.exp() * (p - other), torch.zeros_like(p))
     return terms.sum(-1)
+
+
+def _turned(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """1 - cosine per row; the stored float16 is brought back to length 1 first."""
+    return 1 - (torch.nn.functional.normalize(dense.float(), dim=-1) * other).sum(-1)
 
 
 def load_stored(store: Store, key: str) -> Evaluation | None:

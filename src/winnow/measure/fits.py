@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from winnow.data.records import Records, map_tensors, tensor_items
+from winnow.data.records import Records, tensor_items
 from winnow.errors import InputError, WinnowError
 from winnow.forward.batch import first_example
 from winnow.forward.model import call, evaluating, logits_of
@@ -161,8 +161,9 @@ def check_held_out(model: nn.Module, records: Records) -> None:
     """
     if records.kind != "tensors":
         return
-    with evaluating(model), explaining_errors(_first(records, [0, 1]), "evaluation"):
-        call(model, _first(records, [0, 1]))
+    first = records.subset(range(min(2, len(records)))).inputs
+    with evaluating(model), explaining_errors(first, "evaluation"):
+        call(model, first)
     real = [t for t in tensor_items(records.inputs).values() if t.is_floating_point()]
     odd = torch.zeros(len(records), dtype=torch.bool)
     for tensor in real:
@@ -170,14 +171,9 @@ def check_held_out(model: nn.Module, records: Records) -> None:
     if not odd.any():
         return
     with evaluating(model):
-        logits = logits_of(call(model, _first(records, odd.nonzero().reshape(-1)[:FEW].tolist())))
+        logits = logits_of(call(model, records.subset(odd.nonzero().reshape(-1)[:FEW].tolist()).inputs))
     if not bool(torch.isfinite(logits).all()):  # a model may know what to do with NaN
         raise InputError(
             f"{records.name}: {int(odd.sum()):,} of {len(records):,} records to evaluate on hold NaN or infinity, and so do the "
             "model's answers: remove those records, or fill them in."
         )
-
-
-def _first(records: Records, numbers: list[int]) -> Any:
-    index = torch.tensor([n for n in numbers if n < len(records)])
-    return map_tensors(records.inputs, lambda tensor: tensor[index])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow.forward.batch import call
+
 
 def has_batchnorm(model: nn.Module) -> bool:
     return any(_tracks(m) for m in model.modules())
@@ -23,8 +25,6 @@ def recalibrate(model: nn.Module, batches: Sequence[Any]) -> dict[str, torch.Ten
     Returns:
         the new buffers by state-dict name (running_mean, running_var [channels], num_batches_tracked []).
     """
-    from winnow.forward.batch import call
-
     norms = {name: m for name, m in model.named_modules() if _tracks(m)}
     if not norms or not batches:
         return {}
