@@ -19,7 +19,8 @@ import winnow
 from coupled_models import Mobile, PlainCNN, ResNet, stir
 from families import FAMILIES
 from small import classifier, convnet, images
-from winnow.coupled.find import CoupledUnit, Member, find_coupled_units, unit_masks, unit_sizes
+from winnow.coupled.find import find_coupled_units
+from winnow.coupled.unit import CoupledUnit, Member, unit_masks, unit_sizes
 from winnow.errors import InputError
 from winnow.fcpts.near import near
 from winnow.fcpts.step import root, step

@@ -18,7 +18,7 @@ import winnow
 from coupled_models import Mobile, ResNet, stir, zeroed
 from families import FAMILIES
 from winnow.coupled.call import forward, probing_mode, tensors_in
-from winnow.coupled.find import CoupledUnit
+from winnow.coupled.unit import CoupledUnit
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 from winnow.shrinking import Removed, apply, kept_lines, plan, shrink, shrink_matrix, zero_lines

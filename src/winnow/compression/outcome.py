@@ -11,7 +11,8 @@ import torch
 from winnow.compression.candidates import Candidate
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
-from winnow.measure.quality import Comparison, Evaluation
+from winnow.measure.compare import Comparison
+from winnow.measure.evaluation import Evaluation
 
 
 @dataclass

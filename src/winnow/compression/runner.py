@@ -24,8 +24,8 @@ from winnow.formats.tensorfile import TensorFile
 from winnow.formats.units import load_packed, save_packed
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled, parse_structure
-from winnow.measure.evaluation import load_stored, store_evaluation
-from winnow.measure.quality import Comparison, Evaluation, compare
+from winnow.measure.compare import Comparison, compare
+from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
 from winnow.run.store import stage_key
 
 

@@ -34,15 +34,10 @@ def coupled_masks(
     Raises:
         InputError: there is no batch to probe with, the model is streamed, or it has no such units.
     """
-    from winnow.coupled.find import (
-        compensate,
-        find_coupled_units,
-        matrices,
-        score_units,
-        select_units,
-        unit_masks,
-        zero_biases,
-    )
+    from winnow.coupled.bias import compensate, matrices
+    from winnow.coupled.find import find_coupled_units
+    from winnow.coupled.select import score_units, select_units
+    from winnow.coupled.unit import unit_masks, zero_biases
 
     host, scope = bench.host, bench.scope
     if not bench.batches:

@@ -6,33 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from winnow.coupled.bias import compensate, matrices
-from winnow.coupled.call import Call, record_blocks
+from winnow.coupled.call import record_blocks
 from winnow.coupled.module import Coupling, module_coupling
-from winnow.coupled.select import Selection, score_units, select_units
-from winnow.coupled.unit import CoupledUnit, Entries, Kind, Member, Refused, unit_masks, unit_sizes, zero_biases
+from winnow.coupled.unit import CoupledUnit, Kind, Refused
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Scope
-
-__all__ = [
-    "Call",
-    "CoupledUnit",
-    "Coupling",
-    "Entries",
-    "Member",
-    "Refused",
-    "Selection",
-    "compensate",
-    "find_coupled_units",
-    "find_coupling",
-    "matrices",
-    "module_coupling",
-    "score_units",
-    "select_units",
-    "unit_masks",
-    "unit_sizes",
-    "zero_biases",
-]
 
 
 def find_coupling(model: nn.Module, scope: Scope, example: Any, unit: Kind) -> Coupling:

@@ -9,7 +9,8 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from winnow.coupled.find import CoupledUnit, Member, select_units, unit_masks, unit_sizes, zero_biases
+from winnow.coupled.select import select_units
+from winnow.coupled.unit import CoupledUnit, Member, unit_masks, unit_sizes, zero_biases
 from winnow.errors import InputError
 from winnow.fcpts.lines import Lines
 from winnow.fcpts.step import root, step, wide
@@ -18,7 +19,7 @@ from winnow.masks.prunable import Scope
 
 
 class Channels:
-    """Coupled units (:func:`winnow.coupled.find.find_coupled_units`); one threshold for the units of one ``Unit.group``.
+    """Coupled units (:func:`winnow.coupled.find.find_coupled_units`); one threshold for the units of one ``CoupledUnit.group``.
 
     A unit's magnitude is the root mean square of its producers' rows: the norm of all of them together over the square root
     of their length. At or under the threshold its columns in the consumers are zero (:meth:`mask`) and, in the end, its rows in
@@ -81,7 +82,7 @@ class Channels:
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """Keep masks of every tensor of the scope, ``zeros`` gone to within one unit.
 
-        Units go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.find.select_units`: one that
+        Units go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.select.select_units`: one that
         no longer fits is passed over, and one unit of every group stays.
         Raises InputError when units cannot give so many weights, or a magnitude is NaN.
         """

@@ -16,7 +16,8 @@ from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.batch import call
 from winnow.measure.fits import check_held_out, check_length, try_first
-from winnow.measure.quality import Task, open_task, single_output
+from winnow.measure.quality import open_task, single_output
+from winnow.measure.task import Task
 from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
 

@@ -14,8 +14,6 @@ from winnow.errors import InputError
 from winnow.forward.model import call, evaluating, has_logits, logits_of
 from winnow.measure.agreement import AgreementTask
 from winnow.measure.classification import ClassificationTask
-from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
-from winnow.measure.evaluation import Evaluation, Reference
 from winnow.measure.feed import Feed
 from winnow.measure.language import LanguageModelTask
 from winnow.measure.regression import RegressionTask
@@ -129,22 +127,3 @@ def _two_classes(records: Records) -> Records:
             "1: give --task regression, or --label the column of the classes."
         )
     return replace(records, labels=(np.asarray(records.labels) > 0).astype(np.int64))
-
-
-__all__ = [
-    "TASKS",
-    "AgreementTask",
-    "ClassificationTask",
-    "Comparison",
-    "Evaluation",
-    "LanguageModelTask",
-    "Reference",
-    "RegressionTask",
-    "SimilarityTask",
-    "Task",
-    "changed_examples",
-    "class_changes",
-    "compare",
-    "open_task",
-    "single_output",
-]

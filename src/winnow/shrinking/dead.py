@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.coupled.call import record_blocks
 from winnow.coupled.cut import Cols, CutProbe, Rows
-from winnow.coupled.find import CoupledUnit, Member, Refused, module_coupling
-from winnow.coupled.module import cut_units
+from winnow.coupled.module import cut_units, module_coupling
 from winnow.coupled.site import norm_features, site_of
+from winnow.coupled.unit import CoupledUnit, Member, Refused
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 from winnow.masks.scope import find_scope

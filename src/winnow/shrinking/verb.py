@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from winnow.coupled.find import Refused
+from winnow.coupled.unit import Refused
 from winnow.errors import InputError
 from winnow.kernels.swap import must_be_dense
 from winnow.masks.prunable import Scope

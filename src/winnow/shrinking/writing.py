@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.coupled.find import CoupledUnit, Member
+from winnow.coupled.unit import CoupledUnit, Member
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import carriers, config_edits, module_edits, rebuilds
 from winnow.shrinking.dead import Group, norms_of

@@ -15,7 +15,9 @@ from winnow.errors import InputError
 from winnow.formats.artifact import read_artifact
 from winnow.forward.dtypes import has_half_weights, to_float32
 from winnow.masks.unwrap import working_copy
-from winnow.measure.quality import Comparison, Evaluation, Task
+from winnow.measure.compare import Comparison
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task
 from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model
 from winnow.words import number
@@ -83,9 +85,9 @@ def evaluate(
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
     from winnow.compression.job import RANGES, check_range, pixel_values
+    from winnow.measure.compare import compare
     from winnow.measure.fits import require_sound
     from winnow.measure.prepare import prepare
-    from winnow.measure.quality import compare
     from winnow.measure.task import written_unit
 
     check_range("length", length, *RANGES["length"])
