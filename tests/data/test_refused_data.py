@@ -28,7 +28,7 @@ from winnow.run import plain_yaml
 @pytest.fixture
 def narrow(monkeypatch):
     """Bounds small enough to be met in a test."""
-    monkeypatch.setattr(bounds, "FREE", 1 << 16)
+    monkeypatch.setattr(bounds, "MIN_BYTES", 1 << 16)
     monkeypatch.setattr("winnow.machine.memory.available_memory", lambda: 1 << 21)
 
 
