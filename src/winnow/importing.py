@@ -49,7 +49,7 @@ def find(spec: str, gives: str) -> Any:
             f"{spec} cannot be found ({error}): give package.module:function importable from here."
         ) from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"{spec}: importing {module} fails with {_describe_error(error)}: mend it.") from error
+        raise InputError(f"{spec}: importing {module} fails with {_describe_error(error)}: fix it.") from error
     if not hasattr(found, function):
         raise InputError(
             f"{spec} cannot be found (module {module!r} has no attribute {function!r}{_hiding(found, module)}): "
@@ -71,7 +71,7 @@ def call(spec: str, gives: str) -> Any:
     wanted = _required_arguments(target)
     if wanted:
         raise InputError(
-            f"{spec} wants the argument{'s' if len(wanted) > 1 else ''} {', '.join(wanted)}: name a function without any that returns {gives}."
+            f"{spec} requires the argument{'s' if len(wanted) > 1 else ''} {', '.join(wanted)}: name a function without any that returns {gives}."
         )
     try:
         return target()

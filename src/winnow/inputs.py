@@ -1,4 +1,4 @@
-"""What calibration remembers of a layer's inputs: enough for every score and solver, and no more."""
+"""Statistics of a layer's inputs over the calibration data: what scores and solvers read."""
 
 from __future__ import annotations
 

@@ -405,7 +405,7 @@ def test_texts_are_shared_out_by_their_length():
         ({"fractions": (0.5, 0.5), "sizes": (1, 1)}, "either fractions or sizes"),
         ({"fractions": (0.8, 0.4)}, "sum to at most 1"),
         ({"fractions": (0.5, 0)}, "positive"),
-        ({"sizes": (3, 3)}, "6 were asked for"),
+        ({"sizes": (3, 3)}, "6 were requested"),
         ({"sizes": (2, 1)}, "repeats records too often"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How much goes from which layer, the total exact."""
+"""Layer-wise sparsity: zeros per layer, their total exact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALLOCATIONS: dict[str, tuple[str, str]] = {
     "alphapruning": ("alphapruning", "alphapruning"),
     "table": ("table", "table"),
 }
-# Of a model that is sparse already: one count a layer, and no other total
+# of a model that is sparse already: its own zeros, and no other total
 EXISTING: dict[str, tuple[str, str]] = {"zeros": ("zeros", "zeros")}
 NAMES = (*ALLOCATIONS, *EXISTING)
 
@@ -59,7 +59,7 @@ def allocate(
     if (table is not None) != (name == "table"):
         raise InputError(
             "a table of rates belongs to the table allocation: "
-            + ("give table={layer or pattern: share of zeros}" if table is None else "say allocation table")
+            + ("give table={layer or pattern: share of zeros}" if table is None else "use --allocation table")
         )
     if len({layer.name for layer in layers}) != len(layers):
         raise InputError("two layers have the same name: give each tensor once")

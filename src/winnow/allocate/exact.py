@@ -1,4 +1,4 @@
-"""From real-valued rates to whole numbers whose sum is the one asked for."""
+"""From real-valued rates to whole numbers whose sum is exactly the requested one."""
 
 from __future__ import annotations
 

@@ -24,17 +24,17 @@ def npz_keys(
     keys: Sequence[str], split: str | None, column: str | None, label: str | None, name: str
 ) -> tuple[str, str | None]:
     """The keys of the inputs and the labels of an .npz file."""
-    for asked, option in ((column, "--column"), (label, "--label")):
-        if asked is not None and asked not in keys:
-            raise InputError(f"{name} has no array {asked!r}: give {option} one of {', '.join(keys)}.")
+    for key, option in ((column, "--column"), (label, "--label")):
+        if key is not None and key not in keys:
+            raise InputError(f"{name} has no array {key!r}: give {option} one of {', '.join(keys)}.")
     splits = (split,) if split else ("train",)
     inputs = [key.format(s=s) for s in splits for key in _SPLIT_KEYS]
     targets = [key.format(s=s) for s in splits for key in _SPLIT_LABELS]
     plain = [] if split else list(_INPUT_KEYS)
     x = column or next((key for key in [*plain, *inputs] if key in keys), None)
-    apart = [key for key in keys if key != label and key not in _LABEL_KEYS]
-    if x is None and split is None and len(apart) == 1:
-        x = apart[0]
+    candidates = [key for key in keys if key != label and key not in _LABEL_KEYS]
+    if x is None and split is None and len(candidates) == 1:
+        x = candidates[0]
     if x is None:
         raise InputError(f"{name}: which array holds the inputs is not clear: give --column one of {', '.join(keys)}.")
     if label is not None:
@@ -95,11 +95,11 @@ def keywords(keys: Sequence[str], label: str | None, forward: Arguments | None) 
     if forward is None or len(keys) < 2:
         return None
     takes = forward()
-    asked = {key for key, p in takes.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    needed = {key for key in asked if takes[key].default is inspect.Parameter.empty}
+    named = {key for key, p in takes.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    needed = {key for key in named if takes[key].default is inspect.Parameter.empty}
     labels = label or next((key for key in _LABEL_KEYS if key in keys and key not in needed), None)
     inputs = [key for key in keys if key != labels]
-    if not inputs or not set(inputs) <= asked or not needed <= set(inputs):
+    if not inputs or not set(inputs) <= named or not needed <= set(inputs):
         return None
     return inputs, labels
 
@@ -108,8 +108,8 @@ def several_inputs(data: tuple[Any, ...], forward: Arguments | None) -> tuple[An
     """(inputs, labels) of ((x1, x2), y), of ({"a": x1, "b": x2}, y), or of as many arrays as the forward needs."""
     if len(data) == 2 and is_array(data[1]) and are_arrays(data[0]):
         parts = list(data[0].values()) if isinstance(data[0], Mapping) else data[0]
-        apart = not isinstance(data[0], list) or len(data[0]) != len(data[1])  # a list may hold one array an example
-        if apart and all(len(part) == len(data[1]) for part in parts):
+        separate = not isinstance(data[0], list) or len(data[0]) != len(data[1])  # a list may hold one array an example
+        if separate and all(len(part) == len(data[1]) for part in parts):
             return data[0], data[1]
     if forward is None or len(data) < 2 or not all(isinstance(part, (torch.Tensor, np.ndarray)) for part in data):
         return None

@@ -144,11 +144,11 @@ def _cells(path: Path, reader: Any) -> tuple[list[str] | None, list[Any]]:
     try:
         rows = [row for row in reader if row and any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not a table row ({error}): mend its quoting.") from None
+        raise InputError(f"{path} line {reader.line_num} is not a table row ({error}): fix its quoting.") from None
     width = len(rows[0]) if rows else 0
     for number, row in enumerate(rows, 1):
         if len(row) != width:
-            raise InputError(f"{path}: row {number} has {len(row)} columns, the first has {width}: mend or quote it.")
+            raise InputError(f"{path}: row {number} has {len(row)} columns, the first has {width}: fix or quote it.")
     return None, rows
 
 

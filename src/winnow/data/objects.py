@@ -109,7 +109,7 @@ def _is_text_pair(item: Any) -> bool:
 
 def _pair(item: Any, row: int, name: str) -> tuple[str, str]:
     if not _is_text_pair(item):
-        raise InputError(f"{name}: record {row} is not a pair of texts like the others: mend it.")
+        raise InputError(f"{name}: record {row} is not a pair of texts like the others: fix it.")
     return item[0], item[1]
 
 

@@ -221,7 +221,7 @@ def parse_labels(values: Sequence[Any], name: str, label: str) -> tuple[np.ndarr
     # One stray word among numbers is a damaged file; a column of words is a column of class names.
     if len(words) * 2 < len(cells):
         raise InputError(
-            f"{name}: label {cells[words[0]]!r} of record {words[0]} is not a number like the others: mend it."
+            f"{name}: label {cells[words[0]]!r} of record {words[0]} is not a number like the others: fix it."
         )
     names = tuple(sorted({str(cell) for cell in cells}))
     code = {word: i for i, word in enumerate(names)}

@@ -1,4 +1,4 @@
-"""``OUT.work``, the folder beside an output in which everything lies until the output gets its name, and what may be where."""
+"""``OUT.work``, the folder beside an output that holds everything until the output is renamed into place, and what may be in it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp")
 
 
 def output_path(out: Path | str) -> Path:
-    """Where an output comes to: an absolute path; of a link, what it points to, so that the link stays."""
+    """The absolute path of an output; of a link, what it points to, so that the link stays."""
     path = Path(os.path.abspath(out))
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def work_folder(out: Path | str) -> Path:
-    """Where the stages of an output lie until it is finished."""
+    """The folder that keeps the stages of an output until it is finished."""
     final = output_path(out)
     return final.with_name(final.name + ".work")
 
 
 def backup_path(final: Path) -> Path:
-    """Where an earlier output lies for the moment between two renames."""
+    """The name of an earlier output between two renames."""
     return final.with_name(f".{final.name}.winnow-old")
 
 
 def _trash_path(final: Path) -> Path:
-    """Where what belonged to an output lies while it is removed."""
+    """The name of what is being removed."""
     return final.with_name(f".{final.name}.winnow-gone")
 
 
@@ -79,7 +79,7 @@ def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names
 
 
 def check_work(root: Path) -> None:
-    """Refuses a folder of work that is a link or holds anything that winnow did not put there. Raises InputError."""
+    """Refuses a folder of work that is a link or holds anything that winnow did not write there. Raises InputError."""
     try:
         found = _foreign(root)
     except FileNotFoundError:  # another process is just taking it away; whose it was is asked again under the lock
@@ -122,7 +122,7 @@ def _foreign(root: Path) -> str | None:
 
 
 def _foreign_in(folder: Path) -> Path | None:
-    """What lies in the folder of a stage and was not put there by one."""
+    """What lies in the folder of a stage and was not written by one."""
     if (folder / MARK).exists():  # an output, or OUT.work of a stage; one whose mark is damaged is done again
         mark = read_mark(folder)
         if mark is None:
@@ -166,7 +166,7 @@ class Work:
             write_mark(self.root, WORK)
 
     def remove(self) -> None:
-        """The folder with all that is in it, unless something is there that winnow did not put there."""
+        """The folder with all that is in it, unless something is there that winnow did not write there."""
         with contextlib.suppress(OSError):
             if _foreign(self.root) is None:
                 remove_folder(self.root, self._final)
@@ -179,7 +179,7 @@ class Work:
 
 
 def _tidy(root: Path, made: list[Path]) -> None:
-    """Takes away a folder of work that holds nothing to go on from, and the folders above that were made for it."""
+    """Removes a work folder with nothing to resume from, and the folders above that were made for it."""
     with contextlib.suppress(OSError):
         for folder, _, _ in os.walk(root, topdown=False):
             if Path(folder) != root:

@@ -118,7 +118,7 @@ class MaskSet(Mapping[str, Mask]):
         return len(self._masks)
 
     def __repr__(self) -> str:
-        return f"MaskSet({len(self)} tensors, {self.zeros} of {self.numel} weights gone)"
+        return f"MaskSet({len(self)} tensors, {self.zeros} of {self.numel} weights pruned)"
 
     @property
     def numel(self) -> int:

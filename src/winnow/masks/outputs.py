@@ -22,7 +22,7 @@ _JOIN = re.compile(r"(Cat|Stack)Backward")
 
 
 class _Enough(BaseException):
-    """The model has answered: nothing after that is wanted."""
+    """Ends a run once the model has returned."""
 
 
 def answer_of(model: nn.Module, run: Callable[[], Any]) -> Any:

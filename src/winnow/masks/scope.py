@@ -70,12 +70,12 @@ def find_scope(
             continue  # counted under its first name already (two parameters that view one storage)
         shared = f"tied to {names[1]}" if len(names) > 1 else f"tied to {others[0]}, in another view" if others else ""
         reason = _fixed_reason(p) or shared or rules.reason(name, p)
-        asked = next((n for n in names if _included(include, n, p, tied=bool(shared))), None)
+        named = next((n for n in names if _included(include, n, p, tied=bool(shared))), None)
         fixed = _fixed_reason(p) or rules.recomputed(names[0])
-        if asked is not None and fixed:
-            scope.notes.append(f"{asked} was asked for and stays dense: it is {fixed}.")
-        elif asked is not None:
-            name, reason = next((n for n in (asked, *names) if rules.has_inputs(n)), asked), ""
+        if named is not None and fixed:
+            scope.notes.append(f"{named} was included by name but stays dense: it is {fixed}.")
+        elif named is not None:
+            name, reason = next((n for n in (named, *names) if rules.has_inputs(n)), named), ""
         if any(_matches(pattern, n) for pattern in exclude for n in (*names, *others)):
             reason = "excluded by name"
         if reason:

@@ -95,7 +95,7 @@ def single_output(
 ) -> bool | None:
     """Whether a model puts out one number where others have classes: [n], [n, 1], or [n, 1, height, width] for images.
 
-    Two records are run. None where it cannot be told: no head, or a model that does not take the records.
+    Two records are run. None where this is unknown: no head, or a model that does not take the records.
     """
     if model_kind in ("causal-lm", "seq2seq", "clip"):
         return None
@@ -120,10 +120,10 @@ def _binary(records: Records) -> bool:
 
 
 def _two_classes(records: Records) -> Records:
-    """The same with classes 0 and 1. Raises InputError for labels that one logit cannot tell apart."""
+    """The same with classes 0 and 1. Raises InputError for labels that one logit cannot separate."""
     if not _binary(records):
         raise InputError(
-            f"the model puts out one number, which tells two classes apart, and the labels of {records.name} are not 0 and "
+            f"the model has a single output, which separates two classes, and the labels of {records.name} are not 0 and "
             "1: give --task regression, or --label the column of the classes."
         )
     return replace(records, labels=(np.asarray(records.labels) > 0).astype(np.int64))

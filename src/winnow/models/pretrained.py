@@ -1,4 +1,4 @@
-"""transformers, asked for exactly what ``from_pretrained(folder, dtype="auto")`` gives, its complaints in one sentence."""
+"""Loading with transformers: exactly what ``from_pretrained(folder, dtype="auto")`` gives, errors in one sentence."""
 
 from __future__ import annotations
 

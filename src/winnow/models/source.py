@@ -212,7 +212,7 @@ class ModelSource:
     def sha256(self) -> str:
         """A hash of the weights (and the configuration) that names the model, whatever its folder is called.
 
-        Of files it is reckoned once, and again only when one of them was changed; a factory builds the same at every call.
+        Files are hashed once, and again only when one of them changes; a factory builds the same at every call.
         """
         if self.module is not None:
             return identity_of_weights(self.module)

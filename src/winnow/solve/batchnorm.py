@@ -1,4 +1,4 @@
-"""Batch-norm recalibration: after weights have gone, the running statistics of the dense model are wrong."""
+"""Batch-norm recalibration: after pruning, the running statistics of the dense model are wrong."""
 
 from __future__ import annotations
 

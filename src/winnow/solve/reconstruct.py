@@ -1,4 +1,4 @@
-"""Reconstruction of one unit: the weights that stay are fitted, by gradient, to what the unit should put out."""
+"""Reconstruction of one unit: the remaining weights are fitted, by gradient, to the unit's target outputs."""
 
 from __future__ import annotations
 

@@ -207,9 +207,11 @@ class _Loop:
             self.keep[start:stop] = drop.logical_not_().reshape(-1, stop - start).t()
             return
         for band in self.bands:
-            gone = ~self.keep[start:stop, band.rows]
+            pruned = ~self.keep[start:stop, band.rows]
             scores = cost[band.rows]
-            drop = lowest(scores, int(gone.sum())) if self.group == "layer" else _lowest_in_rows(scores, gone.sum(0))
+            drop = (
+                lowest(scores, int(pruned.sum())) if self.group == "layer" else _lowest_in_rows(scores, pruned.sum(0))
+            )
             self.keep[start:stop, band.rows] = drop.logical_not_().t()
 
     def _fit(self, places: torch.Tensor, values: torch.Tensor) -> None:
