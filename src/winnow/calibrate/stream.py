@@ -14,6 +14,7 @@ from torch import nn
 from winnow.errors import InputError, WinnowError
 from winnow.formats.hf_folder import check_whole, model_files
 from winnow.formats.state_dict import misfit
+from winnow.masks.experts import dotted
 
 Fetch = Callable[[str], torch.Tensor]
 _ROWS = 1 << 22  # values compared at a time
@@ -211,7 +212,7 @@ class StreamedModel:
         root = self.model.get_submodule(path)
         modules = root.named_modules() if recurse else [("", root)]
         return [
-            (".".join(filter(None, (path, sub, leaf))), module, leaf)
+            (dotted(path, sub, leaf), module, leaf)
             for sub, module in modules
             for leaf, p in module._parameters.items()
             if p is not None and p.device.type == "meta"

@@ -17,6 +17,7 @@ from winnow.coupled.graph import Component, Separation, find_components, mask_of
 from winnow.coupled.site import site_of
 from winnow.coupled.unit import CoupledUnit, Entries, Kind, Member, Refused
 from winnow.coupled.weights import WeightProbe
+from winnow.masks.experts import dotted
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 
 ESCAPES = "its features are also read outside the layers that can be pruned (a residual stream or the output)"
@@ -34,10 +35,6 @@ class Coupling:
 
     units: list[CoupledUnit] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
-
-
-def _join(*parts: str) -> str:
-    return ".".join(p for p in parts if p)
 
 
 def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> Coupling:
@@ -91,7 +88,7 @@ def _keep(
     verdicts = [good(c) for c in components]
     for names in {c.names for c, kept in zip(components, verdicts) if not kept}:
         for name in (*names[0], *names[1]):
-            reasons.setdefault(_join(prefix, name, leaf), why)
+            reasons.setdefault(dotted(prefix, name, leaf), why)
     return [c for c, kept in zip(components, verdicts) if kept]
 
 
@@ -108,13 +105,13 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
     """The coupled units of a probed module at ``path``; ``reasons`` gets why a parameter of the scope has none."""
 
     def prunable(name: str) -> Prunable | None:
-        return scope.prunables.get(_join(path, name, "weight"))
+        return scope.prunables.get(dotted(path, name, "weight"))
 
     keep = partial(_keep, reasons, path, "weight")
     components = find_components(probe)
     outside = {n for n in (*probe.producers, *probe.consumers) if prunable(n) is None}
     for name in sorted(outside):
-        why = f"{_join(path, name, 'weight')} shares its units but is not in the scope"
+        why = f"{dotted(path, name, 'weight')} shares its units but is not in the scope"
         components = keep(components, partial(_avoids, name), why)
     components = keep(components, lambda c: not c.escapes, ESCAPES)
     components = keep(components, _several(components), MIXED)
@@ -137,13 +134,13 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
             convs |= p.kind in CONVOLUTIONS
             members.append(Member(p.name, "rows", rows, parts=p.parts))
             if getattr(module, "bias", None) is not None:
-                biases.append(Entries(_join(path, name, "bias"), rows))
+                biases.append(Entries(dotted(path, name, "bias"), rows))
         for name, cols in component.cols.items():
             p, module = prunable(name), probe.sites[name].module
             assert p is not None
             width = p.kernel
             wide = tuple(c * width + k for c in cols for k in range(width))
-            bias = _join(path, name, "bias") if getattr(module, "bias", None) is not None else None
+            bias = dotted(path, name, "bias") if getattr(module, "bias", None) is not None else None
             members.append(Member(p.name, "cols", wide, parts=p.parts, bias=bias))
         biases += norms.get(owner[id(component)], [])
         kind: Kind = "channel" if convs else "neuron" if all(len(c) == 1 for c in component.cols.values()) else "head"
@@ -173,7 +170,7 @@ def _norm_entries(probe: CutProbe, path: str, parted: Separation) -> dict[int, l
             if tensor is not None and tensor.numel() == len(owners):
                 for number in set(owners.tolist()) - {-1, -2}:
                     index = tuple((owners == number).nonzero().flatten().tolist())
-                    entries.setdefault(number, []).append(Entries(_join(path, name, param), index))
+                    entries.setdefault(number, []).append(Entries(dotted(path, name, param), index))
     return entries
 
 
@@ -234,12 +231,12 @@ def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str
     units = []
     for c in _extended(components, prunables):
         members = [Member(prunables[n].name, "rows", i, parts=prunables[n].parts) for n, i in c.rows.items()]
-        entries = tuple(Entries(_join(owner, biases[n]), i) for n, i in c.rows.items() if n in biases)
+        entries = tuple(Entries(dotted(owner, biases[n]), i) for n, i in c.rows.items() if n in biases)
         for name, index in c.cols.items():
             p, bias = prunables[name], biases.get(name)
             part = index[0] // p.cols if p.parts > 1 else None
             cols = tuple(i % p.cols for i in index)
-            members.append(Member(p.name, "cols", cols, part, p.parts, _join(owner, bias) if bias else None))
+            members.append(Member(p.name, "cols", cols, part, p.parts, dotted(owner, bias) if bias else None))
         kind: Kind = "neuron" if all(len(i) == 1 for i in c.cols.values()) else "head"
         units.append((kind, tuple(members), entries))
     block = next(iter(prunables.values())).block or ""

@@ -8,6 +8,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,12 @@ def read_plain(path: Path) -> Records:
 def read_table(path: Path, column: str | None, label: str | None) -> Records:
     """A jsonl, csv, tsv or parquet file as records; see :func:`winnow.data.tables.table_records`."""
     readers: dict[str, Callable[[Path], tuple[list[str] | None, list[Any]]]] = {
-        ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet,
-    }  # fmt: skip
+        ".jsonl": _read_jsonl,
+        ".csv": partial(_read_csv, strict=True),
+        # Quotes in tab-separated files (GLUE's, for one) are plain characters.
+        ".tsv": partial(_read_csv, delimiter="\t", quoting=csv.QUOTE_NONE),
+        ".parquet": _read_parquet,
+    }
     header, rows = readers[suffix_of(path)](path)
     return table_records(header, rows, column=column, label=label, name=str(path))
 
@@ -129,18 +134,9 @@ def _read_jsonl(path: Path) -> tuple[list[str] | None, list[Any]]:
     return list(keys), rows
 
 
-def _read_csv(path: Path) -> tuple[list[str] | None, list[Any]]:
-    return _cells(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-
-
-def _read_tsv(path: Path) -> tuple[list[str] | None, list[Any]]:
-    # Quotes in tab-separated files (GLUE's, for one) are plain characters.
-    text = io.StringIO(read_text(path), newline="")
-    return _cells(path, csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def _cells(path: Path, reader: Any) -> tuple[list[str] | None, list[Any]]:
+def _read_csv(path: Path, **dialect: Any) -> tuple[list[str] | None, list[Any]]:
     csv.field_size_limit(1 << 30)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), **dialect)
     try:
         rows = [row for row in reader if row and any(cell.strip() for cell in row)]
     except csv.Error as error:

@@ -84,28 +84,23 @@ def _open_spec(
         return read_folder(path, split)
     suffix = suffix_of(path)
     if path.exists():
-        return replace(_open_file(path, suffix, column, label, split, forward), name=spec)
+        if suffix == ".npz":
+            records = _read_npz(path, split, column, label, forward)
+        elif suffix in TABLES:
+            records = read_table(path, column, label)
+        elif suffix in _TEXT:
+            records = read_plain(path)
+        else:
+            raise InputError(f"{path}: the form {suffix or 'without a suffix'} is not known: give {_FORMS}.")
+        return replace(records, name=spec)
     if importing.is_named(spec) and importing.exists(spec.rpartition(":")[0]):
         data = importing.call(spec, "the data")
-        return replace(
-            object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward), name=spec
-        )
+        records = object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward)
+        return replace(records, name=spec)
     is_path = spec.startswith((".", "/", "~")) or "\\" in spec or spec.count("/") > 1 or len(spec.split()) != 1
     if is_path or suffix in (*_TEXT, *TABLES, ".npz", ".json", ".zip", ".pt", ".pkl", ".arrow"):
         raise InputError(f"{spec} does not exist: give {_FORMS}.")
     return _open_hub(spec, column, label, limit, split)
-
-
-def _open_file(
-    path: Path, suffix: str, column: str | None, label: str | None, split: str | None, forward: Arguments | None
-) -> Records:
-    if suffix == ".npz":
-        return _read_npz(path, split, column, label, forward)
-    if suffix in TABLES:
-        return read_table(path, column, label)
-    if suffix in _TEXT:
-        return read_plain(path)
-    raise InputError(f"{path}: the form {suffix or 'without a suffix'} is not known: give {_FORMS}.")
 
 
 def _read_npz(

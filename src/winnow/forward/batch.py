@@ -52,16 +52,13 @@ def token_count(batches: list[Any]) -> int:
     """Positions that count: unpadded tokens where there is a mask, otherwise rows (images, feature vectors)."""
     total = 0
     for batch in batches:
-        if isinstance(batch, Mapping):
-            mask = batch.get("attention_mask")
-            first = mask if mask is not None else next(v for v in batch.values() if torch.is_tensor(v))
-            total += (
-                int(mask.sum()) if mask is not None else first.shape[0] * (first.shape[1] if first.ndim == 2 else 1)
-            )
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        first = first_tensor(batch) if mask is None else None
+        if first is None:
+            total += int(mask.sum()) if mask is not None else 0
         else:
-            first = batch[0] if isinstance(batch, (tuple, list)) else batch
-            integer = not first.is_floating_point() and first.ndim == 2
-            total += first.numel() if integer else first.shape[0]
+            tokens = first.ndim == 2 and (isinstance(batch, Mapping) or not first.is_floating_point())
+            total += first.numel() if tokens else len(first)
     return total
 
 

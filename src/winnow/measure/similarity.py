@@ -12,11 +12,11 @@ from winnow.data.records import Records
 from winnow.errors import InputError
 from winnow.forward.model import call, embeddings_of
 from winnow.measure.evaluation import Evaluation, OutputRecorder
-from winnow.measure.intervals import spearman, spearman_interval
-from winnow.measure.task import Progress, RecordsTask, distinct_scores
+from winnow.measure.spearman import SpearmanTask
+from winnow.measure.task import Progress, distinct_scores
 
 
-class SimilarityTask(RecordsTask):
+class SimilarityTask(SpearmanTask):
     """Spearman correlation of the cosine of two texts' embeddings with their gold score.
 
     An embedding is the mean of the last hidden states over the attention mask, normalised to length 1 (as
@@ -55,17 +55,9 @@ class SimilarityTask(RecordsTask):
         assert vectors is not None
         pairs = vectors[self._of_pair]
         cosines = (pairs[:, 0] * pairs[:, 1]).sum(-1).double().numpy()
-        rho = spearman(cosines, self.truth)
-        low, high = spearman_interval(rho, self.n)
-        details: dict[str, Any] = {}
-        if np.isnan(cosines).any():
-            details["nan_examples"] = int(np.isnan(cosines).sum())
-        return Evaluation(self.metric, rho, low, high, cosines, cosines, self.n, self.truth, details)
+        return self._evaluation(cosines, {})
 
     def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         """Embeddings have no top-1 answer: how far they turned, and how alike the order of the pairs is."""
-        distance = watch.distance
-        return {
-            "embedding_cosine": None if distance is None else 1 - distance,
-            "rank_agreement": spearman(evaluation.predictions, dense.predictions),
-        }
+        cosine = None if watch.distance is None else 1 - watch.distance
+        return {"embedding_cosine": cosine, **super()._agreement(evaluation, dense, watch)}

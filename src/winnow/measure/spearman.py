@@ -14,15 +14,29 @@ from winnow.measure.intervals import spearman, spearman_interval
 from winnow.measure.task import Progress, RecordsTask, distinct_scores
 
 
-class ScoreTask(RecordsTask):
-    """Spearman correlation of a model's one output per example with the gold score; its mean squared error in ``details``.
-
-    Unlike :class:`winnow.measure.similarity.SimilarityTask` both texts of a pair go through the model together.
-    """
+class SpearmanTask(RecordsTask):
+    """Spearman correlation of one number per example with its gold score."""
 
     name = "Spearman correlation"
     metric = "spearman"
     truth: np.ndarray
+
+    def _evaluation(self, found: np.ndarray, details: dict[str, Any]) -> Evaluation:
+        rho = spearman(found, self.truth)
+        low, high = spearman_interval(rho, self.n)
+        if np.isnan(found).any():
+            details["nan_examples"] = int(np.isnan(found).sum())
+        return Evaluation(self.metric, rho, low, high, found, found, self.n, self.truth, details)
+
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
+        return {"rank_agreement": spearman(evaluation.predictions, dense.predictions)}
+
+
+class ScoreTask(SpearmanTask):
+    """Spearman correlation of a model's one output per example with the gold score; its mean squared error in ``details``.
+
+    Unlike :class:`winnow.measure.similarity.SimilarityTask` both texts of a pair go through the model together.
+    """
 
     def _targets(self, config: Any) -> np.ndarray:
         return distinct_scores(self.records, "which nothing correlates with")
@@ -36,12 +50,4 @@ class ScoreTask(RecordsTask):
                     f"the model returned {list(output.shape)} for {len(rows)} examples: a score is one number each."
                 )
             scores[rows] = output.reshape(-1).double().cpu().numpy()
-        rho = spearman(scores, self.truth)
-        low, high = spearman_interval(rho, self.n)
-        details: dict[str, Any] = {"mse": float(np.mean((scores - self.truth) ** 2))}
-        if np.isnan(scores).any():
-            details["nan_examples"] = int(np.isnan(scores).sum())
-        return Evaluation(self.metric, rho, low, high, scores, scores, self.n, self.truth, details)
-
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
-        return {"rank_agreement": spearman(evaluation.predictions, dense.predictions)}
+        return self._evaluation(scores, {"mse": float(np.mean((scores - self.truth) ** 2))})
