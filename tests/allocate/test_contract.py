@@ -63,8 +63,8 @@ def test_exact_within_limits_repeatable_and_monotone(name, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_documented_with_source_and_with_what_it_needs(name):
-    module, function = {**ALLOCATIONS, **EXISTING}[name]
-    text = inspect.getdoc(getattr(import_module(f"winnow.allocate.{module}"), function))
+    module = {**ALLOCATIONS, **EXISTING}[name]
+    text = inspect.getdoc(getattr(import_module(f"winnow.allocate.{module}"), module))
     assert name in OWN or re.search(r"\b(19|20)\d\d\b", text)
     for field in ("weight", "scores"):
         layers = [

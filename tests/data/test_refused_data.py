@@ -39,7 +39,9 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_bound(tmp_path, narrow, mon
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"a\n" * (8 << 20)))
     with pytest.raises(InputError, match="unpacks to more than"):
         open_data(tmp_path / "x.txt.gz")
-    assert -1 not in read and sum(read) <= bounds.unpack_limit((tmp_path / "x.txt.gz").stat().st_size) + 2 * bounds.CHUNK
+    assert (
+        -1 not in read and sum(read) <= bounds.unpack_limit((tmp_path / "x.txt.gz").stat().st_size) + 2 * bounds.CHUNK
+    )
     (tmp_path / "y.txt.gz").write_bytes(gzip.compress(b"a line\nanother\n" * 2000))
     assert len(open_data(tmp_path / "y.txt.gz")) == 4000
 

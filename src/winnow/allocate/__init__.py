@@ -14,19 +14,9 @@ from winnow.masks.structure import NM, BlockShape, Structure, Unstructured, chec
 
 __all__ = ["ALLOCATIONS", "NAMES", "LayerInfo", "allocate"]
 
-# name -> (module, function); the function takes (layers, zeros, caps, **options) and returns counts in order
-ALLOCATIONS: dict[str, tuple[str, str]] = {
-    "uniform": ("uniform", "uniform"),
-    "global": ("global_", "global_"),
-    "erk": ("erk", "erk"),
-    "lamp": ("lamp", "lamp"),
-    "l2": ("l2", "l2"),
-    "owl": ("owl", "owl"),
-    "alphapruning": ("alphapruning", "alphapruning"),
-    "table": ("table", "table"),
-}
-# of a model that is sparse already: its own zeros, and no other total
-EXISTING: dict[str, tuple[str, str]] = {"zeros": ("zeros", "zeros")}
+# name -> file here and function in it, which takes (layers, zeros, caps, **options) and returns counts in order
+ALLOCATIONS = {n.rstrip("_"): n for n in ("uniform", "global_", "erk", "lamp", "l2", "owl", "alphapruning", "table")}
+EXISTING = {"zeros": "zeros"}  # of a model that is sparse already: its own zeros, and no other total
 NAMES = (*ALLOCATIONS, *EXISTING)
 
 
@@ -73,8 +63,8 @@ def allocate(
     nearest_zeros(structure, sum(numels), zeros, "the prunable weights")
     if isinstance(structure, NM):
         return {layer.name: layer.numel // structure.m * (structure.m - structure.n) for layer in layers}
-    module, function = ALLOCATIONS[name] if name in ALLOCATIONS else EXISTING[name]
-    method = getattr(import_module(f"winnow.allocate.{module}"), function)
+    module = {**ALLOCATIONS, **EXISTING}[name]
+    method = getattr(import_module(f"winnow.allocate.{module}"), module)
     if table is not None:
         options = {"rates": table, "max_rate": max_rate, **options}  # type: ignore[dict-item]
     known = list(inspect.signature(method).parameters)[3:]
