@@ -205,9 +205,9 @@ def test_named_functions_fail_in_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "raising_nets.py").write_text("raise SystemExit(3)\n")
     assert importing.call("own_nets:right", "a number") == 1
     for spec, says in {
-        "own_nets:wants": "wants the arguments a, b", "own_nets:fails": r"ZeroDivisionError: division by zero \(own_nets.py line 5\)",
+        "own_nets:wants": "requires the arguments a, b", "own_nets:fails": r"ZeroDivisionError: division by zero \(own_nets.py line 5\)",
         "own_nets:leaves": "SystemExit", "own_nets:value": "is a int", "own_nets:none": "cannot be found", "broken_nets:f": r"SyntaxError.*line 1",
-        "raising_nets:f": "SystemExit", "no_such_nets:f": "cannot be found", "os:system": "fails with|wants",
+        "raising_nets:f": "SystemExit", "no_such_nets:f": "cannot be found", "os:system": "fails with|requires",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=says):
             importing.call(spec, "a number")

@@ -1,14 +1,12 @@
 """What every solver promises, for each name in the registry and for chains of them."""
 
-import contextlib
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from layers import make_layer, stats_of
+from layers import CallsInMemory, make_layer, stats_of
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, realized
 from winnow.quantize import Grid
@@ -23,20 +21,6 @@ LAYERWISE = [name for name in NAMES if name not in OF_UNITS]
 CHAINS = [*LAYERWISE, "swap+lsq", "sparsegpt+lsq", "sparsegpt+swap+lsq", "none+sparsegpt"]
 
 
-class Calls:
-    """Calls of a linear layer in memory."""
-
-    def __init__(self, inputs, weight):
-        self.moments, self.calls = {}, [Call((x,), {}, x @ weight.T) for x in inputs.split(60)]
-
-    def __len__(self):
-        return len(self.calls)
-
-    @contextlib.contextmanager
-    def at(self, index):
-        yield self.calls[index]
-
-
 def solved(name, weight, inputs, stats, keep):
     """(solution on the mask ``keep``, error of the mask alone, error of the solution), each by the solver's own measure."""
     zeros = int((~keep).sum())
@@ -47,7 +31,8 @@ def solved(name, weight, inputs, stats, keep):
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight.data.copy_(weight)
     layers = {"weight": (Prunable("weight", "", "linear", tuple(weight.shape)), keep)}
-    fit = Reconstruction(layer, layers, Calls(inputs, weight), ReconstructSettings(steps=20)).run()
+    calls = CallsInMemory([Call((x,), {}, x @ weight.T) for x in inputs.split(60)])
+    fit = Reconstruction(layer, layers, calls, ReconstructSettings(steps=20)).run()
     assert torch.equal(layer.weight, weight)
     return Solution(fit.tensors["weight"], keep, None, fit.after), fit.before, fit.after
 

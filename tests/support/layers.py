@@ -1,8 +1,12 @@
-"""A layer's weight and inputs, and the statistics that calibration would take of them."""
+"""A layer's weight and inputs, the statistics that calibration would take of them, and calls of a unit."""
+
+import contextlib
 
 import torch
 
 from winnow.inputs import InputStats
+from winnow.solve.calls import Call
+from winnow.solve.statistics import Moments
 
 
 def stats_of(inputs: torch.Tensor) -> InputStats:
@@ -19,3 +23,17 @@ def make_layer(rows: int, cols: int, seed: int = 0, tokens: int = 300) -> tuple[
     inputs = inputs * torch.randn(cols, generator=generator, dtype=torch.float64).exp()
     weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(1000 + seed))
     return weight, inputs, stats_of(inputs)
+
+
+class CallsInMemory:
+    """A :class:`winnow.solve.calls.Calls` of calls in memory."""
+
+    def __init__(self, calls: list[Call], moments: dict[str, Moments] | None = None) -> None:
+        self.calls, self.moments = calls, moments or {}
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    @contextlib.contextmanager
+    def at(self, index):
+        yield self.calls[index]
