@@ -1,4 +1,4 @@
-"""What the user asks for - a sparsity, bits per weight, or bytes of the file - as an exact number of zeros."""
+"""Budgets - sparsity, bits per weight or file size - as an exact number of zeros."""
 
 from __future__ import annotations
 

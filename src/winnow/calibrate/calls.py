@@ -80,7 +80,7 @@ class SuspendedCalls:
             seen(name, self._unit.module, output)
         return output
 
-    def keep(self, i: int, output: Any, of: int, padding: Padding) -> None:
+    def set_target(self, i: int, output: Any, of: int, padding: Padding) -> None:
         """Makes ``output``, which came from call ``of``, the target of call ``i``."""
         walk, call = self._walk, self._walk.passes[of].call
         target = output_of(output)
@@ -90,11 +90,11 @@ class SuspendedCalls:
         self._targets[i], self._counts[i] = target, _positions(call, padding, self._unit.path)
         walk.spill.park(self._key(i), target)
 
-    def lacks(self, i: int) -> bool:
+    def lacks_target(self, i: int) -> bool:
         return i not in self._targets
 
     def close(self) -> None:
-        """Forgets the targets, on disk too."""
+        """Drops the targets, on disk too."""
         for i in self._targets:
             self._walk.spill.release(self._key(i))
         self._targets.clear()

@@ -228,5 +228,5 @@ def hooked(owner: nn.Module, p: Prunable) -> bool:
 
 
 def time_first(unit: nn.Module) -> bool:
-    """Whether the unit's activations are [T, B, C]: torch's attention, unless it was told otherwise."""
+    """Whether the unit's activations are [T, B, C]: torch's attention, unless set otherwise."""
     return any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in unit.modules())

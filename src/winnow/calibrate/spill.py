@@ -80,7 +80,7 @@ class Spill:
             storage.resize_(0)
 
     def release(self, key: int) -> None:
-        """Forget what was fetched: from here on the pass owns its memory again."""
+        """Drop the files: from here on the pass owns its memory again."""
         for _, path in self._parked.pop(key, []):
             path.unlink(missing_ok=True)
 

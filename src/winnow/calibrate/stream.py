@@ -22,7 +22,7 @@ _ROWS = 1 << 22  # values compared at a time
 
 class Shards:
     """The tensors of a model's safetensors files (see :func:`winnow.formats.hf_folder.model_files`) by name, or of those of a folder.
-    Nothing is read until it is asked for. A name in two files is the later one's, as for transformers.
+    Tensors are read on demand. A name in two files is the later one's, as for transformers.
 
     Raises:
         FormatError: a file that the index names is missing, or a file is truncated or not safetensors.
@@ -170,7 +170,7 @@ class StreamedModel:
                     module._parameters[leaf] = nn.Parameter(p.to("meta"), requires_grad=False)
 
     def load_rest(self, unit_paths: Iterable[str], *, head: bool) -> None:
-        """Fills what lies outside the units: embeddings, norms, and - where asked - the output head."""
+        """Fills what lies outside the units: embeddings, norms, and with ``head`` the output head."""
         inside = tuple(p + "." for p in unit_paths)
         output = self._output_path() if not head else None
         for path, module in self.model.named_modules():

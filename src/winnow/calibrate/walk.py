@@ -175,7 +175,7 @@ class Walk:
             self.spill.fetch(i)
             self._pad(unit, i)
             output = calls.run(i, self.paddings[i])
-            calls.keep(i - len(self.options.batches), output, i, self.paddings[i])
+            calls.set_target(i - len(self.options.batches), output, i, self.paddings[i])
             self.spill.release(i)
             self._report(1, unit)
             if ahead:
@@ -205,8 +205,8 @@ class Walk:
             versions = [t._version for t in tensors]
             with capture.watching(self.paddings[i], routed=routed):
                 capture.read(unit.module, args, kwargs)
-                if calls is not None and calls.lacks(i):
-                    calls.keep(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
+                if calls is not None and calls.lacks_target(i):
+                    calls.set_target(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
                 else:
                     self.forward(unit, i)
             writes = writes or [t._version for t in tensors] != versions
