@@ -18,9 +18,9 @@ from command import refused
 from command import winnow as command
 from places import SUPPORT
 from small import classifier, points
+from winnow.disk.work import work_folder
 from winnow.errors import GateError, InputError
 from winnow.pipeline import verb as pipeline_verb
-from winnow.pipeline.dry_run import work_of
 from winnow.pipeline.reading import dump, read_recipe
 from winnow.pipeline.trial import try_recipe
 from winnow.pipeline.verb import run_recipe
@@ -501,7 +501,7 @@ def test_published_weights_are_whole_while_the_work_goes(here, tmp_path, monkeyp
     monkeypatch.chdir(here)
     ran = run_recipe("recipe.yaml", out, sets=["train.steps=1", "ticket.steps=1"])
     assert all(s.reused for s in ran.stages)
-    assert not work_of(out).exists() and winnow.inspect("small:classifier", weights=out).zeros
+    assert not work_folder(out).exists() and winnow.inspect("small:classifier", weights=out).zeros
 
 
 # -- the ticket's page and the trial ------------------------------------------------------------------------------------
