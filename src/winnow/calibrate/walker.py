@@ -60,9 +60,8 @@ class Walker:
         self._model, self._batches, self._scope, self._by = model, batches, scope, by
         self._units: list[WalkUnit] | None = None
         wants = gram if callable(gram) else (lambda p: bool(gram))
-        self._options = Options(
-            model, batches, wants, torch.device(device), enter or _nothing, leave or _nothing, spill, progress
-        )
+        enter, leave = enter or (lambda unit: None), leave or (lambda unit: None)
+        self._options = Options(model, batches, wants, torch.device(device), enter, leave, spill, progress)
         self.notes, self.unreached = self._options.notes, self._options.unreached
 
     def units(self) -> list[WalkUnit]:
@@ -135,10 +134,7 @@ class Walker:
         at the end with statistics of no tokens. An exception in the model, in ``visit`` or from the keyboard
         leaves the model's forwards, modes and settings as they were.
         """
-        self.unreached.clear()
-        units = self.units()
-        self._options.aside = self._aside()
-        Walk(self._options, units, skip or (lambda unit: False), visit).run()
+        self._walk(skip, visit=visit)
 
     def fit(self, fit: Fit, *, skip: Callable[[WalkUnit], bool] | None = None, follow: bool = True) -> None:
         """As :meth:`walk`, with ``fit(unit, stats, calls)``: the unit's waiting calls and what should come out of them.
@@ -149,11 +145,10 @@ class Walker:
         own dense weights make of the waiting inputs. ``enter`` must leave the dense weights in place; ``skip``
         is asked after the twins have passed, and may put a finished unit's weights in then.
         """
+        self._walk(skip, fit=fit, twins=follow)
+
+    def _walk(self, skip: Callable[[WalkUnit], bool] | None, **work: Any) -> None:
         self.unreached.clear()
         units = self.units()
         self._options.aside = self._aside()
-        Walk(self._options, units, skip or (lambda unit: False), fit=fit, twins=follow).run()
-
-
-def _nothing(unit: WalkUnit) -> None:
-    return None
+        Walk(self._options, units, skip or (lambda unit: False), **work).run()
