@@ -22,7 +22,7 @@ import torch  # noqa: E402 - after the threads are pinned
 from benchmarks.winnow_side import Winnow, calibration  # noqa: E402
 from winnow.calibrate.walker import Walker  # noqa: E402
 from winnow.data import open_data  # noqa: E402
-from winnow.measure.quality import LanguageModelTask  # noqa: E402
+from winnow.measure.language import LanguageModelTask  # noqa: E402
 from winnow.models.source import open_model  # noqa: E402
 from winnow.quantize import Grid, round_to_nearest  # noqa: E402
 from winnow.solve import Problem, solve_group  # noqa: E402

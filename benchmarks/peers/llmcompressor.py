@@ -97,7 +97,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from winnow.data import open_data
-    from winnow.measure.quality import LanguageModelTask
+    from winnow.measure.language import LanguageModelTask
 
     folder = args.model or common.data("reference-lm")
     tokenizer = AutoTokenizer.from_pretrained(folder)

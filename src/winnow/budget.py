@@ -1,4 +1,4 @@
-"""What the user asks for - a sparsity, bits per weight, or bytes of the file - as an exact number of zeros."""
+"""Budgets - sparsity, bits per weight or file size - as an exact number of zeros."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def zeros_for(
         if used(fixed) > allowed:
             raise InputError(
                 f"{budget} cannot be met: {index_bits} with {value_bits:g}-bit values takes "
-                f"{_told(budget, used(fixed), total, dense)}; ask for more, fewer bits a value, or another structure"
+                f"{_amount(budget, used(fixed), total, dense)}; ask for more, fewer bits a value, or another structure"
             )
         return fixed
     if used(0) <= allowed:
@@ -200,7 +200,7 @@ def zeros_for(
             parts.append(f"{size(dense)} of dense tensors{_largest(dense_bytes)}")
         raise InputError(
             f"{budget} cannot be met: with next to nothing kept, {' and '.join(parts)} take "
-            f"{_told(budget, used(most * unit), total, dense)}; ask for more, or a structure of smaller index"
+            f"{_amount(budget, used(most * unit), total, dense)}; ask for more, or a structure of smaller index"
         )
     low, high = 0, most
     while high - low > 1:
@@ -209,7 +209,7 @@ def zeros_for(
     return high * unit
 
 
-def _told(budget: Budget, bits: float, total: int, dense: int) -> str:
+def _amount(budget: Budget, bits: float, total: int, dense: int) -> str:
     if budget.kind == "bits_per_weight":
         return f"{bits / total:.4g} bits per weight"
     return f"{size(math.ceil(bits / 8) + dense)} in all"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.errors import InputError, disk_errors
 from winnow.seeding import torch_seed
 
@@ -144,7 +144,7 @@ def save_digits(
     model, records = trained or train_digits(seed, progress)
     files = DigitsFiles(*(folder / name for name in ("digits_vit.safetensors", *(f"{part}.npz" for part in SIZES))))
     for path in files:
-        with disk_errors(path), written_whole(path) as part:
+        with disk_errors(path), atomic_file(path) as part:
             if path == files.weights:
                 save_file(model.state_dict(), part, metadata={"format": "pt"})
             else:

@@ -25,7 +25,7 @@ def is_named(spec: str) -> bool:
 
 def exists(module: str) -> bool:
     """Whether a module can be imported. Packages above it are imported, it is not."""
-    _look_here_last()
+    _append_current_folder()
     try:
         return importlib.util.find_spec(module) is not None
     except Exception:  # whatever the packages above it raise
@@ -39,7 +39,7 @@ def find(spec: str, gives: str) -> Any:
         InputError: there is no such module or function, importing it fails, or it is nothing that can be called.
     """
     module, _, function = spec.rpartition(":")
-    _look_here_last()
+    _append_current_folder()
     try:
         found = importlib.import_module(module)
     except WinnowError:
@@ -49,7 +49,7 @@ def find(spec: str, gives: str) -> Any:
             f"{spec} cannot be found ({error}): give package.module:function importable from here."
         ) from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"{spec}: importing {module} fails with {_said(error)}: mend it.") from error
+        raise InputError(f"{spec}: importing {module} fails with {_describe_error(error)}: fix it.") from error
     if not hasattr(found, function):
         raise InputError(
             f"{spec} cannot be found (module {module!r} has no attribute {function!r}{_hiding(found, module)}): "
@@ -68,26 +68,28 @@ def call(spec: str, gives: str) -> Any:
         InputError: as :func:`find`; it wants arguments, or it fails (the sentence names error and line).
     """
     target = find(spec, gives)
-    wanted = _wanted(target)
+    wanted = _required_arguments(target)
     if wanted:
         raise InputError(
-            f"{spec} wants the argument{'s' if len(wanted) > 1 else ''} {', '.join(wanted)}: name a function without any that returns {gives}."
+            f"{spec} requires the argument{'s' if len(wanted) > 1 else ''} {', '.join(wanted)}: name a function without any that returns {gives}."
         )
     try:
         return target()
     except (WinnowError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{spec} fails with {_said(error)}: name a function that returns {gives}.") from error
+        raise InputError(
+            f"{spec} fails with {_describe_error(error)}: name a function that returns {gives}."
+        ) from error
 
 
-def _look_here_last() -> None:
+def _append_current_folder() -> None:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
 
 
-def _wanted(target: Any) -> list[str]:
+def _required_arguments(target: Any) -> list[str]:
     """Names of the arguments that a call cannot do without."""
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -107,7 +109,7 @@ def _hiding(found: Any, module: str) -> str:
     return f" in {file}, which comes before {here[0]} in this folder: rename yours"
 
 
-def _said(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """An error in a few words, with the line it comes from."""
     message = (str(error).strip().splitlines() or [""])[0][:160]
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""What calibration remembers of a layer's inputs: enough for every score and solver, and no more."""
+"""Statistics of a layer's inputs over the calibration data: what scores and solvers read."""
 
 from __future__ import annotations
 
@@ -44,11 +44,6 @@ class InputStats:
         layer's own multiplication); the Gram matrix is accumulated in float32.
         """
         update_stacked([self], x.unsqueeze(0))
-
-    def unshared(self) -> InputStats:
-        """A copy of its own, for a layer that stops sharing its input with the others."""
-        gram = None if self.gram is None else self.gram.clone()
-        return InputStats(self.cols, self.tokens, self.sum.clone(), self.sum_sq.clone(), gram)
 
     @property
     def finite(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 MINUS = "\u2212"
+_MONTHS = "January February March April May June July August September October November December"
 
 
 def number(value: float | None) -> str:
@@ -115,22 +116,7 @@ def when(created: str | None) -> str:
         moment = datetime.fromisoformat(created.replace("Z", "+00:00"))
     except ValueError:
         return created
-    month = (
-        [
-            "January",
-            "February",
-            "March",
-            "April",
-            "May",
-            "June",
-            "July",
-            "August",
-            "September",
-            "October",
-            "November",
-            "December",
-        ]
-    )[moment.month - 1]
+    month = _MONTHS.split()[moment.month - 1]
     text = f"{moment.day} {month} {moment.year}"
     if "T" in created or ":" in created:
         text += f", {moment:%H:%M}"

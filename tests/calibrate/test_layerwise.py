@@ -7,7 +7,7 @@ import torch
 
 import families
 from walked import close, reference
-from winnow.calibrate.units import one_stream
+from winnow.calibrate.walk_units import one_stream
 from winnow.calibrate.walker import Walker
 from winnow.errors import InputError
 from winnow.masks.scope import find_scope

@@ -161,7 +161,8 @@ def test_a_dense_model_that_changed_is_not_measured(tmp_path):
     from winnow.compression.hosts import Loaded, Streamed
     from winnow.errors import WinnowError
     from winnow.masks.scope import find_scope
-    from winnow.models.source import identity_of_weights, open_model
+    from winnow.models.modules import identity_of_weights
+    from winnow.models.source import open_model
 
     host = Loaded(open_model(classifier()))
     scope = find_scope(host.model)

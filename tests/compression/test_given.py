@@ -11,9 +11,9 @@ from torch.nn.utils import prune
 
 import winnow
 from winnow.errors import InputError
-from winnow.masks.given import bare, opened, working_copy
 from winnow.masks.outputs import output_weights
 from winnow.masks.scope import find_scope
+from winnow.masks.unwrap import plain_module, unwrap, working_copy
 
 X, Y = torch.randn(64, 20), torch.randint(0, 5, (64,))
 PLAIN = {"baselines": "none", "speed": False}
@@ -101,7 +101,7 @@ def test_masks_of_torch_are_zeros_of_the_weight():
     model = masked()
     with torch.no_grad():
         wanted = model(X)
-    plain = opened(model)
+    plain = plain_module(model)
     assert torch.equal(plain(X), wanted) and set(plain.state_dict()) == set(mlp().state_dict())
     zeros = sum(int((plain[i].weight == 0).sum()) for i in (0, 2))
     result = winnow.compress(model, method="zeros", **PLAIN)
@@ -125,7 +125,7 @@ def test_a_compiled_part_is_called_by_its_plain_name():
     model = kept()
     model.body = torch.compile(model.body, backend="eager")
     assert set(find_scope(model).prunables) == {"body.0.weight", "body.2.weight"}
-    assert hasattr(model.body, "_orig_mod") and bare(model) is model
+    assert hasattr(model.body, "_orig_mod") and unwrap(model) is model
 
 
 @pytest.mark.parametrize(

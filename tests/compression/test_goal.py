@@ -12,7 +12,8 @@ from winnow.compression.outcome import Outcome
 from winnow.compression.recipe import Recipe
 from winnow.compression.verdict import doubtful, judge, winner
 from winnow.errors import GateError
-from winnow.measure.quality import Comparison, Evaluation
+from winnow.measure.compare import Comparison
+from winnow.measure.evaluation import Evaluation
 
 BITS = {"keep": 32, "int8": 8, "int4": 4}
 

@@ -14,23 +14,13 @@ from torch import nn
 
 from coupled_models import Mobile, PlainCNN, ResNet, stir, zeroed
 from families import FAMILIES
+from winnow.coupled.bias import compensate, matrices
 from winnow.coupled.call import forward, record_blocks, tensors_in
 from winnow.coupled.cut import CutProbe
-from winnow.coupled.find import (
-    Entries,
-    Member,
-    Unit,
-    compensate,
-    find_coupling,
-    find_units,
-    matrices,
-    score_units,
-    select_units,
-    unit_masks,
-    unit_sizes,
-    zero_biases,
-)
+from winnow.coupled.find import find_coupled_units, find_coupling
 from winnow.coupled.graph import Component, find_components, separate
+from winnow.coupled.select import score_units, select_units
+from winnow.coupled.unit import CoupledUnit, Entries, Member, unit_masks, unit_sizes, zero_biases
 from winnow.errors import InputError
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Scope
@@ -98,13 +88,13 @@ def family(name: str) -> tuple[nn.Module, object]:
 
 
 @cache
-def found(name: str, unit: str) -> tuple[nn.Module, object, Scope, tuple[Unit, ...]]:
+def found(name: str, unit: str) -> tuple[nn.Module, object, Scope, tuple[CoupledUnit, ...]]:
     model, example = family(name)
     scope = find_scope(model)
-    return model, example, scope, tuple(find_units(model, scope, example, unit))
+    return model, example, scope, tuple(find_coupled_units(model, scope, example, unit))
 
 
-def shape_of(unit: Unit, block: str) -> dict[tuple[str, str], tuple[int, ...]]:
+def shape_of(unit: CoupledUnit, block: str) -> dict[tuple[str, str], tuple[int, ...]]:
     return {(m.name.removeprefix(f"{block}.").removesuffix(".weight"), m.axis): m.indices for m in unit.members}
 
 
@@ -221,13 +211,13 @@ def test_vision_transformer():
     assert len(found("vit", "head")[3]) == 8 and len(found("vit", "neuron")[3]) == 80
     model, example, scope, _ = found("vit", "head")
     with pytest.raises(InputError, match="no channel that can be removed"):  # patches go straight into the stream
-        find_units(model, scope, example, "channel")
+        find_coupled_units(model, scope, example, "channel")
 
 
 @pytest.mark.hf
 def test_experts_even_where_no_token_goes():
     model, _, scope, units = found("mixtral", "neuron")
-    one_token = find_units(model, scope, {"input_ids": IDS[:1, :1]}, "neuron")  # reaches 2 of 4 experts
+    one_token = find_coupled_units(model, scope, {"input_ids": IDS[:1, :1]}, "neuron")  # reaches 2 of 4 experts
     assert list(units) == one_token and len(units) == 2 * 4 * 24
     for unit in units:
         expert, i = divmod(units.index(unit) % 96, 24)
@@ -241,8 +231,8 @@ def test_packed_attention_of_torch():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 40, batch_first=True), 2)
     model.train()
     scope, example = find_scope(model), torch.randn(2, 5, 32)
-    heads = find_units(model, scope, example, "head")
-    assert len(heads) == 8 and len(find_units(model, scope, example, "neuron")) == 80
+    heads = find_coupled_units(model, scope, example, "head")
+    assert len(heads) == 8 and len(find_coupled_units(model, scope, example, "neuron")) == 80
     for h, unit in enumerate(heads[4:]):
         own = head_rows(h, 8)
         rows = own + tuple(32 + i for i in own) + tuple(64 + i for i in own)
@@ -272,7 +262,7 @@ def test_only_inner_channels_of_residual_blocks_are_free():
 def test_channels_of_a_plain_cnn():
     model = stir(PlainCNN())
     scope = find_scope(model, include=["9.weight"])
-    units = find_units(model, scope, IMAGES, "channel")
+    units = find_coupled_units(model, scope, IMAGES, "channel")
     assert [shape_of(u, "") for u in units] == [
         *({("0", "rows"): (i,), ("3", "cols"): span(9 * i, 9 * i + 9)} for i in range(6)),
         *({("3", "rows"): (i,), ("6", "cols"): span(9 * i, 9 * i + 9)} for i in range(7)),
@@ -284,7 +274,7 @@ def test_channels_of_a_plain_cnn():
 
 def test_depthwise_and_gated_channels():
     model = stir(nn.Sequential(nn.Conv2d(3, 6, 3), Mobile(), Mobile(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    units = [u for u in find_units(model, find_scope(model), IMAGES, "channel") if u.block in ("2", "")]
+    units = [u for u in find_coupled_units(model, find_scope(model), IMAGES, "channel") if u.block in ("2", "")]
     wide = [u for u in units if len(u.members) == 5 and u.members[0].name.startswith("2.")]
     assert len(wide) == 12
     for i, unit in enumerate(wide):
@@ -308,7 +298,7 @@ def test_grouped_convolutions_lose_whole_groups():
         nn.Flatten(),
         nn.Linear(4 * 14 * 14, 3),
     )
-    units = find_units(model, find_scope(model), IMAGES, "channel")
+    units = find_coupled_units(model, find_scope(model), IMAGES, "channel")
     assert [shape_of(u, "") for u in units] == [
         {
             ("0", "rows"): (2 * g, 2 * g + 1),
@@ -345,7 +335,7 @@ def test_what_gradients_do_not_show():
     x = torch.randn(3, 6)
     model = Hidden("flipped")
     scope = find_scope(model, include=["down.weight"])
-    for i, unit in enumerate(find_units(model, scope, x, "neuron")):
+    for i, unit in enumerate(find_coupled_units(model, scope, x, "neuron")):
         assert shape_of(unit, "") == {("up", "rows"): (i,), ("gate", "rows"): (4 - i,), ("down", "cols"): (i,)}
     for mix in ("summed", "softmax"):
         coupling = find_coupling(Hidden(mix), scope, x, "neuron")
@@ -452,7 +442,7 @@ def test_removed_expert_neurons_equal_smaller_experts():
 def test_removed_channels_equal_smaller_convolutions():
     model = stir(PlainCNN())
     scope = find_scope(model, include=["9.weight"])
-    units = find_units(model, scope, IMAGES, "channel")
+    units = find_coupled_units(model, scope, IMAGES, "channel")
     gone = {"0": {0, 4}, "3": {1, 2, 6}, "6": {3}}
     chosen = []
     for i, unit in enumerate(units):
@@ -511,10 +501,12 @@ def test_nothing_else_reads_a_unit(family):
     with torch.no_grad():
         dense = tensors_in(forward(model, batch))
     for kind, count in zip(("neuron", "head"), COUNTS[family.name]):
-        units = find_units(model, scope, batch, kind)
+        units = find_coupled_units(model, scope, batch, kind)
         assert len(units) == count
         chosen = [i for i, u in enumerate(units) if u.index % 2]
-        columns = [Unit(u.kind, u.block, u.index, tuple(m for m in u.members if m.axis == "cols")) for u in units]
+        columns = [
+            CoupledUnit(u.kind, u.block, u.index, tuple(m for m in u.members if m.axis == "cols")) for u in units
+        ]
         with torch.no_grad():
             whole = tensors_in(forward(zeroed(model, units, chosen, scope), batch))
             alone = tensors_in(forward(zeroed(model, columns, chosen, scope), batch))
@@ -525,12 +517,12 @@ def test_nothing_else_reads_a_unit(family):
 # ---- scores, selection, masks, compensation
 
 
-def toy(groups: list[int], width: int = 4) -> tuple[list[Unit], Scope]:
+def toy(groups: list[int], width: int = 4) -> tuple[list[CoupledUnit], Scope]:
     """A chain of layers: unit i of layer l is row i of layer l and column i of layer l + 1."""
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip([width, *groups], [*groups, 3])))
     scope = find_scope(model, include=["*.weight"])
     units = [
-        Unit(
+        CoupledUnit(
             "neuron",
             "",
             i,
@@ -590,7 +582,7 @@ def test_selection_bad_input(scores, zeros, message):
 
 def test_sum_score_adds_each_weight_once():
     scope = find_scope(nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 1)))
-    both = Unit("neuron", "", 0, (Member("0.weight", "rows", (1, 3)), Member("0.weight", "cols", (0, 3))))
+    both = CoupledUnit("neuron", "", 0, (Member("0.weight", "rows", (1, 3)), Member("0.weight", "cols", (0, 3))))
     score = torch.arange(25.0).view(5, 5)
     keep = unit_masks([both], [0], scope)["0.weight"]
     assert score_units([both], {"0.weight": score}).tolist() == [float(score[~keep].sum())]
@@ -631,7 +623,7 @@ def test_flap_score_by_hand():
 
 
 def test_flap_averages_the_columns_of_a_head_and_keeps_experts_apart():
-    unit = Unit("head", "", 0, (Member("w", "cols", (0, 2), part=1, parts=2),))
+    unit = CoupledUnit("head", "", 0, (Member("w", "cols", (0, 2), part=1, parts=2),))
     weight = torch.arange(1.0, 13).view(4, 3)
     x = torch.tensor([[0.0, 0.0, 0.0], [2.0, 4.0, 6.0]])  # variances 1, 4, 9
     metric = torch.tensor([1.0, 4, 9]) * weight[2:].square().sum(0)
@@ -645,7 +637,7 @@ def test_compensation_is_exact_for_constant_inputs_and_helps_otherwise():
     model = nn.Sequential(nn.Linear(8, 12), nn.Sigmoid(), nn.Linear(12, 10), nn.Sigmoid(), nn.Linear(10, 3))
     scope = find_scope(model, include=["*.weight"])
     x = torch.randn(64, 8)
-    units = [u for u in find_units(model, scope, x, "neuron")]
+    units = [u for u in find_coupled_units(model, scope, x, "neuron")]
     chosen = [i for i, u in enumerate(units) if u.members[0].name == "0.weight" and u.index in (1, 5, 6)]
     for data, exact in ((x[:1].expand(64, 8), True), (x, False)):
         hidden = model[:2](data).detach()
@@ -665,12 +657,12 @@ def test_compensation_of_a_chain_and_of_a_layer_without_bias():
     deltas = compensate(units, [0, 3 + 2], weights, stats)
     assert set(deltas) == {"1.bias", "2.bias"}
     assert deltas["1.bias"][2] == 0 and (deltas["1.bias"][[0, 1, 3]] != 0).all()  # row 2 goes itself
-    bare = [Unit("neuron", "", 0, (Member("1.weight", "cols", (0,)),))]
+    bare = [CoupledUnit("neuron", "", 0, (Member("1.weight", "cols", (0,)),))]
     assert compensate(bare, [0], weights, stats) == {"1.weight": None}
 
 
 def test_compensation_of_one_expert_touches_its_rows_only():
-    unit = Unit("neuron", "", 0, (Member("w", "cols", (1,), part=1, parts=2, bias="b"),))
+    unit = CoupledUnit("neuron", "", 0, (Member("w", "cols", (1,), part=1, parts=2, bias="b"),))
     weight = torch.arange(12.0).view(4, 3)
     stats = {"w": [stats_of(torch.ones(2, 3)), stats_of(torch.full((2, 3), 5.0))]}
     assert compensate([unit], [0], {"w": weight}, stats)["b"].tolist() == [0, 0, 35.0, 50.0]
@@ -678,7 +670,7 @@ def test_compensation_of_one_expert_touches_its_rows_only():
 
 def test_zero_biases_leaves_the_model_alone():
     model = stir(PlainCNN())
-    units = find_units(model, find_scope(model), IMAGES, "channel")
+    units = find_coupled_units(model, find_scope(model), IMAGES, "channel")
     before = {n: p.clone() for n, p in model.named_parameters()}
     new = zero_biases(units, [1, 3], model)
     assert set(new) == {"0.bias", "1.weight", "1.bias"}
@@ -690,6 +682,6 @@ def test_zero_biases_leaves_the_model_alone():
 def test_examples_that_do_not_fit():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     with pytest.raises(InputError, match="cannot be run on the example"):
-        find_units(model, find_scope(model), torch.randn(2, 3), "neuron")
+        find_coupled_units(model, find_scope(model), torch.randn(2, 3), "neuron")
     with pytest.raises(InputError, match="no head that can be removed"):
-        find_units(model, find_scope(model), torch.randn(2, 4), "head")
+        find_coupled_units(model, find_scope(model), torch.randn(2, 4), "head")

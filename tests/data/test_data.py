@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from winnow.data import Records, calibration_batches, lm_segments, open_data, overlap, passages, split_disjoint
 from winnow.data.images import ImageTransform, image_transform
-from winnow.data.records import evenly
+from winnow.data.records import evenly_spaced
 from winnow.errors import InputError
 from words import WordTokenizer
 
@@ -349,7 +349,7 @@ def test_hashes_follow_content():
 @given(st.integers(1, 500), st.data())
 def test_evenly_spaced_indices(n, data):
     count = data.draw(st.integers(1, n))
-    index = evenly(n, count)
+    index = evenly_spaced(n, count)
     assert len(set(index.tolist())) == count and index[0] == 0 and index[-1] < n and (np.diff(index) > 0).all()
     if count > 1:
         assert np.ptp(np.diff(index)) <= 1
@@ -405,7 +405,7 @@ def test_texts_are_shared_out_by_their_length():
         ({"fractions": (0.5, 0.5), "sizes": (1, 1)}, "either fractions or sizes"),
         ({"fractions": (0.8, 0.4)}, "sum to at most 1"),
         ({"fractions": (0.5, 0)}, "positive"),
-        ({"sizes": (3, 3)}, "6 were asked for"),
+        ({"sizes": (3, 3)}, "6 were requested"),
         ({"sizes": (2, 1)}, "repeats records too often"),
     ],
 )

@@ -28,7 +28,7 @@ from winnow.run import plain_yaml
 @pytest.fixture
 def narrow(monkeypatch):
     """Bounds small enough to be met in a test."""
-    monkeypatch.setattr(bounds, "FREE", 1 << 16)
+    monkeypatch.setattr(bounds, "MIN_BYTES", 1 << 16)
     monkeypatch.setattr("winnow.machine.memory.available_memory", lambda: 1 << 21)
 
 
@@ -39,7 +39,9 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_bound(tmp_path, narrow, mon
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"a\n" * (8 << 20)))
     with pytest.raises(InputError, match="unpacks to more than"):
         open_data(tmp_path / "x.txt.gz")
-    assert -1 not in read and sum(read) <= bounds.most((tmp_path / "x.txt.gz").stat().st_size) + 2 * bounds.PIECE
+    assert (
+        -1 not in read and sum(read) <= bounds.unpack_limit((tmp_path / "x.txt.gz").stat().st_size) + 2 * bounds.CHUNK
+    )
     (tmp_path / "y.txt.gz").write_bytes(gzip.compress(b"a line\nanother\n" * 2000))
     assert len(open_data(tmp_path / "y.txt.gz")) == 4000
 
@@ -203,9 +205,9 @@ def test_named_functions_fail_in_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "raising_nets.py").write_text("raise SystemExit(3)\n")
     assert importing.call("own_nets:right", "a number") == 1
     for spec, says in {
-        "own_nets:wants": "wants the arguments a, b", "own_nets:fails": r"ZeroDivisionError: division by zero \(own_nets.py line 5\)",
+        "own_nets:wants": "requires the arguments a, b", "own_nets:fails": r"ZeroDivisionError: division by zero \(own_nets.py line 5\)",
         "own_nets:leaves": "SystemExit", "own_nets:value": "is a int", "own_nets:none": "cannot be found", "broken_nets:f": r"SyntaxError.*line 1",
-        "raising_nets:f": "SystemExit", "no_such_nets:f": "cannot be found", "os:system": "fails with|wants",
+        "raising_nets:f": "SystemExit", "no_such_nets:f": "cannot be found", "os:system": "fails with|requires",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=says):
             importing.call(spec, "a number")

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import winnow
 from accidents import figures, give
 from small import classifier, points
-from winnow.disk.ownership import claim, read_mark, stranger, write_mark
+from winnow.disk.ownership import claim, first_foreign, read_mark, write_mark
 from winnow.disk.work import check_output
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats.output import OutputFolder
@@ -150,7 +150,7 @@ def test_pages_written_later_belong_to_the_output(packed):
     write(read(packed), packed)
     claim(packed, "bench.json", "bench.html")
     (packed / "bench.json").write_text("{}")
-    assert stranger(packed, "model") is None
+    assert first_foreign(packed, "model") is None
     VERBS["compress"](packed, packed)
     assert not (packed / "bench.json").exists()
 
@@ -167,7 +167,7 @@ def test_a_mark_holds_only_as_it_was_written(tmp_path):
     (tmp_path / "a").write_text("x")
     write_mark(tmp_path, "model")
     text = (tmp_path / ".winnow.json").read_text()
-    assert stranger(tmp_path, "model") is None
+    assert first_foreign(tmp_path, "model") is None
     rng = random.Random(0)
     for _ in range(100):
         at = rng.randrange(len(text.rstrip()))

@@ -20,7 +20,8 @@ from coupled_models import Mobile, PlainCNN, ResNet, stir
 from families import family
 from patterns import realized
 from small import classifier, convnet, images
-from winnow.coupled.find import Member, Unit, find_units, unit_masks, unit_sizes
+from winnow.coupled.find import find_coupled_units
+from winnow.coupled.unit import CoupledUnit, Member, unit_masks, unit_sizes
 from winnow.errors import InputError
 from winnow.fcpts.groups import Elements
 from winnow.fcpts.groups_blocks import Blocks
@@ -295,8 +296,8 @@ def _gone(units: Channels, w, t) -> list[bool]:
 def test_channels_in_a_chain_by_hand():
     """Two layers: 3 neurons between 2 inputs and 4 neurons that 2 outputs read."""
     scope = scope_of((3, 2), (4, 3), (2, 4))
-    units = [Unit("neuron", "", i, (Member("w0", "rows", (i,)), Member("w1", "cols", (i,)))) for i in range(3)]
-    units += [Unit("neuron", "", i, (Member("w1", "rows", (i,)), Member("w2", "cols", (i,)))) for i in range(4)]
+    units = [CoupledUnit("neuron", "", i, (Member("w0", "rows", (i,)), Member("w1", "cols", (i,)))) for i in range(3)]
+    units += [CoupledUnit("neuron", "", i, (Member("w1", "rows", (i,)), Member("w2", "cols", (i,)))) for i in range(4)]
     found = Channels(units, scope)
     assert found.groups == ("m0", "m1")
     assert found.numels.tolist() == [6 + 6, 6 + 8]  # w1's 12 weights half and half
@@ -312,7 +313,7 @@ def test_channels_in_a_chain_by_hand():
 
 def test_channels_refuse_shared_lines():
     scope = scope_of((3, 2), (2, 3))
-    unit = Unit("neuron", "", 0, (Member("w0", "rows", (0,)), Member("w1", "cols", (0,))))
+    unit = CoupledUnit("neuron", "", 0, (Member("w0", "rows", (0,)), Member("w1", "cols", (0,))))
     with pytest.raises(InputError, match="share rows"):
         Channels([unit, unit], scope)
 
@@ -740,5 +741,5 @@ def test_structures_by_name():
     with pytest.raises(InputError, match="nothing is prunable"):
         make_units(parse_structure("unstructured"), Scope(), model)
     assert [u.group for u in make_units(parse_structure("channel"), scope, model, example).units] == [
-        u.group for u in find_units(model, scope, example, "channel")
+        u.group for u in find_coupled_units(model, scope, example, "channel")
     ]

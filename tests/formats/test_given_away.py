@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import winnow
 from report_samples import language_model as sample
 from small import classifier, points
-from winnow.disk.links import leaves, refuse_links
+from winnow.disk.links import leaves_folder, refuse_links
 from winnow.errors import InputError
 from winnow.naming import name_of, nameless, without_paths
 from winnow.records.compression import Report
@@ -176,9 +176,9 @@ def linked(tmp_path):
 def test_links_that_leave_a_folder_are_known(linked, tmp_path):
     through = [linked / "out_folder" / "secret", linked / "in_folder" / "file"]
     for path in [*linked.iterdir(), *through]:
-        assert leaves(path, linked) == ("out" in str(path.relative_to(linked))), path
+        assert leaves_folder(path, linked) == ("out" in str(path.relative_to(linked))), path
     (tmp_path / "alias").symlink_to(linked)
-    assert not leaves(tmp_path / "alias" / "own", tmp_path / "alias")
+    assert not leaves_folder(tmp_path / "alias" / "own", tmp_path / "alias")
     with pytest.raises(InputError, match="out_relative is a link"):
         refuse_links([linked / "own", linked / "out_relative"], linked)
 
@@ -193,11 +193,11 @@ def test_a_snapshot_of_the_hubs_cache_may_point_to_its_blobs(tmp_path):
     (blobs / "evil").symlink_to(tmp_path / "secret")
     (snapshot / "in").symlink_to("../../blobs/x")
     (snapshot / "out").symlink_to("../../blobs/evil")
-    assert not leaves(snapshot / "in", snapshot) and leaves(snapshot / "out", snapshot)
+    assert not leaves_folder(snapshot / "in", snapshot) and leaves_folder(snapshot / "out", snapshot)
     elsewhere = tmp_path / "models--a--b" / "model"
     elsewhere.mkdir()
     (elsewhere / "x").symlink_to("../blobs/x")
-    assert leaves(elsewhere / "x", elsewhere)
+    assert leaves_folder(elsewhere / "x", elsewhere)
 
 
 @pytest.mark.hf

@@ -312,7 +312,7 @@ def test_parts_that_a_class_keeps_in_float32(tmp_path, dtype, ram):
 def test_buffers_of_a_streamed_model_come_from_its_file(tmp_path):
     """Batch-norm statistics are persistent buffers: the streamed model is measured with those of the file."""
     from winnow.compression.hosts import Loaded, Streamed
-    from winnow.models.source import identity_of_weights
+    from winnow.models.modules import identity_of_weights
 
     torch.manual_seed(0)
     config = transformers.ResNetConfig(

@@ -164,7 +164,7 @@ def test_soup_says_what_is_missing():
     nan = {"a": torch.full((1, 3), float("nan"))}
     for call, said in [
         (lambda: soup([]), "at least one"),
-        (lambda: soup([a, b]), "how many"),
+        (lambda: soup([a, b]), "give the number with zeros"),
         (lambda: soup([a, b], "mean", 1), "scores"),
         (lambda: soup([a, b], "vote", 1, [nan]), "one mapping"),
         (lambda: soup([a, b], "vote", 1, [nan, nan]), "finite"),

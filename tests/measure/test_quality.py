@@ -18,18 +18,14 @@ from winnow.machine.facts import machine
 from winnow.machine.memory import available_memory, peak_rss, reset_peak, resident
 from winnow.measure import evaluation as evaluation_module
 from winnow.measure import language as language_module
+from winnow.measure.agreement import AgreementTask
+from winnow.measure.classification import ClassificationTask
+from winnow.measure.compare import changed_examples, class_changes, compare
+from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import Feed
-from winnow.measure.quality import (
-    AgreementTask,
-    ClassificationTask,
-    Evaluation,
-    LanguageModelTask,
-    SimilarityTask,
-    changed_examples,
-    class_changes,
-    compare,
-    open_task,
-)
+from winnow.measure.language import LanguageModelTask
+from winnow.measure.quality import open_task
+from winnow.measure.similarity import SimilarityTask
 from words import WordTokenizer
 
 

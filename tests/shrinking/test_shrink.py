@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import winnow
 from coupled_models import Mobile, ResNet, stir, zeroed
 from families import family
-from winnow.coupled.call import forward, quiet, tensors_in
-from winnow.coupled.find import Unit
+from winnow.coupled.call import forward, probing_mode, tensors_in
+from winnow.coupled.unit import CoupledUnit
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 from winnow.shrinking import Removed, apply, kept_rows_cols, nonzero_rows_cols, plan, shrink, shrink_matrix
@@ -37,7 +37,7 @@ def double(value):
 
 
 def outputs(model: nn.Module, batch) -> list[torch.Tensor]:
-    with quiet(model), torch.no_grad():
+    with probing_mode(model), torch.no_grad():
         return tensors_in(forward(model, batch))
 
 
@@ -58,14 +58,14 @@ def model_of(name: str):
     return family(name).build().eval(), family(name).batches()[0]
 
 
-def units_zeroed(model: nn.Module, batch, chosen) -> tuple[nn.Module, list[Unit], Scope]:
+def units_zeroed(model: nn.Module, batch, chosen) -> tuple[nn.Module, list[CoupledUnit], Scope]:
     """The model with the units zeroed that ``chosen`` picks, all units, and the scope."""
     scope = wide_scope(model)
     units, _ = coupled_units(model, scope, batch)
     return zeroed(model, units, [i for i, u in enumerate(units) if chosen(u)], scope), units, scope
 
 
-def odd_units_zeroed(model: nn.Module, batch) -> tuple[nn.Module, list[Unit], Scope]:
+def odd_units_zeroed(model: nn.Module, batch) -> tuple[nn.Module, list[CoupledUnit], Scope]:
     return units_zeroed(model, batch, lambda u: u.index % 2)
 
 
@@ -698,7 +698,7 @@ def test_copy_save_and_compile():
     assert same(again, pruned, batch) and isinstance(again.encoder.layers[0].self_attn, NarrowAttention)
     torch._dynamo.reset()
     compiled = torch.compile(small, backend="eager", fullgraph=True)
-    with torch.no_grad(), quiet(small):
+    with torch.no_grad(), probing_mode(small):
         assert torch.allclose(compiled(**batch), small(**batch), atol=1e-5)
 
 

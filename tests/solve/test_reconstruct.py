@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import families
+from layers import CallsInMemory
 from small import classifier, convnet, images, points, save_llama, sentences, trained
 from winnow.calibrate.walker import Walker
 from winnow.compression.hosts import Loaded, Streamed
@@ -25,24 +26,10 @@ from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
 from winnow.models.source import open_model
 from winnow.solve.calls import held_out
-from winnow.solve.draw import Draw
+from winnow.solve.draw import MiniBatches
 from winnow.solve.reconstruct import Call, Reconstruction
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction
-
-
-class Given:
-    """Calls that lie in memory."""
-
-    def __init__(self, calls: list[Call], moments: dict[str, Moments] | None = None) -> None:
-        self.calls, self.moments = calls, moments or {}
-
-    def __len__(self) -> int:
-        return len(self.calls)
-
-    @contextlib.contextmanager
-    def at(self, index):
-        yield self.calls[index]
 
 
 def linear_case(rows=12, cols=20, tokens=400, density=0.4, bias=True, shift=0.5):
@@ -94,7 +81,7 @@ def test_a_linear_layer_approaches_least_squares_on_its_mask(bias):
     layer, x, y, keep, prunable = linear_case(bias=bias)
     before = copy.deepcopy(layer.state_dict())
     settings = ReconstructSettings(steps=600, batch=100, lr=0.05, bias_lr=0.02)
-    fit = Reconstruction(layer, {"weight": (prunable, keep)}, Given(batched(x, y)), settings).run()
+    fit = Reconstruction(layer, {"weight": (prunable, keep)}, CallsInMemory(batched(x, y)), settings).run()
     fitted, judged = fitting_rows(len(x))
     optimum = best_error(x[fitted], y[fitted], keep, bias)
     weight = fit.tensors["weight"]
@@ -110,7 +97,7 @@ def test_a_linear_layer_approaches_least_squares_on_its_mask(bias):
 @pytest.mark.parametrize("correct", [True, False])
 def test_never_worse_than_the_mask(lr, correct):
     layer, x, y, keep, prunable = linear_case(density=0.9)
-    calls = Given(batched(x, y), dense_moments(layer, x))
+    calls = CallsInMemory(batched(x, y), dense_moments(layer, x))
     settings = ReconstructSettings(steps=5, lr=lr, bias_lr=lr, correct=correct)
     fit = Reconstruction(layer, {"weight": (prunable, keep)}, calls, settings).run()
     x, y = (t[fitting_rows(len(x))[1]] for t in (x, y))
@@ -152,7 +139,7 @@ def test_bias_correction_makes_output_means_equal():
     with torch.no_grad():
         y = layer(x)
     settings = ReconstructSettings(steps=1, lr=1e-9, bias_lr=1e-9)
-    calls = Given(batched(x, y), dense_moments(layer, x))
+    calls = CallsInMemory(batched(x, y), dense_moments(layer, x))
     fit = Reconstruction(layer, {"weight": (prunable, keep)}, calls, settings).run()
     fitted = fitting_rows(len(x))[0]
     out = F.linear(x[fitted], fit.tensors["weight"], fit.tensors["bias"])
@@ -166,7 +153,7 @@ def test_bias_correction_makes_output_means_equal():
 def test_steps_end_early_below_the_loss():
     layer, x, _, keep, prunable = linear_case()
     y = F.linear(x, layer.weight * keep, layer.bias).detach()  # the mask alone is perfect
-    fit = Reconstruction(layer, {"weight": (prunable, keep)}, Given(batched(x, y)), ReconstructSettings()).run()
+    fit = Reconstruction(layer, {"weight": (prunable, keep)}, CallsInMemory(batched(x, y)), ReconstructSettings()).run()
     assert fit.steps == 1 and fit.after < 1e-10
 
 
@@ -178,7 +165,7 @@ def test_what_judges_takes_no_part_in_the_fit():
     for change in (0.0, 0.01):
         other = y.clone()
         other[fitting_rows(len(x))[1]] += change
-        calls = Given(batched(x, other), dense_moments(layer, x))
+        calls = CallsInMemory(batched(x, other), dense_moments(layer, x))
         found.append(Reconstruction(layer, {"weight": (prunable, keep)}, calls, ReconstructSettings(steps=40)).run())
     a, b = found
     assert a.after != b.after and torch.equal(a.tensors["weight"], b.tensors["weight"])
@@ -202,7 +189,7 @@ def test_on_examples_it_never_saw_a_unit_is_no_worse_than_its_mask(make, example
         y = module(x)
     layers = {n: (p, torch.rand(p.rows, p.cols) < 0.6) for n, p in prunables.items()}
     calls = batched(x[:examples], y[:examples], size=4)
-    fit = Reconstruction(module, layers, Given(calls), ReconstructSettings(steps=60, lr=0.3, bias_lr=0.3)).run()
+    fit = Reconstruction(module, layers, CallsInMemory(calls), ReconstructSettings(steps=60, lr=0.3, bias_lr=0.3)).run()
     assert fit.after <= fit.before
     masked = {n: module.get_parameter(n).detach() * p.restore(k) for n, (p, k) in layers.items()}
     new, target = x[300:], y[300:]
@@ -220,7 +207,7 @@ def test_on_examples_it_never_saw_a_unit_is_no_worse_than_its_mask(make, example
 def test_a_single_call_is_cut_and_one_that_cannot_be_keeps_its_mask():
     layer, x, y, keep, prunable = linear_case()
     fit = Reconstruction(
-        layer, {"weight": (prunable, keep)}, Given([Call((x,), {}, y)]), ReconstructSettings(steps=50)
+        layer, {"weight": (prunable, keep)}, CallsInMemory([Call((x,), {}, y)]), ReconstructSettings(steps=50)
     ).run()
     judged = slice(len(x) - len(x) // 5, None)
     out = F.linear(x, fit.tensors["weight"], fit.tensors["bias"])
@@ -230,7 +217,7 @@ def test_a_single_call_is_cut_and_one_that_cannot_be_keeps_its_mask():
     mixing = Mixing()
     prunable = Prunable("lin.weight", "lin", "linear", (6, 6))
     x, keep = torch.randn(8, 6), torch.rand(6, 6) < 0.5
-    calls = Given([Call((x,), {}, mixing(x).detach())])
+    calls = CallsInMemory([Call((x,), {}, mixing(x).detach())])
     fit = Reconstruction(mixing, {"lin.weight": (prunable, keep)}, calls, ReconstructSettings(steps=5)).run()
     assert not fit.gained and fit.steps == 0 and torch.equal(fit.tensors["lin.weight"], mixing.lin.weight * keep)
 
@@ -242,7 +229,7 @@ def test_draws_take_every_example_once_an_epoch():
         ([5, 7, 4], 8, False),
         ([2], 64, True),
     ]:
-        draw = Draw(examples, size, cut=cut, seed=3)
+        draw = MiniBatches(examples, size, cut=cut, seed=3)
         first = [
             [(i, None if r is None else r.tolist()) for i, r in step] for step in itertools.islice(draw.steps(), 9)
         ]
@@ -250,7 +237,7 @@ def test_draws_take_every_example_once_an_epoch():
             [(i, None if r is None else r.tolist()) for i, r in step] for step in itertools.islice(draw.steps(), 9)
         ]
         assert first == again
-    pieces = [p for step in itertools.islice(Draw([8, 8], 4, cut=True, seed=0).steps(), 4) for p in step]
+    pieces = [p for step in itertools.islice(MiniBatches([8, 8], 4, cut=True, seed=0).steps(), 4) for p in step]
     assert sorted((i, row) for i, rows in pieces for row in rows.tolist()) == [(i, r) for i in (0, 1) for r in range(8)]
 
 
@@ -274,7 +261,7 @@ def test_calls_are_cut_only_where_rows_are_examples(module, cut):
     name = "lin.weight" if not cut else "0.weight"
     prunable = Prunable(name, name[:-7], "linear", (6, 6))
     fitted = Reconstruction(
-        module, {name: (prunable, torch.rand(6, 6) < 0.5)}, Given(calls), ReconstructSettings(steps=3)
+        module, {name: (prunable, torch.rand(6, 6) < 0.5)}, CallsInMemory(calls), ReconstructSettings(steps=3)
     )
     fitted.run()
     assert fitted.cut is cut

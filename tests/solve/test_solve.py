@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from layers import make_layer, stats_of
 from patterns import realized
 from winnow.errors import InputError
 from winnow.inputs import InputStats
@@ -21,24 +22,6 @@ from winnow.solve.sparsegpt import Band, sparsegpt
 from winnow.solve.swap import swap
 
 CPU = torch.device("cpu")
-
-
-def make_inputs(cols: int, tokens: int = 300, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(cols, cols, generator=generator, dtype=torch.float64) / cols**0.5
-    inputs = torch.randn(tokens, cols, generator=generator, dtype=torch.float64) @ mix
-    return inputs * torch.randn(cols, generator=generator, dtype=torch.float64).exp()
-
-
-def make_stats(inputs: torch.Tensor) -> InputStats:
-    gram = (inputs.T @ inputs).float()
-    return InputStats(inputs.shape[1], len(inputs), inputs.sum(0), inputs.square().sum(0), gram)
-
-
-def make_layer(rows: int, cols: int, seed: int = 0, tokens: int = 300):
-    generator = torch.Generator().manual_seed(1000 + seed)
-    inputs = make_inputs(cols, tokens, seed)
-    return torch.randn(rows, cols, generator=generator), inputs, make_stats(inputs)
 
 
 def damped(stats: InputStats, damp: float = 0.01) -> torch.Tensor:
@@ -275,7 +258,7 @@ def test_each_row_is_rounded_in_the_order_that_leaves_it_least(grid, outliers):
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(600, 160, generator=generator) @ torch.randn(160, 160, generator=generator) / 160**0.5
     inputs[:, torch.randperm(160, generator=generator)[:outliers]] *= 20
-    weight, stats = torch.randn(48, 160, generator=generator), make_stats(inputs.double())
+    weight, stats = torch.randn(48, 160, generator=generator), stats_of(inputs.double())
     found = solve(Problem(weight, stats, 0, grid=grid), "sparsegpt")
     assert torch.equal(found.weight, found.quantized.dequantize())
     rows = row_errors(found.weight - weight, stats.gram)
@@ -504,58 +487,6 @@ CHAINS = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    chain=st.sampled_from(CHAINS),
-    rows=st.integers(1, 7),
-    cols=st.integers(1, 40),
-    share=st.floats(0, 1),
-    group=st.sampled_from(["layer", "row"]),
-    holes=st.floats(0, 0.6),
-    dead=st.integers(0, 3),
-    grid=st.sampled_from([None, Grid(4, 16), Grid(8)]),
-    seed=st.integers(0, 10**6),
-)
-def test_exactly_the_zeros_asked_for_and_those_that_are_there_first(
-    chain, rows, cols, share, group, holes, dead, grid, seed
-):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, cols, generator=generator)
-    weight[torch.rand(rows, cols, generator=generator) < holes] = 0
-    inputs = make_inputs(cols, 30, seed)
-    inputs[:, :dead] = 0
-    stats, zeros = make_stats(inputs), round(share * weight.numel())
-    problem = Problem(weight, stats, zeros, group=group, scores=score("wanda", weight, stats), grid=grid)
-    found = solve(problem, chain)
-    gone = ~found.keep
-    assert int(gone.sum()) == zeros
-    assert (found.weight[gone] == 0).all() and torch.isfinite(found.weight).all()
-    if group == "row":
-        assert gone.sum(1).tolist() == [zeros // rows + (i < zeros % rows) for i in range(rows)]
-    if "swap" not in chain:  # exchanges may give a zero weight its place back: it costs nothing either way
-        empty = weight == 0
-        if group == "layer":
-            assert int((gone & empty).sum()) == min(zeros, int(empty.sum()))
-        else:
-            assert torch.equal((gone & empty).sum(1), torch.minimum(gone.sum(1), empty.sum(1)))
-    if grid is not None:
-        assert torch.equal(found.weight, found.quantized.dequantize())
-        assert (found.quantized.codes[gone] == 0).all()
-        assert found.quantized.codes.min() >= grid.low and found.quantized.codes.max() <= grid.high
-
-
-@pytest.mark.parametrize("chain", ["none", "lsq", "swap+lsq", "sparsegpt", "sparsegpt+lsq", "alps"])
-@pytest.mark.parametrize("structure", [NM(2, 4), NM(1, 8)])
-@pytest.mark.parametrize("grid", [None, Grid(4, 16), Grid(4)])
-def test_n_of_m_in_every_group_of_every_chain(chain, structure, grid):
-    weight, _, stats = make_layer(8, 48)
-    weight[:, ::3] = 0
-    zeros = weight.numel() // structure.m * (structure.m - structure.n)
-    problem = Problem(weight, stats, zeros, structure, scores=score("wanda", weight, stats), grid=grid)
-    found = solve(problem, chain)
-    assert realized(structure, found.keep) and (found.weight[~found.keep] == 0).all()
-
-
 @pytest.mark.parametrize("chain", [*CHAINS])
 @pytest.mark.parametrize("grid", [None, Grid(4, 32)])
 def test_layers_solved_together_are_as_solved_alone(chain, grid):
@@ -628,23 +559,12 @@ def test_without_a_gram_matrix_weights_round_to_nearest():
 def test_inputs_that_never_fire_lose_their_weights_first_and_disturb_nothing():
     weight, inputs, _ = make_layer(6, 20)
     inputs[:, 5:9] = 0
-    stats = make_stats(inputs)
+    stats = stats_of(inputs)
     for chain in ("sparsegpt", "sparsegpt+lsq"):
         found = solve(Problem(weight, stats, 24), chain)
         assert not found.keep[:, 5:9].any() and torch.equal(found.weight[:, :5], weight[:, :5])
         fewer = solve(Problem(weight, stats, 10), chain)
         assert int((~fewer.keep[:, 5:9]).sum()) == 10 and torch.equal(fewer.weight[fewer.keep], weight[fewer.keep])
-
-
-def test_the_callers_tensors_are_left_alone():
-    weight, _, stats = make_layer(8, 40)
-    keep, scores = torch.rand(8, 40) < 0.5, weight.abs()
-    copies = [t.clone() for t in (weight, keep, scores, stats.gram)]
-    for chain in CHAINS:
-        for mask in (None, keep):
-            for grid in (None, Grid(4)):
-                solve(Problem(weight, stats, int((~keep).sum()), scores=scores, keep=mask, grid=grid), chain)
-    assert all(torch.equal(a, b) for a, b in zip(copies, (weight, keep, scores, stats.gram), strict=True))
 
 
 def test_names_and_what_they_need():

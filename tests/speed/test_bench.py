@@ -151,8 +151,8 @@ def test_ctrl_c_keeps_whole_rounds(plain, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield one
 
-    alternate = module.alternate
-    monkeypatch.setattr(module, "alternate", interrupted)
+    alternate = module.interleave
+    monkeypatch.setattr(module, "interleave", interrupted)
     out = tmp_path / "b.json"
     found = run(plain, rounds=9, contenders="dense,packed", batch=[1, 8], out=out)
     assert found.interrupted and [(c.name, c.rounds) for c in found.cases] == [("batch 1", 3)]
@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_whole_rounds(plain, tmp_path, monkeypatch):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(module, "alternate", at_once)
+    monkeypatch.setattr(module, "interleave", at_once)
     with pytest.raises(KeyboardInterrupt):
         run(plain, contenders="dense", out=tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()

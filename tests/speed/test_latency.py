@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from winnow.machine.bandwidth import read_bandwidth
 from winnow.machine.energy import Energy, energy_of, open_meter
-from winnow.measure.latency import alternate, calls_in_a_row, median_interval, paired_ratio, spread
+from winnow.measure.latency import calls_in_a_row, interleave, median_interval, paired_ratio, spread
 
 SECONDS = st.floats(1e-6, 1e3)
 
@@ -107,7 +107,7 @@ def test_alternate_times_each_call_alone_and_in_a_changing_order():
         return begin
 
     begins = {"a": begin_of("a", 1.0), "b": begin_of("b", 2.0), "c": begin_of("c", 3.0)}
-    rounds = list(alternate(begins, {"a": 3, "b": 1, "c": 2}, 20, clock=clock))
+    rounds = list(interleave(begins, {"a": 3, "b": 1, "c": 2}, 20, clock=clock))
     assert len(rounds) == 20
     for one in rounds:
         assert list(one) == ["a", "b", "c"]
@@ -126,7 +126,7 @@ def test_alternate_yields_whole_rounds_only():
 
     taken = []
     with pytest.raises(KeyboardInterrupt):
-        for one in alternate({"a": lambda: step, "b": lambda: step}, {"a": 1, "b": 1}, 10):
+        for one in interleave({"a": lambda: step, "b": lambda: step}, {"a": 1, "b": 1}, 10):
             taken.append(one)
     assert len(taken) == 2 and all(set(one) == {"a", "b"} for one in taken)
 

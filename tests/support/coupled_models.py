@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from winnow.coupled.find import unit_masks, zero_biases
+from winnow.coupled.unit import unit_masks, zero_biases
 from winnow.masks.prunable import Scope
 
 

@@ -168,7 +168,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_ticket(tmp_path, monkeyp
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "written_whole", full)
+    monkeypatch.setattr(folder, "atomic_file", full)
     with pytest.raises(WinnowError, match="No space left"):
         found.save(tmp_path / "t")
     assert sorted((f.name, f.read_bytes()) for f in (tmp_path / "t").iterdir()) == before

@@ -904,7 +904,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: prune_globally({"a": torch.ones(1, 2)}, {"a": torch.zeros(1, 2) > 0}, 1),
         "gone already",
     ),
-    "more than all": (lambda: prune_globally({"a": torch.ones(1, 2)}, {"a": torch.ones(1, 2) > 0}, 3), "there are 2"),
+    "more than all": (lambda: prune_globally({"a": torch.ones(1, 2)}, {"a": torch.ones(1, 2) > 0}, 3), "of 2 weights"),
     "NaN scores": (lambda: prune_globally({"a": torch.tensor([[1, torch.nan]])}, {"a": torch.ones(1, 2) > 0}, 1), "NaN"),
     "no state": (lambda: _attach(state={"model": 1}), "no state of an attached method"),
     "another model's state": (lambda: _attach(state=_state(masks={"x": torch.zeros(1, 1)})), "masks of other tensors"),

@@ -1,4 +1,4 @@
-"""How much goes from which layer, the total exact."""
+"""Layer-wise sparsity: zeros per layer, their total exact."""
 
 from __future__ import annotations
 
@@ -14,20 +14,10 @@ from winnow.masks.structure import NM, BlockShape, Structure, Unstructured, chec
 
 __all__ = ["ALLOCATIONS", "NAMES", "LayerInfo", "allocate"]
 
-# name -> (module, function); the function takes (layers, zeros, caps, **options) and returns counts in order
-ALLOCATIONS: dict[str, tuple[str, str]] = {
-    "uniform": ("uniform", "uniform"),
-    "global": ("global_", "global_"),
-    "erk": ("erk", "erk"),
-    "lamp": ("lamp", "lamp"),
-    "l2": ("l2", "l2"),
-    "owl": ("owl", "owl"),
-    "alphapruning": ("alphapruning", "alphapruning"),
-    "table": ("table", "table"),
-}
-# Of a model that is sparse already: one count a layer, and no other total
-FOUND: dict[str, tuple[str, str]] = {"zeros": ("zeros", "zeros")}
-NAMES = (*ALLOCATIONS, *FOUND)
+# name -> file here and function in it, which takes (layers, zeros, caps, **options) and returns counts in order
+ALLOCATIONS = {n.rstrip("_"): n for n in ("uniform", "global_", "erk", "lamp", "l2", "owl", "alphapruning", "table")}
+EXISTING = {"zeros": "zeros"}  # of a model that is sparse already: its own zeros, and no other total
+NAMES = (*ALLOCATIONS, *EXISTING)
 
 
 def allocate(
@@ -41,7 +31,8 @@ def allocate(
     structure: Structure | None = None,
     **options: float,
 ) -> dict[str, int]:
-    """Zeros per layer, in layer order; they sum to exactly ``zeros``.
+    """Zeros per layer, in layer order; they sum to exactly ``zeros``. With a larger total no layer gets fewer, but for
+    one weight of rounding.
 
     No layer loses more than ``max_rate`` of its weights, unless the total is so high that an even share is more, or
     a ``table`` says so. ``options`` go to the method: owl has ``m`` and ``lam``, alphapruning ``eps``.
@@ -58,7 +49,7 @@ def allocate(
     if (table is not None) != (name == "table"):
         raise InputError(
             "a table of rates belongs to the table allocation: "
-            + ("give table={layer or pattern: share of zeros}" if table is None else "say allocation table")
+            + ("give table={layer or pattern: share of zeros}" if table is None else "use --allocation table")
         )
     if len({layer.name for layer in layers}) != len(layers):
         raise InputError("two layers have the same name: give each tensor once")
@@ -72,8 +63,8 @@ def allocate(
     nearest_zeros(structure, sum(numels), zeros, "the prunable weights")
     if isinstance(structure, NM):
         return {layer.name: layer.numel // structure.m * (structure.m - structure.n) for layer in layers}
-    module, function = ALLOCATIONS[name] if name in ALLOCATIONS else FOUND[name]
-    method = getattr(import_module(f"winnow.allocate.{module}"), function)
+    module = {**ALLOCATIONS, **EXISTING}[name]
+    method = getattr(import_module(f"winnow.allocate.{module}"), module)
     if table is not None:
         options = {"rates": table, "max_rate": max_rate, **options}  # type: ignore[dict-item]
     known = list(inspect.signature(method).parameters)[3:]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from winnow.allocate.exact import meet
+from winnow.allocate.exact import meet_total
 from winnow.allocate.layer import LayerInfo, groups_of
 from winnow.errors import InputError
 
@@ -32,7 +32,7 @@ def alphapruning(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int], e
     bounds = np.array(caps, dtype=np.float64)
     # A factor of 1 / smallest positive rate takes every layer to its limit.
     high = 1 / max(float(rates[rates > 0].min()), 1e-9)
-    return meet(lambda t: np.minimum(t * rates * numels, bounds), zeros, caps, 0.0, high)
+    return meet_total(lambda t: np.minimum(t * rates * numels, bounds), zeros, caps, 0.0, high)
 
 
 def eigenvalues(layer: LayerInfo) -> np.ndarray:

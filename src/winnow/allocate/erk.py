@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from winnow.allocate.exact import meet
+from winnow.allocate.exact import meet_total
 from winnow.allocate.layer import LayerInfo
 
 
@@ -26,7 +26,7 @@ def erk(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int]) -> list[in
         scale = (1 - t) / max(t, 1e-300)
         return numels * (1 - np.clip(scale * claims, floors, 1))
 
-    return meet(zeros_at, zeros, caps, 0.0, 1.0)
+    return meet_total(zeros_at, zeros, caps, 0.0, 1.0)
 
 
 def _density(layer: LayerInfo) -> float:

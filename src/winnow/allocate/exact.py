@@ -1,15 +1,19 @@
-"""From real-valued rates to whole numbers whose sum is the one asked for."""
+"""From real-valued rates to whole numbers whose sum is exactly the requested one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
+import torch
 
+from winnow.allocate.layer import LayerInfo
 from winnow.budget import largest_remainder
+from winnow.masks.ranking import global_counts
 
 
-def meet(
+def meet_total(
     zeros_at: Callable[[float], np.ndarray], zeros: int, caps: Sequence[int], low: float, high: float
 ) -> list[int]:
     """Whole counts from a family of real ones: finds t in [low, high] with ``sum(zeros_at(t)) = zeros``, then rounds.
@@ -22,6 +26,19 @@ def meet(
             break
         low, high = (low, middle) if zeros_at(middle).sum() >= zeros else (middle, high)
     return largest_remainder(list(zeros_at(high)), zeros, caps)
+
+
+def ranked(
+    layers: Sequence[LayerInfo], scores: Callable[[LayerInfo], torch.Tensor], zeros: int, caps: Sequence[int]
+) -> list[int]:
+    """What each layer holds among the ``zeros`` lowest ``scores`` of the whole model, compared as float32, ties to the earlier
+    layer."""
+    counts = global_counts(
+        {layer.name: partial(scores, layer) for layer in layers},
+        zeros,
+        {layer.name: cap for layer, cap in zip(layers, caps)},
+    )
+    return [counts[layer.name] for layer in layers]
 
 
 def whole_units(counts: Sequence[int], granularity: Sequence[int], zeros: int, caps: Sequence[int]) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from winnow.allocate.exact import ranked
 from winnow.allocate.layer import LayerInfo
-from winnow.masks.ranking import global_counts
 
 
 def global_(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int]) -> list[int]:
@@ -13,6 +13,4 @@ def global_(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int]) -> lis
 
     Needs ``scores``; they are compared as float32, ties go to the earlier layer.
     """
-    sources = {layer.name: layer.score_matrix for layer in layers}
-    counts = global_counts(sources, zeros, {layer.name: cap for layer, cap in zip(layers, caps)})
-    return [counts[layer.name] for layer in layers]
+    return ranked(layers, LayerInfo.score_matrix, zeros, caps)

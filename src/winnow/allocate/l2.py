@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
+from winnow.allocate.exact import ranked
 from winnow.allocate.layer import LayerInfo
-from winnow.masks.ranking import global_counts
 
 _CHUNK = 1 << 20
 
@@ -19,12 +18,7 @@ def l2(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int]) -> list[int
 
     Needs ``weight``. Quotients in float64, ranking in float32, ties to the earlier layer. A layer of zeros goes first.
     """
-    counts = global_counts(
-        {layer.name: partial(l2_scores, layer) for layer in layers},
-        zeros,
-        {layer.name: cap for layer, cap in zip(layers, caps)},
-    )
-    return [counts[layer.name] for layer in layers]
+    return ranked(layers, l2_scores, zeros, caps)
 
 
 def l2_scores(layer: LayerInfo) -> torch.Tensor:

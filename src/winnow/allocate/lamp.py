@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
 
+from winnow.allocate.exact import ranked
 from winnow.allocate.layer import LayerInfo
-from winnow.masks.ranking import global_counts
 
 _CHUNK = 1 << 20
 
@@ -20,12 +19,7 @@ def lamp(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int]) -> list[i
 
     Needs ``weight``. Sums in float64, ranking in float32, ties to the earlier layer.
     """
-    counts = global_counts(
-        {layer.name: partial(lamp_scores, layer) for layer in layers},
-        zeros,
-        {layer.name: cap for layer, cap in zip(layers, caps)},
-    )
-    return [counts[layer.name] for layer in layers]
+    return ranked(layers, lamp_scores, zeros, caps)
 
 
 def lamp_scores(layer: LayerInfo) -> torch.Tensor:

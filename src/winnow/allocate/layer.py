@@ -1,4 +1,4 @@
-"""What an allocation may know of a layer."""
+"""What an allocation reads of a layer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Lazy = torch.Tensor | Callable[[], torch.Tensor] | None
 
 @dataclass(frozen=True, eq=False)
 class LayerInfo:
-    """One prunable matrix [rows, cols]. ``weight`` and ``scores`` may be callables, called when needed and let go
-    after, so that a large model never lies in memory at once."""
+    """One prunable matrix [rows, cols]. ``weight`` and ``scores`` may be callables, called when needed and freed
+    afterwards, so that a large model is never in memory at once."""
 
     name: str
     rows: int

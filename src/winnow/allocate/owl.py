@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from winnow.allocate.exact import meet
+from winnow.allocate.exact import meet_total
 from winnow.allocate.layer import LayerInfo, groups_of
 from winnow.errors import InputError
 
@@ -30,7 +30,7 @@ def owl(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int], m: float =
     density = (density - density.min()) / spread * 2 * lam if spread > 0 else density * 0
     numels = np.array([layer.numel for layer in layers], dtype=np.float64)
     bounds = np.array(caps, dtype=np.float64)
-    return meet(lambda t: np.clip(numels * (t - density), 0, bounds), zeros, caps, 0.0, 1.0 + 2 * lam)
+    return meet_total(lambda t: np.clip(numels * (t - density), 0, bounds), zeros, caps, 0.0, 1.0 + 2 * lam)
 
 
 def outlier_share(block: Sequence[LayerInfo], m: float) -> float:

@@ -18,7 +18,7 @@ def table(
 
     A full name wins over patterns, an earlier pattern over a later one. Named layers get exactly
     ``round(rate * numel)``, whatever their limit; the others share what is left of ``zeros``. Where every layer is
-    named the rates must come to the total, apart from rounding.
+    named the rates must add up to the total, up to rounding.
 
     Raises InputError for a rate outside 0..1, a pattern that matches nothing, or rates that miss the total.
     """
@@ -27,9 +27,9 @@ def table(
             raise InputError(f"the rate {rate} of {pattern} is outside 0 to 1: write a share of zeros such as 0.6")
         if not any(layer.name == pattern or fnmatchcase(layer.name, pattern) for layer in layers):
             raise InputError(f"{pattern} of the table names no prunable layer: see winnow inspect for the names")
-    wanted = [_rate(layer.name, rates) for layer in layers]
-    counts = [0 if rate is None else round(rate * layer.numel) for rate, layer in zip(wanted, layers)]
-    rest = [i for i, rate in enumerate(wanted) if rate is None]
+    named = [_rate(layer.name, rates) for layer in layers]
+    counts = [0 if rate is None else round(rate * layer.numel) for rate, layer in zip(named, layers)]
+    rest = [i for i, rate in enumerate(named) if rate is None]
     left = zeros - sum(counts)
     total = sum(layer.numel for layer in layers)
     if not rest and abs(left) <= len(layers):
@@ -37,7 +37,7 @@ def table(
     if not 0 <= left <= sum(layers[i].numel for i in rest):
         raise InputError(
             f"the table alone removes {sum(counts)} of {total} weights and the rest can lose 0 to "
-            f"{sum(layers[i].numel for i in rest)}, which does not come to {zeros}: change the rates or set the "
+            f"{sum(layers[i].numel for i in rest)}, which does not add up to {zeros}: change the rates or set the "
             f"sparsity to {sum(counts) / total:.6g}"
         )
     numels = [layers[i].numel for i in rest]

@@ -1,4 +1,4 @@
-"""The zeros that are there already."""
+"""The existing zeros of a model that is sparse already."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from winnow.errors import InputError
 
 
 def zeros(layers: Sequence[LayerInfo], zeros: int, caps: Sequence[int]) -> list[int]:
-    """Every layer loses the weights that are zero now: nothing of a sparse model changes, whatever the limits.
+    """Every layer keeps its zeros and gets no others, whatever the limits.
 
     Needs ``weight``. Raises InputError when ``zeros`` is another number than there are.
     """
     counts = [zero_entries(layer.matrix()) for layer in layers]
     if sum(counts) != zeros:
         raise InputError(
-            f"these layers hold {sum(counts):,} zeros and {zeros:,} were asked for: ask for as many, or choose another allocation"
+            f"these layers hold {sum(counts):,} zeros and {zeros:,} were requested: request as many, or choose another allocation"
         )
     return counts
 

@@ -4,41 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from winnow.calibrate.options import Options
-from winnow.calibrate.spill import Spill
-from winnow.calibrate.suspend import SuspendedPass
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.forward.padding import Padding
-from winnow.solve.calls import Call, held_out
-from winnow.solve.reconstruct import output_of
+from winnow.solve.calls import Call, held_out, output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
-
-class Waiting(Protocol):
-    """Of a :class:`winnow.calibrate.walk.Walk`: the passes that wait, and how one is fetched and run."""
-
-    options: Options
-    passes: list[SuspendedPass]
-    spill: Spill | None
-
-    def fetch(self, i: int) -> None: ...
-
-    def forward(self, unit: Unit, i: int) -> Any: ...
+if TYPE_CHECKING:
+    from winnow.calibrate.walk import Walk
 
 
-class WaitingCalls:
+class SuspendedCalls:
     """The suspended calls of a unit with their targets; a :class:`winnow.solve.reconstruct.Calls`.
 
     Hidden states that are parked on disk are in memory only while their call is open, and targets are parked
     beside them. A unit that writes to its own inputs gets copies of them.
     """
 
-    def __init__(self, walk: Waiting, unit: Unit, here: list[int]) -> None:
+    def __init__(self, walk: Walk, unit: WalkUnit, here: list[int]) -> None:
         self._walk, self._unit, self._here = walk, unit, here
         self._targets: dict[int, torch.Tensor] = {}
         self._counts: dict[int, torch.Tensor | None] = {}
@@ -58,9 +45,8 @@ class WaitingCalls:
     def at(self, index: int) -> Iterator[Call]:
         """One call, on the walk's device; what it yields is valid inside only."""
         i, spill, device = self._here[index], self._walk.spill, self._walk.options.device
-        self._walk.fetch(i)
-        if spill is not None:
-            spill.fetch(self._key(i))
+        spill.fetch(i)
+        spill.fetch(self._key(i))
         content = (*self._walk.passes[i].call, self._targets[i])
         if device.type != "cpu":
             content = tree_map_only(torch.Tensor, lambda t: t.to(device), content)
@@ -71,9 +57,8 @@ class WaitingCalls:
             yield Call(args, kwargs, target, self._counts[i])
         finally:
             del args, kwargs, target, content
-            if spill is not None:
-                spill.drop(i)
-                spill.drop(self._key(i))
+            spill.drop(i)
+            spill.drop(self._key(i))
 
     def run(self, i: int, padding: Padding) -> Any:
         """The output of the dense unit on call ``i``; what its layers put out meanwhile goes into ``moments``.
@@ -95,38 +80,37 @@ class WaitingCalls:
             seen(name, self._unit.module, output)
         return output
 
-    def keep(self, i: int, output: Any, of: int, padding: Padding) -> None:
+    def set_target(self, i: int, output: Any, of: int, padding: Padding) -> None:
         """Makes ``output``, which came from call ``of``, the target of call ``i``."""
         walk, call = self._walk, self._walk.passes[of].call
         target = output_of(output)
-        inputs = {t.untyped_storage().data_ptr() for t in _tensors(call)}
+        inputs = {t.untyped_storage().data_ptr() for t in tensors_in(call)}
         if of != i or target.untyped_storage().data_ptr() in inputs:
             target = target.clone()  # the pass goes on with the output, and may write to it
         self._targets[i], self._counts[i] = target, _positions(call, padding, self._unit.path)
-        if walk.spill is not None:
-            walk.spill.park(self._key(i), target)
+        walk.spill.park(self._key(i), target)
 
-    def lacks(self, i: int) -> bool:
+    def lacks_target(self, i: int) -> bool:
         return i not in self._targets
 
     def close(self) -> None:
-        """Forgets the targets, on disk too."""
-        if self._walk.spill is not None:
-            for i in self._targets:
-                self._walk.spill.release(self._key(i))
+        """Drops the targets, on disk too."""
+        for i in self._targets:
+            self._walk.spill.release(self._key(i))
         self._targets.clear()
 
     def _key(self, i: int) -> int:
         return len(self._walk.passes) + i
 
 
-def _tensors(call: Any) -> list[torch.Tensor]:
+def tensors_in(call: Any) -> list[torch.Tensor]:
+    """Every tensor among the arguments of a call."""
     return [t for t in tree_leaves(call) if isinstance(t, torch.Tensor)]
 
 
 def _positions(call: Any, padding: Padding, path: str) -> torch.Tensor | None:
     """Which positions of the stream that a unit reads are no padding."""
-    x = next((t for t in _tensors(call) if t.ndim > 1), None)
+    x = next((t for t in tensors_in(call) if t.ndim > 1), None)
     if x is None:
         return None
     return padding.rows(x if x.is_floating_point() else x.unsqueeze(-1), path)

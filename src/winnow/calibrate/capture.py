@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,15 +22,37 @@ from winnow.masks.prunable import CONVOLUTIONS, Prunable
 Slot = tuple[str, int]  # prunable, part
 
 
-class Seen:
+class ActivationKey:
     """Recognises one activation: the same memory, still alive and not written to since."""
 
     def __init__(self, x: torch.Tensor) -> None:
         self._alive = StorageWeakRef(x.untyped_storage())
         self._key = (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x.shape[-1], x._version)
 
-    def same(self, other: Seen) -> bool:
+    def same(self, other: ActivationKey) -> bool:
         return self._key == other._key and not self._alive.expired()
+
+
+@dataclass
+class LastInputs:
+    """The inputs that the last layer read, pass by pass, and their statistics."""
+
+    inputs: dict[int, ActivationKey]
+    stats: InputStats
+    gram: bool
+
+    def serves(self, p: Prunable, seen: dict[int, ActivationKey], gram: bool) -> bool:
+        return (
+            self.stats.cols == p.cols
+            and self.gram == gram
+            and seen.keys() == self.inputs.keys()
+            and all(self.inputs[i].same(one) for i, one in seen.items())
+        )
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What a layer that is called like this multiplies with."""
+    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
 
 
 class Capture:
@@ -53,7 +76,7 @@ class Capture:
         self._prunables = {p.name: p for p in prunables}
         self._device = device
         self._stats: dict[Slot, InputStats] = {}
-        self._last: dict[int, tuple[Seen, set[Slot]]] = {}  # by id of the statistics
+        self._last: dict[int, tuple[ActivationKey, set[Slot]]] = {}  # by id of the statistics
         self._calls: dict[Slot, int] = {}
         self.padding: Padding | None = None
         self._hooked: dict[nn.Module, list[Prunable]] = {}
@@ -104,7 +127,7 @@ class Capture:
             self._hook(module, args, kwargs)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        x = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
+        x = first_input(args, kwargs)
         for p in self._hooked[module]:
             if p.kind in CONVOLUTIONS:
                 assert isinstance(module, _ConvNd)
@@ -136,7 +159,7 @@ class Capture:
         self._add(p, parts, x, rows)
 
     def _add(self, p: Prunable, parts: range, x: torch.Tensor, rows: torch.Tensor | None) -> None:
-        seen = Seen(x)
+        seen = ActivationKey(x)
         for part in parts:
             slot = (p.name, part)
             self._calls[slot] = self._calls.get(slot, 0) + 1
@@ -155,7 +178,7 @@ class Capture:
             tokens = x.reshape(-1, x.shape[-1])
             stats.update(tokens if rows is None else tokens[rows])
 
-    def _shared(self, p: Prunable, seen: Seen) -> InputStats | None:
+    def _shared(self, p: Prunable, seen: ActivationKey) -> InputStats | None:
         for slot, stats in self._stats.items():
             if slot[0] in self._direct and slot[0] not in self._strict:
                 continue
@@ -205,5 +228,5 @@ def hooked(owner: nn.Module, p: Prunable) -> bool:
 
 
 def time_first(unit: nn.Module) -> bool:
-    """Whether the unit's activations are [T, B, C]: torch's attention, unless it was told otherwise."""
+    """Whether the unit's activations are [T, B, C]: torch's attention, unless set otherwise."""
     return any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in unit.modules())

@@ -12,13 +12,14 @@ from torch import nn
 from winnow.calibrate.capture import Capture, hooked, time_first
 from winnow.calibrate.multiply import WatchMultiplications
 from winnow.forward.batch import call as call_model
+from winnow.forward.batch import device_of
 from winnow.forward.padding import Padding
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
 
 
 @contextmanager
-def noting(model: nn.Module, prunables: Iterable[Prunable]) -> Iterator[set[nn.Module]]:
+def recording_called(model: nn.Module, prunables: Iterable[Prunable]) -> Iterator[set[nn.Module]]:
     """Collects the owners of these prunables that forwards call meanwhile."""
     called: set[nn.Module] = set()
     with ExitStack() as stack:
@@ -27,7 +28,7 @@ def noting(model: nn.Module, prunables: Iterable[Prunable]) -> Iterator[set[nn.M
         yield called
 
 
-def read_directly(
+def weights_read_directly(
     model: nn.Module, prunables: Iterable[Prunable], called: set[nn.Module], run: Callable[[], Any]
 ) -> set[str]:
     """Names of the layers' weights that ``run``, a forward, multiplies with though it does not call their module.
@@ -66,8 +67,7 @@ def dense_statistics(
 
     Only those are returned whose inputs were seen.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    capture = Capture(model, "", prunables, gram, device, direct)
+    capture = Capture(model, "", prunables, gram, device_of(model), direct)
     with torch.no_grad():
         for batch in batches:
             padding = Padding(batch)

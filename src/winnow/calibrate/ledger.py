@@ -1,4 +1,4 @@
-"""The memory limit as a promise: what a run will need is reckoned before it starts, and the peak is kept under it."""
+"""The memory limit: a run's peak is estimated before it starts and kept under the limit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 
 COPIES = 7  # float32 copies of the weights in work: weight, scores, ranking, solution, packing
-ALLOWANCE = 48 << 20  # bytes for buffers of files, the report, and what the reckoning does not see
-MARGIN = 0.06  # of the limit, for the allocator and what the reckoning does not see
+ALLOWANCE = 48 << 20  # bytes for buffers of files, the report, and what the estimate leaves out
+MARGIN = 0.06  # of the limit, for the allocator and what the estimate leaves out
 # float32 copies of a block's weights while it is fitted: start, best, leaves, gradients, Adam's two moments, masks, masked
 FIT_COPIES = 8
 
@@ -58,7 +58,7 @@ class Ledger:
         ]
 
 
-def reckon(
+def estimate_memory(
     *,
     units: Sequence[Sequence[Prunable]],
     block_bytes: int,
@@ -73,9 +73,9 @@ def reckon(
     limit: int | None,
     fitting: Fitting | None = None,
 ) -> Ledger:
-    """What pruning a model block by block will need, choosing disk for the activations when memory is short.
+    """Memory that pruning a model block by block needs, with the activations on disk when memory is short.
 
-    A batch's temporaries are reckoned at the widest layer input, four of them alive at once in ``itemsize`` bytes
+    A batch's temporaries are estimated at the widest layer input, four of them alive at once in ``itemsize`` bytes
     and one in float32 for the statistics. A solver holds :data:`COPIES` of the weights it works on.
 
     Raises:

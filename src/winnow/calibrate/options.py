@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.masks.prunable import Prunable
 
 
@@ -22,11 +22,11 @@ class Options:
     batches: Sequence[Any]
     gram: Callable[[Prunable], bool]
     device: torch.device
-    enter: Callable[[Unit], None]
-    leave: Callable[[Unit], None]
+    enter: Callable[[WalkUnit], None]
+    leave: Callable[[WalkUnit], None]
     spill: Path | None
     progress: Callable[[int, int, str], None] | None
-    loose: list[Unit] = field(default_factory=list)  # with weights that no forward stops at
+    loose: list[WalkUnit] = field(default_factory=list)  # with weights that no forward stops at
     direct: set[str] = field(default_factory=set)  # weights of layers that other modules multiply with
     aside: list[Prunable] = field(default_factory=list)  # that get the statistics of the dense model
     notes: list[str] = field(default_factory=list)

@@ -13,27 +13,31 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from winnow.errors import WinnowError
-from winnow.machine.memory import give_back
+from winnow.machine.memory import trim_heap
 
 SMALLEST = 1 << 12  # bytes; less is not worth a file
 
 
 class Spill:
-    """Parks storages in a folder, one file each, while nobody computes with them.
+    """Writes storages to a folder, one file each, and frees their memory while nobody computes with them.
 
-    ``owned`` are storages that must stay (parameters, buffers, the caller's batches). A storage once parked
+    Without a folder nothing is written and every method does nothing.
+    ``owned`` are storages that are left in memory (parameters, buffers, the caller's batches). A storage once parked
     for a pass is parked again at its later stops for as long as the model still holds it.
     """
 
-    def __init__(self, folder: Path, owned: Iterable[torch.Tensor]) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: Path | None, owned: Iterable[torch.Tensor] = ()) -> None:
+        self.folder = folder
         self._owned = {t.untyped_storage().data_ptr() for t in owned if t.device.type == "cpu"}
         self._parked: dict[int, list[tuple[torch.UntypedStorage, Path]]] = {}
         self._known: dict[int, list[StorageWeakRef]] = {}
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def park(self, key: int, call: Any) -> int:
         """Free the memory of the floating tensors in ``call``; returns the bytes freed."""
+        if self.folder is None:
+            return 0
         found: dict[int, torch.UntypedStorage] = {}
         for ref in self._known.get(key, []):
             storage = torch.UntypedStorage._new_with_weak_ptr(ref.cdata)
@@ -48,7 +52,7 @@ class Spill:
         for slot, (pointer, storage) in enumerate(found.items()):
             if pointer in self._owned:
                 continue
-            path = self._folder / f"{key}-{slot}.bin"
+            path = self.folder / f"{key}-{slot}.bin"
             self._write(path, storage)
             freed += storage.nbytes()
             parked.append((storage, path, storage.nbytes()))
@@ -56,7 +60,7 @@ class Spill:
         for storage, _, _ in parked:
             storage.resize_(0)
         self._parked[key] = [(storage, path) for storage, path, _ in parked]
-        give_back()
+        trim_heap()
         return freed
 
     def fetch(self, key: int) -> None:
@@ -76,7 +80,7 @@ class Spill:
             storage.resize_(0)
 
     def release(self, key: int) -> None:
-        """Forget what was fetched: from here on the pass owns its memory again."""
+        """Drop the files: from here on the pass owns its memory again."""
         for _, path in self._parked.pop(key, []):
             path.unlink(missing_ok=True)
 
@@ -85,8 +89,9 @@ class Spill:
         for key in list(self._parked):
             self.release(key)
         self._known.clear()
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()  # only when it is empty
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # only when it is empty
 
     def _write(self, path: Path, storage: torch.UntypedStorage) -> None:
         try:
@@ -94,7 +99,7 @@ class Spill:
                 file.write(_bytes(storage))
         except OSError as error:
             raise WinnowError(
-                f"cannot write hidden states to {self._folder} ({error.strerror or error}): free disk space, "
+                f"cannot write hidden states to {self.folder} ({error.strerror or error}): free disk space, "
                 "or name another folder"
             ) from error
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from winnow.errors import InputError, WinnowError
 from winnow.formats.hf_folder import check_whole, model_files
 from winnow.formats.state_dict import misfit
+from winnow.masks.experts import dotted
 
 Fetch = Callable[[str], torch.Tensor]
 _ROWS = 1 << 22  # values compared at a time
@@ -20,7 +22,7 @@ _ROWS = 1 << 22  # values compared at a time
 
 class Shards:
     """The tensors of a model's safetensors files (see :func:`winnow.formats.hf_folder.model_files`) by name, or of those of a folder.
-    Nothing is read until it is asked for. A name in two files is the later one's, as for transformers.
+    Tensors are read on demand. A name in two files is the later one's, as for transformers.
 
     Raises:
         FormatError: a file that the index names is missing, or a file is truncated or not safetensors.
@@ -28,8 +30,6 @@ class Shards:
     """
 
     def __init__(self, files: Path | Sequence[Path]) -> None:
-        from safetensors import safe_open
-
         paths = model_files(files) if isinstance(files, Path) else list(files)
         check_whole(paths)
         self.file_of: dict[str, Path] = {}
@@ -49,15 +49,11 @@ class Shards:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, copied out of the file so that no mapped page stays behind."""
-        from safetensors import safe_open
-
         with safe_open(self.file_of[name], "pt") as f:
             return f.get_tensor(name).clone()
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors are the same, compared a few rows at a time."""
-        from safetensors import safe_open
-
         with safe_open(self.file_of[one], "pt") as f, safe_open(self.file_of[other], "pt") as g:
             a, b = f.get_slice(one), g.get_slice(other)
             shape = a.get_shape()
@@ -68,8 +64,6 @@ class Shards:
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """name -> (safetensors dtype, shape), from the headers alone."""
-        from safetensors import safe_open
-
         found = {}
         for path in sorted(set(self.file_of.values())):
             with safe_open(path, "pt") as f:
@@ -166,8 +160,7 @@ class StreamedModel:
         """Fills every meta parameter below the module ``path``."""
         fetch = fetch or self.fetch
         for name, owner, leaf in self._meta(path):
-            dtype = getattr(owner, leaf).dtype
-            owner._parameters[leaf] = nn.Parameter(fetch(name).to(dtype), requires_grad=False)
+            _fill(owner, leaf, fetch(name))
 
     def free(self, path: str) -> None:
         """Empties every parameter below ``path`` again."""
@@ -177,15 +170,13 @@ class StreamedModel:
                     module._parameters[leaf] = nn.Parameter(p.to("meta"), requires_grad=False)
 
     def load_rest(self, unit_paths: Iterable[str], *, head: bool) -> None:
-        """Fills what lies outside the units: embeddings, norms, and - where asked - the output head."""
+        """Fills what lies outside the units: embeddings, norms, and with ``head`` the output head."""
         inside = tuple(p + "." for p in unit_paths)
         output = self._output_path() if not head else None
         for path, module in self.model.named_modules():
             if module._parameters and not (path + ".").startswith(inside) and path != output:
                 for name, owner, leaf in self._meta(path, recurse=False):
-                    owner._parameters[leaf] = nn.Parameter(
-                        self.fetch(name).to(getattr(owner, leaf).dtype), requires_grad=False
-                    )
+                    _fill(owner, leaf, self.fetch(name))
         if head:
             for name, source in self._tie.items():  # one storage, as in the loaded model
                 owner, leaf = self._owner(name)
@@ -221,11 +212,15 @@ class StreamedModel:
         root = self.model.get_submodule(path)
         modules = root.named_modules() if recurse else [("", root)]
         return [
-            (".".join(filter(None, (path, sub, leaf))), module, leaf)
+            (dotted(path, sub, leaf), module, leaf)
             for sub, module in modules
             for leaf, p in module._parameters.items()
             if p is not None and p.device.type == "meta"
         ]
+
+
+def _fill(owner: nn.Module, leaf: str, tensor: torch.Tensor) -> None:
+    owner._parameters[leaf] = nn.Parameter(tensor.to(getattr(owner, leaf).dtype), requires_grad=False)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

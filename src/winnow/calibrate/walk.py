@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,23 +12,24 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from winnow.calibrate.calls import WaitingCalls
-from winnow.calibrate.capture import Capture, Seen, time_first
+from winnow.calibrate.calls import SuspendedCalls, tensors_in
+from winnow.calibrate.capture import ActivationKey, Capture, LastInputs, first_input, time_first
 from winnow.calibrate.directly import dense_statistics
 from winnow.calibrate.options import Options
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
+from winnow.forward.batch import device_of
+from winnow.forward.modes import calibrating
 from winnow.forward.padding import Padding
-from winnow.forward.quiet import calibrating
 from winnow.inputs import InputStats
 from winnow.masks.experts import find_experts
-from winnow.masks.prunable import CONVOLUTIONS, Prunable
+from winnow.masks.prunable import CONVOLUTIONS
 
-Visit = Callable[[Unit, dict[str, list[InputStats]]], None]
-Fit = Callable[[Unit, dict[str, list[InputStats]], WaitingCalls], None]
+Visit = Callable[[WalkUnit, dict[str, list[InputStats]]], None]
+Fit = Callable[[WalkUnit, dict[str, list[InputStats]], SuspendedCalls], None]
 
 
 class Walk:
@@ -41,8 +41,8 @@ class Walk:
     def __init__(
         self,
         options: Options,
-        units: list[Unit],
-        skip: Callable[[Unit], bool],
+        units: list[WalkUnit],
+        skip: Callable[[WalkUnit], bool],
         visit: Visit | None = None,
         fit: Fit | None = None,
         *,
@@ -57,8 +57,8 @@ class Walk:
         self.steps, self.total = 0, (3 if twins else 2) * len(units) * len(options.batches)
         self.passes: list[SuspendedPass] = []
         self.paddings: list[Padding] = []
-        self.spill: Spill | None = None
-        self.recent: _Recent | None = None
+        self.spill = Spill(None)
+        self.recent: LastInputs | None = None
         self.aside: dict[str, list[InputStats]] = {}  # of the dense model, for those that no forward stops at
 
     def run(self) -> None:
@@ -84,15 +84,13 @@ class Walk:
     @contextmanager
     def _spilling(self) -> Iterator[None]:
         if self.options.spill is not None:
-            owned = [*self.options.model.parameters(), *self.options.model.buffers()]
-            for batch in self.options.batches:
-                tree_map_only(torch.Tensor, owned.append, dict(batch) if isinstance(batch, Mapping) else batch)
+            batches = [dict(b) if isinstance(b, Mapping) else b for b in self.options.batches]
+            owned = [*self.options.model.parameters(), *self.options.model.buffers(), *tensors_in(batches)]
             self.spill = Spill(self.options.spill, [t for t in owned if not t.is_meta])
         try:
             yield
         finally:
-            if self.spill is not None:
-                self.spill.close()
+            self.spill.close()
 
     def _start(self) -> None:
         model, threads = self.options.model, pool_size(len(self.batches))
@@ -114,10 +112,10 @@ class Walk:
                 output = self.forward(unit, i)
             self.options.leave(unit)
             one.resume(output)
-        if self.spill is not None and not one.finished:
+        if not one.finished:
             self.spill.park(i, one.call)
 
-    def _again(self, unit: Unit) -> None:
+    def _again(self, unit: WalkUnit) -> None:
         if any(p.is_meta for p in self.options.model.parameters()):
             raise InputError(
                 f"{unit.path} runs more than once in a forward, so this model cannot be streamed block by block: "
@@ -127,18 +125,18 @@ class Walk:
         if note not in self.options.notes:
             self.options.notes.append(note)
 
-    def _next(self) -> Unit | None:
+    def _next(self) -> WalkUnit | None:
         waiting = [one.stop for one in self.passes if not one.finished]
         return min(waiting, key=lambda unit: self.rank[unit.path], default=None)
 
-    def _unit(self, unit: Unit) -> None:
+    def _unit(self, unit: WalkUnit) -> None:
         here = [i for i, one in enumerate(self.passes) if one.stop is unit]
         self.options.enter(unit)
         with self._placed(unit):
             calls = None
             if unit.prunables:
                 here, twins = [i for i in here if not self._twin(i)], [i for i in here if self._twin(i)]
-                calls = WaitingCalls(self, unit, here) if self.fit is not None else None
+                calls = SuspendedCalls(self, unit, here) if self.fit is not None else None
                 if calls is not None:
                     self._dense(unit, twins, calls)
                 if not self.skip(unit):
@@ -149,10 +147,9 @@ class Walk:
             self.left.discard(unit.path)
             if self.left:  # after the last unit nobody needs the outputs, nor the head
                 for i in here:
-                    self.fetch(i)
+                    self.spill.fetch(i)
                     output = self.forward(unit, i)
-                    if self.spill is not None:
-                        self.spill.release(i)
+                    self.spill.release(i)
                     self._report(1, unit)
                     self.passes[i].resume(output)
                     del output
@@ -165,22 +162,21 @@ class Walk:
     def _twin(self, i: int) -> bool:
         return i >= len(self.options.batches)
 
-    def _give(self, unit: Unit, stats: dict[str, list[InputStats]], calls: WaitingCalls | None) -> None:
+    def _give(self, unit: WalkUnit, stats: dict[str, list[InputStats]], calls: SuspendedCalls | None) -> None:
         if self.fit is not None and calls is not None:
             self.fit(unit, stats, calls)
         elif self.visit is not None:
             self.visit(unit, stats)
 
-    def _dense(self, unit: Unit, twins: list[int], calls: WaitingCalls) -> None:
+    def _dense(self, unit: WalkUnit, twins: list[int], calls: SuspendedCalls) -> None:
         """Runs the dense passes through a unit that is still dense; what comes out is the target of their twins."""
         ahead = bool(self.left - {unit.path})
         for i in twins:
-            self.fetch(i)
+            self.spill.fetch(i)
             self._pad(unit, i)
             output = calls.run(i, self.paddings[i])
-            calls.keep(i - len(self.options.batches), output, i, self.paddings[i])
-            if self.spill is not None:
-                self.spill.release(i)
+            calls.set_target(i - len(self.options.batches), output, i, self.paddings[i])
+            self.spill.release(i)
             self._report(1, unit)
             if ahead:
                 self.passes[i].resume(output)
@@ -188,30 +184,29 @@ class Walk:
                     self._settle(i)
             del output
 
-    def _pad(self, unit: Unit, i: int) -> None:
+    def _pad(self, unit: WalkUnit, i: int) -> None:
         args, kwargs = self.passes[i].call
         self.paddings[i].enter(args, kwargs, whole=not unit.path, time_first=time_first(unit.module))
 
-    def _statistics(self, unit: Unit, here: list[int], calls: WaitingCalls | None) -> dict[str, list[InputStats]]:
-        device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
+    def _statistics(self, unit: WalkUnit, here: list[int], calls: SuspendedCalls | None) -> dict[str, list[InputStats]]:
         if calls is None and self._runs_once(unit):
-            return self._read(unit, here, device)
-        capture = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device, self.options.direct)
+            return self._read(unit, here)
+        capture = self._capture(unit, self.options.direct)
         routed = any(_within(path, unit.path) for path in self.routed)
         writes = False
         for n, i in enumerate(here):
-            self.fetch(i)
+            self.spill.fetch(i)
             self._pad(unit, i)
             call = self.passes[i].call
             args, kwargs = call
-            tensors = _tensors(call)
+            tensors = tensors_in(call)
             # A block that writes to its own input would see its own traces in the second run.
             copies = [t.clone() for t in tensors] if writes or n == 0 else []
             versions = [t._version for t in tensors]
             with capture.watching(self.paddings[i], routed=routed):
                 capture.read(unit.module, args, kwargs)
-                if calls is not None and calls.lacks(i):
-                    calls.keep(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
+                if calls is not None and calls.lacks_target(i):
+                    calls.set_target(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
                 else:
                     self.forward(unit, i)
             writes = writes or [t._version for t in tensors] != versions
@@ -219,60 +214,57 @@ class Walk:
                 for tensor, copy in zip(tensors, copies):
                     tensor.copy_(copy)
             del copies, tensors, call, args, kwargs
-            if self.spill is not None:
-                self.spill.drop(i)
+            self.spill.drop(i)
             self._report(1, unit)
         if calls is not None:
             calls.copies = writes
         return capture.results(ran=bool(here))
 
-    def _runs_once(self, unit: Unit) -> bool:
+    def _runs_once(self, unit: WalkUnit) -> bool:
         """Whether the unit is a layer whose statistics need its input only."""
         if len(unit.prunables) != 1 or unit.prunables[0].module != unit.path:
             return False
         return isinstance(unit.module, (nn.Linear, _ConvNd)) or unit.prunables[0].kind == "conv1d"
 
-    def _read(self, unit: Unit, here: list[int], device: torch.device) -> dict[str, list[InputStats]]:
+    def _capture(self, unit: WalkUnit, direct: Collection[str] = ()) -> Capture:
+        return Capture(unit.module, unit.path, unit.prunables, self.options.gram, device_of(unit.module), direct)
+
+    def _read(self, unit: WalkUnit, here: list[int]) -> dict[str, list[InputStats]]:
         """Statistics of one layer from its waiting inputs; those of the layer before where it reads the same."""
         p = unit.prunables[0]
-        seen: dict[int, Seen] = {}
-        if self.spill is None and p.kind not in CONVOLUTIONS:
-            seen = {i: Seen(_first(self.passes[i].call)) for i in here}
+        seen: dict[int, ActivationKey] = {}
+        if self.spill.folder is None and p.kind not in CONVOLUTIONS:
+            seen = {i: ActivationKey(first_input(*self.passes[i].call)) for i in here}
             last = self.recent
             if last is not None and last.serves(p, seen, self.options.gram(p)):
                 self._report(len(here), unit)
                 return {p.name: [last.stats]}
-        capture = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device)
+        capture = self._capture(unit)
         for i in here:
-            self.fetch(i)
+            self.spill.fetch(i)
             args, kwargs = self.passes[i].call
             self.paddings[i].enter(args, kwargs, whole=False, time_first=False)
             with capture.watching(self.paddings[i], routed=False):
                 capture.read(unit.module, args, kwargs)
             del args, kwargs
-            if self.spill is not None:
-                self.spill.drop(i)
+            self.spill.drop(i)
             self._report(1, unit)
         found = capture.results(ran=bool(here))
-        self.recent = _Recent(seen, found[p.name][0], self.options.gram(p)) if seen else None
+        self.recent = LastInputs(seen, found[p.name][0], self.options.gram(p)) if seen else None
         return found
 
-    def fetch(self, i: int) -> None:
-        if self.spill is not None:
-            self.spill.fetch(i)
-
-    def forward(self, unit: Unit, i: int) -> Any:
+    def forward(self, unit: WalkUnit, i: int) -> Any:
         args, kwargs = self.passes[i].call
         device = self.options.device
         if device.type == "cpu":
             return self.forwards[unit.module](*args, **kwargs)
-        home = next((t.device for t in _tensors((args, kwargs))), torch.device("cpu"))
+        home = next((t.device for t in tensors_in((args, kwargs))), torch.device("cpu"))
         args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
         output = self.forwards[unit.module](*args, **kwargs)
         return tree_map_only(torch.Tensor, lambda t: t.to(home), output)
 
     @contextmanager
-    def _placed(self, unit: Unit) -> Iterator[None]:
+    def _placed(self, unit: WalkUnit) -> Iterator[None]:
         device = self.options.device
         homes = {p.device for p in unit.module.parameters()}
         if device.type == "cpu" or homes <= {device}:
@@ -285,50 +277,21 @@ class Walk:
         finally:
             unit.module.to(home)
 
-    def _unreached(self, unit: Unit) -> None:
+    def _unreached(self, unit: WalkUnit) -> None:
         self.options.enter(unit)
         self.options.unreached.extend(p for p in unit.prunables if p.name not in self.aside)
         if not self.skip(unit):
             with self._placed(unit):
-                device = next((p.device for p in unit.module.parameters()), torch.device("cpu"))
-                stats = Capture(unit.module, unit.path, unit.prunables, self.options.gram, device).results(ran=False)
+                stats = self._capture(unit).results(ran=False)
                 stats |= {p.name: self.aside[p.name] for p in unit.prunables if p.name in self.aside}
-                self._give(unit, stats, WaitingCalls(self, unit, []) if self.fit is not None else None)
+                self._give(unit, stats, SuspendedCalls(self, unit, []) if self.fit is not None else None)
         self.options.leave(unit)
 
-    def _report(self, steps: int, unit: Unit) -> None:
+    def _report(self, steps: int, unit: WalkUnit) -> None:
         self.steps += steps
         if self.options.progress is not None:
             self.options.progress(self.steps, self.total, unit.path)
 
 
-@dataclass
-class _Recent:
-    """The inputs that the last layer read, pass by pass, and their statistics."""
-
-    inputs: dict[int, Seen]
-    stats: InputStats
-    gram: bool
-
-    def serves(self, p: Prunable, seen: dict[int, Seen], gram: bool) -> bool:
-        return (
-            self.stats.cols == p.cols
-            and self.gram == gram
-            and seen.keys() == self.inputs.keys()
-            and all(self.inputs[i].same(one) for i, one in seen.items())
-        )
-
-
-def _first(call: Any) -> torch.Tensor:
-    args, kwargs = call
-    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
-
-
 def _within(path: str, unit: str) -> bool:
     return not unit or path == unit or path.startswith(f"{unit}.")
-
-
-def _tensors(call: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    tree_map_only(torch.Tensor, found.append, call)
-    return found

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from winnow.calibrate.directly import noting, read_directly, watched
+from winnow.calibrate.directly import recording_called, watched, weights_read_directly
 from winnow.calibrate.options import Options
-from winnow.calibrate.units import Unit, find_units, first_example, one_stream, probe, whole
 from winnow.calibrate.walk import Fit, Visit, Walk
+from winnow.calibrate.walk_units import WalkUnit, find_walk_units, one_stream, probe, whole_model
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
-from winnow.forward.quiet import calibrating
+from winnow.forward.batch import first_example
+from winnow.forward.modes import calibrating
 from winnow.masks.prunable import Prunable, Scope
 
 
@@ -49,29 +50,28 @@ class Walker:
         gram: bool | Callable[[Prunable], bool],
         by: Literal["block", "layer"] = "block",
         device: torch.device | str = "cpu",
-        enter: Callable[[Unit], None] | None = None,
-        leave: Callable[[Unit], None] | None = None,
+        enter: Callable[[WalkUnit], None] | None = None,
+        leave: Callable[[WalkUnit], None] | None = None,
         spill: Path | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         if not len(batches):
             raise InputError("there is no calibration data: give at least one batch")
         self._model, self._batches, self._scope, self._by = model, batches, scope, by
-        self._units: list[Unit] | None = None
+        self._units: list[WalkUnit] | None = None
         wants = gram if callable(gram) else (lambda p: bool(gram))
-        self._options = Options(
-            model, batches, wants, torch.device(device), enter or _nothing, leave or _nothing, spill, progress
-        )
+        enter, leave = enter or (lambda unit: None), leave or (lambda unit: None)
+        self._options = Options(model, batches, wants, torch.device(device), enter, leave, spill, progress)
         self.notes, self.unreached = self._options.notes, self._options.unreached
 
-    def units(self) -> list[Unit]:
+    def units(self) -> list[WalkUnit]:
         """The units in the order a first example reaches them (in module order on a meta-device skeleton)."""
         if self._units is None:
             if self._by == "layer" and not one_stream(self._model):
                 raise InputError(
                     "this model has several stacks of blocks or torch's MultiheadAttention: calibrate it block by block"
                 )
-            units, self._options.loose = find_units(self._model, self._scope, self._by)
+            units, self._options.loose = find_walk_units(self._model, self._scope, self._by)
             if not any(p.is_meta for p in self._model.parameters()):
                 units = self._ordered(units)
             self._units = units
@@ -90,7 +90,7 @@ class Walker:
             *(p for unit in silent for p in unit.prunables if p.name in self._options.direct),
         ]
 
-    def _ordered(self, units: list[Unit]) -> list[Unit]:
+    def _ordered(self, units: list[WalkUnit]) -> list[WalkUnit]:
         kinds = {frozenset(b) if isinstance(b, Mapping) else None: b for b in reversed(self._batches)}
         with calibrating(self._model):
             runs = [self._calls(units, batch) for batch in reversed(kinds.values())]
@@ -105,11 +105,11 @@ class Walker:
                 f"{twice} runs more than once in a forward, so the whole model is calibrated as one block"
             )
             self._options.loose = []
-            return [whole(self._model, self._scope)]
+            return [whole_model(self._model, self._scope)]
         first = {path: i for i, path in reversed(list(enumerate(calls)))}
         return sorted(units, key=lambda unit: first.get(unit.path, len(calls)))  # stable: unreached ones come last
 
-    def _calls(self, units: list[Unit], batch: Any) -> list[str]:
+    def _calls(self, units: list[WalkUnit], batch: Any) -> list[str]:
         """What one example of a batch calls; the whole batch where it cannot be cut along one dimension."""
         example = first_example(batch)
         if example is not None:
@@ -117,15 +117,15 @@ class Walker:
                 return self._probe(units, partial(call_model, self._model, example))
         return self._probe(units, partial(call_model, self._model, batch))
 
-    def _probe(self, units: list[Unit], run: Callable[[], Any]) -> list[str]:
+    def _probe(self, units: list[WalkUnit], run: Callable[[], Any]) -> list[str]:
         """Paths of the units in the order a forward calls them; notes which weights it reads without their module."""
         prunables = list(self._scope.prunables.values())
-        with torch.no_grad(), noting(self._model, prunables) as called:
+        with torch.no_grad(), recording_called(self._model, prunables) as called:
             calls = probe(units, run)
-            self._options.direct |= read_directly(self._model, prunables, called, run)
+            self._options.direct |= weights_read_directly(self._model, prunables, called, run)
         return calls
 
-    def walk(self, visit: Visit, *, skip: Callable[[Unit], bool] | None = None) -> None:
+    def walk(self, visit: Visit, *, skip: Callable[[WalkUnit], bool] | None = None) -> None:
         """Visit every unit that has prunables with the statistics of its inputs, one list entry a part.
 
         Order: ``enter(unit)``, the dense runs, ``visit(unit, stats)``, the runs that feed the next unit,
@@ -134,25 +134,21 @@ class Walker:
         at the end with statistics of no tokens. An exception in the model, in ``visit`` or from the keyboard
         leaves the model's forwards, modes and settings as they were.
         """
-        self.unreached.clear()
-        units = self.units()
-        self._options.aside = self._aside()
-        Walk(self._options, units, skip or (lambda unit: False), visit).run()
+        self._walk(skip, visit=visit)
 
-    def fit(self, fit: Fit, *, skip: Callable[[Unit], bool] | None = None, follow: bool = True) -> None:
+    def fit(self, fit: Fit, *, skip: Callable[[WalkUnit], bool] | None = None, follow: bool = True) -> None:
         """As :meth:`walk`, with ``fit(unit, stats, calls)``: the unit's waiting calls and what should come out of them.
 
-        ``calls`` (:class:`winnow.calibrate.calls.WaitingCalls`) opens them one at a time, with the inputs that the pruned
+        ``calls`` (:class:`winnow.calibrate.calls.SuspendedCalls`) opens them one at a time, with the inputs that the pruned
         prefix made. The targets are what the dense model puts out there: with ``follow`` every batch has a twin that passes
         through dense units only, which doubles the hidden states that wait. Without it they are what the unit's
         own dense weights make of the waiting inputs. ``enter`` must leave the dense weights in place; ``skip``
         is asked after the twins have passed, and may put a finished unit's weights in then.
         """
+        self._walk(skip, fit=fit, twins=follow)
+
+    def _walk(self, skip: Callable[[WalkUnit], bool] | None, **work: Any) -> None:
         self.unreached.clear()
         units = self.units()
         self._options.aside = self._aside()
-        Walk(self._options, units, skip or (lambda unit: False), fit=fit, twins=follow).run()
-
-
-def _nothing(unit: Unit) -> None:
-    return None
+        Walk(self._options, units, skip or (lambda unit: False), **work).run()

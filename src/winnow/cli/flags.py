@@ -81,9 +81,9 @@ def _settings(texts: list[str]) -> dict[str, str]:
 
 
 def _table(path: Path) -> dict[str, float]:
-    from winnow.data.bounds import regular
+    from winnow.data.bounds import require_file
 
-    regular(path)
+    require_file(path)
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         return {str(k): float(v) for k, v in table.items()}

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from winnow.data.records import first_tensor
-from winnow.measure.quality import Evaluation, Task, changed_examples, class_changes
+from winnow.measure.compare import changed_examples, class_changes
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task
 from winnow.records.compression import ChangedExample, ClassQuality
 
 EXAMPLES = 8  # changed answers shown

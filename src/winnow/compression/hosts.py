@@ -16,11 +16,11 @@ from torch import nn
 
 from winnow.calibrate.stream import Shards, StreamedModel, loaded_names, name_map, untie
 from winnow.errors import InputError
-from winnow.forward.arithmetic import halves, widen
-from winnow.machine.memory import give_back
-from winnow.masks.given import working_copy
+from winnow.forward.dtypes import has_half_weights, to_float32
+from winnow.machine.memory import trim_heap
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.ties import overlapping, share_as, stored_names, tensors_of, tied
+from winnow.masks.unwrap import working_copy
 from winnow.measure.identity import Identity
 from winnow.measure.identity import tensors_of as all_tensors
 from winnow.models.source import ModelSource
@@ -61,9 +61,9 @@ class Loaded:
         else:
             self.dense_model, self.model = model, working_copy(model)
             self.kept = {first: tensors[first].detach() for first in self.first.values()}
-        self.widened = dtype is None and wide and halves(self.model)
+        self.widened = dtype is None and wide and has_half_weights(self.model)
         if self.widened:
-            widen(self.model)
+            to_float32(self.model)
         elif dtype is not None and any(p.is_floating_point() and p.dtype != dtype for p in self.model.parameters()):
             self.model = self.model.to(dtype)
         if self.dense_model is not None:
@@ -118,7 +118,7 @@ class Loaded:
 
     def leave(self, path: str) -> None:
         """The weights stay; what solving them took goes back to the system."""
-        give_back()
+        trim_heap()
 
     def restore(self, scope: Scope) -> None:
         """Writes the dense weights, biases and buffers back."""
@@ -220,7 +220,7 @@ class Streamed:
 
     def leave(self, path: str) -> None:
         self.stream.free(path)
-        give_back()
+        trim_heap()
 
     def restore(self, scope: Scope) -> None:
         for path in self.paths:

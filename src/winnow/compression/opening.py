@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from winnow.calibrate.units import first_example
 from winnow.compression.hosts import Host, Loaded
 from winnow.errors import InputError
-from winnow.forward.batch import call
-from winnow.masks.given import on_meta
+from winnow.forward.batch import call, first_example
 from winnow.masks.outputs import output_weights
 from winnow.masks.scope import declares_outputs
+from winnow.masks.unwrap import on_meta
 from winnow.measure.fits import check_length
 from winnow.measure.prepare import Prepared, try_model
 from winnow.models.source import ModelSource

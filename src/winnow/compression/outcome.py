@@ -15,7 +15,8 @@ from winnow.compression.hosts import Host
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
 from winnow.masks.prunable import Scope
-from winnow.measure.quality import Comparison, Evaluation
+from winnow.measure.compare import Comparison
+from winnow.measure.evaluation import Evaluation
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, reckon
+from winnow.calibrate.ledger import ALLOWANCE, Fitting, Ledger, estimate_memory
 from winnow.compression.hosts import Host
 from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import expected_bytes, stored_sizes
@@ -91,7 +91,7 @@ def make_plan(
     itemsize = next((p.element_size() for p in host.model.parameters() if p.is_floating_point()), 4)
     gram = any(r.chain.needs_gram for r in recipes)
     by_block = recipes[0].fitting.by_block
-    ledger = reckon(
+    ledger = estimate_memory(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
         fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if by_block else None,
@@ -161,7 +161,7 @@ def _training(
 
 def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
     """(seconds, bytes of its layers' outputs, bytes of its output) of a forward of ``model`` on ``batch``, the better of two."""
-    from winnow.forward.quiet import calibrating
+    from winnow.forward.modes import calibrating
 
     held = 0
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from winnow.calibrate.units import Unit
+from winnow.calibrate.walk_units import WalkUnit
 from winnow.errors import InputError
 from winnow.fcpts.method import FCPTS
 from winnow.fcpts.settings import FcptsSettings
@@ -89,7 +89,7 @@ class ReconstructBlocks(Recovery):
     def fit_block(
         self,
         recipe: Recipe,
-        unit: Unit,
+        unit: WalkUnit,
         solutions: list[tuple[Prunable, Solution]],
         stats: Mapping[str, list[InputStats]],
         calls: Calls,

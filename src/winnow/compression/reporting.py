@@ -20,8 +20,8 @@ from winnow.forward.batch import example_count, token_count
 from winnow.machine.facts import machine
 from winnow.machine.memory import peak_rss
 from winnow.measure.chance import at_chance, too_good
-from winnow.measure.quality import Evaluation, Task
-from winnow.measure.task import written_unit
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task, written_unit
 from winnow.naming import name_of, without_paths
 from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import (

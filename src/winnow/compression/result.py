@@ -19,7 +19,7 @@ from winnow.errors import InputError, disk_errors
 from winnow.formats.artifact import ArtifactWriter, read_artifact
 from winnow.formats.output import OutputFolder
 from winnow.formats.packed import PackedTensor
-from winnow.machine.memory import give_back
+from winnow.machine.memory import trim_heap
 from winnow.masks.ties import tensors_of
 from winnow.naming import name_of, nameless, without_paths
 
@@ -181,7 +181,7 @@ def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
                 # A tied head is stored under the embedding's name; the module that multiplies by it stays the head.
                 writer.add_packed(replace(prunable, name=written), outcome.pruned.packed(name))
             if host.streamed:
-                give_back()
+                trim_heap()
         config = None
         if source.config is not None:
             config = nameless(source.config.to_dict())

@@ -25,8 +25,8 @@ from winnow.formats.packed_file import load_packed, save_packed
 from winnow.formats.tensorfile import TensorFile
 from winnow.masks.prunable import Scope
 from winnow.masks.structure import NM, Coupled
-from winnow.measure.evaluation import keep, kept
-from winnow.measure.quality import Comparison, Evaluation, compare
+from winnow.measure.compare import Comparison, compare
+from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
 from winnow.measure.task import Task
 from winnow.run.store import Store, stage_key
 from winnow.solve.batchnorm import has_batchnorm, recalibrate
@@ -232,10 +232,10 @@ class Runner:
     def _evaluated(self, key: str, measure: Callable[[], Evaluation]) -> Evaluation:
         assert self.task is not None
         name = stage_key("measure", of=key, task=self.task.describe(), **self.identity)
-        stored = kept(self.store, name)
+        stored = load_stored(self.store, name)
         if stored is None:
             stored = measure()
-            keep(self.store, name, stored)
+            store_evaluation(self.store, name, stored)
         return stored
 
 

@@ -9,7 +9,7 @@ import torch
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
-from winnow.calibrate.units import find_units, one_stream
+from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
 from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
@@ -190,7 +190,7 @@ def _sequential(
     if whole_blocks or host.streamed or not prepared.batches or not one_stream(host.model):
         return "block"
     # A block that multiplies with parameters of its own is seen as a block, not at any layer of it.
-    if any(p.block for unit in find_units(host.model, scope, "layer")[1] for p in unit.prunables):
+    if any(p.block for unit in find_walk_units(host.model, scope, "layer")[1] for p in unit.prunables):
         return "block"
     widths = [p.cols for p in scope.prunables.values() if p.kind not in CONVOLUTIONS] or [0]
     waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))

@@ -14,7 +14,7 @@ from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.errors import InputError
 from winnow.machine.memory import available_memory
-from winnow.masks.given import working_copy
+from winnow.masks.unwrap import working_copy
 from winnow.records.compression import Speed
 
 if TYPE_CHECKING:

@@ -24,14 +24,17 @@ def coupled_masks(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Ten
     """
     if not isinstance(recipe.pattern, Coupled):
         return None, {}
-    from winnow.coupled.find import compensate, find_units, matrices, score_units, select_units, unit_masks, zero_biases
+    from winnow.coupled.bias import compensate, matrices
+    from winnow.coupled.find import find_coupled_units
+    from winnow.coupled.select import score_units, select_units
+    from winnow.coupled.unit import unit_masks, zero_biases
 
     host, scope, unit = bench.host, bench.scope, recipe.pattern.unit
     if not bench.batches:
         raise InputError(f"--structure {unit} finds its units by running the model: give --data.")
     if host.streamed:
         raise InputError(f"--structure {unit} needs the whole model in memory: leave out --ram.")
-    units = find_units(host.model, scope, bench.batches[0], unit)
+    units = find_coupled_units(host.model, scope, bench.batches[0], unit)
     if not units:
         raise InputError(f"no {unit} that can be removed was found in this model: choose another --structure.")
     weights = matrices(host.model, scope)

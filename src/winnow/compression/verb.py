@@ -22,7 +22,7 @@ from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
-from winnow.disk.work import work_of
+from winnow.disk.work import work_folder
 from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance
 from winnow.run.store import Store
@@ -77,7 +77,7 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         if job.out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-")))
         else:
-            root = work_of(job.out)
+            root = work_folder(job.out)
         store = Store(root)
         stack.callback(store.release)
         setup.host.begin(setup.scope)

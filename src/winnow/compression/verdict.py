@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from winnow.compression.outcome import Outcome
 from winnow.measure.chance import too_good
 from winnow.measure.compare import Comparison
-from winnow.measure.quality import Evaluation, Task
-from winnow.measure.task import written_unit
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task, written_unit
 from winnow.words import number, signed, size
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from winnow.coupled.select import Stats, part_stats
-from winnow.coupled.unit import Unit, member_parts
+from winnow.coupled.unit import CoupledUnit, member_parts
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
 
@@ -20,7 +20,7 @@ def matrices(source: nn.Module | Mapping[str, torch.Tensor], scope: Scope) -> di
 
 
 def compensate(
-    units: Sequence[Unit], chosen: Iterable[int], weights: Mapping[str, torch.Tensor], stats: Stats
+    units: Sequence[CoupledUnit], chosen: Iterable[int], weights: Mapping[str, torch.Tensor], stats: Stats
 ) -> dict[str, torch.Tensor | None]:
     """What to add to the consumers' biases: W[:, removed] @ mean(X_removed) (FLAP's bias compensation).
 
@@ -31,11 +31,11 @@ def compensate(
     """
     columns: dict[tuple[str, int], set[int]] = {}
     about = {}
-    gone: dict[str, set[int]] = {}
+    removed_rows: dict[str, set[int]] = {}
     for i in chosen:
         for member in units[i].members:
             if member.axis == "rows":
-                gone.setdefault(member.name, set()).update(member.indices)
+                removed_rows.setdefault(member.name, set()).update(member.indices)
                 continue
             about[member.name] = member
             for part in member_parts(member):
@@ -56,6 +56,6 @@ def compensate(
         rows = slice(part * band, (part + 1) * band)
         delta[rows] += weight[rows][:, index].double() @ mean[index]
     for name, member in about.items():
-        if member.bias is not None and name in gone:
-            deltas[member.bias][sorted(gone[name])] = 0  # type: ignore[index]
+        if member.bias is not None and name in removed_rows:
+            deltas[member.bias][sorted(removed_rows[name])] = 0  # type: ignore[index]
     return deltas

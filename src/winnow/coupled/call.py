@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +13,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from winnow.errors import InputError
-from winnow.forward.arithmetic import following
+from winnow.forward.batch import call
+from winnow.forward.model import forward_parameters
+from winnow.forward.modes import eval_mode
 
 # What a module's own code raises when an argument does not suit it.
-ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-)
+ERRORS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -82,21 +75,15 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def quiet(module: nn.Module) -> Iterator[None]:
+def probing_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and the plain kernels: no dropout, no fused path that skips submodules or blends features."""
-    training = [m for m in module.modules() if m.training]
-    fast, blocked = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    module.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
+    blocked = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with eval_mode(module, fastpath=False), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.mkldnn.enabled = blocked  # type: ignore[assignment]
-        for m in training:
-            m.training = True
 
 
 def forward(model: nn.Module, example: Any) -> Any:
@@ -104,16 +91,12 @@ def forward(model: nn.Module, example: Any) -> Any:
 
     Floating-point tensors follow the model's arithmetic.
     """
-    example = following(model, example)
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            kwargs.setdefault("use_cache", False)
-        return model(**kwargs)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+    if isinstance(example, Mapping) and "use_cache" in forward_parameters(model):
+        example = {"use_cache": False, **example}
+    return call(model, example)
 
 
-def small(example: Any, rows: int = 2, tokens: int = 16) -> Any:
+def crop_example(example: Any, rows: int = 2, tokens: int = 16) -> Any:
     """The first rows of a batch, and of token sequences a stretch that is not padding: enough to probe with."""
     tensors = example if isinstance(example, Mapping) else dict(enumerate(_listed(example)))
     mask = tensors.get("attention_mask") if isinstance(example, Mapping) else None
@@ -141,7 +124,7 @@ def record_blocks(model: nn.Module, example: Any, paths: Collection[str]) -> dic
     Raises InputError when the model does not run on the example.
     """
     try:
-        return record(model, lambda: forward(model, small(example)), paths)
+        return record(model, lambda: forward(model, crop_example(example)), paths)
     except ERRORS:
         try:
             return record(model, lambda: forward(model, example), paths)
@@ -163,7 +146,7 @@ def record(model: nn.Module, run: Callable[[], Any], paths: Collection[str]) -> 
 
     hooks = [model.get_submodule(p).register_forward_pre_hook(keep(p), with_kwargs=True) for p in paths]
     try:
-        with quiet(model), torch.no_grad():
+        with probing_mode(model), torch.no_grad():
             run()
     finally:
         for hook in hooks:

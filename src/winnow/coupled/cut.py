@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from winnow.coupled.call import ERRORS, Call, noise, quiet, tensors_in
+from winnow.coupled.call import ERRORS, Call, noise, probing_mode, tensors_in
 from winnow.coupled.site import Site, norm_axis, norm_features, reached, same, site_of, spread
 
 Rows = dict[str, torch.Tensor]  # layer -> bool over its output features
@@ -127,18 +127,18 @@ class CutProbe:
         Two runs are compared in which the hidden input and the layers in ``vary`` are noise, weak and strong.
         Features of ``norms`` that become constant count as zero too: these entries go with the rows.
         """
-        still: dict[str, torch.Tensor] = {}
+        constant: dict[str, torch.Tensor] = {}
         for _ in range(2):  # first to find such norms, then with their features at zero
-            first, second = (self._noisy(rows, vary, still, scale) for scale in (1.0, STRONG))
+            first, second = (self._noisy(rows, vary, constant, scale) for scale in (1.0, STRONG))
             found = {
                 path: torch.stack([same(a, b) for a, b in zip(values, second[path])]).all(0)
                 for path, values in first.items()
                 if len(values) == len(second.get(path, ()))
             }
-            still = {path: flag & norms[path] for path, flag in found.items() if path in norms}
+            constant = {path: flag & norms[path] for path, flag in found.items() if path in norms}
         return {path: flag for path, flag in found.items() if path in self.consumers}
 
-    def _noisy(self, rows: Rows, vary: Rows, still: Rows, scale: float) -> dict[str, list[torch.Tensor]]:
+    def _noisy(self, rows: Rows, vary: Rows, constant: Rows, scale: float) -> dict[str, list[torch.Tensor]]:
         generator = torch.Generator().manual_seed(int(scale))
         values: dict[str, list[torch.Tensor]] = {}
 
@@ -150,10 +150,10 @@ class CutProbe:
         def see(path: str, n: int, value: torch.Tensor, axis: int | None) -> torch.Tensor | None:
             if axis is None:
                 return None
-            if path in still:
-                value = value.masked_fill(spread(still[path], value, axis), 0)
+            if path in constant:
+                value = value.masked_fill(spread(constant[path], value, axis), 0)
             values.setdefault(path, []).append(value.movedim(axis, -1).clone())
-            return value if path in still else None
+            return value if path in constant else None
 
         with torch.no_grad():
             self._run(replace, see, self.call.fresh().shifted(generator, scale))
@@ -172,11 +172,11 @@ class CutProbe:
             if grad is not None:
                 found[path] |= reached(grad.abs() > 0, self.sites[path].axis)
 
-    def _graph(self, awake: bool) -> _Graph:
+    def _graph(self, noisy: bool) -> _Graph:
         graph, generator = _Graph(), torch.Generator().manual_seed(2)
 
         def replace(path: str, n: int, out: torch.Tensor) -> torch.Tensor:
-            if awake:
+            if noisy:
                 # Sizes from 0.1 to 100: somewhere each feature is alive, whatever the bias or the clamp after it.
                 size = 10 ** (3 * torch.rand(out.shape, generator=generator) - 1).to(out.device, out.dtype)
                 out = noise(out, generator) * size + (out if self.sites[path].through else 0)
@@ -203,15 +203,10 @@ class CutProbe:
         if bool((nan := value.isnan()).any()):
             self.base[path, n] = nan
 
-    def _run(
-        self,
-        replace: Replace,
-        see: See,
-        call: Call | None = None,
-    ) -> None:
+    def _run(self, replace: Replace, see: See, call: Call | None = None) -> None:
         """One pass: ``replace(path, call number, output)`` for each layer, ``see`` for all that is observed."""
         call = call or self.call.fresh()
-        with quiet(self.root), self._hooked(replace, see):
+        with probing_mode(self.root), self._hooked(replace, see):
             out = self.root(*call.args, **call.kwargs)
         for n, tensor in enumerate(tensors_in(out)):
             see("", n, tensor, None)
@@ -227,11 +222,7 @@ class CutProbe:
         return outs[0].new_zeros(*x.shape[:-1], site.outputs)
 
     @contextmanager
-    def _hooked(
-        self,
-        replace: Replace,
-        see: See,
-    ) -> Iterator[None]:
+    def _hooked(self, replace: Replace, see: See) -> Iterator[None]:
         counts: dict[str, int] = {}
 
         def cut(path: str, site: Site, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -6,33 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from winnow.coupled.bias import compensate, matrices
-from winnow.coupled.call import Call, record_blocks
+from winnow.coupled.call import record_blocks
 from winnow.coupled.module import Coupling, module_coupling
-from winnow.coupled.select import Selection, score_units, select_units
-from winnow.coupled.unit import Entries, Kind, Member, Refused, Unit, unit_masks, unit_sizes, zero_biases
+from winnow.coupled.unit import CoupledUnit, Kind, Refused
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Scope
-
-__all__ = [
-    "Call",
-    "Coupling",
-    "Entries",
-    "Member",
-    "Refused",
-    "Selection",
-    "Unit",
-    "compensate",
-    "find_coupling",
-    "find_units",
-    "matrices",
-    "module_coupling",
-    "score_units",
-    "select_units",
-    "unit_masks",
-    "unit_sizes",
-    "zero_biases",
-]
 
 
 def find_coupling(model: nn.Module, scope: Scope, example: Any, unit: Kind) -> Coupling:
@@ -77,7 +55,7 @@ def find_coupling(model: nn.Module, scope: Scope, example: Any, unit: Kind) -> C
     return found
 
 
-def find_units(model: nn.Module, scope: Scope, example: Any, unit: Kind) -> list[Unit]:
+def find_coupled_units(model: nn.Module, scope: Scope, example: Any, unit: Kind) -> list[CoupledUnit]:
     """The coupled units of one kind, in the model's order; see :func:`find_coupling`.
 
     Raises InputError when there are none, with the reason probing gave for the first layer.

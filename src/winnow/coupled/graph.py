@@ -233,11 +233,7 @@ def owners_of(
 
 
 def _owner(flags: list[torch.Tensor]) -> torch.Tensor:
-    owner, clear, dark = (
-        torch.zeros(len(flags[0]), dtype=torch.long),
-        torch.ones_like(flags[0]),
-        torch.ones_like(flags[0]),
-    )
+    owner, clear, dark = flags[0].long() * 0, torch.ones_like(flags[0]), torch.ones_like(flags[0])
     for bit in range(len(flags) // 2):
         one, zero = flags[2 * bit], flags[2 * bit + 1]
         owner += one.long() << bit

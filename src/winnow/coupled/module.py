@@ -15,8 +15,9 @@ from winnow.coupled.call import ERRORS, Call, record
 from winnow.coupled.cut import CutProbe, Rows
 from winnow.coupled.graph import Component, Separation, find_components, mask_of, owners_of, separate
 from winnow.coupled.site import site_of
-from winnow.coupled.unit import Entries, Kind, Member, Refused, Unit
+from winnow.coupled.unit import CoupledUnit, Entries, Kind, Member, Refused
 from winnow.coupled.weights import WeightProbe
+from winnow.masks.experts import dotted
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 
 ESCAPES = "its features are also read outside the layers that can be pruned (a residual stream or the output)"
@@ -32,12 +33,8 @@ ALONE = "no unit starts or ends here: it reads or writes features that other lay
 class Coupling:
     """Units of all kinds found, and the prunable tensors that belong to none."""
 
-    units: list[Unit] = field(default_factory=list)
+    units: list[CoupledUnit] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
-
-
-def _join(*parts: str) -> str:
-    return ".".join(p for p in parts if p)
 
 
 def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> Coupling:
@@ -50,7 +47,7 @@ def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> C
     found = Coupling()
     reasons: dict[str, str] = {}
 
-    def attempt(work: Callable[[], list[Unit]], names: Sequence[str]) -> None:
+    def attempt(work: Callable[[], list[CoupledUnit]], names: Sequence[str]) -> None:
         try:
             found.units += work()
         except ERRORS as error:
@@ -80,17 +77,18 @@ def module_coupling(module: nn.Module, path: str, call: Call, scope: Scope) -> C
 
 
 def _keep(
-    components: list[Component],
-    good: Callable[[Component], bool],
-    why: str,
     reasons: dict[str, str],
     prefix: str,
     leaf: str,
+    components: list[Component],
+    good: Callable[[Component], bool],
+    why: str,
 ) -> list[Component]:
+    """Those that are good; the parameters of the others get ``why`` as their reason."""
     verdicts = [good(c) for c in components]
     for names in {c.names for c, kept in zip(components, verdicts) if not kept}:
         for name in (*names[0], *names[1]):
-            reasons.setdefault(_join(prefix, name, leaf), why)
+            reasons.setdefault(dotted(prefix, name, leaf), why)
     return [c for c, kept in zip(components, verdicts) if kept]
 
 
@@ -103,19 +101,17 @@ def _avoids(name: str, component: Component) -> bool:
     return name not in component.rows and name not in component.cols
 
 
-def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str]) -> list[Unit]:
+def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str]) -> list[CoupledUnit]:
     """The coupled units of a probed module at ``path``; ``reasons`` gets why a parameter of the scope has none."""
 
     def prunable(name: str) -> Prunable | None:
-        return scope.prunables.get(_join(path, name, "weight"))
+        return scope.prunables.get(dotted(path, name, "weight"))
 
-    def keep(components: list[Component], good: Callable[[Component], bool], why: str) -> list[Component]:
-        return _keep(components, good, why, reasons, path, "weight")
-
+    keep = partial(_keep, reasons, path, "weight")
     components = find_components(probe)
     outside = {n for n in (*probe.producers, *probe.consumers) if prunable(n) is None}
     for name in sorted(outside):
-        why = f"{_join(path, name, 'weight')} shares its units but is not in the scope"
+        why = f"{dotted(path, name, 'weight')} shares its units but is not in the scope"
         components = keep(components, partial(_avoids, name), why)
     components = keep(components, lambda c: not c.escapes, ESCAPES)
     components = keep(components, _several(components), MIXED)
@@ -138,13 +134,13 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
             convs |= p.kind in CONVOLUTIONS
             members.append(Member(p.name, "rows", rows, parts=p.parts))
             if getattr(module, "bias", None) is not None:
-                biases.append(Entries(_join(path, name, "bias"), rows))
+                biases.append(Entries(dotted(path, name, "bias"), rows))
         for name, cols in component.cols.items():
             p, module = prunable(name), probe.sites[name].module
             assert p is not None
             width = p.kernel
             wide = tuple(c * width + k for c in cols for k in range(width))
-            bias = _join(path, name, "bias") if getattr(module, "bias", None) is not None else None
+            bias = dotted(path, name, "bias") if getattr(module, "bias", None) is not None else None
             members.append(Member(p.name, "cols", wide, parts=p.parts, bias=bias))
         biases += norms.get(owner[id(component)], [])
         kind: Kind = "channel" if convs else "neuron" if all(len(c) == 1 for c in component.cols.values()) else "head"
@@ -154,16 +150,16 @@ def cut_units(probe: CutProbe, path: str, scope: Scope, reasons: dict[str, str])
 
 def _numbered(
     units: Sequence[tuple[Kind, tuple[Member, ...], tuple[Entries, ...]]], path: str, prunables: Mapping[str, Prunable]
-) -> list[Unit]:
-    out: list[Unit] = []
+) -> list[CoupledUnit]:
+    out: list[CoupledUnit] = []
     counts: dict[tuple[str, ...], int] = {}
     for kind, members, biases in units:
         blocks = {prunables[m.name].block for m in members}
         block = path or (blocks.pop() if len(blocks) == 1 else None) or ""
-        unit = Unit(kind, block, 0, members, biases)
+        unit = CoupledUnit(kind, block, 0, members, biases)
         key = unit.group[1]
         counts[key] = counts.get(key, -1) + 1
-        out.append(Unit(kind, block, counts[key], members, biases))
+        out.append(CoupledUnit(kind, block, counts[key], members, biases))
     return out
 
 
@@ -174,7 +170,7 @@ def _norm_entries(probe: CutProbe, path: str, parted: Separation) -> dict[int, l
             if tensor is not None and tensor.numel() == len(owners):
                 for number in set(owners.tolist()) - {-1, -2}:
                     index = tuple((owners == number).nonzero().flatten().tolist())
-                    entries.setdefault(number, []).append(Entries(_join(path, name, param), index))
+                    entries.setdefault(number, []).append(Entries(dotted(path, name, param), index))
     return entries
 
 
@@ -217,13 +213,10 @@ def _constant(probe: CutProbe, components: Sequence[Component], norms: Rows) -> 
     return constant
 
 
-def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str, str]) -> list[Unit]:
+def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str, str]) -> list[CoupledUnit]:
     probe = make()
     prunables, params = probe.prunables, dict(probe.module.named_parameters())
-
-    def keep(components: list[Component], good: Callable[[Component], bool], why: str) -> list[Component]:
-        return _keep(components, good, why, reasons, owner, "")
-
+    keep = partial(_keep, reasons, owner, "")
     components = keep(find_components(probe), lambda c: not c.escapes, ESCAPES)
     components = keep(components, _several(components), MIXED)
     if not components:
@@ -238,12 +231,12 @@ def _weight_units(make: Callable[[], WeightProbe], owner: str, reasons: dict[str
     units = []
     for c in _extended(components, prunables):
         members = [Member(prunables[n].name, "rows", i, parts=prunables[n].parts) for n, i in c.rows.items()]
-        entries = tuple(Entries(_join(owner, biases[n]), i) for n, i in c.rows.items() if n in biases)
+        entries = tuple(Entries(dotted(owner, biases[n]), i) for n, i in c.rows.items() if n in biases)
         for name, index in c.cols.items():
             p, bias = prunables[name], biases.get(name)
             part = index[0] // p.cols if p.parts > 1 else None
             cols = tuple(i % p.cols for i in index)
-            members.append(Member(p.name, "cols", cols, part, p.parts, _join(owner, bias) if bias else None))
+            members.append(Member(p.name, "cols", cols, part, p.parts, dotted(owner, bias) if bias else None))
         kind: Kind = "neuron" if all(len(i) == 1 for i in c.cols.values()) else "head"
         units.append((kind, tuple(members), entries))
     block = next(iter(prunables.values())).block or ""

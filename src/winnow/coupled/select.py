@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-from winnow.coupled.unit import Member, Removal, Unit, member_parts, shapes_of
+from winnow.coupled.unit import CoupledUnit, Member, Removal, member_parts, shapes_of
 from winnow.errors import InputError
+from winnow.inputs import InputStats
 from winnow.masks.prunable import Scope
 
-if TYPE_CHECKING:
-    from winnow.inputs import InputStats
-
-Stats = Mapping[str, "InputStats | Sequence[InputStats]"]  # one per part where a matrix has several
+Stats = Mapping[str, InputStats | Sequence[InputStats]]  # one per part where a matrix has several
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def part_stats(stats: Stats, member: Member, part: int) -> InputStats:
 
 
 def score_units(
-    units: Sequence[Unit],
+    units: Sequence[CoupledUnit],
     scores: Mapping[str, torch.Tensor],
     how: Literal["sum", "flap"] = "sum",
     stats: Stats | None = None,
@@ -100,7 +98,7 @@ def _band(matrix: torch.Tensor, parts: int, part: int) -> slice:
     return slice(part * rows, (part + 1) * rows)
 
 
-def _sums(units: Sequence[Unit], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _sums(units: Sequence[CoupledUnit], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
     rows: dict[str, torch.Tensor] = {}
     cols: dict[tuple[str, int], torch.Tensor] = {}
     out = torch.zeros(len(units), dtype=torch.float64)
@@ -128,7 +126,7 @@ def _sums(units: Sequence[Unit], scores: Mapping[str, torch.Tensor]) -> torch.Te
     return out
 
 
-def select_units(units: Sequence[Unit], scores: torch.Tensor, zeros: int, scope: Scope) -> Selection:
+def select_units(units: Sequence[CoupledUnit], scores: torch.Tensor, zeros: int, scope: Scope) -> Selection:
     """The units to remove so that ``zeros`` weights go, to within one unit.
 
     Lowest score per weight first, ties by order; a unit that no longer fits is passed over for later ones

@@ -38,7 +38,7 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class Unit:
+class CoupledUnit:
     """An FFN neuron, an attention head or KV group, or a conv channel, with all the weights it is made of.
 
     With the rows and ``biases`` zero the unit's columns see a constant (zero after ReLU, GELU, SiLU and
@@ -76,11 +76,11 @@ class Removal:
         self._gone: dict[tuple[str, Axis, int], set[int]] = {}  # by matrix, axis and band of rows
         self._bands: dict[str, int] = {}  # rows in one band
 
-    def gain(self, unit: Unit) -> int:
+    def gain(self, unit: CoupledUnit) -> int:
         """Weights that removing ``unit`` would add to what is removed already."""
         return self._gain(self._new(unit))
 
-    def add(self, unit: Unit) -> int:
+    def add(self, unit: CoupledUnit) -> int:
         """Removes ``unit`` and returns its gain."""
         new = self._new(unit)
         gain = self._gain(new)
@@ -89,7 +89,7 @@ class Removal:
         self.zeros += gain
         return gain
 
-    def _new(self, unit: Unit) -> dict[tuple[str, Axis, int], set[int]]:
+    def _new(self, unit: CoupledUnit) -> dict[tuple[str, Axis, int], set[int]]:
         new: dict[tuple[str, Axis, int], set[int]] = {}
         for member in unit.members:
             if member.name not in self.shapes:
@@ -122,13 +122,13 @@ def shapes_of(scope: Scope) -> dict[str, tuple[int, int]]:
     return {name: (p.rows, p.cols) for name, p in scope.prunables.items()}
 
 
-def unit_sizes(units: Sequence[Unit], scope: Scope) -> list[int]:
+def unit_sizes(units: Sequence[CoupledUnit], scope: Scope) -> list[int]:
     """Weights of each unit when it is removed alone (a row and a column of one matrix share a weight)."""
     shapes = shapes_of(scope)
     return [Removal(shapes).gain(unit) for unit in units]
 
 
-def unit_masks(units: Sequence[Unit], chosen: Iterable[int], scope: Scope) -> dict[str, torch.Tensor]:
+def unit_masks(units: Sequence[CoupledUnit], chosen: Iterable[int], scope: Scope) -> dict[str, torch.Tensor]:
     """Keep masks (bool [R, C], False in the chosen units) of every prunable the units touch."""
     shapes = shapes_of(scope)
     keep = {
@@ -148,7 +148,7 @@ def unit_masks(units: Sequence[Unit], chosen: Iterable[int], scope: Scope) -> di
 
 
 def zero_biases(
-    units: Sequence[Unit], chosen: Iterable[int], tensors: nn.Module | Mapping[str, torch.Tensor]
+    units: Sequence[CoupledUnit], chosen: Iterable[int], tensors: nn.Module | Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """New values of the bias and normalization parameters in which the chosen units have entries: those are zero.
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from winnow.coupled.call import Call, noise, quiet, tensors_in
+from winnow.coupled.call import Call, noise, probing_mode, tensors_in
 from winnow.coupled.cut import Cols, Rows, Seen
-from winnow.forward.holding import Places
+from winnow.forward.slots import TensorSlots
 from winnow.masks.prunable import Prunable
 
 
@@ -26,7 +26,7 @@ class WeightProbe:
 
     def __init__(self, module: nn.Module, call: Call, prunables: Mapping[str, Prunable]) -> None:
         self.module, self.call, self.prunables = module, call, dict(prunables)
-        self._places = Places(module)
+        self._places = TensorSlots(module)
         params = dict(module.named_parameters())
         self.weights = {name: params[name].detach() for name in prunables}
         self.consumers: dict[str, int] = {}
@@ -114,5 +114,5 @@ class WeightProbe:
 
     def _output(self, values: dict[str, Any]) -> torch.Tensor:
         call = self.call.fresh()
-        with quiet(self.module), self._places.holding(values):
+        with probing_mode(self.module), self._places.replaced(values):
             return tensors_in(self.module(*call.args, **call.kwargs))[0]

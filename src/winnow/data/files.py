@@ -8,10 +8,11 @@ import io
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from winnow.data.bounds import CELL, PIECE, most, regular
+from winnow.data.bounds import CELL_BYTES, CHUNK, require_file, unpack_limit
 from winnow.data.records import EOS, Records
 from winnow.data.tables import table_records
 from winnow.errors import InputError, out_of_memory
@@ -30,11 +31,11 @@ def suffix_of(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file, decompressed when its name ends in .gz: piece by piece, and no further than :func:`winnow.data.bounds.most`.
+    """The contents of a file, decompressed when its name ends in .gz: piece by piece, and no further than :func:`winnow.data.bounds.unpack_limit`.
 
     Raises InputError for what is no file, cannot be read, or unpacks to more than that.
     """
-    regular(path)
+    require_file(path)
     try:
         if path.suffix.lower() != ".gz":
             return path.read_bytes()
@@ -47,9 +48,9 @@ def read_bytes(path: Path) -> bytes:
 
 def _decompressed(path: Path) -> bytes:
     packed, found, held = path.stat().st_size, io.BytesIO(), 0
-    limit = most(packed)
+    limit = unpack_limit(packed)
     with gzip.open(path) as file:
-        while piece := file.read(PIECE):
+        while piece := file.read(CHUNK):
             held += len(piece)
             if held > limit:
                 raise InputError(
@@ -101,8 +102,12 @@ def read_plain(path: Path) -> Records:
 def read_table(path: Path, column: str | None, label: str | None) -> Records:
     """A jsonl, csv, tsv or parquet file as records; see :func:`winnow.data.tables.table_records`."""
     readers: dict[str, Callable[[Path], tuple[list[str] | None, list[Any]]]] = {
-        ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet,
-    }  # fmt: skip
+        ".jsonl": _read_jsonl,
+        ".csv": partial(_read_csv, strict=True),
+        # Quotes in tab-separated files (GLUE's, for one) are plain characters.
+        ".tsv": partial(_read_csv, delimiter="\t", quoting=csv.QUOTE_NONE),
+        ".parquet": _read_parquet,
+    }
     header, rows = readers[suffix_of(path)](path)
     return table_records(header, rows, column=column, label=label, name=str(path))
 
@@ -129,26 +134,17 @@ def _read_jsonl(path: Path) -> tuple[list[str] | None, list[Any]]:
     return list(keys), rows
 
 
-def _read_csv(path: Path) -> tuple[list[str] | None, list[Any]]:
-    return _cells(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-
-
-def _read_tsv(path: Path) -> tuple[list[str] | None, list[Any]]:
-    # Quotes in tab-separated files (GLUE's, for one) are plain characters.
-    text = io.StringIO(read_text(path), newline="")
-    return _cells(path, csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def _cells(path: Path, reader: Any) -> tuple[list[str] | None, list[Any]]:
+def _read_csv(path: Path, **dialect: Any) -> tuple[list[str] | None, list[Any]]:
     csv.field_size_limit(1 << 30)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), **dialect)
     try:
         rows = [row for row in reader if row and any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not a table row ({error}): mend its quoting.") from None
+        raise InputError(f"{path} line {reader.line_num} is not a table row ({error}): fix its quoting.") from None
     width = len(rows[0]) if rows else 0
     for number, row in enumerate(rows, 1):
         if len(row) != width:
-            raise InputError(f"{path}: row {number} has {len(row)} columns, the first has {width}: mend or quote it.")
+            raise InputError(f"{path}: row {number} has {len(row)} columns, the first has {width}: fix or quote it.")
     return None, rows
 
 
@@ -161,9 +157,9 @@ def _read_parquet(path: Path) -> tuple[list[str] | None, list[Any]]:
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         names = list(file.schema_arrow.names)
-        limit, held, rows = most(), 0, []
+        limit, held, rows = unpack_limit(), 0, []
         for batch in file.iter_batches(batch_size=1024):
-            held += batch.nbytes + CELL * batch.num_rows * batch.num_columns
+            held += batch.nbytes + CELL_BYTES * batch.num_rows * batch.num_columns
             if held > limit:
                 raise InputError(
                     f"{path} has {size(len(data))} and unpacks to more than {size(limit)}: write the records that are needed to a file of their own."

@@ -40,10 +40,8 @@ class ImageFiles(Sequence[np.ndarray]):
 
 def decode(source: Any) -> np.ndarray:
     """A file (or an opened PIL image) as uint8 RGB [H, W, 3]."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise InputError("reading images needs Pillow: pip install 'winnow[data]'.") from None
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the same bound is an error below
@@ -144,10 +142,8 @@ class ImageTransform:
 
 
 def _resize(image: np.ndarray, target: tuple[int, int], resample: int) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise InputError("resizing images needs Pillow: pip install 'winnow[data]'.") from None
+    from PIL import Image
+
     gray = image.shape[2] == 1
     resized = Image.fromarray(image[..., 0] if gray else image).resize((target[1], target[0]), resample=resample)
     array = np.asarray(resized)
@@ -221,7 +217,7 @@ def with_normalisation(
     return replace(transform, mean=mean, std=std, rescale=transform.rescale or 1 / 255)
 
 
-def how_fed(processor: Any, records: Records) -> str:
+def describe_preprocessing(processor: Any, records: Records) -> str:
     """One sentence for the plan and the report: what becomes of an image's bytes before the model sees them."""
     transform = image_transform(processor)
     if not isinstance(transform, ImageTransform):

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from winnow import importing
-from winnow.data.bounds import most, regular
+from winnow.data.arrays import Arguments, keywords, npz_keys
+from winnow.data.bounds import require_file, unpack_limit
 from winnow.data.files import TABLES, read_plain, read_table, suffix_of
 from winnow.data.images import read_folder
-from winnow.data.objects import Arguments, keywords, npz_keys, object_records
-from winnow.data.records import Records, evenly
+from winnow.data.objects import object_records
+from winnow.data.records import Records, evenly_spaced
 from winnow.errors import InputError
 from winnow.words import size
 
@@ -58,7 +59,7 @@ def open_data(
 
     Raises:
         InputError: the data is not there, cannot be read, is empty, holds one short record, lacks the column, or unpacks to
-            more than :func:`winnow.data.bounds.most`.
+            more than :func:`winnow.data.bounds.unpack_limit`.
     """
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")
@@ -83,38 +84,33 @@ def _open_spec(
         return read_folder(path, split)
     suffix = suffix_of(path)
     if path.exists():
-        return replace(_open_file(path, suffix, column, label, split, forward), name=spec)
+        if suffix == ".npz":
+            records = _read_npz(path, split, column, label, forward)
+        elif suffix in TABLES:
+            records = read_table(path, column, label)
+        elif suffix in _TEXT:
+            records = read_plain(path)
+        else:
+            raise InputError(f"{path}: the form {suffix or 'without a suffix'} is not known: give {_FORMS}.")
+        return replace(records, name=spec)
     if importing.is_named(spec) and importing.exists(spec.rpartition(":")[0]):
         data = importing.call(spec, "the data")
-        return replace(
-            object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward), name=spec
-        )
+        records = object_records(data, column=column, label=label, limit=limit, name=spec, forward=forward)
+        return replace(records, name=spec)
     is_path = spec.startswith((".", "/", "~")) or "\\" in spec or spec.count("/") > 1 or len(spec.split()) != 1
     if is_path or suffix in (*_TEXT, *TABLES, ".npz", ".json", ".zip", ".pt", ".pkl", ".arrow"):
         raise InputError(f"{spec} does not exist: give {_FORMS}.")
     return _open_hub(spec, column, label, limit, split)
 
 
-def _open_file(
-    path: Path, suffix: str, column: str | None, label: str | None, split: str | None, forward: Arguments | None
-) -> Records:
-    if suffix == ".npz":
-        return _read_npz(path, split, column, label, forward)
-    if suffix in TABLES:
-        return read_table(path, column, label)
-    if suffix in _TEXT:
-        return read_plain(path)
-    raise InputError(f"{path}: the form {suffix or 'without a suffix'} is not known: give {_FORMS}.")
-
-
 def _read_npz(
     path: Path, split: str | None, column: str | None, label: str | None, forward: Arguments | None
 ) -> Records:
-    regular(path)
+    require_file(path)
     try:
         with zipfile.ZipFile(path) as members:
             declared = sum(member.file_size for member in members.infolist())
-        limit = most()
+        limit = unpack_limit()
         if declared > limit:
             raise InputError(
                 f"{path} unpacks to {size(declared)}, and {size(limit)} can be held here: give fewer examples."
@@ -154,5 +150,5 @@ def _open_hub(spec: str, column: str | None, label: str | None, limit: int | Non
             f"({type(error).__name__}: {reason}): check the name, the split and the connection."
         ) from None
     if limit is not None and limit < len(table):
-        table = table.select(evenly(len(table), limit).tolist())
+        table = table.select(evenly_spaced(len(table), limit).tolist())
     return object_records(table, column=column, label=label, limit=limit, name=f"{spec} [{split or 'train'}]")

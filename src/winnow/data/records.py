@@ -75,7 +75,7 @@ class Records:
             return self
         if limit < 1:
             raise InputError(f"a limit of {limit} records leaves no data: give 2 or more.")
-        return self.subset(evenly(len(self), limit))
+        return self.subset(evenly_spaced(len(self), limit))
 
     @cached_property
     def digests(self) -> list[bytes]:
@@ -153,7 +153,7 @@ class Records:
         return scores
 
 
-def evenly(n: int, count: int) -> np.ndarray:
+def evenly_spaced(n: int, count: int) -> np.ndarray:
     """``count`` indices evenly spaced over range(n), ascending and distinct."""
     return (np.arange(count, dtype=np.int64) * n) // count
 
@@ -178,8 +178,12 @@ def map_tensors(inputs: Any, function: Any) -> Any:
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """Dtype, shape and contents of a tensor."""
-    body = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + body
+    return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + contents(tensor)
+
+
+def contents(tensor: torch.Tensor) -> bytes:
+    """The values of a tensor, bit for bit, in row order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _digest(parts: Sequence[bytes]) -> bytes:
@@ -220,7 +224,7 @@ def parse_labels(values: Sequence[Any], name: str, label: str) -> tuple[np.ndarr
     # One stray word among numbers is a damaged file; a column of words is a column of class names.
     if len(words) * 2 < len(cells):
         raise InputError(
-            f"{name}: label {cells[words[0]]!r} of record {words[0]} is not a number like the others: mend it."
+            f"{name}: label {cells[words[0]]!r} of record {words[0]} is not a number like the others: fix it."
         )
     names = tuple(sorted({str(cell) for cell in cells}))
     code = {word: i for i, word in enumerate(names)}

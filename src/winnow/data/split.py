@@ -15,11 +15,7 @@ _SHINGLE = 100  # characters of consecutive lines: shorter ones ("CHAPTER I.", a
 
 
 def split_disjoint(
-    records: Records,
-    seed: int = 0,
-    fractions: Sequence[float] | None = None,
-    *,
-    sizes: Sequence[int] | None = None,
+    records: Records, seed: int = 0, fractions: Sequence[float] | None = None, *, sizes: Sequence[int] | None = None
 ) -> tuple[Records, ...]:
     """Parts that share no content: equal inputs land in the same part, whatever their labels.
 
@@ -34,30 +30,30 @@ def split_disjoint(
     Raises:
         InputError: shares or sizes that cannot be had from so many distinct records.
     """
-    wanted = list(fractions if fractions is not None else sizes or ())
-    if (fractions is None) == (sizes is None) or not wanted:
+    requested = list(fractions if fractions is not None else sizes or ())
+    if (fractions is None) == (sizes is None) or not requested:
         raise InputError("a split takes either fractions or sizes: give one of them.")
-    if min(wanted) <= 0 or (fractions is not None and sum(wanted) > 1 + 1e-9):
+    if min(requested) <= 0 or (fractions is not None and sum(requested) > 1 + 1e-9):
         raise InputError(
-            f"the parts {wanted} of a split must be positive" + (" and sum to at most 1." if fractions else ".")
+            f"the parts {requested} of a split must be positive" + (" and sum to at most 1." if fractions else ".")
         )
     by_length = records.kind == "text" and records.labels is None
-    if by_length and (records.running or len(records) < 8 * len(wanted)):
+    if by_length and (records.running or len(records) < 8 * len(requested)):
         records = passages(records)
     groups: dict[bytes, list[int]] = {}
     for index, digest in enumerate(records.digests):
         groups.setdefault(digest, []).append(index)
-    if len(groups) < len(wanted):
+    if len(groups) < len(requested):
         raise InputError(
-            f"{records.name} has {len(groups)} distinct records, too few for {len(wanted)} disjoint parts: give more data."
+            f"{records.name} has {len(groups)} distinct records, too few for {len(requested)} disjoint parts: give more data."
         )
     if sizes is not None and sum(sizes) > len(records):
-        raise InputError(f"{records.name} has {len(records)} records, {sum(sizes)} were asked for: give smaller parts.")
+        raise InputError(f"{records.name} has {len(records)} records, {sum(sizes)} were requested: give smaller parts.")
     order = sorted(groups, key=lambda digest: hashlib.sha256(b"%d:" % seed + digest).digest())
     weights = [len(text) for text in records.inputs] if by_length and fractions is not None else [1] * len(records)
-    bounds = [part * sum(weights) for part in wanted] if fractions is not None else wanted
-    parts: list[list[int]] = [[] for _ in wanted]
-    held = [0] * len(wanted)
+    bounds = [part * sum(weights) for part in requested] if fractions is not None else requested
+    parts: list[list[int]] = [[] for _ in requested]
+    held = [0] * len(requested)
     for digest in order:
         # To the part that lacks the largest share of what it was promised: long documents are spread evenly.
         lacking = [(bound - has) / bound for bound, has in zip(bounds, held)]
@@ -70,7 +66,7 @@ def split_disjoint(
         raise InputError(
             f"{records.name} repeats records too often for disjoint parts of {list(sizes)}: give smaller parts."
         )
-    name = f"{records.sha256}:{seed}:{wanted}"
+    name = f"{records.sha256}:{seed}:{requested}"
     return tuple(replace(records.subset(sorted(part)), part_of=name) for part in parts)
 
 

@@ -59,15 +59,15 @@ def _with_header(
 ) -> tuple[list[str], list[Any]]:
     """Column names (or numbers, where the first line is data) and the rows without the header line."""
     names = [cell.strip() for cell in first]
-    asked = [*(_split(names, column) if column else []), *([label] if label else [])]
-    numbers = [key for key in asked if key.isascii() and key.isdigit() and len(key) < 10]
+    requested = [*(_split(names, column) if column else []), *([label] if label else [])]
+    numbers = [key for key in requested if key.isascii() and key.isdigit() and len(key) < 10]
     if not numbers or names == [str(i) for i in range(len(names))]:
         # A one-column file of sentences has no header to find; its first line is data unless it is a usual name.
         if column is None and len(names) == 1 and names[0].lower() not in TEXT_COLUMNS:
             return ["0"], rows
         return names, rows[1:]
     header = [str(i) for i in range(len(names))]
-    if len(numbers) < len(asked):
+    if len(numbers) < len(requested):
         # Names beside numbers: there is a header, and the numbers count its columns.
         return [header[i] if header[i] in numbers else name for i, name in enumerate(names)], rows[1:]
     if label is not None and int(label) < len(names) and len(rows) > 1:
@@ -135,7 +135,7 @@ def _texts(cells: list[Any], key: str, name: str) -> list[str]:
             raise InputError(f"{name}: column {key!r} is empty in record {row}: remove the record.")
         if not cell.isascii() and (half := _HALVES.search(cell)):
             raise InputError(
-                f"{name}: column {key!r} holds half a character (\\u{ord(half[0]):04x}) in record {row}: mend or remove the record."
+                f"{name}: column {key!r} holds half a character (\\u{ord(half[0]):04x}) in record {row}: fix or remove the record."
             )
     return cells
 

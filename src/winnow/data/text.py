@@ -11,7 +11,7 @@ import torch
 from winnow.data.images import image_transform
 from winnow.data.records import EOS, Records, map_tensors
 from winnow.data.split import passages
-from winnow.data.tokens import context_length, encode, need_tokenizer, pad, token_stream
+from winnow.data.tokens import context_length, encode, pad, require_tokenizer, token_stream
 from winnow.errors import InputError
 
 ModelKind = Literal["causal-lm", "encoder", "seq2seq", "vision", "clip", "tensors"]
@@ -19,11 +19,7 @@ Batch = dict[str, torch.Tensor] | tuple[torch.Tensor, ...]
 
 
 def lm_segments(
-    texts: Records | Sequence[str],
-    tokenizer: Any,
-    length: int,
-    limit: int | None = None,
-    joiner: str | None = None,
+    texts: Records | Sequence[str], tokenizer: Any, length: int, limit: int | None = None, joiner: str | None = None
 ) -> torch.Tensor:
     """Concatenated text cut into segments without overlap, int64 [n, length]; the incomplete last one is left out.
 
@@ -92,12 +88,12 @@ def calibration_batches(
     if model_kind == "tensors" or records.kind == "tensors":
         return _rows(records, transform or processor, _choice(rng, len(records), samples), batch_size)
     if model_kind == "vision":
-        _need(records, ("images",), "a vision model")
+        _require_kind(records, ("images",), "a vision model")
         chosen = records.subset(_choice(rng, len(records), samples))
         convert = image_transform(transform if transform is not None else processor)
         return [{"pixel_values": convert(chosen.inputs[i : i + batch_size])} for i in range(0, len(chosen), batch_size)]
-    _need(records, ("text", "pairs"), "a language model")
-    need_tokenizer(processor)
+    _require_kind(records, ("text", "pairs"), "a language model")
+    require_tokenizer(processor)
     length = length or context_length(processor, config, model_kind)
     if model_kind == "causal-lm":
         crops = _crops(records, processor, length, samples, rng)
@@ -182,7 +178,7 @@ def _with_decoder(rows: list[dict[str, list[int]]], tokenizer: Any, start: int) 
 def _clip(records: Records, processor: Any, transform: Any, chosen: np.ndarray, batch_size: int) -> list[Batch]:
     if records.kind == "tensors":
         return _rows(records, None, chosen, batch_size)
-    _need(records, ("images",), "a model of images and texts")
+    _require_kind(records, ("images",), "a model of images and texts")
     if records.labels is None or records.label_names is None:
         raise InputError(
             f"{records.name} has images but no texts: give a folder with one subfolder per class, or package.module:function "
@@ -204,7 +200,7 @@ def _clip(records: Records, processor: Any, transform: Any, chosen: np.ndarray, 
 
 
 def _rows(records: Records, transform: Any, chosen: np.ndarray, batch_size: int) -> list[Batch]:
-    _need(records, ("tensors", "images"), "a plain torch model")
+    _require_kind(records, ("tensors", "images"), "a plain torch model")
     part = records.subset(chosen)
     if records.kind == "images":
         convert = image_transform(transform)
@@ -212,7 +208,7 @@ def _rows(records: Records, transform: Any, chosen: np.ndarray, batch_size: int)
     return [map_tensors(part.inputs, lambda t, i=i: t[i : i + batch_size]) for i in range(0, len(part), batch_size)]
 
 
-def _need(records: Records, kinds: tuple[str, ...], model: str) -> None:
+def _require_kind(records: Records, kinds: tuple[str, ...], model: str) -> None:
     if records.kind not in kinds:
         raise InputError(
             f"{records.name} holds {records.kind}, but {model} takes {' or '.join(kinds)}: give other data."
@@ -222,7 +218,7 @@ def _need(records: Records, kinds: tuple[str, ...], model: str) -> None:
 def _texts_of(texts: Records | Sequence[str], joiner: str | None) -> tuple[Sequence[str], str]:
     if not isinstance(texts, Records):
         return list(texts), joiner or EOS
-    _need(texts, ("text", "pairs"), "a language model")
+    _require_kind(texts, ("text", "pairs"), "a language model")
     if texts.kind == "pairs":
         return [text for pair in texts.inputs for text in pair], joiner or EOS
     return texts.inputs, joiner or texts.joiner

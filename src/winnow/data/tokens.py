@@ -38,7 +38,7 @@ def token_stream(texts: Sequence[str], tokenizer: Any, joiner: str = EOS, enough
 
 def encode(texts: Sequence[str] | Sequence[tuple[str, str]], tokenizer: Any, length: int) -> list[dict[str, list[int]]]:
     """Each text (or pair of texts) on its own as the tokenizer's fields, cut to ``length`` tokens."""
-    need_tokenizer(tokenizer)
+    require_tokenizer(tokenizer)
     encoded: list[dict[str, list[int]]] = []
     for first in range(0, len(texts), 256):
         part = texts[first : first + 256]
@@ -66,7 +66,7 @@ def pad(rows: Sequence[dict[str, list[int]]], tokenizer: Any) -> dict[str, torch
     return batch
 
 
-def name_padding(config: Any, tokenizer: Any) -> None:
+def set_pad_token_id(config: Any, tokenizer: Any) -> None:
     """Tells a configuration without ``pad_token_id`` what the batches here are padded with (see :func:`pad`).
 
     Classifiers on decoders read their answer at the last token that is not padding, and refuse batches without knowing it.
@@ -84,7 +84,7 @@ def context_length(tokenizer: Any, config: Any, kind: str = "causal-lm") -> int:
     return min([int(n) for n in known if n is not None and n > 1] + [_LENGTHS.get(kind, 512)])
 
 
-def need_tokenizer(tokenizer: Any) -> None:
+def require_tokenizer(tokenizer: Any) -> None:
     """Raises InputError where there is none."""
     if tokenizer is None or not callable(tokenizer):
         raise InputError(
@@ -93,6 +93,6 @@ def need_tokenizer(tokenizer: Any) -> None:
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    need_tokenizer(tokenizer)
+    require_tokenizer(tokenizer)
     # A text longer than the context is cut into segments afterwards: no reason to warn.
     return [list(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]

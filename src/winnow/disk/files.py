@@ -12,7 +12,7 @@ from winnow.errors import disk_errors
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` to write; it is flushed and gets the name in one rename when the block ends.
 
     Where the block fails, or the process is killed, ``path`` is as it was. Raises OSError as the block and the disk do.
@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes ``path`` whole or not at all. Raises WinnowError where the disk is full or read-only."""
-    with disk_errors(path), written_whole(path) as part:
+    with disk_errors(path), atomic_file(path) as part:
         part.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 

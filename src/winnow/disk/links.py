@@ -9,7 +9,7 @@ from pathlib import Path
 from winnow.errors import InputError
 
 
-def leaves(path: Path, folder: Path) -> bool:
+def leaves_folder(path: Path, folder: Path) -> bool:
     """Whether ``path``, a file in ``folder``, is in truth one outside of it: a link, or below one, whatever the way there.
 
     A snapshot of the Hugging Face cache (``snapshots/REVISION``) is made of links into the ``blobs`` beside it: they stay.
@@ -21,9 +21,9 @@ def leaves(path: Path, folder: Path) -> bool:
 
 
 def refuse_links(files: Iterable[Path], folder: Path) -> None:
-    """Raises InputError for the first of ``files`` that :func:`leaves` the folder."""
+    """Raises InputError for the first of ``files`` that :func:`leaves_folder` the folder."""
     for path in files:
-        if leaves(path, folder):
+        if leaves_folder(path, folder):
             raise InputError(
                 f"{path} is a link to something outside of {folder}, which would be copied: put the file itself there, or remove the link."
             )

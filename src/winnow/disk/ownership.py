@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.disk.regular import open_regular
 
 MARK = ".winnow.json"
@@ -63,11 +63,13 @@ def read_mark(folder: Path) -> tuple[str, dict[str, str | None]] | None:
         if not stat.S_ISREG((folder / MARK).lstat().st_mode):
             return None
         found = json.loads((folder / MARK).read_bytes())
-        told = {name: found[name] for name in ("winnow", "kind", "files")}
-        sound = found["sha256"] == _seal(told) and told["winnow"] == VERSION and isinstance(told["files"], dict)
+        content = {name: found[name] for name in ("winnow", "kind", "files")}
+        sound = (
+            found["sha256"] == _seal(content) and content["winnow"] == VERSION and isinstance(content["files"], dict)
+        )
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return (str(told["kind"]), told["files"]) if sound else None
+    return (str(content["kind"]), content["files"]) if sound else None
 
 
 def claim(folder: Path, *names: str) -> None:
@@ -80,7 +82,7 @@ def claim(folder: Path, *names: str) -> None:
         _write(folder, found[0], {**found[1], **dict.fromkeys(names)})
 
 
-def stranger(folder: Path, kind: str, *, names_only: bool = False) -> tuple[str, str] | None:
+def first_foreign(folder: Path, kind: str, *, names_only: bool = False) -> tuple[str, str] | None:
     """The first thing in a folder that stands in the way of replacing it, and why; None where all of it is winnow's ``kind``.
 
     A file that the mark does not name, one that was changed since (not looked at with ``names_only``), a link, another
@@ -173,10 +175,10 @@ def _regular(path: Path) -> bool:
 
 
 def _write(folder: Path, kind: str, files: Mapping[str, str | None]) -> None:
-    told = {"winnow": VERSION, "kind": kind, "files": dict(sorted(files.items()))}
-    with written_whole(folder / MARK) as part:
-        part.write_text(json.dumps({**told, "sha256": _seal(told)}, indent=1) + "\n", encoding="utf-8")
+    content = {"winnow": VERSION, "kind": kind, "files": dict(sorted(files.items()))}
+    with atomic_file(folder / MARK) as part:
+        part.write_text(json.dumps({**content, "sha256": _seal(content)}, indent=1) + "\n", encoding="utf-8")
 
 
-def _seal(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""``OUT.work``, the folder beside an output in which everything lies until the output gets its name, and what may be where."""
+"""``OUT.work``, the folder beside an output that holds everything until the output is renamed into place, and what may be in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from winnow.disk.lock import NAME as LOCK
 from winnow.disk.lock import Lock, lock
-from winnow.disk.ownership import MARK, WORK, read_mark, stranger, write_mark
+from winnow.disk.ownership import MARK, WORK, first_foreign, read_mark, write_mark
 from winnow.errors import InputError, disk_errors
 
 _BEGUN = re.compile(rf"{re.escape(LOCK)}|{re.escape(MARK)}\.\d+\.tmp|\.writable")  # there before the mark is
@@ -20,25 +20,25 @@ _STAGE = re.compile(r"[\w.+-]+-[0-9a-f]{16}([.-].*)?")  # a key of winnow.run.st
 _STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp")
 
 
-def final_of(out: Path | str) -> Path:
-    """Where an output comes to: an absolute path; of a link, what it points to, so that the link stays."""
+def output_path(out: Path | str) -> Path:
+    """The absolute path of an output; of a link, what it points to, so that the link stays."""
     path = Path(os.path.abspath(out))
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def work_of(out: Path | str) -> Path:
-    """Where the stages of an output lie until it is finished."""
-    final = final_of(out)
+def work_folder(out: Path | str) -> Path:
+    """The folder that keeps the stages of an output until it is finished."""
+    final = output_path(out)
     return final.with_name(final.name + ".work")
 
 
-def aside_of(final: Path) -> Path:
-    """Where an earlier output lies for the moment between two renames."""
+def backup_path(final: Path) -> Path:
+    """The name of an earlier output between two renames."""
     return final.with_name(f".{final.name}.winnow-old")
 
 
-def _gone_of(final: Path) -> Path:
-    """Where what belonged to an output lies while it is removed."""
+def _trash_path(final: Path) -> Path:
+    """The name of what is being removed."""
     return final.with_name(f".{final.name}.winnow-gone")
 
 
@@ -58,8 +58,8 @@ def check_output(out: Path | str, kind: str = "model", inputs: Iterable[Any] = (
     with disk_errors(Path(out), "read"):
         for _ in range(10):  # another process may just be giving a folder its name
             with contextlib.suppress(FileNotFoundError):
-                return _check(out, final_of(out), kind, inputs, names_only)
-        _check(out, final_of(out), kind, inputs, names_only)
+                return _check(out, output_path(out), kind, inputs, names_only)
+        _check(out, output_path(out), kind, inputs, names_only)
 
 
 def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names_only: bool) -> None:
@@ -70,16 +70,16 @@ def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names
     if os.path.ismount(final):
         raise InputError(f"--out {out} is a mount and cannot be replaced: name a folder in it.")
     for path in _paths(inputs):
-        _apart(final, path, str(out))
-    for folder in (final, aside_of(final)):
-        found = stranger(folder, kind, names_only=names_only) if folder.exists() else None
+        _require_separate(final, path, str(out))
+    for folder in (final, backup_path(final)):
+        found = first_foreign(folder, kind, names_only=names_only) if folder.exists() else None
         if found is not None:
             raise InputError(f"{folder} holds something else ({', '.join(found)}): choose another --out, or move it.")
-    check_work(work_of(final))
+    check_work(work_folder(final))
 
 
 def check_work(root: Path) -> None:
-    """Refuses a folder of work that is a link or holds anything that winnow did not put there. Raises InputError."""
+    """Refuses a folder of work that is a link or holds anything that winnow did not write there. Raises InputError."""
     try:
         found = _foreign(root)
     except FileNotFoundError:  # another process is just taking it away; whose it was is asked again under the lock
@@ -122,13 +122,13 @@ def _foreign(root: Path) -> str | None:
 
 
 def _foreign_in(folder: Path) -> Path | None:
-    """What lies in the folder of a stage and was not put there by one."""
+    """What lies in the folder of a stage and was not written by one."""
     if (folder / MARK).exists():  # an output, or OUT.work of a stage; one whose mark is damaged is done again
         mark = read_mark(folder)
         if mark is None:
             return None
         if mark[0] != WORK:
-            found = stranger(folder, mark[0], names_only=True)
+            found = first_foreign(folder, mark[0], names_only=True)
             return None if found is None else folder / found[0]
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() or not (
@@ -156,7 +156,7 @@ class Work:
         self.root = Path(os.path.abspath(root))
         self._final = self.root.with_name(self.root.name.removesuffix(".work"))
         check_work(self.root)
-        _sweep(_gone_of(self._final))
+        _sweep(_trash_path(self._final))
         made = [p for p in self.root.parents if not p.exists()]
         self._lock: Lock = lock(self.root)
         self.nested = not whole and self._lock.whole
@@ -166,10 +166,10 @@ class Work:
             write_mark(self.root, WORK)
 
     def remove(self) -> None:
-        """The folder with all that is in it, unless something is there that winnow did not put there."""
+        """The folder with all that is in it, unless something is there that winnow did not write there."""
         with contextlib.suppress(OSError):
             if _foreign(self.root) is None:
-                dispose(self.root, self._final)
+                remove_folder(self.root, self._final)
         self.release()
 
     def release(self) -> None:
@@ -179,7 +179,7 @@ class Work:
 
 
 def _tidy(root: Path, made: list[Path]) -> None:
-    """Takes away a folder of work that holds nothing to go on from, and the folders above that were made for it."""
+    """Removes a work folder with nothing to resume from, and the folders above that were made for it."""
     with contextlib.suppress(OSError):
         for folder, _, _ in os.walk(root, topdown=False):
             if Path(folder) != root:
@@ -194,9 +194,9 @@ def _tidy(root: Path, made: list[Path]) -> None:
                 os.rmdir(folder)
 
 
-def dispose(folder: Path, final: Path) -> None:
+def remove_folder(folder: Path, final: Path) -> None:
     """Removes a marked folder beside an output: by a rename, so that no part of it is ever taken for the whole."""
-    gone = _gone_of(final)
+    gone = _trash_path(final)
     _sweep(gone)
     try:
         os.rename(folder, gone)
@@ -233,13 +233,13 @@ def _paths(inputs: Iterable[Any]) -> Iterator[Path]:
                     yield path
 
 
-def _apart(final: Path, path: Path, out: str) -> None:
+def _require_separate(final: Path, path: Path, out: str) -> None:
     """Raises InputError where an output and an input are one, or one lies in the other, by whatever names."""
     if final.exists() and os.path.samefile(final, path):
         raise InputError(f"--out {out} is {path}, which is read: name another folder; the input is never touched.")
     if path.is_dir() and _within(final, path):
         raise InputError(f"--out {out} lies in {path}, which is read: name a folder outside it.")
-    for folder in (final, work_of(final)):
+    for folder in (final, work_folder(final)):
         if folder.exists() and _within(path, folder):
             raise InputError(f"{path}, which is read, lies in {folder}: name another --out.")
 

@@ -9,7 +9,8 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from winnow.coupled.find import Member, Unit, select_units, unit_masks, unit_sizes, zero_biases
+from winnow.coupled.select import select_units
+from winnow.coupled.unit import CoupledUnit, Member, unit_masks, unit_sizes, zero_biases
 from winnow.errors import InputError
 from winnow.fcpts.groups import Matrices
 from winnow.fcpts.line_units import LineUnits
@@ -18,7 +19,7 @@ from winnow.masks.prunable import Scope
 
 
 class Channels:
-    """Coupled units (:func:`winnow.coupled.find.find_units`); one threshold for the units of one ``Unit.group``.
+    """Coupled units (:func:`winnow.coupled.find.find_coupled_units`); one threshold for the units of one ``Unit.group``.
 
     A unit's magnitude is the root mean square of its producers' rows: the norm of all of them together over the square root
     of their length. At or under the threshold its columns in the consumers are zero (:meth:`mask`) and, in the end, its rows in
@@ -29,7 +30,7 @@ class Channels:
     (``numels``, ``sizes`` and the removed weights alike). Groups are named after the module that holds their producers.
     """
 
-    def __init__(self, units: Sequence[Unit], scope: Scope, *, window: float = 1.0) -> None:
+    def __init__(self, units: Sequence[CoupledUnit], scope: Scope, *, window: float = 1.0) -> None:
         if not units:
             raise InputError("there is no coupled unit to learn about: choose another structure")
         self.units, self.scope, self.window = list(units), scope, window
@@ -81,7 +82,7 @@ class Channels:
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """Keep masks of every tensor of the scope, ``zeros`` removed to within one unit.
 
-        UnitGroups go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.find.select_units`: one that
+        UnitGroups go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.select.select_units`: one that
         no longer fits is passed over, and one unit of every group stays.
         Raises InputError when units cannot give so many weights, or a magnitude is NaN.
         """
@@ -133,7 +134,7 @@ def _whole(sizes: torch.Tensor, owner: torch.Tensor, groups: int) -> torch.Tenso
     return whole
 
 
-def _names(units: Sequence[Unit], owner: Sequence[int], scope: Scope) -> tuple[str, ...]:
+def _names(units: Sequence[CoupledUnit], owner: Sequence[int], scope: Scope) -> tuple[str, ...]:
     """The module that holds each group's producers; experts, which share theirs, with the number of the expert."""
     names: dict[int, str] = {}
     seen: Counter[str] = Counter()

@@ -8,8 +8,7 @@ from functools import cached_property
 
 import torch
 
-from winnow.coupled.find import Member
-from winnow.coupled.unit import member_parts
+from winnow.coupled.unit import Member, member_parts
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 

@@ -36,7 +36,7 @@ def make_units(
     if isinstance(structure, Coupled):
         if example is None:
             raise InputError(f"{structure} units are found by running the model: give calibration data")
-        from winnow.coupled.find import find_units
+        from winnow.coupled.find import find_coupled_units
 
-        return Channels(find_units(model, scope, example, structure.unit), scope, window=window)
+        return Channels(find_coupled_units(model, scope, example, structure.unit), scope, window=window)
     return Elements(scope, window=window)

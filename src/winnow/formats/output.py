@@ -10,7 +10,7 @@ from typing import Any
 
 from winnow.disk.files import sync
 from winnow.disk.ownership import read_mark, write_mark
-from winnow.disk.work import Work, aside_of, check_output, dispose, final_of, work_of
+from winnow.disk.work import Work, backup_path, check_output, output_path, remove_folder, work_folder
 from winnow.errors import disk_errors
 
 
@@ -31,11 +31,11 @@ class OutputFolder:
     """
 
     def __init__(self, folder: Path | str, kind: str = "model", inputs: Iterable[Any] = ()) -> None:
-        self.final, self._kind = final_of(folder), kind
-        self._aside = aside_of(self.final)
+        self.final, self._kind = output_path(folder), kind
+        self._aside = backup_path(self.final)
         with disk_errors(self.final):
             check_output(folder, kind, inputs)
-            self._work = Work(work_of(self.final), whole=False)
+            self._work = Work(work_folder(self.final), whole=False)
             self.path = self._work.root / f"{self.final.name}.partial"
             try:
                 if self._aside.exists() and not self.final.exists():
@@ -71,7 +71,7 @@ class OutputFolder:
                 raise
             sync(self.final.parent)
             if self._aside.exists():
-                dispose(self._aside, self.final)
+                remove_folder(self._aside, self.final)
         self._work.release()
         return self.final
 
@@ -84,7 +84,7 @@ class OutputFolder:
         """Takes away what a kill left: a partial folder, and an earlier output that was replaced already."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._aside.exists():
-            dispose(self._aside, self.final)
+            remove_folder(self._aside, self.final)
 
     def _set_aside(self) -> None:
         if not any(self.final.iterdir()):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from winnow.disk import ownership
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.disk.regular import open_regular
 from winnow.errors import InputError, disk_errors
 from winnow.formats.header import DTYPES, FORMAT_VERSION, LARGEST_HEADER, damaged, digest_of, read_header
@@ -40,7 +40,7 @@ def write_tensors(
     Raises WinnowError where the disk is full or read-only; then ``path`` is as it was.
     """
     order, header = _header(path.name, tensors, about, small, real=True)
-    with disk_errors(path), written_whole(path) as part, open(part, "wb") as file:
+    with disk_errors(path), atomic_file(path) as part, open(part, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for key in order:
             for chunk in _bytes_of(tensors[key]):

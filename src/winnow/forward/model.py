@@ -13,10 +13,11 @@ from torch import nn
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.errors import InputError
-from winnow.forward.arithmetic import following
+from winnow.forward import batch as plain
+from winnow.forward.modes import eval_mode
 
 
-def accepted(model: nn.Module) -> dict[str, inspect.Parameter]:
+def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of a model's forward by name."""
     try:
         return dict(inspect.signature(model.forward).parameters)
@@ -30,18 +31,13 @@ def call(model: nn.Module, batch: Batch, **settings: Any) -> Any:
     Of a dict and of ``settings``, what forward does not take is left out; a forward that takes none of the dict's names
     gets its first tensor.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch = following(model, map_tensors(batch, lambda tensor: tensor.to(device)))
-    names = accepted(model)
+    device = plain.device_of(model)
+    batch = map_tensors(batch, lambda tensor: tensor.to(device))
+    names = forward_parameters(model)
     settings = {key: value for key, value in settings.items() if key in names}
-    if not isinstance(batch, dict):
-        return model(*batch, **settings)
-    if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in names.values()):
-        fitting = {key: tensor for key, tensor in batch.items() if key in names}
-        if not fitting:
-            return model(next(iter(batch.values())), **settings)
-        batch = fitting
-    return model(**batch, **settings)
+    if isinstance(batch, dict) and not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in names.values()):
+        batch = {key: tensor for key, tensor in batch.items() if key in names} or (next(iter(batch.values())),)
+    return plain.call(model, batch, **settings)
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -61,8 +57,9 @@ def has_logits(output: Any) -> bool:
     return isinstance(output, torch.Tensor) or _field(output, "logits") is not None
 
 
-def embeddings_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
-    """One vector of length 1 per example [n, width]: hidden states averaged over the tokens that are not padding.
+def embeddings_of(output: Any, batch: Batch) -> torch.Tensor:
+    """One vector of length 1 per example [n, width]: hidden states averaged over the tokens that
+    ``attention_mask`` of the batch does not call padding.
 
     An output that already is [n, width] is only normalised; of a model of images and texts, both embeddings are joined.
     """
@@ -78,6 +75,7 @@ def embeddings_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
         raise InputError("the model returned no hidden states: similarity needs an encoder without an output head.")
     hidden = hidden.float()
     if hidden.ndim == 3:
+        mask = batch.get("attention_mask") if isinstance(batch, dict) else None
         weights = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.device).float()
         hidden = (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)
     return torch.nn.functional.normalize(hidden, dim=-1)
@@ -86,14 +84,8 @@ def embeddings_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and inference mode inside, every module's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.inference_mode():
+        yield
 
 
 def _field(output: Any, name: str) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.kernels import native
 from winnow.machine.facts import machine
 from winnow.version import __version__
@@ -69,7 +69,7 @@ class TimingCache:
         machines[self._machine] = merged
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self._path) as part, open(part, "w", encoding="utf-8") as file:
+            with atomic_file(self._path) as part, open(part, "w", encoding="utf-8") as file:
                 json.dump({"version": VERSION, "machines": machines}, file, indent=1, sort_keys=True)
         except OSError as error:
             warnings.warn(

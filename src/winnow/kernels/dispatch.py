@@ -25,7 +25,7 @@ from winnow.kernels.spec import LayerSpec
 from winnow.kernels.survey import TRAINING, record_shapes, weighted_layers
 from winnow.kernels.swap import swap
 from winnow.machine.cache import last_level_cache
-from winnow.masks.given import opened, working_copy
+from winnow.masks.unwrap import plain_module, working_copy
 
 SMALLEST = 32_768  # weights; a smaller product takes less time than calling it
 VALUES = ("bfloat16",)  # types that a user may allow beside a layer's own
@@ -88,7 +88,7 @@ def accelerate(
         raise InputError(
             f"accelerate takes a torch module or a folder of winnow compress, not a {type(model).__name__}"
         )
-    model = opened(model)
+    model = plain_module(model)
     fast = working_copy(
         model, [*model.parameters(), *model.buffers()]
     )  # another tree of modules around the same tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from winnow.errors import InputError
-from winnow.forward.arithmetic import following
+from winnow.forward.batch import call
+from winnow.forward.model import evaluating
 from winnow.kernels.dense import Substitute
 from winnow.kernels.modules import PackedLayer
 from winnow.kernels.swap import why_dense
@@ -94,7 +95,6 @@ def record_shapes(model: nn.Module, layers: dict[str, nn.Module], example: Any) 
     cannot be run on it.
     """
     seen: dict[str, list[torch.Size]] = {path: [] for path in layers}
-    modes = {module: module.training for module in model.modules()}
     handles = []
 
     def note(path: str) -> Any:
@@ -106,15 +106,8 @@ def record_shapes(model: nn.Module, layers: dict[str, nn.Module], example: Any) 
 
     try:
         handles = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
-        model.eval()  # or batch statistics, which the given model shares, would change
-        example = following(model, example)
-        with torch.inference_mode():
-            if isinstance(example, Mapping):
-                model(**example)
-            elif isinstance(example, (tuple, list)):
-                model(*example)
-            else:
-                model(example)
+        with evaluating(model):  # or batch statistics, which the given model shares, would change
+            call(model, example)
     except InputError:
         raise
     except Exception as error:
@@ -125,6 +118,4 @@ def record_shapes(model: nn.Module, layers: dict[str, nn.Module], example: Any) 
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return seen

@@ -12,8 +12,8 @@ def last_level_cache() -> int:
     sizes = [_bytes(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     if sys.platform == "darwin":
         for name in ("hw.l3cachesize", "hw.perflevel0.l2cachesize", "hw.l2cachesize"):
-            told = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False).stdout.strip()
-            sizes.append(int(told) if told.isdigit() else 0)
+            value = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False).stdout.strip()
+            sizes.append(int(value) if value.isdigit() else 0)
     return max(sizes, default=0) or 32 << 20
 
 

@@ -54,7 +54,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Returns freed memory to the system where the allocator would keep it (glibc); nothing elsewhere.
 
     glibc keeps what a thread freed for that thread, and raises the size from which memory is mapped, and so

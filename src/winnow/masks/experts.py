@@ -38,7 +38,8 @@ def find_experts(model: nn.Module) -> list[ExpertGroup]:
     return groups
 
 
-def _join(*parts: str) -> str:
+def dotted(*parts: str) -> str:
+    """A path in a model of its parts, of which some may be empty."""
     return ".".join(part for part in parts if part)
 
 
@@ -50,7 +51,7 @@ def _stacks(module: nn.Module, path: str) -> dict[str, torch.Tensor]:
     if isinstance(module, _KNOWN):
         return {}
     named = ((n, p) for n, p in module._parameters.items() if p is not None and not is_lazy(p) and p.dim() == 3)
-    return {_join(path, name): p for name, p in named if min(p.shape) > 1}
+    return {dotted(path, name): p for name, p in named if min(p.shape) > 1}
 
 
 def _group(path: str, module: nn.Module) -> ExpertGroup | None:
@@ -58,7 +59,7 @@ def _group(path: str, module: nn.Module) -> ExpertGroup | None:
     stacks = _stacks(module, path)
     count = next(iter(stacks.values())).shape[0] if stacks else 0
     for name, child in module.named_children():
-        own = _stacks(child, _join(path, name))
+        own = _stacks(child, dotted(path, name))
         if own:
             count = next(iter(own.values())).shape[0]
         elif isinstance(child, (nn.ModuleList, nn.ModuleDict)) and len(child) > 1:
@@ -104,9 +105,9 @@ def _routers(
     for name, child in module.named_children():
         if name in holders:
             continue
-        beside.append((_join(path, name), child))
+        beside.append((dotted(path, name), child))
         if any(word in name.lower() for word in ("router", "gat")):
-            beside += [(_join(path, name, key), m) for key, m in child.named_children()]
+            beside += [(dotted(path, name, key), m) for key, m in child.named_children()]
     matrices: dict[str, torch.Tensor] = {}
     gates: set[str] = set()
     for where, owner in beside:
@@ -114,9 +115,9 @@ def _routers(
             if p is None or is_lazy(p) or p.dim() != 2 or "bias" in key:
                 continue
             if p.shape[0] == count:
-                matrices[_join(where, key)] = p
+                matrices[dotted(where, key)] = p
             elif p.shape[0] == 1 and owner is not module:
-                gates.add(_join(where, key))
+                gates.add(dotted(where, key))
     return matrices, gates
 
 

@@ -15,7 +15,7 @@ MAX_RATE = 0.99  # as in winnow.allocate: a global ranking alone may empty a ten
 def global_magnitude(
     matrices: Mapping[str, torch.Tensor], keeps: Mapping[str, torch.Tensor], zeros: int, max_rate: float = MAX_RATE
 ) -> dict[str, torch.Tensor]:
-    """Keep masks with exactly ``zeros`` zeros: one ranking of |w| over all tensors, what is gone already goes first.
+    """Keep masks with exactly ``zeros`` zeros: one ranking of |w| over all tensors, already pruned weights stay pruned.
 
     Ties go by tensor order and index. ``matrices`` and ``keeps`` are [rows, cols] by name (Jaiswal et al. 2023, the
     magnitude pruning of algorithm 1: one global ranking, not one per layer).
@@ -32,19 +32,21 @@ def prune_globally(
     """Keep masks with exactly ``zeros`` zeros, the lowest of ``scores`` over all tensors; no weight comes back.
 
     Scores are compared as float32, ties go by tensor order and index. A score may be a callable that makes its tensor
-    [rows, cols] when asked; only one is alive at a time. Where a tensor would lose more than ``max_rate`` of its weights
+    [rows, cols] when called; only one is in memory at a time. Where a tensor would lose more than ``max_rate`` of its weights
     the others lose the rest (:func:`caps`); 1 is the pure ranking of the papers, which may empty a tensor.
 
     Raises:
         InputError: fewer zeros than there are already, more than there are weights, NaN scores, or a ``max_rate``
             outside 0 to 1.
     """
-    gone = sum(int((~k).count_nonzero()) for k in keeps.values())
-    if zeros < gone:
-        raise InputError(f"{gone} weights are gone already, {zeros} were asked for: masks only lose weights.")
+    pruned = sum(int((~k).count_nonzero()) for k in keeps.values())
+    if zeros < pruned:
+        raise InputError(
+            f"{pruned} weights are gone already, more than the {zeros} requested: a mask only loses weights."
+        )
     numel = sum(k.numel() for k in keeps.values())
     if zeros > numel:
-        raise InputError(f"{zeros} zeros were asked for and there are {numel} weights: ask for fewer.")
+        raise InputError(f"{zeros} zeros were requested of {numel} weights: request fewer.")
     ranked = {n: _ranked(s, keeps[n]) for n, s in scores.items()}
     counts = global_counts(ranked, zeros, caps(keeps, zeros, max_rate))
     return {n: ~lowest(make(), counts[n]) for n, make in ranked.items()}
@@ -57,7 +59,7 @@ def caps(keeps: Mapping[str, torch.Tensor], zeros: int, max_rate: float) -> dict
 
 
 def _ranked(score: Source, keep: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Weights that are gone below all others: no live score is minus infinity, so that none of them can take their place."""
+    """Pruned weights below all others: no live score is minus infinity, so that none of them can take their place."""
 
     def make() -> torch.Tensor:
         values = (score() if callable(score) else score).detach().float()

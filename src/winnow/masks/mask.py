@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.errors import FormatError, InputError, disk_errors
 
 VERSION = 1
@@ -118,7 +118,7 @@ class MaskSet(Mapping[str, Mask]):
         return len(self._masks)
 
     def __repr__(self) -> str:
-        return f"MaskSet({len(self)} tensors, {self.zeros} of {self.numel} weights gone)"
+        return f"MaskSet({len(self)} tensors, {self.zeros} of {self.numel} weights pruned)"
 
     @property
     def numel(self) -> int:
@@ -191,7 +191,7 @@ class MaskSet(Mapping[str, Mask]):
             "masks": [{"name": n, "shape": list(m.shape), "sha256": _digest(m.bits)} for n, m in self.items()],
         }
         target = Path(path)
-        with disk_errors(target), written_whole(target) as part:
+        with disk_errors(target), atomic_file(target) as part:
             save_file({n: m.bits.contiguous() for n, m in self.items()}, part, metadata={_KEY: json.dumps(header)})
 
     @classmethod

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+from winnow.forward.modes import eval_mode
+
 # Autograd nodes that multiply their input by something, and those that put tensors side by side.
 _PRODUCT = re.compile(
     r"(Mkldnn|Cudnn|Miopen|Slow|Thnn)?(Addmm|Mm|Bmm|Baddbmm|Addbmm|Mv|Addmv|Dot|Linear|Conv|Trilinear|Rnn|Fused(Lstm|Gru)Cell)"
@@ -20,7 +22,7 @@ _JOIN = re.compile(r"(Cat|Stack)Backward")
 
 
 class _Enough(BaseException):
-    """The model has answered: nothing after that is wanted."""
+    """Ends a run once the model has returned."""
 
 
 def answer_of(model: nn.Module, run: Callable[[], Any]) -> Any:
@@ -211,19 +213,12 @@ def _ancestors(node: Any) -> set[Any]:
 @contextmanager
 def _followed(model: nn.Module) -> Iterator[None]:
     """Every floating-point parameter takes a gradient, in eval mode, without the fused paths; all put back afterwards."""
-    asked = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point() and p.is_leaf]
-    modes = [(m, m.training) for m in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
-    for p, _ in asked:
+    before = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point() and p.is_leaf]
+    for p, _ in before:
         p.requires_grad_(True)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with eval_mode(model, fastpath=False), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for p, wanted in asked:
-            p.requires_grad_(wanted)
-        for module, training in modes:
-            module.training = training
+        for p, requires_grad in before:
+            p.requires_grad_(requires_grad)

@@ -60,9 +60,9 @@ def lowest_per_row(scores: torch.Tensor, count: int) -> torch.Tensor:
     if base:
         threshold[extra:] = _kth(scores[extra:], base)
     chosen, ties = scores < threshold, scores == threshold
-    wanted = torch.full((rows,), base, device=scores.device)
-    wanted[:extra] += 1
-    return _take_ties(chosen, ties, _per_row(ties), wanted - _per_row(chosen))
+    quotas = torch.full((rows,), base, device=scores.device)
+    quotas[:extra] += 1
+    return _take_ties(chosen, ties, _per_row(ties), quotas - _per_row(chosen))
 
 
 def lowest_of_groups(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def global_counts(sources: Mapping[str, Source], total: int, caps: Mapping[str, 
 
     Scores are compared as float32. Ties go to the tensors in their order. A tensor whose share would pass its cap
     stops there and the others lose more. Two histogram passes over 16 bits each find the threshold exactly, so a
-    source may be a callable that builds its tensor when asked: only one is alive at a time.
+    source may be a callable that builds its tensor when called: only one is in memory at a time.
 
     Raises InputError on NaN scores, or when the caps leave room for fewer than ``total``.
     """

@@ -17,19 +17,15 @@ from torch.nn.utils.parametrize import ParametrizationList
 from winnow.errors import InputError
 from winnow.masks.blocks import Block, find_blocks, is_transposed_linear
 from winnow.masks.experts import find_experts
-from winnow.masks.given import opened
 from winnow.masks.prunable import Prunable, Scope, Skipped, nothing_to_prune
 from winnow.masks.ties import overlapping, tied
+from winnow.masks.unwrap import plain_module, require_dense
 
 MHA_WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def find_scope(
-    model: nn.Module,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    outputs: Sequence[str] | None = None,
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = (), *, outputs: Sequence[str] | None = None
 ) -> Scope:
     """What may be pruned in ``model``, in its own order, and every other parameter with the reason it stays.
 
@@ -52,7 +48,7 @@ def find_scope(
     Raises InputError for a pattern that matches nothing, for a model whose layers are packed or quantized already or
     that cannot be worked on in this form, and for a model with nothing to prune.
     """
-    model = opened(model)
+    model = plain_module(model)
     require_dense(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     aliases, views = tied(parameters), overlapping(parameters)
@@ -74,12 +70,12 @@ def find_scope(
             continue  # counted under its first name already (two parameters that view one storage)
         shared = f"tied to {names[1]}" if len(names) > 1 else f"tied to {others[0]}, in another view" if others else ""
         reason = _fixed_reason(p) or shared or rules.reason(name, p)
-        asked = next((n for n in names if _asked(include, n, p, tied=bool(shared))), None)
+        named = next((n for n in names if _included(include, n, p, tied=bool(shared))), None)
         fixed = _fixed_reason(p) or rules.recomputed(names[0])
-        if asked is not None and fixed:
-            scope.notes.append(f"{asked} was asked for and stays dense: it is {fixed}.")
-        elif asked is not None:
-            name, reason = next((n for n in (asked, *names) if rules.has_inputs(n)), asked), ""
+        if named is not None and fixed:
+            scope.notes.append(f"{named} was included by name but stays dense: it is {fixed}.")
+        elif named is not None:
+            name, reason = next((n for n in (named, *names) if rules.has_inputs(n)), named), ""
         if any(_matches(pattern, n) for pattern in exclude for n in (*names, *others)):
             reason = "excluded by name"
         if reason:
@@ -119,7 +115,7 @@ def _readings(pattern: str) -> list[str]:
     return [pattern, pattern.replace("[", "[[]"), re.sub(r"(?<=[^\W\d])\[(\d+)\]|(?<=\])\[(\d+)\]", r".\1\2", pattern)]
 
 
-def _asked(include: Sequence[str], name: str, p: torch.Tensor, *, tied: bool) -> bool:
+def _included(include: Sequence[str], name: str, p: torch.Tensor, *, tied: bool) -> bool:
     if any(name in _readings(pattern) for pattern in include):
         return True
     return not tied and not is_lazy(p) and p.dim() > 1 and any(_matches(pattern, name) for pattern in include)
@@ -132,37 +128,6 @@ def _fixed_reason(p: torch.Tensor) -> str:
     if not p.is_floating_point():
         return "not floating point"
     return "empty" if p.numel() == 0 else "a single number" if p.dim() == 0 else ""
-
-
-# Packages whose layers hold codes in place of weights.
-_CODED = (
-    "torch.ao.nn",
-    "torch.nn.quantized",
-    "bitsandbytes",
-    "auto_gptq",
-    "gptqmodel",
-    "awq",
-    "quanto",
-    "optimum.quanto",
-    "hqq",
-)
-
-
-def require_dense(model: nn.Module) -> None:
-    """Raises InputError where layers are packed or quantized: they have no dense weight that could be pruned."""
-    for path, module in model.named_modules():
-        home = type(module).__module__
-        if home.startswith("winnow.kernels"):
-            raise InputError(
-                f"{path or 'the model'} is packed already ({type(module).__name__}): give the dense model, or load it without packed=True."
-            )
-        if home.startswith(_CODED) and (".quantized" in home or not home.startswith("torch.")):
-            raise InputError(
-                f"{path or 'the model'} is quantized already ({type(module).__name__}): give the dense model it was made of."
-            )
-    for name, p in model.named_parameters():
-        if type(p).__module__.startswith(("torchao", "optimum.quanto", "bitsandbytes")):
-            raise InputError(f"{name} is quantized already ({type(p).__name__}): give the dense model it was made of.")
 
 
 @dataclass

@@ -59,7 +59,7 @@ def soup(
             return MaskSet({name: _classes(masks, how, name).bool() for name in masks[0]})
         found = {candidate.zeros for candidate in masks}
         if len(found) > 1:
-            raise InputError(f"the candidates have {min(found)} to {max(found)} zeros: say how many are wanted")
+            raise InputError(f"the candidates have {min(found)} to {max(found)} zeros: give the number with zeros=")
         zeros = found.pop()
     if not 0 <= zeros <= masks[0].numel:
         raise InputError(f"{zeros} zeros do not fit {masks[0].numel} weights: ask for 0 to {masks[0].numel}")
@@ -97,11 +97,7 @@ def _boundary_class(classes: Iterable[tuple[torch.Tensor, int]], zeros: int) -> 
 
 
 def _key(
-    masks: Sequence[MaskSet],
-    how: str,
-    scores: Sequence[Mapping[str, torch.Tensor]] | None,
-    boundary: int,
-    name: str,
+    masks: Sequence[MaskSet], how: str, scores: Sequence[Mapping[str, torch.Tensor]] | None, boundary: int, name: str
 ) -> torch.Tensor:
     """float32 [R, C] that ranks by (class, second key): finite only within the class where the count is reached."""
     classes = _classes(masks, how, name)

@@ -8,17 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from winnow.data.records import Records
-from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import call, embeddings_of, has_logits, logits_of
-from winnow.measure.evaluation import Evaluation, Reference, Watch
-from winnow.measure.feed import Feed
+from winnow.measure.evaluation import Evaluation, OutputRecorder, Reference
 from winnow.measure.intervals import mean_interval
-from winnow.measure.task import Progress, Task, bounded, matches
+from winnow.measure.task import Progress, RecordsTask, bounded, matches
 
 
-class AgreementTask(Task):
+class AgreementTask(RecordsTask):
     """How often a model gives the dense model's answer; no labels are needed, and none are used.
 
     Models with logits: the share of equal top-1 answers (averaged over positions where an example has several). Models
@@ -30,29 +27,10 @@ class AgreementTask(Task):
     metric = "agreement"
     of_dense = True
 
-    def __init__(
-        self,
-        records: Records,
-        processor: Any = None,
-        *,
-        length: int | None = None,
-        limit: int | None = None,
-        config: Any = None,
-    ) -> None:
-        """Arguments as for :class:`winnow.measure.classification.ClassificationTask`."""
-        records = records.limited(limit)
-        self.records = records
-        self._feed = Feed(records, processor, length or context_length(processor, config, "agreement"))
-        super().__init__(records.name, records.sha256, len(records))
-
-    def _answers(self) -> int:
-        return self.n
-
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         answers: list[np.ndarray] = []
         order: list[np.ndarray] = []
-        done = 0
-        for rows, batch in self._feed.batches(model):
+        for done, rows, batch in self._batches(model, progress):
             output = call(model, batch)
             if has_logits(output):
                 logits = logits_of(output)
@@ -66,13 +44,10 @@ class AgreementTask(Task):
                 # One row of log-probabilities per example: its last position.
                 watch.log_probs(done, logits.reshape(len(rows), -1, logits.shape[-1])[:, -1])
             else:
-                mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-                vectors = embeddings_of(output, mask)
+                vectors = embeddings_of(output, batch)
                 answers += list(vectors.cpu().numpy())
                 watch.embeddings(done, vectors)
             order.append(rows)
-            done += len(rows)
-            progress(done, self.n)
         predictions = _stacked(answers, np.concatenate(order))
         return self._evaluation(predictions, watch.reference)
 
@@ -92,7 +67,7 @@ class AgreementTask(Task):
             value = low = high = float("nan")
         return Evaluation(self.metric, value, low, high, same, predictions, self.n, details=details)
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         if evaluation.predictions.dtype.kind == "f":
             return {"embedding_cosine": evaluation.value}
         return super()._agreement(evaluation, dense, watch)

@@ -9,16 +9,14 @@ import torch
 from torch import nn
 
 from winnow.data.records import Records
-from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import call, logits_of
-from winnow.measure.evaluation import Evaluation, Watch
-from winnow.measure.feed import Feed
+from winnow.measure.evaluation import Evaluation, OutputRecorder
 from winnow.measure.intervals import proportion_interval
-from winnow.measure.task import Progress, Task
+from winnow.measure.task import Progress, RecordsTask
 
 
-class ClassificationTask(Task):
+class ClassificationTask(RecordsTask):
     """Accuracy, with the recall of each class and macro-F1 (the plain mean of the classes' F1) in ``details``.
 
     Works for models whose output has ``.logits`` and for plain modules that return logits [n, classes], or one number an
@@ -28,42 +26,29 @@ class ClassificationTask(Task):
     name = "accuracy"
     metric = "accuracy"
 
-    def __init__(
-        self,
-        records: Records,
-        processor: Any = None,
-        *,
-        length: int | None = None,
-        limit: int | None = None,
-        config: Any = None,
-        trained: bool = False,
-    ) -> None:
+    truth: np.ndarray
+
+    def __init__(self, records: Records, processor: Any = None, *, trained: bool = False, **options: Any) -> None:
         """
         Args:
-            processor: the tokenizer; for images the image processor, its settings, or a function of uint8 images.
-            length: tokens a text is cut to; by default the model's context, at most 512.
-            limit: at most so many examples, evenly spaced.
-            config: the model's configuration: context length, and ``label2id`` for labels that are words.
             trained: the model is trained on such data, which says what its outputs stand for.
+            options: as for :class:`winnow.measure.task.RecordsTask`.
 
         Raises:
             InputError: no labels, or labels that are not classes.
         """
-        records = records.limited(limit)
-        self.records = records
-        self.truth = model_order(records, config, trained=trained)
-        self.class_names = _names(records, config)
-        self._feed = Feed(records, processor, length or context_length(processor, config, "classification"))
-        super().__init__(records.name, records.sha256, len(records))
+        self._trained = trained
+        super().__init__(records, processor, **options)
 
-    def _answers(self) -> int:
-        return self.n
+    def _targets(self, config: Any) -> np.ndarray:
+        self.class_names = _names(self.records, config)
+        return model_order(self.records, config, trained=self._trained)
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         predictions = np.full(self.n, -1, dtype=np.int64)
         single = np.full(self.n, np.nan)
-        classes = done = 0
-        for rows, batch in self._feed.batches(model):
+        classes = 0
+        for done, rows, batch in self._batches(model, progress):
             logits = logits_of(call(model, batch))
             if is_single(logits) and len(logits) == len(rows):
                 single[rows] = logits.reshape(-1).double().cpu().numpy()
@@ -82,8 +67,6 @@ class ClassificationTask(Task):
             top = logits.argmax(-1).cpu().numpy()
             predictions[rows] = np.where(logits.isnan().any(-1).cpu().numpy(), -1, top)
             watch.log_probs(done, logits)
-            done += len(rows)
-            progress(done, self.n)
         if np.isnan(single).all():
             return self._evaluation(predictions, classes)
         known = watch.reference.evaluation.details.get("threshold") if watch.reference is not None else None

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,8 +51,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """All but the arrays, for JSON."""
-        kept = ("metric", "value", "low", "high", "n", "details")
-        return {key: value for key, value in asdict(self).items() if key in kept}
+        load_stored = ("metric", "value", "low", "high", "n", "details")
+        return {key: value for key, value in asdict(self).items() if key in load_stored}
 
     def save(self, path: str | Path | BinaryIO) -> None:
         """Writes an .npz that :meth:`load` reads back, to a path or an open file; nothing is pickled."""
@@ -89,41 +90,41 @@ class Reference:
     outputs: torch.Tensor
 
 
-class Watch:
+class OutputRecorder:
     """Keeps a model's outputs while it is evaluated, or measures how far they are from a reference's."""
 
-    def __init__(self, total: int, reference: Reference | None, keep: bool) -> None:
+    def __init__(self, total: int, reference: Reference | None, store_evaluation: bool) -> None:
         self.total = total
         self.reference = reference
-        self.keep = keep
+        self.keep = store_evaluation
         self.chosen = reference.chosen if reference else None
         self._slots: dict[int, torch.Tensor] = {}
         self._distances: list[torch.Tensor] = []
 
     def log_probs(self, first: int, logits: torch.Tensor) -> None:
         """Answers ``first`` ... of the whole as logits [m, classes] (any float type)."""
-        rows = self._rows(first, logits)
-        if rows is None:
-            return
-        index, place = rows
-        picked = torch.log_softmax(logits[index].float(), dim=-1)
-        if self.keep:
-            self._store(place, picked)
-        if self.reference is not None:
-            self._distances.append(_kl(self.reference.outputs[place].to(picked.device), picked).cpu())
+        self._add(first, logits, lambda picked: torch.log_softmax(picked.float(), dim=-1), _kl)
 
     def embeddings(self, first: int, vectors: torch.Tensor) -> None:
         """Answers as vectors of length 1 [m, width]; the distance is 1 - cosine."""
-        rows = self._rows(first, vectors)
+        self._add(first, vectors, torch.Tensor.float, _turned)
+
+    def _add(
+        self,
+        first: int,
+        values: torch.Tensor,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> None:
+        rows = self._rows(first, values)
         if rows is None:
             return
         index, place = rows
-        picked = vectors[index].float()
+        picked = read(values[index])
         if self.keep:
-            self._store(place, picked)
+            self._slots[place.start] = picked.to("cpu", torch.float16)
         if self.reference is not None:
-            dense = torch.nn.functional.normalize(self.reference.outputs[place].to(picked.device).float(), dim=-1)
-            self._distances.append((1 - (dense * picked).sum(-1)).cpu())
+            self._distances.append(distance(self.reference.outputs[place].to(picked.device), picked).cpu())
 
     @property
     def distance(self) -> float | None:
@@ -132,8 +133,8 @@ class Watch:
 
     def outputs(self) -> tuple[np.ndarray, torch.Tensor]:
         chosen = self.chosen if self.chosen is not None else np.zeros(0, dtype=np.int64)
-        kept = [self._slots[place] for place in sorted(self._slots)]
-        return chosen, torch.cat(kept) if kept else torch.zeros(0, 0, dtype=torch.float16)
+        load_stored = [self._slots[place] for place in sorted(self._slots)]
+        return chosen, torch.cat(load_stored) if load_stored else torch.zeros(0, 0, dtype=torch.float16)
 
     def _rows(self, first: int, values: torch.Tensor) -> tuple[torch.Tensor, slice] | None:
         if not self.keep and self.reference is None:
@@ -147,9 +148,6 @@ class Watch:
         index = torch.from_numpy(self.chosen[start:stop] - first).to(values.device)
         return index, slice(int(start), int(stop))
 
-    def _store(self, place: slice, picked: torch.Tensor) -> None:
-        self._slots[place.start] = picked.to("cpu", torch.float16)
-
 
 def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(dense || other) per row in nats; the stored float16 is brought back to a distribution first."""
@@ -158,9 +156,14 @@ def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return terms.sum(-1)
 
 
-def kept(store: Store, key: str) -> Evaluation | None:
+def _turned(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """1 - cosine per row; the stored float16 is brought back to length 1 first."""
+    return 1 - (torch.nn.functional.normalize(dense.float(), dim=-1) * other).sum(-1)
+
+
+def load_stored(store: Store, key: str) -> Evaluation | None:
     """A stored evaluation; None where there is none, or where it was damaged (and is removed)."""
-    path = kept_file(store, key)
+    path = stored_path(store, key)
     try:
         return Evaluation.load(path)
     except FileNotFoundError:
@@ -171,12 +174,12 @@ def kept(store: Store, key: str) -> Evaluation | None:
         return None
 
 
-def keep(store: Store, key: str, evaluation: Evaluation) -> None:
+def store_evaluation(store: Store, key: str, evaluation: Evaluation) -> None:
     """Stores an evaluation, whole or not at all."""
     data = io.BytesIO()
     evaluation.save(data)
-    write_atomic(kept_file(store, key), data.getvalue())
+    write_atomic(stored_path(store, key), data.getvalue())
 
 
-def kept_file(store: Store, key: str) -> Path:
+def stored_path(store: Store, key: str) -> Path:
     return store.root / f"{key}.npz"

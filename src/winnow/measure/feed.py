@@ -13,7 +13,7 @@ from winnow.data.images import image_transform
 from winnow.data.records import Records, map_tensors, tensor_items
 from winnow.data.text import Batch
 from winnow.data.tokens import encode, pad
-from winnow.forward.model import accepted
+from winnow.forward.model import forward_parameters
 
 _TOKENS = 4_096  # per batch, padding counted: more only costs memory
 _ROWS = 256
@@ -48,7 +48,7 @@ class Feed:
             return pad([self._encoded[i] for i in rows], self._processor)
         if self._convert is not None:
             pixels = self._convert(self.records.subset(rows).inputs)
-            return {"pixel_values": pixels} if "pixel_values" in accepted(model) else (pixels,)
+            return {"pixel_values": pixels} if "pixel_values" in forward_parameters(model) else (pixels,)
         index = torch.from_numpy(rows)
         return map_tensors(self.records.inputs, lambda tensor: tensor[index])
 

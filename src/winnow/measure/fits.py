@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from winnow.calibrate.units import first_example
-from winnow.data.records import Records, map_tensors, tensor_items
+from winnow.data.records import Records, tensor_items
 from winnow.errors import InputError, WinnowError
+from winnow.forward.batch import first_example
 from winnow.forward.model import call, evaluating, logits_of
 from winnow.masks.outputs import answer_of
 
@@ -22,7 +22,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
 @contextmanager
-def fitting(batch: Any, what: str) -> Iterator[None]:
+def explaining_errors(batch: Any, what: str) -> Iterator[None]:
     """Turns an error of the model (or loss) about a batch into one sentence that names the batch's shape.
 
     ``what`` data it is: "training" or "evaluation". The original error stays as the cause; want of memory, and an error
@@ -101,13 +101,13 @@ def _sentence(batch: Any, what: str, error: Exception) -> str:
 def _shapes(batch: Any) -> str:
     """ "[64, 20] float32", or by their names where the tensors have some."""
     if isinstance(batch, Mapping):
-        parts = [f"{k} {_told(v)}" for k, v in batch.items() if torch.is_tensor(v)]
+        parts = [f"{k} {_described(v)}" for k, v in batch.items() if torch.is_tensor(v)]
     else:
-        parts = [_told(t) for t in _tensors(batch)]
+        parts = [_described(t) for t in _tensors(batch)]
     return " and ".join(parts) or "no tensor"
 
 
-def _told(tensor: torch.Tensor) -> str:
+def _described(tensor: torch.Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
@@ -162,8 +162,9 @@ def check_held_out(model: nn.Module, records: Records) -> None:
     """
     if records.kind != "tensors":
         return
-    with evaluating(model), fitting(_first(records, [0, 1]), "evaluation"):
-        call(model, _first(records, [0, 1]))
+    first = records.subset(range(min(2, len(records)))).inputs
+    with evaluating(model), explaining_errors(first, "evaluation"):
+        call(model, first)
     real = [t for t in tensor_items(records.inputs).values() if t.is_floating_point()]
     odd = torch.zeros(len(records), dtype=torch.bool)
     for tensor in real:
@@ -171,14 +172,9 @@ def check_held_out(model: nn.Module, records: Records) -> None:
     if not odd.any():
         return
     with evaluating(model):
-        logits = logits_of(call(model, _first(records, odd.nonzero().reshape(-1)[:FEW].tolist())))
+        logits = logits_of(call(model, records.subset(odd.nonzero().reshape(-1)[:FEW].tolist()).inputs))
     if not bool(torch.isfinite(logits).all()):  # a model may know what to do with NaN
         raise InputError(
             f"{records.name}: {int(odd.sum()):,} of {len(records):,} records to evaluate on hold NaN or infinity, and so do the "
             "model's answers: remove those records, or fill them in."
         )
-
-
-def _first(records: Records, numbers: list[int]) -> Any:
-    index = torch.tensor([n for n in numbers if n < len(records)])
-    return map_tensors(records.inputs, lambda tensor: tensor[index])

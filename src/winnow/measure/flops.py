@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from winnow.errors import InputError
-from winnow.forward.batch import call
-from winnow.forward.quiet import quiet
+from winnow.forward.batch import call, example_count
+from winnow.forward.modes import plain_eval
 from winnow.masks.prunable import Scope
 
 TRAINING = 3  # a step over a forward: the backward pass has a product for the inputs and one for the weights
@@ -85,13 +84,13 @@ def forward_flops(
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    examples = sum(_examples(b) for b in batches)
+    examples = example_count(batches)
     if not examples:
         raise InputError("FLOPs are counted on real inputs and there is no example: give at least one.")
     names = list(scope.prunables) if scope is not None else []
     by_tensor = _ByTensor({name: model.get_parameter(name) for name in names})
     # The counter does not know the fused attention of every device: it is written out, as its two products.
-    aside = (quiet(model), torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH))
+    aside = (plain_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH))
     with ExitStack() as stack, by_tensor, FlopCounterMode(display=False) as counter:
         for context in aside:
             stack.enter_context(context)
@@ -100,11 +99,6 @@ def forward_flops(
     total = counter.get_total_flops()
     tensors = {name: by_tensor.flops[name] / examples for name in names}
     return Flops(tensors, (total - sum(by_tensor.flops.values())) / examples)
-
-
-def _examples(batch: Any) -> int:
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    return next((len(t) for t in leaves if torch.is_tensor(t) and t.ndim), 0)
 
 
 class _ByTensor(TorchDispatchMode):

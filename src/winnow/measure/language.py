@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from winnow.data.records import Records, evenly
+from winnow.data.records import Records, evenly_spaced
 from winnow.data.text import Batch, lm_segments
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
-from winnow.forward.model import accepted, call, logits_of
-from winnow.measure.evaluation import CAP, Evaluation, Watch
+from winnow.forward.model import call, forward_parameters, logits_of
+from winnow.measure.evaluation import CAP, Evaluation, OutputRecorder
 from winnow.measure.intervals import mean_interval
 from winnow.measure.task import Progress, Task
 
@@ -61,7 +61,7 @@ class LanguageModelTask(Task):
             length = length or context_length(tokenizer, config)
             segments = lm_segments(data, tokenizer, length)  # type: ignore[arg-type]
         if limit is not None and limit < len(segments):
-            segments = segments[torch.from_numpy(evenly(len(segments), limit))]
+            segments = segments[torch.from_numpy(evenly_spaced(len(segments), limit))]
         self.segments = segments  # int64 [n, length]
         self.length = int(segments.shape[1])
         self.vocabulary = 0  # tokens that the model measured last knows
@@ -83,7 +83,7 @@ class LanguageModelTask(Task):
     def _answers(self) -> int:
         return self.n * (self.length - 1)
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         nll = np.zeros(self.n)
         predictions = np.full((self.n, self.length - 1), -1, dtype=np.int32)
         rows = 1  # until the vocabulary is known
@@ -101,7 +101,7 @@ class LanguageModelTask(Task):
         return self._evaluation(nll, predictions)
 
     def _logits(self, model: nn.Module, segments: torch.Tensor) -> torch.Tensor:
-        batch: Batch = {"input_ids": segments} if "input_ids" in accepted(model) else (segments,)
+        batch: Batch = {"input_ids": segments} if "input_ids" in forward_parameters(model) else (segments,)
         try:
             logits = logits_of(call(model, batch, use_cache=False))
         except IndexError:
@@ -114,7 +114,9 @@ class LanguageModelTask(Task):
             )
         return logits
 
-    def _score(self, logits: torch.Tensor, segment: torch.Tensor, row: int, watch: Watch) -> tuple[float, np.ndarray]:
+    def _score(
+        self, logits: torch.Tensor, segment: torch.Tensor, row: int, watch: OutputRecorder
+    ) -> tuple[float, np.ndarray]:
         """Mean nll and top-1 answers of one segment, in chunks of positions so that few are float32 at a time."""
         targets = segment[1:].to(logits.device)
         if int(segment.max()) >= logits.shape[-1] or int(segment.min()) < 0:

@@ -19,8 +19,8 @@ Step = Callable[[], object]
 Begin = Callable[[], Step]  # brings a contender into its starting state, untimed, and returns what is timed
 Round = dict[str, list[float]]  # contender -> seconds of each of its calls
 
-SLOT = 0.15  # seconds one contender is called for in a row, where its calls are shorter
-MOST = 40  # calls in a row at most
+SLOT_SECONDS = 0.15  # seconds one contender is called for in a row, where its calls are shorter
+MAX_CALLS = 40  # calls in a row at most
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[
     return Ratio(float(np.median(ratios)), low, high, len(ratios))
 
 
-def calls_in_a_row(seconds: float, slot: float = SLOT) -> int:
+def calls_in_a_row(seconds: float, slot: float = SLOT_SECONDS) -> int:
     """How many calls of ``seconds`` each one contender makes per round."""
-    return max(1, min(MOST, round(slot / max(seconds, 1e-9))))
+    return max(1, min(MAX_CALLS, round(slot / max(seconds, 1e-9))))
 
 
-def alternate(
+def interleave(
     begins: Mapping[str, Begin],
     calls: Mapping[str, int],
     rounds: int,

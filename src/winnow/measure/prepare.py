@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from winnow.data import Records, calibration_batches, disjoint, open_data, split_disjoint
-from winnow.data.images import how_fed, with_normalisation
+from winnow.data.images import describe_preprocessing, with_normalisation
 from winnow.data.text import ModelKind
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.batch import call
 from winnow.measure.fits import check_held_out, check_length, try_first
-from winnow.measure.quality import Task, open_task, single_output
+from winnow.measure.quality import open_task, single_output
+from winnow.measure.task import Task
 from winnow.models.kind import model_kind, processor_of
 from winnow.models.source import ModelSource
 
@@ -102,7 +103,7 @@ def prepare(
     if mean is not None or std is not None:
         processor = with_normalisation(processor, given, mean, std)
     if given is not None and given.kind == "images":
-        found.images = how_fed(processor, given)
+        found.images = describe_preprocessing(processor, given)
         found.notes.append(found.images)
     found.length = length
     if tokens is not None and kind in ("causal-lm", "seq2seq") and source.config is not None:

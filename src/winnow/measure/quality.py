@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +14,20 @@ from winnow.errors import InputError
 from winnow.forward.model import call, evaluating, has_logits, logits_of
 from winnow.measure.agreement import AgreementTask
 from winnow.measure.classification import ClassificationTask
-from winnow.measure.compare import Comparison, changed_examples, class_changes, compare
-from winnow.measure.evaluation import Evaluation, Reference
 from winnow.measure.feed import Feed
 from winnow.measure.language import LanguageModelTask
 from winnow.measure.regression import RegressionTask
 from winnow.measure.similarity import SimilarityTask
 from winnow.measure.task import Task
 
-TASKS = ("perplexity", "classification", "similarity", "regression", "agreement")
+_TASKS: dict[str, Callable[..., Task]] = {
+    "perplexity": LanguageModelTask,
+    "classification": ClassificationTask,
+    "similarity": SimilarityTask,
+    "regression": RegressionTask,
+    "agreement": AgreementTask,
+}
+TASKS = tuple(_TASKS)
 _ALIASES = {
     "lm": "perplexity",
     "language-model": "perplexity",
@@ -65,17 +71,9 @@ def open_task(
             "the model puts out one number, which is always its largest: agreement needs two or more outputs - leave out "
             "--task, or give --task regression."
         )
-    if name == "perplexity":
-        return LanguageModelTask(records, processor, length=length, limit=limit, config=config)
-    if name == "classification":
-        return ClassificationTask(records, processor, length=length, limit=limit, config=config)
-    if name == "similarity":
-        return SimilarityTask(records, processor, length=length, limit=limit, config=config)
-    if name == "regression":
-        return RegressionTask(records, processor, length=length, limit=limit, config=config)
-    if name == "agreement":
-        return AgreementTask(records, processor, length=length, limit=limit, config=config)
-    raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
+    if name not in _TASKS:
+        raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
+    return _TASKS[name](records, processor, length=length, limit=limit, config=config)
 
 
 def _suggested(records: Records, model_kind: str, config: Any, single: bool | None) -> str:
@@ -97,7 +95,7 @@ def single_output(
 ) -> bool | None:
     """Whether a model puts out one number where others have classes: [n], [n, 1], or [n, 1, height, width] for images.
 
-    Two records are run. None where it cannot be told: no head, or a model that does not take the records.
+    Two records are run. None where this is unknown: no head, or a model that does not take the records.
     """
     if model_kind in ("causal-lm", "seq2seq", "clip"):
         return None
@@ -122,29 +120,10 @@ def _binary(records: Records) -> bool:
 
 
 def _two_classes(records: Records) -> Records:
-    """The same with classes 0 and 1. Raises InputError for labels that one logit cannot tell apart."""
+    """The same with classes 0 and 1. Raises InputError for labels that one logit cannot separate."""
     if not _binary(records):
         raise InputError(
-            f"the model puts out one number, which tells two classes apart, and the labels of {records.name} are not 0 and "
+            f"the model has a single output, which separates two classes, and the labels of {records.name} are not 0 and "
             "1: give --task regression, or --label the column of the classes."
         )
     return replace(records, labels=(np.asarray(records.labels) > 0).astype(np.int64))
-
-
-__all__ = [
-    "TASKS",
-    "AgreementTask",
-    "ClassificationTask",
-    "Comparison",
-    "Evaluation",
-    "LanguageModelTask",
-    "Reference",
-    "RegressionTask",
-    "SimilarityTask",
-    "Task",
-    "changed_examples",
-    "class_changes",
-    "compare",
-    "open_task",
-    "single_output",
-]

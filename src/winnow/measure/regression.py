@@ -7,17 +7,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from winnow.data.records import Records
-from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import call, logits_of
-from winnow.measure.evaluation import Evaluation, Reference, Watch
-from winnow.measure.feed import Feed
+from winnow.measure.evaluation import Evaluation, OutputRecorder, Reference
 from winnow.measure.intervals import mean_interval
-from winnow.measure.task import Progress, Task
+from winnow.measure.task import Progress, RecordsTask, distinct_scores
 
 
-class RegressionTask(Task):
+class RegressionTask(RecordsTask):
     """The share of variance a model explains, R2 = 1 - sum (y - f)^2 / sum (y - mean y)^2, of the scores that the data
     give or, where they give none, of what the dense model puts out (then the dense model has 1).
 
@@ -29,42 +26,17 @@ class RegressionTask(Task):
     name = "share of variance explained (R2)"
     metric = "R2"
 
-    def __init__(
-        self,
-        records: Records,
-        processor: Any = None,
-        *,
-        length: int | None = None,
-        limit: int | None = None,
-        config: Any = None,
-    ) -> None:
-        """Arguments as for :class:`winnow.measure.classification.ClassificationTask`.
-
-        Raises:
-            InputError: scores that are not numbers, or all equal.
-        """
-        records = records.limited(limit)
-        self.records = records
-        self.truth = records.scores() if records.labels is not None else None
-        if self.truth is not None and len(np.unique(self.truth)) < 2:
-            raise InputError(
-                f"{records.name}: all scores are {self.truth[0]:g}, of which nothing can be explained: check --label."
-            )
-        self.of_dense = self.truth is None
-        self._feed = Feed(records, processor, length or context_length(processor, config, "classification"))
-        super().__init__(records.name, records.sha256, len(records))
+    def _targets(self, config: Any) -> np.ndarray | None:
+        self.of_dense = self.records.labels is None
+        return None if self.of_dense else distinct_scores(self.records, "of which nothing can be explained")
 
     def describe(self) -> str:
         of = "the dense model's outputs" if self.truth is None else "the scores"
         return f"R2 of {of} on {self.data_name}, {self.n:,} examples"
 
-    def _answers(self) -> int:
-        return self.n
-
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         outputs: np.ndarray | None = None
-        done = 0
-        for rows, batch in self._feed.batches(model):
+        for _, rows, batch in self._batches(model, progress):
             values = logits_of(call(model, batch))
             if not values.ndim or len(values) != len(rows):
                 raise InputError(
@@ -78,8 +50,6 @@ class RegressionTask(Task):
                     "the model puts out different numbers of values per example: R2 needs as many for each."
                 )
             outputs[rows] = found
-            done += len(rows)
-            progress(done, self.n)
         assert outputs is not None
         if self.truth is not None and outputs.shape[1] != 1:
             raise InputError(
@@ -106,5 +76,5 @@ class RegressionTask(Task):
         low, high = (min(1.0, bound) for bound in mean_interval(same))
         return Evaluation(self.metric, value, low, high, same, outputs, self.n, self.truth, details)
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,14 @@ import torch
 from torch import nn
 
 from winnow.data.records import Records
-from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import call, embeddings_of
-from winnow.measure.evaluation import Evaluation, Watch
-from winnow.measure.feed import Feed
-from winnow.measure.intervals import spearman, spearman_interval
-from winnow.measure.task import Progress, Task
+from winnow.measure.evaluation import Evaluation, OutputRecorder
+from winnow.measure.spearman import SpearmanTask
+from winnow.measure.task import Progress, distinct_scores
 
 
-class SimilarityTask(Task):
+class SimilarityTask(SpearmanTask):
     """Spearman correlation of the cosine of two texts' embeddings with their gold score.
 
     An embedding is the mean of the last hidden states over the attention mask, normalised to length 1 (as
@@ -29,87 +26,38 @@ class SimilarityTask(Task):
     name = "Spearman correlation"
     metric = "spearman"
 
-    def __init__(
-        self,
-        records: Records,
-        tokenizer: Any,
-        *,
-        length: int | None = None,
-        limit: int | None = None,
-        config: Any = None,
-    ) -> None:
-        """
-        Args:
-            records: pairs of texts with scores.
-            length: tokens a text is cut to; by default the model's context, at most 512.
-            limit: at most so many pairs, evenly spaced.
+    truth: np.ndarray
 
-        Raises:
-            InputError: the records are not pairs, or their scores are missing, not numbers or all equal.
-        """
-        if records.kind != "pairs":
+    def _targets(self, config: Any) -> np.ndarray:
+        if self.records.kind != "pairs":
             raise InputError(
-                f"{records.name} holds {records.kind}: similarity needs two text columns (--column sentence1,sentence2)."
+                f"{self.records.name} holds {self.records.kind}: similarity needs two text columns (--column sentence1,sentence2)."
             )
-        records = records.limited(limit)
-        self.records = records
-        self.truth = records.scores()
-        if len(np.unique(self.truth)) < 2:
-            raise InputError(
-                f"{records.name}: all scores are {self.truth[0]:g}, which no similarity correlates with: check --label."
-            )
-        self._encoder = Encoder(
-            [text for pair in records.inputs for text in pair],
-            tokenizer,
-            length or context_length(tokenizer, config, "similarity"),
-        )
-        super().__init__(records.name, records.sha256, len(records))
+        return distinct_scores(self.records, "which no similarity correlates with")
+
+    def _inputs(self) -> Records:
+        texts = [text for pair in self.records.inputs for text in pair]
+        self._distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        self._of_pair = torch.tensor([self._distinct[text] for text in texts]).view(-1, 2)
+        return Records("text", list(self._distinct))
 
     def _answers(self) -> int:
-        return self._encoder.n
+        return len(self._distinct)
 
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
-        vectors = self._encoder.embed(model, watch, lambda done, total: progress(done * self.n // total, self.n))
-        pairs = vectors.view(self.n, 2, -1)
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
+        vectors: torch.Tensor | None = None  # float32 [distinct texts, width], of length 1
+        for done, rows, batch in self._batches(model, lambda done, total: progress(done * self.n // total, self.n)):
+            found = embeddings_of(call(model, batch), batch).cpu()
+            if vectors is None:
+                vectors = torch.empty(self._answers(), found.shape[-1])
+            vectors[torch.from_numpy(rows)] = found
+            watch.embeddings(done, found)
+        assert vectors is not None
+        pairs = vectors[self._of_pair]
         cosines = (pairs[:, 0] * pairs[:, 1]).sum(-1).double().numpy()
-        rho = spearman(cosines, self.truth)
-        low, high = spearman_interval(rho, self.n)
-        details: dict[str, Any] = {}
-        if np.isnan(cosines).any():
-            details["nan_examples"] = int(np.isnan(cosines).sum())
-        return Evaluation(self.metric, rho, low, high, cosines, cosines, self.n, self.truth, details)
+        return self._evaluation(cosines, {})
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         """Embeddings have no top-1 answer: how far they turned, and how alike the order of the pairs is."""
-        distance = watch.distance
-        return {
-            "embedding_cosine": None if distance is None else 1 - distance,
-            "rank_agreement": spearman(evaluation.predictions, dense.predictions),
-        }
-
-
-class Encoder:
-    """Texts, each distinct one encoded once."""
-
-    def __init__(self, texts: Sequence[str], tokenizer: Any, length: int) -> None:
-        unique = list(dict.fromkeys(texts))
-        number = {text: i for i, text in enumerate(unique)}
-        self._of_text = torch.tensor([number[text] for text in texts])
-        self._feed = Feed(Records("text", unique), tokenizer, length)
-        self.n = len(unique)
-
-    def embed(self, model: nn.Module, watch: Watch, progress: Progress) -> torch.Tensor:
-        """Embeddings of all texts in their order, float32 [texts, width] of length 1."""
-        found: torch.Tensor | None = None
-        done = 0
-        for rows, batch in self._feed.batches(model):
-            mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-            vectors = embeddings_of(call(model, batch), mask).cpu()
-            if found is None:
-                found = torch.empty(self.n, vectors.shape[-1])
-            found[torch.from_numpy(rows)] = vectors
-            watch.embeddings(done, vectors)
-            done += len(rows)
-            progress(done, self.n)
-        assert found is not None
-        return found[self._of_text]
+        cosine = None if watch.distance is None else 1 - watch.distance
+        return {"embedding_cosine": cosine, **super()._agreement(evaluation, dense, watch)}

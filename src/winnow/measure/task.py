@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from winnow.data.records import Records
+from winnow.data.text import Batch
+from winnow.data.tokens import context_length
 from winnow.errors import InputError
 from winnow.forward.model import evaluating
-from winnow.measure.evaluation import Evaluation, Reference, Watch
+from winnow.measure.evaluation import Evaluation, OutputRecorder, Reference
+from winnow.measure.feed import Feed
 from winnow.measure.intervals import mean_interval
 
 Progress = Callable[[int, int], None]
@@ -68,17 +72,17 @@ class Task(ABC):
 
     def _run(
         self, model: nn.Module, reference: Reference | None, *, keep: bool, progress: Progress | None
-    ) -> tuple[Evaluation, Watch]:
+    ) -> tuple[Evaluation, OutputRecorder]:
         if reference is not None and (reference.evaluation.n, reference.evaluation.metric) != (self.n, self.metric):
             raise InputError("the reference was made by another task: make it with this task's reference(dense_model).")
-        watch = Watch(self._answers(), reference, keep)
+        watch = OutputRecorder(self._answers(), reference, keep)
         with evaluating(model):
             evaluation = self._measure(model, watch, progress or (lambda done, total: None))
         if reference is not None:
             evaluation.details.update(self._agreement(evaluation, reference.evaluation, watch))
         return evaluation, watch
 
-    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: Watch) -> dict[str, Any]:
+    def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         same = matches(evaluation.predictions, dense.predictions)
         low, high = bounded(mean_interval(same))
         return {"agreement": float(same.mean()), "agreement_low": low, "agreement_high": high, "kl": watch.distance}
@@ -88,8 +92,63 @@ class Task(ABC):
         """How many answers the model gives: examples, or tokens."""
 
     @abstractmethod
-    def _measure(self, model: nn.Module, watch: Watch, progress: Progress) -> Evaluation:
+    def _measure(self, model: nn.Module, watch: OutputRecorder, progress: Progress) -> Evaluation:
         """One pass over the data."""
+
+
+class RecordsTask(Task):
+    """A task on the answers that a model gives to records, read through :class:`winnow.measure.feed.Feed`."""
+
+    def __init__(
+        self,
+        records: Records,
+        processor: Any = None,
+        *,
+        length: int | None = None,
+        limit: int | None = None,
+        config: Any = None,
+    ) -> None:
+        """
+        Args:
+            processor: the tokenizer; for images the image processor, its settings, or a function of uint8 images.
+            length: tokens a text is cut to; by default the model's context, at most 512.
+            limit: at most so many examples, evenly spaced.
+            config: the model's configuration: context length, and ``label2id`` for labels that are words.
+
+        Raises:
+            InputError: labels that the task cannot use.
+        """
+        self.records = records.limited(limit)
+        self.truth = self._targets(config)
+        self._feed = Feed(self._inputs(), processor, length or context_length(processor, config, "evaluation"))
+        super().__init__(records.name, self.records.sha256, len(self.records))
+
+    def _targets(self, config: Any) -> np.ndarray | None:
+        """Labels or scores [n]; None for a task without."""
+        return None
+
+    def _inputs(self) -> Records:
+        """What the model is run on."""
+        return self.records
+
+    def _answers(self) -> int:
+        return self.n
+
+    def _batches(self, model: nn.Module, progress: Progress) -> Iterator[tuple[int, np.ndarray, Batch]]:
+        """(inputs before the batch, numbers of its inputs, batch); reports each batch when the next one is taken."""
+        done = 0
+        for rows, batch in self._feed.batches(model):
+            yield done, rows, batch
+            done += len(rows)
+            progress(done, self._answers())
+
+
+def distinct_scores(records: Records, consequence: str) -> np.ndarray:
+    """Labels as finite numbers, float64 [n]. Raises InputError, saying the ``consequence``, where all are equal."""
+    scores = records.scores()
+    if len(np.unique(scores)) < 2:
+        raise InputError(f"{records.name}: all scores are {scores[0]:g}, {consequence}: check --label.")
+    return scores
 
 
 def matches(predictions: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def model_kind(source: ModelSource) -> ModelKind:
 
 def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) -> Any:
     if kind != "clip" and (kind == "vision" or (records is not None and records.kind == "images")):
-        return source.image_processing() or _named_by(source.module)
+        return source.image_processing() or _timm_normalization(source.module)
     tokenizer = source.tokenizer()
     if kind == "clip":
         return tokenizer, source.image_processing()
@@ -43,7 +43,7 @@ def processor_of(source: ModelSource, kind: ModelKind, records: Records | None) 
     return tokenizer
 
 
-def _named_by(model: nn.Module | None) -> dict[str, Any] | None:
+def _timm_normalization(model: nn.Module | None) -> dict[str, Any] | None:
     """Mean and deviation of pixels that a model of timm carries with it, as settings of an image processor; else None."""
     given = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if not isinstance(given, Mapping) or not given.get("mean") or not given.get("std"):

@@ -1,4 +1,4 @@
-"""transformers, asked for exactly what ``from_pretrained(folder, dtype="auto")`` gives, its complaints in one sentence."""
+"""Loading with transformers: exactly what ``from_pretrained(folder, dtype="auto")`` gives, errors in one sentence."""
 
 from __future__ import annotations
 
@@ -69,6 +69,39 @@ def from_pretrained(folder: Path, cls: Any, config: Any, *, quantized: bool, tru
         raise InputError(f"{folder} cannot be loaded: {first[:200]}") from error
     _must_be_whole(folder, cls.__name__, info)
     return model
+
+
+def empty_model(cls: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """A model with its parameters on the meta device and its buffers real, of the types and tied as
+    ``from_pretrained(dtype="auto")`` makes it."""
+    from accelerate import init_empty_weights
+
+    from winnow.formats.hf_quantizer import planned_dtype
+
+    with init_empty_weights(include_buffers=False):
+        model = cls._from_config(config, dtype=dtype)
+    model.tie_weights(recompute_mapping=False)  # making parameters empty has given tied ones one each
+    for name, parameter in model.named_parameters():
+        if (planned := planned_dtype(model, name, parameter)) != parameter.dtype:
+            parameter.data = torch.empty_like(parameter, dtype=planned)
+    return model.eval()
+
+
+def from_hub(name: str) -> Path:
+    """The folder of a Hugging Face model, fetched by name. Raises InputError where it cannot be."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow[hf]'."
+        ) from None
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        raise InputError(
+            f"{name} is neither a local folder nor a Hugging Face model that could be fetched ({type(error).__name__}): check the name or the connection."
+        ) from None
 
 
 def _must_be_whole(folder: Path, name: str, info: dict[str, Any]) -> None:

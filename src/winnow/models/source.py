@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from winnow import importing
-from winnow.data.tokens import name_padding
-from winnow.disk.links import leaves
+from winnow.data.tokens import set_pad_token_id
+from winnow.disk.links import leaves_folder
 from winnow.errors import InputError
 from winnow.formats.hf_folder import (
     check_folder,
@@ -24,15 +23,21 @@ from winnow.formats.hf_folder import (
     refuse_other_kinds,
     refuse_quantized,
 )
+from winnow.formats.reader import check_listed, description_of
 from winnow.formats.state_dict import load_state
-from winnow.masks.given import opened, require_initialised, working_copy
-from winnow.masks.ties import share_as, tensors_of
-from winnow.models.pretrained import auto_config, first_dtype, from_pretrained, quiet_transformers
-from winnow.seeding import torch_seed
+from winnow.forward.model import forward_parameters
+from winnow.masks.ties import share_as
+from winnow.masks.unwrap import plain_module, require_initialised, working_copy
+from winnow.models.modules import build, identity_of_weights
+from winnow.models.pretrained import (
+    auto_config,
+    empty_model,
+    first_dtype,
+    from_hub,
+    from_pretrained,
+    quiet_transformers,
+)
 
-__all__ = ["ModelSource", "build", "identity_of_weights", "load_state", "open_model", "quiet_transformers"]
-
-MODULE = "a torch.nn.Module"
 # Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model", "*.tiktoken",
@@ -64,16 +69,16 @@ class ModelSource:
     @property
     def is_artifact(self) -> bool:
         """Whether the folder was written by winnow."""
-        if self.folder is None:
-            return False
-        from winnow.formats.reader import description_of
+        return description_of(self._stored_config) is not None
 
-        return description_of(read_json(self.folder / "config.json")) is not None
+    @property
+    def _stored_config(self) -> dict[str, Any]:
+        return read_json(self.folder / "config.json") if self.folder is not None else {}
 
     @property
     def config(self) -> Any:
         """The transformers configuration of a folder, or of a module that carries one; None for plain torch."""
-        if self._config is None and self.folder is not None and "model_type" in read_json(self.folder / "config.json"):
+        if self._config is None and self.folder is not None and "model_type" in self._stored_config:
             self._config = auto_config(self.folder, self.trust_remote_code)
         if self._config is None and self.module is not None:
             config = getattr(self.module, "config", None)
@@ -83,7 +88,7 @@ class ModelSource:
     @property
     def quantized(self) -> str | None:
         """The method by which a folder's weights are quantized (they are loaded dequantized); None for plain weights."""
-        return quantization(read_json(self.folder / "config.json")) if self.folder is not None else None
+        return quantization(self._stored_config)
 
     @property
     def architecture(self) -> str:
@@ -111,7 +116,7 @@ class ModelSource:
                 trust_remote_code=self.trust_remote_code,
             ).eval()  # fmt: skip
             if self.architecture.endswith("ForSequenceClassification"):
-                name_padding(model.config, self.tokenizer())
+                set_pad_token_id(model.config, self.tokenizer())
             return model
         model = build(self.factory)
         if self.weights is not None:
@@ -136,33 +141,17 @@ class ModelSource:
 
     def arguments(self) -> dict[str, inspect.Parameter]:
         """What the forward of the model takes, by name; empty where nothing says so."""
-        given: Any = self.module
-        if given is None:
-            given = self.model_class() if self.folder is not None and self.config is not None else build(self.factory)
-        try:
-            found = dict(inspect.signature(given.forward).parameters)
-        except (TypeError, ValueError):
-            return {}
-        found.pop("self", None)
-        return found
+        model: Any = self.module
+        if model is None:
+            model = self.model_class() if self.folder is not None and self.config is not None else build(self.factory)
+        return {name: parameter for name, parameter in forward_parameters(model).items() if name != "self"}
 
     def skeleton(self) -> nn.Module:
-        """The model with its parameters on the meta device and its buffers real (a folder only), of the type and tied as
-        ``from_pretrained(dtype="auto")`` makes it."""
+        """The model with its parameters on the meta device (a folder only): see :func:`winnow.models.pretrained.empty_model`."""
         if self.folder is None:
             raise InputError("only a model folder can be streamed: save the model with save_pretrained first.")
-        from accelerate import init_empty_weights
-
-        from winnow.formats.hf_quantizer import planned_dtype
-
         dtype = getattr(self.config, "dtype", None) or first_dtype(self.weight_files()[0])
-        with init_empty_weights(include_buffers=False):
-            model = self.model_class()._from_config(self.config, dtype=dtype)
-        model.tie_weights(recompute_mapping=False)  # making parameters empty has given tied ones one each
-        for name, parameter in model.named_parameters():
-            if (wanted := planned_dtype(model, name, parameter)) != parameter.dtype:
-                parameter.data = torch.empty_like(parameter, dtype=wanted)
-        return model.eval()
+        return empty_model(self.model_class(), self.config, dtype)
 
     def tokenizer(self) -> Any:
         """The folder's tokenizer; None when it has none."""
@@ -181,29 +170,23 @@ class ModelSource:
     def _check_listed(self, *patterns: str) -> None:
         """Of a folder that winnow wrote: whether files about to be read are the ones that were written."""
         if self.folder is not None and self.is_artifact:
-            from winnow.formats.reader import check_listed
-
             check_listed(self.folder, sorted({path.name for p in patterns for path in self.folder.glob(p)}))
 
     def companions(self) -> list[Path]:
         """Files to carry over unchanged into a compressed folder."""
-        if self.folder is None:
-            return []
-        return [path for path in self._beside() if not leaves(path, self.folder)]
+        return [path for path, outside in self._beside() if not outside]
 
     def left_out(self) -> list[str]:
         """A sentence for each file that :meth:`companions` leaves out: a link that leaves the folder."""
+        message = "is not copied: it is a link to something outside of the model's folder."
+        return [f"{path.name} {message}" for path, outside in self._beside() if outside]
+
+    def _beside(self) -> list[tuple[Path, bool]]:
+        """Companions, and whether each is a link that leaves the folder."""
         if self.folder is None:
             return []
-        return [
-            f"{path.name} is not copied: it is a link to something outside of the model's folder."
-            for path in self._beside()
-            if leaves(path, self.folder)
-        ]
-
-    def _beside(self) -> list[Path]:
-        assert self.folder is not None
-        return sorted({p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()})
+        found = sorted({p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()})
+        return [(path, leaves_folder(path, self.folder)) for path in found]
 
     def weight_files(self) -> list[Path]:
         """The files that hold the model's weights, and no others; none for a module or a factory without weights."""
@@ -229,7 +212,7 @@ class ModelSource:
     def sha256(self) -> str:
         """A hash of the weights (and the configuration) that names the model, whatever its folder is called.
 
-        Of files it is reckoned once, and again only when one of them was changed; a factory builds the same at every call.
+        Files are hashed once, and again only when one of them changes; a factory builds the same at every call.
         """
         if self.module is not None:
             return identity_of_weights(self.module)
@@ -250,18 +233,6 @@ class ModelSource:
         return self._hashed[1]
 
 
-def identity_of_weights(model: nn.Module) -> str:
-    """SHA-256 of every parameter and persistent buffer of a model, by name, in the types that they have now.
-
-    One pass over the weights (about a second a gigabyte): what is measured under a name can be checked to be it.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors_of(model).items()):
-        digest.update(name.encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
 def open_model(
     spec: str | Path | nn.Module, weights: str | Path | None = None, *, trust_remote_code: bool = False
 ) -> ModelSource:
@@ -271,7 +242,7 @@ def open_model(
         InputError: the thing does not exist, holds no safetensors, asks to run its own code, or has no known class.
     """
     if isinstance(spec, nn.Module):
-        given = opened(spec)
+        given = plain_module(spec)
         return ModelSource(spec=type(given).__name__, module=given)
     text = str(spec)
     path = Path(text).expanduser()
@@ -296,7 +267,7 @@ def open_model(
         raise InputError(f"{text} is a file: give the model as package.module:function and this file with --weights.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.replace("/", "").strip("-._ "):
         raise InputError(f"{text} does not exist: give a model folder, a Hugging Face name or package.module:function.")
-    return _open_folder(_from_hub(text), trust_remote_code, text, weights)
+    return _open_folder(from_hub(text), trust_remote_code, text, weights)
 
 
 def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | Path | None) -> ModelSource:
@@ -326,37 +297,3 @@ def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | 
             f"{path}/config.json names no model_type: give the model as package.module:function with --weights."
         )
     return source
-
-
-def _from_hub(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise InputError(
-            f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow[hf]'."
-        ) from None
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:
-        raise InputError(
-            f"{name} is neither a local folder nor a Hugging Face model that could be fetched ({type(error).__name__}): check the name or the connection."
-        ) from None
-
-
-def build(factory: str | None, call: bool = True, seed: int = 0) -> Any:
-    """Calls (or only finds) ``package.module:function``, see :mod:`winnow.importing`.
-
-    What it draws at random is drawn under ``seed`` of torch's generator: the same weights at every call.
-    """
-    if not call:
-        return importing.find(factory or "", MODULE)
-    with torch_seed(seed):
-        model = importing.call(factory or "", MODULE)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{factory} returned {type(model).__name__}: it must return a torch.nn.Module.")
-    return opened(model)
-
-
-def _bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.disk.work import work_of
-from winnow.measure.evaluation import kept_file
+from winnow.disk.work import work_folder
+from winnow.measure.evaluation import stored_path
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.located import about
 from winnow.pipeline.stage import Progress
@@ -45,7 +45,7 @@ def plan_stages(inputs: RecipeInputs, out: Path | None) -> list[PlannedStage]:
     """The stages of a recipe, and which of them are finished in ``OUT.work``."""
     rows = []
     for i, (stage, key) in enumerate(zip(inputs.pipeline.stages, inputs.keys())):
-        finished = out is not None and (work_of(out) / f"{key}{stage.finished}").exists()
+        finished = out is not None and (work_folder(out) / f"{key}{stage.finished}").exists()
         steps = stage.planned_steps(inputs)
         rows.append(PlannedStage(i + 1, stage.kind, stage.describe(inputs, i), steps, finished, key))
     return rows
@@ -63,7 +63,7 @@ class Execution:
     ) -> None:
         self.inputs, self.out, self.executor, self.command = inputs, out, executor, command
         self._progress = progress
-        self.store = Store(work_of(out))
+        self.store = Store(work_folder(out))
         self.keys = inputs.keys()
         self.model = inputs.model
         self.models: list[Checkpoint] = []
@@ -105,7 +105,7 @@ class Execution:
 
     def evaluation_file(self, number: int) -> Path:
         """Where the evaluation that ended a stage is kept, if there is one."""
-        return kept_file(self.store, self.keys[number])
+        return stored_path(self.store, self.keys[number])
 
     def progress(self, number: int) -> Progress | None:
         """Progress bars of a stage, by its number and kind."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from winnow.disk.work import work_of
+from winnow.disk.work import work_folder
 from winnow.errors import InputError
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs, open_inputs
 from winnow.pipeline.reading import located, read_recipe
@@ -73,7 +73,7 @@ def _trained(inputs: RecipeInputs, number: int, out: str | Path | None) -> Check
     train = inputs.pipeline.index(Train, before=number)
     if train is None or out is None:
         return None
-    root, key = work_of(Path(out)), inputs.keys()[train]
+    root, key = work_folder(Path(out)), inputs.keys()[train]
     folder = root / key / inputs.label
     done = unsealed(root / f"{key}.json") is not None and folder.is_dir()
     return inputs.checkpoint(folder, train, key) if done else None

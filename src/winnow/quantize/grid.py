@@ -1,4 +1,4 @@
-"""The grid that kept weights are rounded to: where its points lie, and which one is nearest."""
+"""The quantization grid: its scales, and rounding to it."""
 
 from __future__ import annotations
 

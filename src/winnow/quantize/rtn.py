@@ -9,10 +9,7 @@ from winnow.quantize.quantized import Quantized
 
 
 def round_to_nearest(
-    weight: torch.Tensor,
-    grid: Grid,
-    keep: torch.Tensor | None = None,
-    importance: torch.Tensor | None = None,
+    weight: torch.Tensor, grid: Grid, keep: torch.Tensor | None = None, importance: torch.Tensor | None = None
 ) -> Quantized:
     """Quantize ``weight`` [R, C]; weights that ``keep`` (bool [R, C]) removes get code 0 and shape no scale.
 

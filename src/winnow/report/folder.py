@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from winnow.disk.files import written_whole
+from winnow.disk.files import atomic_file
 from winnow.disk.ownership import claim
 from winnow.errors import InputError, WinnowError
 
@@ -22,7 +22,7 @@ def write_files(folder: Path, files: Mapping[str, str], owned: bool = True) -> N
         if owned:
             claim(folder, *files)
         for name, text in files.items():
-            with written_whole(folder / name) as part:
+            with atomic_file(folder / name) as part:
                 part.write_text(text, encoding="utf-8", newline="\n")
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(f"cannot write the report to {folder}: choose a folder you may write to.") from error

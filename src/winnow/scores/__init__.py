@@ -1,7 +1,8 @@
-"""Which weight matters less? One pure function a file: (weight, statistics of its inputs) -> scores, high = keep."""
+"""Importance scores. One pure function a file: (weight, statistics of its inputs or a seed) -> scores, high = keep."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -15,10 +16,10 @@ from winnow.scores.wanda import wanda
 
 __all__ = ["NAMES", "magnitude", "needs_data", "random", "ria", "score", "wanda"]
 
-_WITHOUT_DATA: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"magnitude": magnitude}
-_WITH_DATA: dict[str, Callable[[torch.Tensor, InputStats], torch.Tensor]] = {"wanda": wanda, "ria": ria}
+# name -> function of the weight and of what else it names: ``stats`` of the layer's inputs, a ``seed``
+_SCORES: dict[str, Callable[..., torch.Tensor]] = {"magnitude": magnitude, "wanda": wanda, "ria": ria, "random": random}
 
-NAMES: tuple[str, ...] = ("magnitude", "wanda", "ria", "random")
+NAMES: tuple[str, ...] = tuple(_SCORES)
 
 
 def needs_data(name: str) -> bool:
@@ -29,7 +30,7 @@ def needs_data(name: str) -> bool:
     """
     if name not in NAMES:
         raise InputError(f"unknown score {name!r}: choose one of {', '.join(NAMES)}")
-    return name in _WITH_DATA
+    return "stats" in inspect.signature(_SCORES[name]).parameters
 
 
 def score(name: str, weight: torch.Tensor, stats: InputStats | None, seed: int = 0) -> torch.Tensor:
@@ -40,10 +41,12 @@ def score(name: str, weight: torch.Tensor, stats: InputStats | None, seed: int =
     Raises:
         InputError: the name is unknown, or the score reads input statistics and ``stats`` is None or does not fit.
     """
-    if not needs_data(name):
-        return random(weight, seed) if name == "random" else _WITHOUT_DATA[name](weight)
-    if stats is None:
-        raise InputError(f"the score {name!r} reads the layer's inputs: give calibration data, or use 'magnitude'")
-    if stats.cols != weight.shape[1]:
-        raise InputError(f"the statistics are of {stats.cols} inputs the weight has {weight.shape[1]}: pass its own")
-    return _WITH_DATA[name](weight, stats)
+    if needs_data(name):
+        if stats is None:
+            raise InputError(f"the score {name!r} reads the layer's inputs: give calibration data, or use 'magnitude'")
+        if stats.cols != weight.shape[1]:
+            raise InputError(
+                f"the statistics are of {stats.cols} inputs and the weight has {weight.shape[1]}: pass its own"
+            )
+    reads = inspect.signature(_SCORES[name]).parameters
+    return _SCORES[name](weight, **{key: value for key, value in (("stats", stats), ("seed", seed)) if key in reads})

@@ -6,5 +6,5 @@ import torch
 
 
 def magnitude(weight: torch.Tensor) -> torch.Tensor:
-    """|W|, float32 [R, C]. The oldest pruning score; reads no data."""
+    """|W|, float32 [R, C] (Han et al. 2015, NeurIPS); reads no data."""
     return weight.to(torch.float32).abs()

@@ -6,6 +6,6 @@ import torch
 
 
 def random(weight: torch.Tensor, seed: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1), float32 [R, C], the same for the same seed and shape on every device."""
+    """The baseline: uniform numbers in [0, 1), float32 [R, C], the same for the same seed and shape on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(weight.shape, generator=generator).to(weight.device)

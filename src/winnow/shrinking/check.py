@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.coupled.call import ERRORS, forward, quiet, small, tensors_in
+from winnow.coupled.call import ERRORS, crop_example, forward, probing_mode, tensors_in
 from winnow.errors import InputError
-from winnow.masks.given import working_copy
+from winnow.masks.unwrap import working_copy
 from winnow.shrinking.rebuild import apply
 
 SMALL = 1 << 27  # weights of a model that is checked in float64
@@ -24,7 +24,7 @@ class Check:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         """Raises InputError when the model cannot run on the example."""
-        self.model, self.example = model, small(example)
+        self.model, self.example = model, crop_example(example)
         try:
             self.outputs = self._run(model)
         except ERRORS:
@@ -43,12 +43,12 @@ class Check:
 
     def _to_double(self) -> None:
         double, example = working_copy(self.model).double(), _double(self.example)
-        with quiet(double), torch.no_grad():
+        with probing_mode(double), torch.no_grad():
             outputs = tensors_in(forward(double, example))
         self.model, self.example, self.outputs = double, example, outputs
 
     def _run(self, model: nn.Module) -> list[torch.Tensor]:
-        with quiet(model), torch.no_grad():
+        with probing_mode(model), torch.no_grad():
             return tensors_in(forward(model, self.example))
 
     def reason(self, plan: Mapping[str, Any]) -> str:

@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.coupled.call import record_blocks
 from winnow.coupled.cut import Cols, CutProbe, Rows
-from winnow.coupled.find import Member, Refused, Unit, module_coupling
-from winnow.coupled.module import cut_units
+from winnow.coupled.module import cut_units, module_coupling
 from winnow.coupled.site import norm_features, site_of
+from winnow.coupled.unit import CoupledUnit, Member, Refused
 from winnow.errors import InputError
 from winnow.masks.prunable import CONVOLUTIONS, Prunable, Scope
 from winnow.masks.scope import find_scope
@@ -43,7 +43,7 @@ Constants = dict[str, dict[int, float]]  # prunable -> input feature -> what the
 class Group:
     """Units that are alike and share their tensors; some of them dead."""
 
-    units: list[Unit]
+    units: list[CoupledUnit]
     dead: dict[int, Constants] = field(default_factory=dict)  # position in units -> constants to fold
     refused: dict[int, str] = field(default_factory=dict)  # silent, but cannot go, and why
 
@@ -66,7 +66,7 @@ def wide_scope(model: nn.Module) -> Scope:
     return find_scope(model, include=around)
 
 
-def coupled_units(model: nn.Module, scope: Scope, example: Any) -> tuple[list[Unit], list[Refused]]:
+def coupled_units(model: nn.Module, scope: Scope, example: Any) -> tuple[list[CoupledUnit], list[Refused]]:
     """Units of all kinds, also channels of a residual stream that several layers write to.
 
     The latter, unlike the others, become constant only when all their producers do. Raises InputError when the
@@ -75,7 +75,7 @@ def coupled_units(model: nn.Module, scope: Scope, example: Any) -> tuple[list[Un
     if not scope.prunables:
         return [], []
     twin = _awake(model)
-    units: list[Unit] = []
+    units: list[CoupledUnit] = []
     refused: list[Refused] = []
     paths = list(dict.fromkeys(p.block for p in scope.prunables.values() if p.block is not None))
     calls = record_blocks(twin, example, [*paths, ""])
@@ -121,7 +121,7 @@ def _awake(model: nn.Module) -> nn.Module:
     return twin
 
 
-def grouped(units: Sequence[Unit], scope: Scope) -> list[Group]:
+def grouped(units: Sequence[CoupledUnit], scope: Scope) -> list[Group]:
     """Units by the tensors they share; the neurons of all experts that share one tensor."""
     groups: dict[Any, Group] = {}
     for unit in units:
@@ -181,7 +181,7 @@ class DeadUnits:
             zero_cols.append((~(band[stay] != 0).any(0)).tolist())
         self.zero_rows[p.name], self.zero_cols[p.name] = zero_rows, zero_cols
 
-    def _verdict(self, group: Group, i: int, unit: Unit, ranges: dict[str, InputRange]) -> Constants | None:
+    def _verdict(self, group: Group, i: int, unit: CoupledUnit, ranges: dict[str, InputRange]) -> Constants | None:
         """What the next layers' biases must take over; None where the unit is alive or cannot go."""
         cols = [m for m in unit.members if m.axis == "cols"]
         rows = [m for m in unit.members if m.axis == "rows"]
@@ -229,7 +229,7 @@ class DeadUnits:
     def _silent(self, m: Member) -> bool:
         return all(self.zero_rows[m.name][r] for r in m.indices)
 
-    def _silenced(self, unit: Unit, rows: Sequence[Member]) -> bool:
+    def _silenced(self, unit: CoupledUnit, rows: Sequence[Member]) -> bool:
         """Whether something in the weights silences the unit: all rows of a layer, or a normalization's scale."""
         return any(self._silent(m) for m in rows) or any(
             b.name.endswith("weight") and self._zero(b.name, b.indices) for b in unit.biases
@@ -264,7 +264,7 @@ class DeadUnits:
         p = self.prunables[m.name]
         return p.kind in CONVOLUTIONS and p.module in ranges and ranges[p.module].extent < EXTENT
 
-    def _remove(self, unit: Unit) -> set[str]:
+    def _remove(self, unit: CoupledUnit) -> set[str]:
         for m in unit.members:
             index = list(m.indices)
             if m.axis == "rows":

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.rnn import RNNBase
 
-from winnow.coupled.call import ERRORS, forward, quiet
+from winnow.coupled.call import ERRORS, forward, probing_mode
 from winnow.errors import InputError
 from winnow.masks.blocks import is_transposed_linear
 
@@ -28,7 +28,7 @@ def make_example(model: nn.Module) -> Any:
     are asked for their input size. Raises InputError when nothing made this way runs.
     """
     for example in _candidates(model):
-        with suppress(*ERRORS), quiet(model), torch.no_grad():
+        with suppress(*ERRORS), probing_mode(model), torch.no_grad():
             forward(model, example)
             return example
     raise InputError(f"no input for {type(model).__name__} could be made: give example=, what its forward takes")

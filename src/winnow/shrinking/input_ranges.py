@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.coupled.call import ERRORS, forward, noise, quiet
+from winnow.coupled.call import ERRORS, forward, noise, probing_mode
 from winnow.coupled.site import Site, site_of, spread
 from winnow.masks.prunable import Prunable
 
@@ -104,7 +104,7 @@ def _run(
         for path, (site, live) in sites.items()
     ]
     try:
-        with quiet(model), torch.no_grad():
+        with probing_mode(model), torch.no_grad():
             forward(model, example)
     finally:
         for handle in hooks:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.coupled.find import Member, Unit
+from winnow.coupled.unit import CoupledUnit, Member
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import carriers, config_edits, module_edits, rebuilds
 from winnow.shrinking.dead_units import Group, norms_of
@@ -40,7 +40,7 @@ class PlanWriter:
         self._configs: dict[Any, list[dict[str, Any]]] = {}
 
     def plan(self, choices: Sequence[Choice], config: bool = True) -> dict[str, Any]:
-        """The JSON of :func:`winnow.shrink.apply`; ``config``: with what a config can say about it."""
+        """The JSON of :func:`winnow.shrinking.apply`; ``config``: with what a config can say about it."""
         plan: dict[str, Any] = {"version": VERSION, **{part: [] for part in PARTS}}
         drops: Drops = {}
         for choice in choices:
@@ -53,7 +53,7 @@ class PlanWriter:
             plan["config"] = self._config(choices)
         return plan
 
-    def _drop(self, drops: Drops, unit: Unit) -> None:
+    def _drop(self, drops: Drops, unit: CoupledUnit) -> None:
         for m in unit.members:
             p = self.prunables[m.name]
             if p.kind == "experts":

@@ -36,7 +36,7 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
     Parameters that are not cut are shared with ``model``. Raises InputError where plan and model do not fit.
     """
     if plan.get("version") != VERSION or any(not isinstance(plan.get(part), list) for part in PARTS):
-        raise InputError(f"this is no shrink plan of version {VERSION}: make it with winnow.shrink.plan")
+        raise InputError(f"this is no shrink plan of version {VERSION}: make it with winnow.shrinking.plan")
     small = shared_copy(model)
     try:
         for fold in plan["folds"]:
@@ -67,7 +67,7 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
             setattr(getattr(config, entry["part"]) if entry["part"] else config, entry["name"], entry["value"])
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
-            f"the shrink plan does not fit this model: make it again with winnow.shrink.plan ({error})"
+            f"the shrink plan does not fit this model: make it again with winnow.shrinking.plan ({error})"
         ) from error
     return small
 
@@ -75,7 +75,7 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
 def kept_rows_cols(plan: Mapping[str, Any], prunable: Prunable) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows, columns) of a prunable's matrix [R, C] that a plan keeps, int64: the same cut for packed matrices.
 
-    With :func:`winnow.shrink.shrink_matrix` these give the matrix of the shrunk tensor. Raises InputError for
+    With :func:`winnow.shrinking.shrink_matrix` these give the matrix of the shrunk tensor. Raises InputError for
     stacked experts, whose columns differ from expert to expert.
     """
     if prunable.kind == "experts":

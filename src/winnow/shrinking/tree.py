@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from winnow.errors import InputError
 from winnow.masks.blocks import is_transposed_linear
-from winnow.masks.given import working_copy
+from winnow.masks.unwrap import working_copy
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from winnow.coupled.find import Refused
+from winnow.coupled.unit import Refused
 from winnow.errors import InputError
 from winnow.kernels.swap import require_dense
-from winnow.masks.given import opened, require_initialised
 from winnow.masks.prunable import Scope
+from winnow.masks.unwrap import plain_module, require_initialised
 from winnow.shrinking.attributes import name_of
 from winnow.shrinking.check import Check
 from winnow.shrinking.dead_units import DeadUnits, Group, coupled_units, grouped, wide_scope
@@ -70,14 +70,14 @@ def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:
     its forward takes (a tensor, a tuple, or keyword arguments); without one an input is made from its config or
     its first layer. Raises InputError when no example can be made or the model cannot run on it.
     """
-    model = opened(model)
+    model = plain_module(model)
     made, removed, skipped = _decide(model, example)
     return ShrinkResult(apply(model, made), removed, skipped, made)
 
 
 def plan(model: nn.Module, example: Any = None) -> dict[str, Any]:
     """What :func:`shrink` would do, as the JSON that :func:`apply` takes."""
-    return _decide(opened(model), example)[0]
+    return _decide(plain_module(model), example)[0]
 
 
 def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Removed], list[Skipped]]:

@@ -27,7 +27,7 @@ def alps(
     """Prune the stacked rows ``weight`` [R, C]; returns (weight [R, C], keep [R, C]), exact counts in every band.
 
     Meng et al., ALPS (NeurIPS 2024). Inputs scaled to norm one, B minimises the output error plus a penalty on the
-    distance to D, the projection of B + V / rho on masks of the wanted count and structure; the penalty rho grows
+    distance to D, the projection of B + V / rho on masks of the target count and structure; the penalty rho grows
     while the mask changes little, until it no longer changes. At most 10 conjugate gradient steps then refine the
     values on the mask, from those that B has arrived at (the paper's section 3.3). ``hessian`` [C, C] is the damped
     Gram matrix, ``spectrum`` its scaled eigendecomposition. With ``keep`` the mask is held and only the refinement

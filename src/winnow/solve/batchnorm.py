@@ -1,4 +1,4 @@
-"""Batch-norm recalibration: after weights have gone, the running statistics of the dense model are wrong."""
+"""Batch-norm recalibration: after pruning, the running statistics of the dense model are wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from winnow.forward.batch import call
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -23,8 +25,6 @@ def recalibrate(model: nn.Module, batches: Sequence[Any]) -> dict[str, torch.Ten
     Returns:
         the new buffers by state-dict name (running_mean, running_var [channels], num_batches_tracked []).
     """
-    from winnow.forward.batch import call
-
     norms = {name: m for name, m in model.named_modules() if _tracks(m)}
     if not norms or not batches:
         return {}

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from winnow.errors import InputError
+from winnow.solve.draw import Part
 from winnow.solve.statistics import Moments
 
 HOLD = 5  # one call in so many judges what the others fitted
@@ -44,7 +46,7 @@ def held_out(calls: int) -> list[int]:
     return list(range(HOLD - 1, calls, HOLD)) or ([calls - 1] if calls > 1 else [])
 
 
-class Some:
+class Subset:
     """Some of the calls, or some rows of a single one; a :class:`Calls`."""
 
     def __init__(self, calls: Calls, numbers: Sequence[int], rows: slice | None = None) -> None:
@@ -63,12 +65,41 @@ class Some:
             yield call
 
 
-def power(calls: Calls) -> tuple[float, int]:
+def split(calls: Calls, rows: int) -> tuple[Calls, Calls, bool]:
+    """The calls to fit to, those that judge (:func:`held_out`), and whether both are whole calls.
+
+    ``rows``: examples that a single call may be cut into; of one that may not be cut, none is fitted to.
+    """
+    judging = held_out(len(calls))
+    if judging:
+        fitting = [i for i in range(len(calls)) if i not in set(judging)]
+        return Subset(calls, fitting), Subset(calls, judging), True
+    if rows > 1:
+        most = max(1, rows - max(1, rows // HOLD))
+        return Subset(calls, [0], slice(0, most)), Subset(calls, [0], slice(most, rows)), False
+    return Subset(calls, []), calls, True
+
+
+def joined(calls: Calls, parts: Sequence[Part]) -> Call:
+    """One call with these examples of several."""
+    found, spec = [], None
+    for i, rows in parts:
+        with calls.at(i) as call:
+            leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
+            pick = slice(None) if rows is None else rows
+            found.append([x[pick].clone() if isinstance(x, torch.Tensor) else x for x in leaves])
+    assert spec is not None
+    first = found[0]
+    whole = [torch.cat([f[k] for f in found]) if isinstance(x, torch.Tensor) else x for k, x in enumerate(first)]
+    return Call(*tree_unflatten(whole, spec))
+
+
+def target_power(calls: Calls) -> tuple[float, int]:
     """The power of the targets, and how many numbers it is the sum over."""
     total, positions = 0.0, 0
     for i in range(len(calls)):
         with calls.at(i) as call:
-            target = counted(call.target, call.counts)
+            target = unpadded(call.target, call.counts)
             total += float(target.double().square().sum())
             positions += target.numel()
     return max(total, 1e-30), positions
@@ -83,8 +114,18 @@ def examples(calls: Calls) -> list[int]:
     return found
 
 
-def counted(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+def unpadded(x: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
     """The positions that are no padding, [positions, features]; everything where all count (a pooled output, say)."""
     if counts is None or counts.numel() * x.shape[-1] != x.numel():
         return x
     return x.reshape(-1, x.shape[-1])[counts.to(x.device)]
+
+
+def output_of(output: Any) -> torch.Tensor:
+    """The first floating tensor of what a unit puts out: its hidden states, or the logits of a whole model."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            return leaf
+    raise InputError("a block puts out no floating tensor, so it cannot be reconstructed: choose another solver.")

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 Part = tuple[int, torch.Tensor | None]  # number of the call, rows of it; None: all
 
 
-class Draw:
+class MiniBatches:
     """Steps of about ``size`` examples, every epoch in a new order that depends on seed and epoch alone.
 
     ``examples`` [calls]: how many examples each call holds. A step touches as few calls as it can, since each of them may have

@@ -1,4 +1,4 @@
-"""Exact least squares on a fixed mask: the best values the weights that stay can have."""
+"""Exact least squares on a fixed mask: the best values for the remaining weights."""
 
 from __future__ import annotations
 

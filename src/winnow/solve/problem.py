@@ -1,4 +1,4 @@
-"""What a solver is asked, and what it answers, for one weight matrix."""
+"""The pruning problem of one weight matrix, and its solution."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Problem:
     structure: Structure = field(default_factory=Unstructured)
     group: str = "layer"  # "layer": weights of all rows compete; "row": every row loses equally many
     scores: torch.Tensor | None = None  # [R, C], low goes first; read by chains that start from scores
-    grid: Grid | None = None  # quantize the weights that stay
-    damp: float = 0.01  # share of the Gram matrix's mean diagonal added to its diagonal
+    grid: Grid | None = None  # quantize the remaining weights
+    damp: float = 0.01  # dampening: this fraction of the Gram matrix's mean diagonal is added to its diagonal
     keep: torch.Tensor | None = None  # [R, C] bool: a mask already chosen (swap starts from it, the others hold it)
     where: str = ""  # the layer's name, for messages
 
@@ -41,7 +41,7 @@ class Problem:
             raise InputError(f"unknown comparison group {self.group!r}: use {' or '.join(get_args(Group))}")
         if not 0 <= self.zeros <= self.weight.numel():
             raise InputError(
-                f"{self.zeros} zeros asked of {name}, which has {self.weight.numel()} weights: ask for fewer"
+                f"{self.zeros} zeros were requested of {name}, which has {self.weight.numel()} weights: request fewer"
             )
         for label, tensor in (("scores", self.scores), ("mask", self.keep)):
             if tensor is not None and tensor.shape != self.weight.shape:
@@ -60,9 +60,9 @@ class Problem:
 
 @dataclass
 class Solution:
-    """The pruned matrix. Exactly zero where ``keep`` is False; values that stay may have changed."""
+    """The pruned matrix. Exactly zero where ``keep`` is False; remaining values may have changed."""
 
     weight: torch.Tensor  # [R, C] float32 (float64 where the problem's are)
-    keep: torch.Tensor  # [R, C] bool, False at exactly the zeros asked for (a kept weight may round to code 0)
+    keep: torch.Tensor  # [R, C] bool, False at exactly the requested zeros (a kept weight may round to code 0)
     quantized: Quantized | None  # with a grid: the codes and scales that ``weight`` is the exact product of
     error: float | None  # ||X W^T - X W0^T||^2 / ||X W0^T||^2; None without a Gram matrix

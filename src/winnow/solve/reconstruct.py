@@ -1,4 +1,4 @@
-"""Reconstruction of one unit: the weights that stay are fitted, by gradient, to what the unit should put out."""
+"""Reconstruction of one unit: the remaining weights are fitted, by gradient, to the unit's target outputs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from winnow.errors import InputError
-from winnow.forward.holding import Places
+from winnow.forward.slots import TensorSlots
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
-from winnow.solve.calls import HOLD, Call, Calls, Some, counted, examples, held_out, power
-from winnow.solve.draw import Draw, Part, shared_rows
+from winnow.solve.calls import Call, Calls, examples, joined, output_of, split, target_power, unpadded
+from winnow.solve.draw import MiniBatches, Part, shared_rows
+from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction, is_conv, watching
-
-if TYPE_CHECKING:
-    from winnow.solve.settings import ReconstructSettings
 
 State = dict[str, torch.Tensor]
 
@@ -92,15 +89,13 @@ class Reconstruction:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.module, self.layers, self.calls, self.settings = module, layers, calls, settings
-        self._places = Places(module)
-        self.examples: list[int] = []
-        self.cut = False  # whether calls may be cut into examples, and examples joined
+        self._places = TensorSlots(module)
         self.seed, self.where, self.progress = seed, where, progress
         parameters = dict(module.named_parameters())
         self.own = {n: parameters[n].detach() for n in layers}
         self.own |= {n: p.detach() for n, p in parameters.items() if p.ndim <= 1 and p.is_floating_point()}
-        norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm) and has_batchnorm(m)}
-        norms = norms if statistics else {}
+        modules = module.named_modules() if statistics else ()
+        norms = {n: m for n, m in modules if isinstance(m, _BatchNorm) and has_batchnorm(m)}
         self.norms = list(norms.values())
         self.buffers = {
             f"{n}.{b}" if n else b: t.detach() for n, m in norms.items() for b, t in m.named_buffers(recurse=False)
@@ -110,12 +105,17 @@ class Reconstruction:
 
     def run(self) -> Fit:
         """The fit; with no calls, the masked weights as they are."""
-        start = {n: t.float() * self.masks[n] if n in self.masks else t.float() for n, t in self.own.items()}
-        start |= {n: t.clone() for n, t in self.buffers.items()}
+        start = self._masked(
+            {n: t.float() for n, t in self.own.items()} | {n: t.clone() for n, t in self.buffers.items()}
+        )
         if not len(self.calls):
             return Fit(self._changed(start))
-        self._survey(start)
-        self._split()
+        rows = self._rows_to_cut(start)
+        self.cut = rows is not None  # whether calls may be cut into examples, and examples joined
+        self.fitting, self.judging, whole = split(self.calls, rows or 1)
+        self.power, self.positions = target_power(self.fitting)
+        # The dense statistics are of whole calls.
+        self._corrects = self.settings.correct and whole
         mask = self._restored(start, correct=False) if len(self.fitting) else start
         before = self._error(mask)
         if not math.isfinite(before):
@@ -134,32 +134,15 @@ class Reconstruction:
                 best, least = state, error
         return Fit(self._changed(best), before, least, steps)
 
-    def _split(self) -> None:
-        """Which calls are fitted to, and which judge."""
-        count, self._corrects = len(self.calls), self.settings.correct
-        judging = held_out(count)
-        if judging:
-            self.judging: Calls = Some(self.calls, judging)
-            self.fitting: Calls = Some(self.calls, [i for i in range(count) if i not in set(judging)])
-        elif self.cut and (rows := self.examples[0]) > 1:
-            most = max(1, rows - max(1, rows // HOLD))
-            self.judging, self.fitting = Some(self.calls, [0], slice(most, rows)), Some(self.calls, [0], slice(0, most))
-            self._corrects = False  # the dense statistics are of the whole call
-        else:
-            self.judging, self.fitting = self.calls, Some(self.calls, [])
-        self.power, self.positions = power(self.fitting)
-        self.examples = examples(self.fitting)
-
-    def _survey(self, state: State) -> None:
-        """Whether calls may be cut into examples and joined, and how many examples each holds."""
+    def _rows_to_cut(self, state: State) -> int | None:
+        """Examples of the first call where calls may be cut into their examples, and joined; else None."""
         layouts, rows = set(), []
         for i in range(len(self.calls)):
             with self.calls.at(i) as call:
                 leaves = tree_leaves((call.args, call.kwargs))
                 layouts.add(tuple((x.shape[1:], x.dtype) if isinstance(x, torch.Tensor) else str(x) for x in leaves))
                 rows.append(shared_rows(leaves, call.target) if call.counts is None else None)
-        self.cut = len(layouts) == 1 and all(rows) and self._separable(state)
-        self.examples = examples(self.calls)
+        return rows[0] if len(layouts) == 1 and all(rows) and self._separable(state) else None
 
     @torch.no_grad()
     def _separable(self, state: State) -> bool:
@@ -172,38 +155,27 @@ class Reconstruction:
                 parts.append((i, some))
                 alone.append(self._output(state, call)[some])
         one = torch.cat(alone)
-        joined = self._output(state, self._joined(self.calls, parts))
-        return one.shape == joined.shape and torch.allclose(one, joined, rtol=1e-2, atol=1e-3 * float(one.abs().max()))
-
-    def _joined(self, calls: Calls, parts: list[Part]) -> Call:
-        """One call with these examples of several."""
-        found, spec = [], None
-        for i, rows in parts:
-            with calls.at(i) as call:
-                leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
-                pick = slice(None) if rows is None else rows
-                found.append([x[pick].clone() if isinstance(x, torch.Tensor) else x for x in leaves])
-        assert spec is not None
-        first = found[0]
-        joined = [torch.cat([f[k] for f in found]) if isinstance(x, torch.Tensor) else x for k, x in enumerate(first)]
-        return Call(*tree_unflatten(joined, spec))
+        several = self._output(state, joined(self.calls, parts))
+        return one.shape == several.shape and torch.allclose(
+            one, several, rtol=1e-2, atol=1e-3 * float(one.abs().max())
+        )
 
     def _output(self, state: State, call: Call) -> torch.Tensor:
         """What the unit puts out with these tensors as its own."""
         tensors = {n: t.to(self.own[n].dtype) if n in self.own else t for n, t in state.items()}
-        with self._places.holding(tensors):
+        with self._places.replaced(tensors):
             return output_of(self.module(*call.args, **call.kwargs))
 
     @torch.no_grad()
     def _error(self, state: State) -> float:
         """On the calls that judge, over the power of their targets."""
-        total = power = 0.0
+        total = target_power = 0.0
         for i in range(len(self.judging)):
             with self.judging.at(i) as call:
-                delta = counted(self._output(state, call) - call.target, call.counts)
+                delta = unpadded(self._output(state, call) - call.target, call.counts)
                 total += float(delta.double().square().sum())
-                power += float(counted(call.target, call.counts).double().square().sum())
-        return total / max(power, 1e-30)
+                target_power += float(unpadded(call.target, call.counts).double().square().sum())
+        return total / max(target_power, 1e-30)
 
     @torch.no_grad()
     def _restored(self, state: State, *, correct: bool = True) -> State:
@@ -233,7 +205,7 @@ class Reconstruction:
             changed[beside] = shift.to(bias)
             return (output - bias.to(output).reshape(like)) * scale + shift.to(output).reshape(like)
 
-        with self._normalising(average=True), watching(self.module, paths, seen):
+        with self._batchnorms(training=True, average=True), watching(self.module, paths, seen):
             for i in range(len(self.fitting)):
                 with self.fitting.at(i) as call:
                     counts = call.counts
@@ -246,12 +218,12 @@ class Reconstruction:
         return name if name in self.own else None
 
     @contextmanager
-    def _normalising(self, *, average: bool) -> Iterator[None]:
-        """Batch norms that use the statistics of what they see; ``average``: and keep their plain average."""
+    def _batchnorms(self, *, training: bool, average: bool = False) -> Iterator[None]:
+        """Batch norms in training mode or not; with ``average`` their running statistics become plain averages."""
         before = [(m, m.training, m.momentum) for m in self.norms]
         try:
             for m in self.norms:
-                m.training = True
+                m.training = training
                 m.momentum = None if average else m.momentum
             yield
         finally:
@@ -268,18 +240,18 @@ class Reconstruction:
             lr = s.lr * _size(begin[name], self.masks[name]) if name in self.masks else s.bias_lr
             groups.append({"params": [leaf], "lr": lr, "base": lr})
         optimizer = torch.optim.Adam(groups)
-        power = self.power / max(self.positions, 1)
+        target_power = self.power / max(self.positions, 1)
         taken, best, least = 0, begin, self._error(begin)
-        with self._normalising(average=False):
-            for parts in Draw(self.examples, s.batch, cut=self.cut, seed=self.seed).steps():
+        with self._batchnorms(training=True):
+            for parts in MiniBatches(examples(self.fitting), s.batch, cut=self.cut, seed=self.seed).steps():
                 for group in optimizer.param_groups:
                     group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * taken / s.steps))
                 optimizer.zero_grad(set_to_none=True)
                 value = 0.0
                 for call, share in self._opened(parts):
-                    state = {n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in leaves.items()}
-                    delta = counted(self._output({**state, **buffers}, call) - call.target, call.counts)
-                    loss = delta.float().square().mean() * (share / power)
+                    state = self._masked({**leaves, **buffers})
+                    delta = unpadded(self._output(state, call) - call.target, call.counts)
+                    loss = delta.float().square().mean() * (share / target_power)
                     loss.backward()
                     value += float(loss.detach())
                     del state, delta, loss, call
@@ -293,12 +265,8 @@ class Reconstruction:
                     self.progress(taken, s.steps)
                 over = taken >= s.steps or value < s.stop
                 if over or taken % max(s.steps // LOOKS, 1) == 0:
-                    found = {
-                        n: (t.detach() * self.masks[n] if n in self.masks else t.detach().clone())
-                        for n, t in leaves.items()
-                    }
-                    found |= {n: t.clone() for n, t in buffers.items()}
-                    with self._as_stored():
+                    found = self._masked({n: t.detach().clone() for n, t in {**leaves, **buffers}.items()})
+                    with self._batchnorms(training=False):
                         error = self._error(found)
                     if error < least:
                         best, least = found, error
@@ -306,26 +274,17 @@ class Reconstruction:
                     break
         return best, taken
 
-    @contextmanager
-    def _as_stored(self) -> Iterator[None]:
-        """Batch norms that use what they keep, in the middle of a fit."""
-        before = [(m, m.training) for m in self.norms]
-        try:
-            for m in self.norms:
-                m.training = False
-            yield
-        finally:
-            for m, training in before:
-                m.training = training
-
     def _opened(self, parts: list[Part]) -> Iterator[tuple[Call, float]]:
         """The calls of one step, joined where that is possible, and the share of the step each stands for."""
         if self.cut:
-            yield self._joined(self.fitting, parts), 1.0
+            yield joined(self.fitting, parts), 1.0
             return
         for i, _ in parts:
             with self.fitting.at(i) as call:
                 yield call, 1 / len(parts)
+
+    def _masked(self, state: State) -> State:
+        return {n: t * self.masks[n] if n in self.masks else t for n, t in state.items()}
 
     def _changed(self, state: State) -> State:
         """Weights, and whatever else is not what it was."""
@@ -333,16 +292,6 @@ class Reconstruction:
         return {
             n: t.detach() for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])
         }
-
-
-def output_of(output: Any) -> torch.Tensor:
-    """The first floating tensor of what a unit puts out: its hidden states, or the logits of a whole model."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-            return leaf
-    raise InputError("a block puts out no floating tensor, so it cannot be reconstructed: choose another solver.")
 
 
 def _size(weight: torch.Tensor, mask: torch.Tensor) -> float:

@@ -63,8 +63,8 @@ def sparsegpt(
     quantized = None
     if grid is not None:
         assert loop.codes is not None and loop.scales is not None
-        quantized = Quantized(loop.lying(loop.codes), loop.scales.t().contiguous(), grid.bits, grid.group)
-    return loop.lying(loop.work), loop.lying(loop.keep), quantized
+        quantized = Quantized(loop.in_layer_order(loop.codes), loop.scales.t().contiguous(), grid.bits, grid.group)
+    return loop.in_layer_order(loop.work), loop.in_layer_order(loop.keep), quantized
 
 
 class _Loop:
@@ -207,9 +207,11 @@ class _Loop:
             self.keep[start:stop] = drop.logical_not_().reshape(-1, stop - start).t()
             return
         for band in self.bands:
-            gone = ~self.keep[start:stop, band.rows]
+            pruned = ~self.keep[start:stop, band.rows]
             scores = cost[band.rows]
-            drop = lowest(scores, int(gone.sum())) if self.group == "layer" else _lowest_in_rows(scores, gone.sum(0))
+            drop = (
+                lowest(scores, int(pruned.sum())) if self.group == "layer" else _lowest_in_rows(scores, pruned.sum(0))
+            )
             self.keep[start:stop, band.rows] = drop.logical_not_().t()
 
     def _fit(self, places: torch.Tensor, values: torch.Tensor) -> None:
@@ -222,7 +224,7 @@ class _Loop:
         of = int(self.group_of[places[0]])
         self.scales[of] = whole.fit(values, self.keep[places].t(), importance).squeeze(1)
 
-    def lying(self, found: torch.Tensor) -> torch.Tensor:
+    def in_layer_order(self, found: torch.Tensor) -> torch.Tensor:
         """Something [C, R] of the loop as [R, C], its columns where they lie in the layer."""
         if self.columns is None:
             return found.t().contiguous()

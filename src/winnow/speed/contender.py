@@ -12,7 +12,7 @@ from torch import nn
 
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
-from winnow.forward.model import accepted, logits_of
+from winnow.forward.model import forward_parameters, logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
 from winnow.speed.workload import Work
@@ -111,7 +111,7 @@ class TorchContender(Contender):
     def _decoding(self, work: Work) -> Callable[[], Any]:
         """Runs the prompt; each call of the result feeds one more token through the cache."""
         assert work.tokens is not None
-        if not {"past_key_values", "use_cache"} <= accepted(self.model).keys():  # type: ignore[arg-type]
+        if not {"past_key_values", "use_cache"} <= forward_parameters(self.model).keys():  # type: ignore[arg-type]
             raise Unavailable("its forward keeps no cache of keys and values: decoding token by token is not timed")
         out = self._run(**work.inputs[0], use_cache=True)  # type: ignore[arg-type]
         state = out.past_key_values
@@ -128,8 +128,8 @@ class TorchContender(Contender):
 
 
 def bind(model: Any, batch: Batch, settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a forward; what it does not take is left out, as ``measure.feed.call`` does."""
-    names = accepted(model)
+    """Positional and keyword arguments of a forward; what it does not take is left out, as ``forward.model.call`` does."""
+    names = forward_parameters(model)
     kept = {key: value for key, value in settings.items() if key in names}
     if not isinstance(batch, dict):
         return tuple(batch), kept

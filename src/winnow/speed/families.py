@@ -14,7 +14,7 @@ from torch import nn
 
 from winnow.data.records import map_tensors
 from winnow.errors import InputError
-from winnow.masks.given import working_copy
+from winnow.masks.unwrap import working_copy
 from winnow.records import speed as speed_schema
 from winnow.speed.building import HALF, BuildContext, Builder, dtype_name, require_memory
 from winnow.speed.contender import Contender, TorchContender, Unavailable

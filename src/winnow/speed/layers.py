@@ -21,7 +21,7 @@ from winnow.kernels.micro import Calls, Case, Timer, flush_bytes
 from winnow.kernels.multiply import linear
 from winnow.machine.bandwidth import Bandwidth
 from winnow.masks.prunable import Prunable
-from winnow.measure.latency import Begin, alternate
+from winnow.measure.latency import Begin, interleave
 from winnow.records.speed import LayerSpeed
 from winnow.speed.workload import Work
 
@@ -125,7 +125,7 @@ class ColdTimer:
         end = self._clock() + self._seconds
         taken: dict[str, list[float]] = {name: [] for name in calls}
         begins, once = {name: cold(run) for name, run in calls.items()}, dict.fromkeys(calls, 1)
-        for done, one in enumerate(alternate(begins, once, 15, clock=self._clock), 1):
+        for done, one in enumerate(interleave(begins, once, 15, clock=self._clock), 1):
             for name, times in one.items():
                 taken[name] += times
             if done >= 5 and self._clock() > end:

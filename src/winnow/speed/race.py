@@ -10,7 +10,7 @@ import torch
 
 from winnow.errors import WinnowError
 from winnow.machine.bandwidth import Bandwidth
-from winnow.measure.latency import SLOT, Begin, Round, Spread, alternate, calls_in_a_row, paired_ratio, spread
+from winnow.measure.latency import SLOT_SECONDS, Begin, Round, Spread, calls_in_a_row, interleave, paired_ratio, spread
 from winnow.records.compression import Times
 from winnow.records.speed import Case, Measure
 from winnow.speed.contender import Contender, Unavailable, difference
@@ -37,7 +37,7 @@ def race(
     references: Mapping[str, Mapping[str, torch.Tensor]],
     rounds: int,
     *,
-    slot: float = SLOT,
+    slot: float = SLOT_SECONDS,
     bandwidth: Bandwidth | None = None,
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
@@ -69,7 +69,7 @@ def race(
                     found.dropped[contender.name, work.case.name] = reason(error)
                     continue
                 begins[contender.name], differences[contender.name] = begin, off
-            for one in alternate(begins, calls, rounds, clock=clock) if begins else ():
+            for one in interleave(begins, calls, rounds, clock=clock) if begins else ():
                 taken.append(one)
                 report(done + len(taken), total, work.case.name)
         except KeyboardInterrupt:

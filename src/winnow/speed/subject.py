@@ -12,7 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.formats.reader import Artifact, read_artifact
 from winnow.formats.validation import FLOATS
-from winnow.masks.given import working_copy
+from winnow.masks.unwrap import working_copy
 from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model, quiet_transformers
 

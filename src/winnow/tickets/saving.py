@@ -16,7 +16,7 @@ from torch import nn
 from winnow.disk.files import copy_file, write_text
 from winnow.errors import FormatError, disk_errors
 from winnow.formats.output import OutputFolder
-from winnow.models.source import quiet_transformers
+from winnow.models.pretrained import quiet_transformers
 from winnow.naming import nameless, without_paths
 from winnow.tickets.search import Ticket
 from winnow.train.task.training import Training

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.forward.arithmetic import narrow, rounded
+from winnow.forward.dtypes import cast_tensors, round_to_dtypes
 from winnow.masks.mask import MaskSet
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
@@ -126,13 +126,13 @@ class Search:
         """A finished run as a ticket, evaluated once."""
         run.finish()
         model = run.attached.detach()
-        rounded(model, self.training.types)
+        round_to_dtypes(model, self.training.types)
         evaluation = None if self.training.evaluate is None else self.training.evaluate(model)
         ticket = Ticket(
             self.method, zeros / self.scope.numel, zeros, model, run.attached.masks, cost or run.cost,
             evaluation=evaluation, **more,
         )  # fmt: skip
-        narrow(model, self.training.types)
+        cast_tensors(model, self.training.types)
         ticket.notes += [] if evaluation is None else remarks(evaluation, zeros)
         return ticket
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from winnow.budget import parse_sparsity
-from winnow.disk.work import check_output, work_of
+from winnow.disk.work import check_output, work_folder
 from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
 from winnow.run.executor import Executor, Local
@@ -183,7 +183,7 @@ def find_ticket(
     with contextlib.ExitStack() as stack:
         store, key = None, "ticket"
         if folder is not None:
-            store = Store(work_of(folder))
+            store = Store(work_folder(folder))
             stack.callback(store.release)
             key = stage_key(
                 name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")

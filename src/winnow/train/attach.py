@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.masks.given import bare, require_unmasked
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
+from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
 from winnow.train.method import SparseMethod, unfinished
@@ -69,7 +69,7 @@ def attach(
         InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, or model and
             optimizer are attached already.
     """
-    model = bare(model)
+    model = unwrap(model)
     require_unmasked(model)
     return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.formats.artifact import read_artifact
-from winnow.forward.arithmetic import halves, widen
-from winnow.masks.given import working_copy
-from winnow.measure.quality import Comparison, Evaluation, Task
+from winnow.forward.dtypes import has_half_weights, to_float32
+from winnow.masks.unwrap import working_copy
+from winnow.measure.compare import Comparison
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import Task
 from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model
 from winnow.words import number
@@ -74,9 +76,9 @@ def evaluate(
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
     from winnow.compression.options import Inputs
+    from winnow.measure.compare import compare
     from winnow.measure.fits import require_sound
     from winnow.measure.prepare import prepare
-    from winnow.measure.quality import compare
     from winnow.measure.task import written_unit
 
     given = Inputs(**options)
@@ -147,10 +149,10 @@ def _doubts(
 def _load(source: ModelSource, dtype: str) -> nn.Module:
     """The model in ``dtype``, or for "auto" with 16-bit tensors in float32; a module that was given stays as it is."""
     loaded = source.load()
-    if dtype == "auto" and not halves(loaded):
+    if dtype == "auto" and not has_half_weights(loaded):
         return loaded
     own = working_copy(loaded) if source.module is not None else loaded
-    return widen(own) if dtype == "auto" else own.to(getattr(torch, dtype))
+    return to_float32(own) if dtype == "auto" else own.to(getattr(torch, dtype))
 
 
 def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str) -> nn.Module:
@@ -161,7 +163,7 @@ def _tried(model: nn.Module, source: ModelSource, prepared: Prepared, dtype: str
         try_model(prepared, model, source.config)
         return model
     except InputError:
-        if dtype != "auto" or not halves(plain := source.load()):
+        if dtype != "auto" or not has_half_weights(plain := source.load()):
             raise
         with suppress(InputError):  # a forward that casts its input itself, say
             try_model(prepared, plain, source.config)

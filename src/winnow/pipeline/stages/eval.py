@@ -11,7 +11,7 @@ from pydantic import Field
 from winnow.data import Records
 from winnow.errors import GateError, InputError
 from winnow.measure.compare import compare
-from winnow.measure.evaluation import Evaluation, keep, kept
+from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
 from winnow.pipeline.execution import Execution
@@ -67,7 +67,7 @@ class Evaluate(Stage):
         return self._key(inputs, model)
 
     def stored(self, store: Store, key: str) -> dict[str, Any] | None:
-        return None if kept(store, key) is None else store.read(key) or {}
+        return None if load_stored(store, key) is None else store.read(key) or {}
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:
         """The figures of the model so far, and its paired loss against the reference, if there is one."""
@@ -113,14 +113,14 @@ class Evaluate(Stage):
         anchor = None
 
         def evaluation(of: Checkpoint, key: str) -> Evaluation:
-            stored = kept(store, key)
+            stored = load_stored(store, key)
             if stored is not None:
                 return stored
             bar = progress(of.made_by) if progress else None
             evaluated = task.evaluate(
                 of.load(pipeline.seed), anchor, progress=(lambda done, total: bar(done, total, "")) if bar else None
             )
-            keep(store, key, evaluated)
+            store_evaluation(store, key, evaluated)
             return evaluated
 
         if against is None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from winnow.measure.evaluation import keep
+from winnow.measure.evaluation import store_evaluation
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.stage import Publication, Stage, figures_of
@@ -75,7 +75,7 @@ class FineTuning(Stage):
             "cost": vars(ticket.cost), "notes": [*result.training.notes, *ticket.notes],
         }  # fmt: skip
         if ticket.evaluation is not None:
-            keep(execution.store, execution.keys[number], ticket.evaluation)
+            store_evaluation(execution.store, execution.keys[number], ticket.evaluation)
             figures |= figures_of(ticket.evaluation)
         return figures
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from winnow.errors import FormatError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
-from winnow.masks.given import working_copy
 from winnow.masks.global_ranking import global_magnitude
+from winnow.masks.unwrap import working_copy
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.forward.quiet import quiet
-from winnow.masks.given import working_copy
+from winnow.forward.modes import plain_eval
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
+from winnow.masks.unwrap import working_copy
 from winnow.train.distil.fixed_masks import FixedMasks
 from winnow.train.distil.loop import Loop, Progress, Trace
 from winnow.train.distil.outputs import read_output
@@ -186,7 +186,7 @@ class Trainer:
     def _check(self, batch: Any) -> None:
         """What can be said before the first step: outputs that are finite, and that a gradient can flow back from."""
         weights = {n: m.detach().requires_grad_() for n, m in self.student.matrices().items()}
-        with quiet(self.model), torch.enable_grad():
+        with plain_eval(self.model), torch.enable_grad():
             values = read_output(self.student(batch, weights), batch).values
             try:
                 reached = values.requires_grad and torch.autograd.grad(

@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from winnow.errors import InputError
+from winnow.forward.batch import first_tensor
 from winnow.forward.padding import DROP_MASKS, KEEP_MASKS
 
 Kind = Literal["logits", "features"]
@@ -150,10 +151,7 @@ def _class_last(values: torch.Tensor) -> torch.Tensor:
 
 
 def _batch_first(values: torch.Tensor, batch: Any) -> torch.Tensor:
-    first = next(
-        (t for t in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch) if torch.is_tensor(t) and t.ndim),
-        None,
-    )
+    first = first_tensor(batch)
     count = None if first is None else len(first)
     return values.transpose(0, 1) if values.ndim == 3 and values.shape[0] != count == values.shape[1] else values
 

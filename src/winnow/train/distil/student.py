@@ -11,8 +11,8 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.forward.batch import call
-from winnow.forward.holding import Places
-from winnow.forward.quiet import quiet
+from winnow.forward.modes import plain_eval
+from winnow.forward.slots import TensorSlots
 from winnow.masks.prunable import Scope
 from winnow.train.examples import map_tensors
 
@@ -47,7 +47,7 @@ class Student:
                 )
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         self._inside = False  # of training()
-        self._places = Places(model)
+        self._places = TensorSlots(model)
         self.start: dict[str, torch.Tensor] = {}
         copies: dict[int, torch.Tensor] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -65,7 +65,7 @@ class Student:
     def __call__(self, batch: Any, masked: Mapping[str, torch.Tensor]) -> Any:
         """The model's output on a batch with these matrices as its prunable weights."""
         stored = {name: self.scope.prunables[name].restore(m) for name, m in masked.items()}
-        with self._places.holding(stored):
+        with self._places.replaced(stored):
             return self._run(batch)
 
     @torch.no_grad()
@@ -73,14 +73,14 @@ class Student:
         """What the model put out before anything was trained, in evaluation mode."""
         # Copies of buffers: a forward may write to them.
         tensors = {name: t.clone() if name in self._buffers else t for name, t in self.start.items()}
-        with self._eval_mode(), self._places.holding(tensors):
+        with self._eval_mode(), self._places.replaced(tensors):
             return self._run(batch)
 
     @contextmanager
     def _eval_mode(self) -> Iterator[None]:
         """Evaluation mode throughout; inside :meth:`training` only the batch norms have to be told."""
         if not self._inside:
-            with quiet(self.model):
+            with plain_eval(self.model):
                 yield
             return
         busy = [m for m in self.model.modules() if m.training]
@@ -99,7 +99,7 @@ class Student:
     def training(self, weights: bool, small: bool) -> Iterator[None]:
         """Gradients for what is trained and for nothing else; modes, flags and gradients are put back at the end."""
         before = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
-        with quiet(self.model):
+        with plain_eval(self.model):
             try:
                 self._inside = True
                 for p, _, _ in before:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from winnow.errors import InputError
-from winnow.masks.given import working_copy
 from winnow.masks.global_ranking import MAX_RATE, prune_globally
+from winnow.masks.unwrap import working_copy
 from winnow.train.distil.outputs import read_output
 from winnow.train.examples import map_tensors
 from winnow.train.saliency.linearized import Linearized, linearize

@@ -9,11 +9,10 @@ import torch
 
 from winnow.errors import InputError
 from winnow.forward.model import evaluating
-from winnow.masks.given import require_initialised
 from winnow.masks.prunable import Scope
-from winnow.masks.scope import require_dense
+from winnow.masks.unwrap import require_dense, require_initialised
 from winnow.measure.evaluation import Evaluation
-from winnow.measure.fits import fitting, require_sound
+from winnow.measure.fits import explaining_errors, require_sound
 from winnow.measure.task import Task
 from winnow.seeding import seeded
 from winnow.train.task.checkpoint import require_tensors
@@ -43,7 +42,7 @@ def check_training(training: Training) -> Scope:
         torch.inference_mode(False),
         torch.enable_grad(),
         seeded(training.seed, "check"),
-        fitting(batch, "training"),
+        explaining_errors(batch, "training"),
     ):
         loss = training.loss(model, batch)
     if not torch.is_tensor(loss) or loss.numel() != 1:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.masks.given import opened
+from winnow.masks.unwrap import plain_module
 from winnow.models.source import open_model
 from winnow.train.examples import map_tensors
 from winnow.train.task.batches import Fetched, from_loader
@@ -57,7 +57,7 @@ def training_from_trainer(trainer: Any) -> Training:
     steps = limit or max(1, math.ceil(args.num_train_epochs * examples.parts))
     optimizer, lr, weight_decay = _optimizer(trainer)
     types: dict[str, torch.dtype] = {}
-    model = in_float(opened(trainer.model), notes, types)
+    model = in_float(plain_module(trainer.model), notes, types)
     processor = getattr(trainer, "processing_class", None)
     return Training(
         model=model,

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.models.source import ModelSource, open_model, quiet_transformers
+from winnow.models.pretrained import quiet_transformers
+from winnow.models.source import ModelSource, open_model
 from winnow.seeding import torch_seed
 
 TASKS = {"text": "AutoModelForSequenceClassification", "images": "AutoModelForImageClassification"}

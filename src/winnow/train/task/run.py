@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.masks.given import working_copy
 from winnow.masks.mask import Mask, MaskSet
+from winnow.masks.unwrap import working_copy
 from winnow.seeding import generator, seeded
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod

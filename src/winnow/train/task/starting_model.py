@@ -11,8 +11,8 @@ from torch import nn
 
 from winnow.data import Records
 from winnow.errors import InputError
-from winnow.forward.arithmetic import HALVES, halves, widen
-from winnow.masks.given import working_copy
+from winnow.forward.dtypes import HALF_DTYPES, has_half_weights, to_float32
+from winnow.masks.unwrap import working_copy
 from winnow.models.kind import model_kind
 from winnow.models.source import ModelSource
 from winnow.train.task.clip import clip_image_classifier
@@ -32,11 +32,11 @@ def in_float(model: nn.Module, notes: list[str], types: dict[str, torch.dtype]) 
 
     ``types`` gets the types of the tensors that were widened, by name.
     """
-    if not halves(model):
+    if not has_half_weights(model):
         return model
     notes.append("the weights are stored in another precision and were converted to float32 for the training.")
-    types |= {n: t.dtype for n, t in model.state_dict().items() if torch.is_tensor(t) and t.dtype in HALVES}
-    return widen(working_copy(model))
+    types |= {n: t.dtype for n, t in model.state_dict().items() if torch.is_tensor(t) and t.dtype in HALF_DTYPES}
+    return to_float32(working_copy(model))
 
 
 def starting_model(

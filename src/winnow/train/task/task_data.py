@@ -14,10 +14,10 @@ from winnow.data import Records, disjoint, open_data, split_disjoint
 from winnow.data.text import ModelKind
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
-from winnow.forward.model import accepted, call, evaluating, logits_of
+from winnow.forward.model import call, evaluating, forward_parameters, logits_of
 from winnow.measure.classification import ClassificationTask, model_order
 from winnow.measure.evaluation import Evaluation
-from winnow.measure.fits import check_held_out, fitting
+from winnow.measure.fits import check_held_out, explaining_errors
 from winnow.measure.quality import open_task
 from winnow.measure.spearman import ScoreTask
 from winnow.measure.task import Task
@@ -125,7 +125,7 @@ def from_records(source: ModelSource, data: Any, options: DataOptions) -> TaskDa
     else:
         if records.kind in ("text", "pairs"):
             length = length or context_length(processor, config, "encoder")
-        pixels = "pixel_values" if "pixel_values" in accepted(model) else None
+        pixels = "pixel_values" if "pixel_values" in forward_parameters(model) else None
         labels = _labels(loss, records, config)
         examples = labelled(records, labels, processor, batch=batch, length=length, pixels=pixels)
     if held_out is not None:
@@ -253,7 +253,7 @@ def _check_outputs(found: TaskData, labels: torch.Tensor, held_out: Records | No
     _, batch = next(found.examples.all())
     inputs, batch_labels = split_labels(batch)
     rows = len(batch_labels)
-    with evaluating(found.model), fitting(inputs, "training"):
+    with evaluating(found.model), explaining_errors(inputs, "training"):
         logits = logits_of(call(found.model, inputs))
     if found.loss == "scores":
         if logits.numel() != rows:

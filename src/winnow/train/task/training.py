@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.masks.given import opened
 from winnow.masks.prunable import Scope
+from winnow.masks.unwrap import plain_module
 from winnow.measure.evaluation import Evaluation
 from winnow.seeding import seeded
 from winnow.train.examples import Examples
@@ -125,7 +125,7 @@ class Training:
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", opened(self.model))
+        object.__setattr__(self, "model", plain_module(self.model))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, patterns(name, getattr(self, name)))
         for name, least in (("steps", 1), ("seed", None)):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class Places:
+class TensorSlots:
     """Where a model holds its parameters and buffers: every place of a shared one, whatever name it goes by.
 
     torch.func.functional_call leaves a module that is there under two names with one of the tensors for good.
@@ -22,7 +22,7 @@ class Places:
         self._places = {name: by_id.get(id(tensor), []) for name, tensor in named}
 
     @contextmanager
-    def holding(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    def replaced(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """The model with these tensors wherever it holds the ones of these names; gradients reach them."""
         before: dict[tuple[int, Any], tuple[Any, Any]] = {}
         try:

@@ -26,13 +26,25 @@ _WRAPPERS = {
 }  # fmt: skip
 _FOREIGN = ("torch", "deepspeed", "timm", "apex", "fairscale")  # packages that such wrappers come from
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+# Packages whose layers hold codes in place of weights.
+_CODED = (
+    "torch.ao.nn",
+    "torch.nn.quantized",
+    "bitsandbytes",
+    "auto_gptq",
+    "gptqmodel",
+    "awq",
+    "quanto",
+    "optimum.quanto",
+    "hqq",
+)
 _ATOMIC = (
     type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, weakref.ref, str, bytes,
     int, float, complex, type(None), torch.dtype, torch.device,
 )  # fmt: skip
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module that torch.compile, the parallel wrappers and weight averages stand around.
 
     Names are those of its own state dict.
@@ -46,7 +58,7 @@ def bare(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def opened(model: nn.Module) -> nn.Module:
+def plain_module(model: nn.Module) -> nn.Module:
     """The model that a verb works on: unwrapped, and masks of ``torch.nn.utils.prune`` taken over as zeros.
 
     The given module stays as it is. Where something had to be changed (a mask, a compiled part), this is another tree
@@ -56,7 +68,7 @@ def opened(model: nn.Module) -> nn.Module:
         InputError: it cannot be worked on in this form: TorchScript, sharded or sparse parameters, adapters beside the
             weights.
     """
-    model = bare(model)
+    model = unwrap(model)
     _require_plain(model)
     compiled = [path for path, m in model.named_modules() if isinstance(getattr(m, "_orig_mod", None), nn.Module)]
     if not compiled and next(pruning_masks(model), None) is None:
@@ -65,9 +77,9 @@ def opened(model: nn.Module) -> nn.Module:
     for path in compiled:
         above, _, key = path.rpartition(".")
         owner = twin.get_submodule(above)
-        owner._modules[key] = bare(owner._modules[key])  # type: ignore[arg-type]
+        owner._modules[key] = unwrap(owner._modules[key])  # type: ignore[arg-type]
     for _, module, hook_id, hook in list(pruning_masks(twin)):
-        _take_over(module, hook_id, hook)
+        _bake_mask(module, hook_id, hook)
     return twin
 
 
@@ -86,6 +98,23 @@ def require_unmasked(model: nn.Module) -> None:
         raise InputError(
             f"{name} carries a pruning mask: make it permanent with torch.nn.utils.prune.remove({path or 'model'}, {key!r}) first."
         )
+
+
+def require_dense(model: nn.Module) -> None:
+    """Raises InputError where layers are packed or quantized: they have no dense weight that could be pruned."""
+    for path, module in model.named_modules():
+        home = type(module).__module__
+        if home.startswith("winnow.kernels"):
+            raise InputError(
+                f"{path or 'the model'} is packed already ({type(module).__name__}): give the dense model, or load it without packed=True."
+            )
+        if home.startswith(_CODED) and (".quantized" in home or not home.startswith("torch.")):
+            raise InputError(
+                f"{path or 'the model'} is quantized already ({type(module).__name__}): give the dense model it was made of."
+            )
+    for name, p in model.named_parameters():
+        if type(p).__module__.startswith(("torchao", "optimum.quanto", "bitsandbytes")):
+            raise InputError(f"{name} is quantized already ({type(p).__name__}): give the dense model it was made of.")
 
 
 def require_initialised(model: nn.Module) -> None:
@@ -110,7 +139,7 @@ def working_copy(model: nn.Module, share: Iterable[torch.Tensor] = ()) -> nn.Mod
         return copy.deepcopy(model, dict(tensors))
     except Exception:  # whatever the attributes of a module's own raise
         pass
-    memo: dict[int, Any] = {**tensors, **_stubborn(model, tensors)}
+    memo: dict[int, Any] = {**tensors, **_uncopyable(model, tensors)}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -127,7 +156,7 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _stubborn(model: nn.Module, known: dict[int, torch.Tensor]) -> dict[int, Any]:
+def _uncopyable(model: nn.Module, known: dict[int, torch.Tensor]) -> dict[int, Any]:
     """What stands in the copy for the objects below ``model`` that cannot be copied as they are, by their id."""
     found: dict[int, Any] = {}
     seen: set[int] = set(known)
@@ -162,7 +191,7 @@ def _copies(value: Any) -> bool:
         return False
 
 
-def _take_over(module: nn.Module, hook_id: int, hook: BasePruningMethod) -> None:
+def _bake_mask(module: nn.Module, hook_id: int, hook: BasePruningMethod) -> None:
     """What ``prune.remove`` makes, with a parameter of its own and in the place of the old one."""
     name = hook._tensor_name
     dense = module._parameters[f"{name}_orig"]

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from winnow.masks.blocks import find_blocks
@@ -15,7 +14,7 @@ from winnow.masks.prunable import Prunable, Scope
 
 
 @dataclass(frozen=True)
-class Unit:
+class WalkUnit:
     """One piece of a model that is run, pruned and run again as a whole.
 
     A repeated block (also one without prunables: it is run there, and streamed), a prunable layer outside the
@@ -27,9 +26,9 @@ class Unit:
     prunables: list[Prunable]
 
 
-def find_units(
+def find_walk_units(
     model: nn.Module, scope: Scope, by: Literal["block", "layer"] = "block"
-) -> tuple[list[Unit], list[Unit]]:
+) -> tuple[list[WalkUnit], list[WalkUnit]]:
     """The units of a model in module order, and those that no forward can stop at.
 
     ``by`` "layer" stops at every prunable layer, inside blocks too. The second kind are owners of prunables that were
@@ -42,13 +41,13 @@ def find_units(
         path = p.block if p.block and by == "block" else _callable(p, modules)
         prunables.setdefault(path, []).append(p)
     if not blocks and by == "block":
-        return [whole(model, scope)], []
+        return [whole_model(model, scope)], []
     order = {path: i for i, path in enumerate(modules)}
-    units: list[Unit] = []
-    loose: list[Unit] = []
+    units: list[WalkUnit] = []
+    loose: list[WalkUnit] = []
     for path in sorted(prunables, key=order.__getitem__):
         above = any(other != path and (not path or other.startswith(f"{path}.")) for other in prunables)
-        (loose if above else units).append(Unit(path, modules[path], prunables[path]))
+        (loose if above else units).append(WalkUnit(path, modules[path], prunables[path]))
     return units, loose
 
 
@@ -64,9 +63,9 @@ def one_stream(model: nn.Module) -> bool:
     return len(stacks) < 2 or not any(isinstance(m, nn.Embedding) for m in model.modules())
 
 
-def whole(model: nn.Module, scope: Scope) -> Unit:
+def whole_model(model: nn.Module, scope: Scope) -> WalkUnit:
     """The model as one unit."""
-    return Unit("", model, list(scope.prunables.values()))
+    return WalkUnit("", model, list(scope.prunables.values()))
 
 
 def _callable(p: Prunable, modules: Mapping[str, nn.Module]) -> str:
@@ -74,7 +73,7 @@ def _callable(p: Prunable, modules: Mapping[str, nn.Module]) -> str:
     return above if isinstance(modules[above], nn.MultiheadAttention) else p.module
 
 
-def probe(units: list[Unit], forward: Callable[[], Any]) -> list[str]:
+def probe(units: list[WalkUnit], forward: Callable[[], Any]) -> list[str]:
     """Paths of the units in the order ``forward`` calls them, repetitions included."""
     calls: list[str] = []
     with ExitStack() as stack:
@@ -89,17 +88,3 @@ def _note(calls: list[str], path: str) -> Callable[..., None]:
         calls.append(path)
 
     return note
-
-
-def first_example(batch: Any) -> Any | None:
-    """The batch cut to its first example, or None where its tensors do not share a first dimension."""
-    items = (
-        list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    )
-    tensors = [t for t in items if isinstance(t, torch.Tensor)]
-    if not tensors or any(t.dim() == 0 for t in tensors) or len({t.shape[0] for t in tensors}) > 1:
-        return None
-    cut = [t[:1] if isinstance(t, torch.Tensor) else t for t in items]
-    if isinstance(batch, Mapping):
-        return dict(zip(batch.keys(), cut))
-    return cut if isinstance(batch, (tuple, list)) else cut[0]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def arithmetic(model: nn.Module) -> torch.dtype | None:
+def float_dtype(model: nn.Module) -> torch.dtype | None:
     """The floating-point type of a model's parameters (without any, of its buffers); None where there are several."""
     for tensors in (model.parameters(), model.buffers()):
         found = {t.dtype for t in tensors if t.is_floating_point()}
@@ -20,12 +20,12 @@ def arithmetic(model: nn.Module) -> torch.dtype | None:
     return None
 
 
-def following(model: nn.Module, batch: Any) -> Any:
+def match_dtype(model: nn.Module, batch: Any) -> Any:
     """A batch whose floating-point tensors have the model's type; a model of several types gets it as it is.
 
     Integers, booleans and complex numbers stay. Containers are kept: mappings become dicts, named tuples stay.
     """
-    dtype = arithmetic(model)
+    dtype = float_dtype(model)
     return batch if dtype is None else _cast(batch, dtype)
 
 
@@ -39,28 +39,28 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def halves(model: nn.Module) -> bool:
+def has_half_weights(model: nn.Module) -> bool:
     """Whether a parameter is stored in 16 bits, in which a CPU is slow or coarse."""
-    return any(p.dtype in HALVES for p in model.parameters())
+    return any(p.dtype in HALF_DTYPES for p in model.parameters())
 
 
-def widen(model: nn.Module) -> nn.Module:
+def to_float32(model: nn.Module) -> nn.Module:
     """Every 16-bit tensor of the model in float32, in place; float64 stays."""
-    return model._apply(lambda t: t.float() if t.dtype in HALVES else t)
+    return model._apply(lambda t: t.float() if t.dtype in HALF_DTYPES else t)
 
 
 @torch.no_grad()
-def rounded(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+def round_to_dtypes(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
     """Rounds the named tensors, in place, to values that their types hold; what is not zero does not become so."""
     for name, tensor in model.state_dict().items():
         if name in types:
-            narrow = tensor.to(types[name])
+            cast_tensors = tensor.to(types[name])
             least = torch.finfo(types[name]).smallest_normal
-            lost = (narrow == 0) & (tensor != 0)
-            tensor.copy_(torch.where(lost, tensor.sign() * least, narrow.to(tensor.dtype)))
+            lost = (cast_tensors == 0) & (tensor != 0)
+            tensor.copy_(torch.where(lost, tensor.sign() * least, cast_tensors.to(tensor.dtype)))
 
 
-def narrow(model: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
+def cast_tensors(model: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
     """The named tensors in their types, in place."""
     for path, module in model.named_modules():
         for table in (module._parameters, module._buffers):
