@@ -191,4 +191,4 @@ def test_the_trainer_resumed(name, tmp_path):
 @each
 def test_the_docstring_names_its_source(name):
     text = TRIED[name].__doc__ or ""
-    assert re.search(r"[A-Z]\w+ (et al\.|and [A-Z]\w+) \d{4}", text), f"{name}: name authors and year of its source"
+    assert re.search(r"[A-Z]\w+( et al\.| and [A-Z]\w+)? \d{4}", text), f"{name}: name authors and year of its source"
