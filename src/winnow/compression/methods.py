@@ -85,7 +85,7 @@ def resolve(method: str, **named: str | None) -> dict[str, Any]:
     _check_known("method", method, METHODS)
     if method == "zeros":
         _check_zeros(**named)
-    elif named["allocation"] == "zeros":
+    elif named.get("allocation") == "zeros":
         raise InputError("--allocation zeros belongs to --method zeros: give that instead.", option="allocation")
     parts = METHODS[method] | {key: value for key, value in named.items() if value is not None}
     for kind, known in dict(score=SCORES, allocation=(*ALLOCATIONS, LEARNED), group=("layer", "row")).items():

@@ -89,7 +89,7 @@ def set_up(job: Job) -> Setup:
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
     learned_pattern = job.learns and isinstance(job.pattern, NM)  # leaves tensors dense that do not take it
     check_finite(host, scope)
-    method, reason = job.method, "named by you"
+    method, reason = job.method, "exactly the model’s zeros are kept" if job.keeps_zeros else "named by you"
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
         method, reason = choose(scope, has_data=job.data is not None, pattern=job.pattern, recurrent=recurrent)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,7 @@ def _foreign(root: Path) -> str | None:
     names = sorted(os.listdir(root))
     if MARK not in names:
         # A kill can come before the mark does: an empty folder, or one with winnow's own small files, is nobody's.
-        other = next(
-            (n for n in names if not _BEGUN.fullmatch(n) or (root / n).is_symlink() or not (root / n).is_file()), None
-        )
+        other = next((n for n in names if not (_BEGUN.fullmatch(n) and _is_plain(root / n))), None)
         return None if other is None else f"it holds {other}"
     own = f"{root.name.removesuffix('.work')}.partial"
     for name in names:
@@ -119,6 +118,14 @@ def _foreign(root: Path) -> str | None:
         elif not name.endswith(_STORED):
             return f"it holds {name}"
     return None
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a regular file, or was one that another run has just given its name."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _foreign_in(folder: Path) -> Path | None:
