@@ -599,7 +599,7 @@ def test_solver_names():
     assert recipe(find_scope(classifier())).needs_data
     for name, recovery in RECOVERIES.items():
         assert recovery.by_block != recovery.trains and hasattr(recovery, "fit_block" if recovery.by_block else "train")
-        assert {"steps", "batch"} <= settle(name, resolve("magnitude", solver=name), {}).keys()
+        assert {"steps", "batch"} <= settle(name, resolve("magnitude", solver=name), {}, None, None).keys()
 
 
 def test_bad_input():
