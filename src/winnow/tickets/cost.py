@@ -7,8 +7,8 @@ import torch
 from winnow.measure.flops import TRAINING, Flops, forward_flops
 from winnow.records.ticket import Cost, Isp
 from winnow.seeding import seed_of
+from winnow.tickets.method import levels
 from winnow.tickets.methods.imp import ImpSettings
-from winnow.tickets.methods.levels import levels
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Ticket
 from winnow.train.task.training import Training

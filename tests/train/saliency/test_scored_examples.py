@@ -13,12 +13,11 @@ from torch.nn import functional as F
 from baseline_samples import cross_entropy, find, network, task
 from winnow.tickets.methods.one_shot import GraspSettings, SnipSettings
 from winnow.tickets.methods.registry import METHODS
-from winnow.train.examples import Examples
+from winnow.train.examples import Examples, divided
 from winnow.train.saliency import scored_examples
 from winnow.train.saliency.saliency import grasp, snip
 from winnow.train.saliency.scored_examples import PER_CLASS, class_numbers, every_class, mini_batches
 from winnow.train.task.batches import Fetched, Whole
-from winnow.train.task.held_out import divided
 from winnow.train.task.run import Run
 
 

@@ -15,8 +15,7 @@ from winnow.errors import FormatError, InputError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
-from winnow.tickets.method import Method, PruningSettings
-from winnow.tickets.methods.levels import levels
+from winnow.tickets.method import Method, PruningSettings, levels
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Cost, Position, Run
 from winnow.train.task.training import Training

@@ -12,8 +12,7 @@ from winnow.errors import InputError
 from winnow.seeding import seed_of
 from winnow.tickets.method import Settings
 from winnow.tickets.methods.registry import METHODS
-from winnow.train.examples import Examples
-from winnow.train.task.held_out import Part
+from winnow.train.examples import Examples, Part
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training
 

@@ -12,8 +12,7 @@ import numpy as np
 from winnow.errors import InputError
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
-from winnow.tickets.remarks import over_usual, usual_answer
-from winnow.tickets.search import Ticket
+from winnow.tickets.search import Ticket, over_usual, usual_answer
 from winnow.train.task.training import Training
 from winnow.words import signed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,3 +227,29 @@ def largest_norm(model: nn.Module, settings: DistilSettings) -> float:
     if settings.clip is not None:
         return settings.clip
     return 0.0 if any(isinstance(m, _BatchNorm) for m in model.modules()) else CLIP
+
+
+class FixedMasks:
+    """Keep masks (bool [rows, cols] by tensor name) for :class:`winnow.train.distil.loop.Loop`."""
+
+    settled = True
+
+    def __init__(self, keeps: Mapping[str, torch.Tensor]) -> None:
+        self.keeps = {n: k for n, k in keeps.items()}
+        self.parameters: list[torch.Tensor] = []
+        self.lr = 0.0
+
+    def masked(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: w * self.keeps[n] if n in self.keeps else w for n, w in weights.items()}
+
+    def backward(self) -> None:
+        """A fixed mask wants nothing."""
+
+    def stepped(self, weights: dict[str, torch.Tensor], progress: float) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
+        """Nothing was stored."""

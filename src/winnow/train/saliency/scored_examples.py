@@ -9,8 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from winnow.seeding import generator
-from winnow.train.examples import Examples
-from winnow.train.task.held_out import Part
+from winnow.train.examples import Examples, Part
 
 PER_CLASS = 10  # examples of every class at least
 LARGEST = 512  # examples of a part at most: a second derivative holds all their activations

@@ -14,9 +14,8 @@ from winnow.masks.mask import MaskSet
 from winnow.seeding import seed_of
 from winnow.tickets.method import Method
 from winnow.tickets.methods.isp.candidates import Pool, gather
-from winnow.tickets.methods.isp.curvature import scores
 from winnow.tickets.methods.isp.denoise import EXACT, adjust, denoise, disagreement, unanimous
-from winnow.tickets.methods.isp.look_ahead import copy_into, protocols
+from winnow.tickets.methods.isp.look_ahead import copy_into, protocols, scores
 from winnow.tickets.methods.isp.plan import IspPlan, IspSettings, plan_isp
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Run

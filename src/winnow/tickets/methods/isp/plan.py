@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from winnow.errors import InputError
-from winnow.tickets.method import PruningSettings
-from winnow.tickets.methods.levels import levels
+from winnow.tickets.method import PruningSettings, levels
 
 # rate, look_ahead, candidates: Jaiswal et al. 2023, table 1
 PRESETS = {"clip": (0.15, 50, 5), "bert": (0.1, 30, 4)}
