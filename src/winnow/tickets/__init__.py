@@ -17,19 +17,7 @@ _HOME = {
     "instant_model_soup": "winnow.tickets.methods.ims",
     "ModelSoup": "winnow.tickets.methods.ims",
 }
-__all__ = [
-    "METHODS",
-    "Found",
-    "ModelSoup",
-    "Ticket",
-    "Training",
-    "clip_image_classifier",
-    "find_ticket",
-    "instant_model_soup",
-    "training_from",
-    "training_from_trainer",
-    "with_head",
-]
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from winnow.tickets.methods.ims import ModelSoup as ModelSoup
@@ -54,4 +42,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

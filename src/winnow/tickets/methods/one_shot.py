@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from winnow.masks.global_ranking import global_magnitude, prune_globally
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.saliency import saliency
@@ -64,9 +64,8 @@ def random(search: Search) -> Iterator[Ticket]:
     """A random global mask, then T steps of training."""
 
     def masks(run: Run, zeros: int) -> Masks:
-        generator = torch.Generator().manual_seed(seed_of(search.training.seed, "random"))
-        scores = {n: torch.rand(k.shape, generator=generator) for n, k in run.keeps.items()}
-        scores = {n: s.to(run.keeps[n].device) for n, s in scores.items()}
+        drawn = generator(search.training.seed, "random")
+        scores = {n: torch.rand(k.shape, generator=drawn).to(k.device) for n, k in run.keeps.items()}
         return prune_globally(scores, run.keeps, zeros, search.settings.max_rate)
 
     yield from one_shot(search, masks)

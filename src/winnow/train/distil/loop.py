@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from winnow.formats.tensorfile import FORMAT_VERSION, write_tensors
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
-from winnow.train.resume import EpochOrder, read_checkpoint, under
+from winnow.train.resume import EpochOrder, precision, read_checkpoint, under
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints
 CLIP = 1.0  # largest norm of a gradient, where none is set and there are no batch norms
@@ -139,7 +138,7 @@ class Loop:
         lap("teacher")
         self.optimizer.zero_grad(set_to_none=True)
         weights = self.student.matrices()
-        with self._precision():
+        with precision(self.student.model, self.settings.precision):
             loss = self.teacher.loss(self.student, self.masks.masked(weights), target, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -164,12 +163,6 @@ class Loop:
         if self.progress:
             total = self.settings.steps if self.seconds is None else max(t.steps, round(t.steps / max(done, 1e-9)))
             self.progress(t.steps, total, f"loss {value:.4g}")
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "float32":
-            return nullcontext()
-        device = next(iter(self.student.weights.values())).device.type
-        return torch.autocast(device, torch.bfloat16)
 
     def _factor(self, done: float) -> float:
         """Linear rise over the warm-up, then a cosine to zero."""

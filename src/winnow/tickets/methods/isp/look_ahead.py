@@ -12,7 +12,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.mask import MaskSet
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.train.attach import Attached
 from winnow.train.task.run import Cost, Diverged, Run, trainable
 from winnow.train.task.train_mode import train_mode
@@ -132,10 +132,10 @@ def protocols(
     count: int, lr: float, *, multipliers: Sequence[float], decays: Sequence[float], share: float, seed: int
 ) -> list[Protocol]:
     """``count`` protocols: learning rates cycle through ``multipliers`` x ``lr``, decays are drawn."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "protocols"))
+    drawn = generator(seed, "protocols")
     found = []
     for number in range(count):
-        decay = decays[int(torch.randint(len(decays), (1,), generator=generator))]
+        decay = decays[int(torch.randint(len(decays), (1,), generator=drawn))]
         found.append(Protocol(number, lr * multipliers[number % len(multipliers)], decay, share))
     return found
 
