@@ -20,8 +20,6 @@ from winnow.run.store import Store
 from winnow.train.task.run import Cost, Progress, Run
 from winnow.train.task.training import Training
 
-_SHARES = ("accuracy", "agreement")  # metrics shown in per cent
-
 
 @dataclass
 class Round:
@@ -75,8 +73,12 @@ class Ticket:
     def __repr__(self) -> str:
         found = f"{self.method}: {100 * self.sparsity:.4g} % zeros ({self.zeros:,} of {self.masks.numel:,})"
         if (e := self.evaluation) is not None:
-            found += f", {e.metric} " + (f"{100 * e.value:.2f} %" if e.metric in _SHARES else f"{e.value:.4g}")
+            found += f", {shown(e.metric, e.value)}"
         return f"Ticket({found}, {self.cost.steps:,} steps of training)"
+
+
+def shown(metric: str, value: float) -> str:
+    return f"{metric} {100 * value:.2f} %" if metric in ("accuracy", "agreement") else f"{metric} {value:.4g}"
 
 
 Finder = Callable[["Search"], Iterator[Ticket]]

@@ -13,7 +13,7 @@ from winnow.seeding import generator
 from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.saliency import saliency
-from winnow.train.saliency.scored_examples import every_class
+from winnow.train.saliency.saliency import every_class
 from winnow.train.saliency.synflow import synflow_masks
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training

@@ -65,9 +65,7 @@ def training_batches(training: Training, count: int) -> list[Any]:
 
 def recalibrate_mixture(model: nn.Module, loss: Loss, batches: list[Any]) -> None:
     """:func:`winnow.solve.batchnorm.recalibrate` in place, on training batches; norms that training froze stay."""
-    moving = tracking_norms(model)
-    held = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    held = [m for m in held if m not in moving]
+    held = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and frozen(m)]
     for norm in held:
         norm.track_running_stats = False  # in eval mode it still reads its buffers
     try:

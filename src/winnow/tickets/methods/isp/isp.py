@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -98,14 +98,9 @@ class _Rounds:
                 folder = self.search.store.folder(f"{self.search.key}-{self.name}-round-{number}")
             masks, agreement = self._masks(number, folder)
             self.run.prune(masks)
-            done: dict[str, Any] = {
-                "number": number + 1,
-                "step": self.run.step,
-                "zeros": masks.zeros,
-                "steps": self.run.cost.steps,
-            }
-            done["densities"] = densities(self.run.keeps)
-            self.run.notes.setdefault("rounds", []).append(agreement | done)
+            kept = densities(self.run.keeps)
+            done = Round(number + 1, self.run.step, masks.zeros, self.run.cost.steps, densities=kept, **agreement)
+            self.run.notes.setdefault("rounds", []).append(asdict(done))
             self.run.save()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
