@@ -15,6 +15,7 @@ from winnow.tickets.search import Finder
 from winnow.train.task.training import Training
 
 S = TypeVar("S", bound="Settings")
+SLACK = 0.25  # of a round: a target this little beyond the last one is reached in it
 
 
 class Settings(BaseModel):
@@ -76,9 +77,6 @@ class Method:
         """The settings for a model of a ``kind`` (of a training, such as "encoder"). Raises InputError naming what is wrong."""
         own = dict(self.encoder_settings) if kind == "encoder" else {}
         return read_settings(self.settings_class, own | given, name)
-
-
-SLACK = 0.25  # of a round: a target this little beyond the last one is reached in it
 
 
 def levels(targets: Sequence[float], rate: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ FORMAT = 1
 
 def write_tickets(
     folder: Path,
-    tickets: Mapping[str, Ticket],
+    tickets: Sequence[tuple[str, Ticket]],
     training: Training,
     settings: BaseModel,
     report: TicketReport,
@@ -43,7 +43,7 @@ def write_tickets(
     ``model.safetensors``: the state dict under its own names, zeros in place.
 
     Args:
-        tickets: by subfolder, with an index beside them; or a single one under "", for the folder itself.
+        tickets: each with its subfolder, an index beside them; or a single one with "", for the folder itself.
         given: paths that a person typed; the files, which are given away, call them by name.
     """
     from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
@@ -51,12 +51,15 @@ def write_tickets(
     output = OutputFolder(folder, inputs=training.files)
     try:
         index = []
-        for name, t in tickets.items():
+        for name, t in tickets:
+            if name:
+                with disk_errors(output.path / name):
+                    (output.path / name).mkdir()
             _fill(output.path / name, t, training, settings, given)
             index.append({"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)})
-        if "" not in tickets:
-            method = next(iter(tickets.values())).method
-            write_text(output.path / TICKET, _json({"winnow_ticket": FORMAT, "method": method, "tickets": index}))
+        if index[0]["folder"]:
+            about = {"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index}
+            write_text(output.path / TICKET, _json(about))
         write(type(report).model_validate(without_paths(report.model_dump(), given)), output.path)
         output.publish()
     except BaseException:
@@ -67,7 +70,6 @@ def write_tickets(
 
 def _fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, given: Sequence[Any]) -> None:
     with disk_errors(folder):
-        folder.mkdir(exist_ok=True)
         _weights(folder, ticket.model)
         for file in training.files:
             if not (folder / file.name).exists():

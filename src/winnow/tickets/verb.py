@@ -93,7 +93,7 @@ class Found:
         """
         ticket = self._at(sparsity)
         report, given = self._report([ticket]), [*self._given, folder]
-        return write_tickets(Path(folder), {"": ticket}, self.training, self.settings, report, given)
+        return write_tickets(Path(folder), [("", ticket)], self.training, self.settings, report, given)
 
     def _report(self, tickets: Sequence[Ticket]) -> TicketReport:
         from winnow.tickets.reporting import build
@@ -194,7 +194,7 @@ def find_ticket(
             tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named, typed
         )
         if folder is not None and store is not None:
-            parts = {f"sparsity-{s:g}": t for s, t in zip(rates, tickets)} if len(tickets) > 1 else {"": tickets[0]}
+            parts = [(f"sparsity-{s:g}" if len(tickets) > 1 else "", t) for s, t in zip(rates, tickets)]
             write_tickets(folder, parts, training, chosen, found.report, [*typed, folder])
             store.remove()
     return found

@@ -13,7 +13,6 @@ from winnow.seeding import generator
 from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.saliency import saliency
-from winnow.train.saliency.saliency import every_class
 from winnow.train.saliency.synflow import synflow_masks
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training
@@ -98,7 +97,7 @@ def _grasp_steps(settings: Any, training: Training, sparsity: float) -> int:
     examples = getattr(training, "examples", None)
     if examples is None:
         return training.steps + 3 * settings.batches
-    chosen = every_class(examples, training.seed, settings.batches)
+    chosen = saliency.every_class(examples, training.seed, settings.batches)
     return training.steps + saliency.grasp_steps(examples, chosen)
 
 

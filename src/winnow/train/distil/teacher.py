@@ -19,6 +19,9 @@ from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
 
+KEPT = 1 << 30  # bytes of dense outputs held in memory; beyond that they are computed again every step
+SAME = 1e-6  # relative squared error within which outputs are taken not to depend on the rest of the batch
+
 
 class Blockwise:
     """Compares what the repeated blocks put out, in a dense pass and in the student's pass on the same batch.
@@ -87,10 +90,6 @@ def _first(output: Any) -> torch.Tensor | None:
         return output if output.is_floating_point() else None
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
     return next((v for v in values if torch.is_tensor(v) and v.is_floating_point()), None)
-
-
-KEPT = 1 << 30  # bytes of dense outputs held in memory; beyond that they are computed again every step
-SAME = 1e-6  # relative squared error within which outputs are taken not to depend on the rest of the batch
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ from winnow.train.examples import Examples, Part
 from winnow.train.task.run import Run
 from winnow.train.task.train_mode import batch_statistics
 
+PER_CLASS = 10  # examples of every class at least
+LARGEST = 512  # examples of a part at most: a second derivative holds all their activations
+FEW = 100  # examples in which classes need not come twice
+LOOK, LOOK_AT_MOST = 2, 8  # times as many examples as are needed are looked through for their classes
+
 
 def snip(run: Run, batches: int = 1) -> dict[str, torch.Tensor]:
     """|w dL/dw| for every prunable weight, matrices [rows, cols] by name; low scores go first.
@@ -182,12 +187,6 @@ def _is_logits(output: Any) -> bool:
         return False
     sums = [output.exp().sum(d) for d in (1, -1) if output.ndim > 1 and output.shape[d] > 1]
     return not any(torch.allclose(s, torch.ones_like(s), atol=1e-3) for s in sums)
-
-
-PER_CLASS = 10  # examples of every class at least
-LARGEST = 512  # examples of a part at most: a second derivative holds all their activations
-FEW = 100  # examples in which classes need not come twice
-LOOK, LOOK_AT_MOST = 2, 8  # times as many examples as are needed are looked through for their classes
 
 
 def mini_batches(examples: Examples, seed: int, count: int) -> list[torch.Tensor]:

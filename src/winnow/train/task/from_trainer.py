@@ -192,7 +192,8 @@ class CollatedFeed:
             labels.append(found.detach().cpu())
             for leaf in tree_leaves(inputs):
                 digest.update(raw_bytes(leaf) if torch.is_tensor(leaf) else repr(leaf).encode())
-        self.labels = _array(torch.cat(labels)) if all(t.ndim == 1 for t in labels) else np.zeros((0, 0))
+        known = [t.float() if t.dtype == torch.bfloat16 else t for t in labels]  # numpy does not know bfloat16
+        self.labels = torch.cat(known).numpy() if all(t.ndim == 1 for t in labels) else np.zeros((0, 0))
         digest.update(self.labels.tobytes())
         self.sha256 = digest.hexdigest()
 
@@ -226,7 +227,3 @@ def collated_task(examples: Examples, name: str, config: Any = None) -> Task | N
         return _Scores(feed, name)
     named = getattr(config, "id2label", None) or {}
     return _Classes(feed, name, [str(named[i]) for i in sorted(named)] or None)
-
-
-def _array(labels: torch.Tensor) -> np.ndarray:
-    return (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()  # numpy does not know bfloat16

@@ -21,6 +21,8 @@ from winnow.models.source import ModelSource, open_model
 from winnow.seeding import torch_seed
 from winnow.train.task.clip import clip_image_classifier
 
+TASKS = {"text": "AutoModelForSequenceClassification", "images": "AutoModelForImageClassification"}
+
 
 def kind_of(source: ModelSource) -> str:
     """What decides the learning rate: "encoder", "causal-lm", "seq2seq", "clip", "transformer" (of images) or "other"."""
@@ -122,9 +124,6 @@ def _headless(source: ModelSource, outputs: int, records: Records) -> str | None
     theirs = {n.lower() for n in records.label_names or ()}
     named = bool(names) and not all(n.startswith("label_") for n in names)
     return "the model's classes are other ones than the data's" if named and theirs and not theirs <= names else None
-
-
-TASKS = {"text": "AutoModelForSequenceClassification", "images": "AutoModelForImageClassification"}
 
 
 def with_head(

@@ -168,7 +168,8 @@ class _Rounds:
 
 def _with_candidates(settings: IspSettings, training: Training, sparsity: float) -> int:
     """A union takes the most rounds where t is the least that it can be."""
-    return training.steps + plan_isp(settings, sparsity, training.steps, epoch=1).thrown_at_most
+    plan = plan_isp(settings, sparsity, training.steps, epoch=1)
+    return training.steps + plan.most * plan.candidates * plan.look_ahead
 
 
 def _with_their_steps(settings: IspSettings, training: Training, sparsity: float) -> int:

@@ -17,6 +17,8 @@ from winnow.train.attach import Attached
 from winnow.train.task.run import Cost, Diverged, Run, trainable
 from winnow.train.task.train_mode import train_mode
 
+SQUARES = ("exp_avg_sq", "square_avg", "sum")  # Adam and its kin, RMSprop, Adagrad
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -152,9 +154,6 @@ def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     present = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         present[name].copy_(tensor)
-
-
-SQUARES = ("exp_avg_sq", "square_avg", "sum")  # Adam and its kin, RMSprop, Adagrad
 
 
 def scores(

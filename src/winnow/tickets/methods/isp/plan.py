@@ -83,11 +83,6 @@ class IspPlan:
         """K n C: steps of the candidates of K rounds."""
         return len(self.levels) * self.candidates * self.look_ahead
 
-    @property
-    def thrown_at_most(self) -> int:
-        """Steps of all candidates where every round is needed that may be."""
-        return self.most * self.candidates * self.look_ahead
-
 
 def plan_isp(settings: IspSettings, sparsity: float, steps: int, epoch: int, *, extended: bool = False) -> IspPlan:
     """The plan of one run to ``sparsity``. What the settings leave open is the preset's, made to fit ``steps``.
