@@ -57,7 +57,7 @@ def write_tickets(
                     (output.path / name).mkdir()
             _fill(output.path / name, t, training, settings, given)
             index.append({"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)})
-        if index[0]["folder"]:
+        if tickets[0][0]:
             about = {"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index}
             write_text(output.path / TICKET, _json(about))
         write(type(report).model_validate(without_paths(report.model_dump(), given)), output.path)

@@ -178,10 +178,9 @@ class Loop:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         s, groups = self.settings, []
-        taken = set(self.student.weights)
         for params, lr, decay in (
             ([p for p in self.student.weights.values() if p.requires_grad], s.lr, s.weight_decay),
-            ([p for n, p in self.student.small.items() if p.requires_grad and n not in taken], s.lr, 0.0),
+            ([p for p in self.student.small.values() if p.requires_grad], s.lr, 0.0),
             (list(self.masks.parameters), self.masks.lr, 0.0),
         ):
             if params:
