@@ -38,7 +38,7 @@ def isp_options(steps: int, sparsities: tuple[float, ...] = ()) -> dict[str, Any
 
 def passes(steps: int, sparsity: float) -> float:
     """The steps that ISP takes to a sparsity, look-ahead included, as a multiple of T."""
-    from winnow.tickets.methods.levels import levels
+    from winnow.tickets.method import levels
 
     return 1 + len(levels([sparsity], RATE)) * CANDIDATES * look_ahead(steps) / steps
 

@@ -70,7 +70,7 @@ class Subject:
 
 
 def _minilm(seed: int) -> torch.nn.Module:
-    from winnow.train.task.heads import with_head
+    from winnow.train.task.starting_model import with_head
 
     model = with_head(data("minilm-l6"), 2, seed)
     model.set_attn_implementation("eager")  # faster backward on a processor
@@ -176,7 +176,7 @@ def _resnet(seed: int) -> torch.nn.Module:
 
 
 def _vit(seed: int) -> torch.nn.Module:
-    from winnow.train.task.heads import with_head
+    from winnow.train.task.starting_model import with_head
 
     model = with_head(get("vit-source"), len(TARGET_CLASSES), seed)
     model.set_attn_implementation("eager")

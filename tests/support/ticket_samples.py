@@ -14,7 +14,7 @@ from winnow.masks.mask import MaskSet
 from winnow.measure.classification import class_figures
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.intervals import proportion_interval
-from winnow.tickets.methods.levels import levels
+from winnow.tickets.method import levels
 from winnow.tickets.search import Round, Ticket, densities
 from winnow.train.examples import Examples
 from winnow.train.task.run import Cost

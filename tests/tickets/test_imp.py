@@ -13,13 +13,12 @@ from baseline_samples import cross_entropy, find, network, same, task
 from winnow.errors import FormatError, InputError
 from winnow.run.store import Store
 from winnow.seeding import seed_of
+from winnow.tickets.method import levels
 from winnow.tickets.methods.imp import ImpSettings, Restart, RewindSettings, Way, lengths, most_rounds, trajectory
-from winnow.tickets.methods.levels import levels
 from winnow.tickets.methods.lottery_pool import _loss, mixed
 from winnow.tickets.search import Search
-from winnow.train.examples import Examples
+from winnow.train.examples import Examples, divided
 from winnow.train.task.batches import Whole
-from winnow.train.task.held_out import divided
 from winnow.train.task.run import Run
 
 KINDS = ["imp", "imp-rewind", "lrr"]

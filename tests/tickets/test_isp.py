@@ -17,12 +17,12 @@ from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
 from winnow.run.store import Store
 from winnow.settings import read_settings
+from winnow.tickets.method import levels
 from winnow.tickets.methods.isp.candidates import Pool
-from winnow.tickets.methods.isp.curvature import scores
 from winnow.tickets.methods.isp.denoise import adjust, denoise, disagreement, unanimous
 from winnow.tickets.methods.isp.isp import isp, isp_matched, isp_plain
+from winnow.tickets.methods.isp.look_ahead import scores
 from winnow.tickets.methods.isp.plan import IspSettings, plan_isp, seed_steps
-from winnow.tickets.methods.levels import levels
 from winnow.train.task.run import Run
 
 AGGREGATES = ["vote", "mean_abs", "forecast", "union", "intersect", "literal"]

@@ -21,9 +21,8 @@ from winnow.tickets.trial import verb
 from winnow.tickets.trial.size import LEAST, RESERVE, plan, subset
 from winnow.tickets.trial.verb import poc
 from winnow.tickets.trial.verdict import judge
-from winnow.train.examples import Examples
+from winnow.train.examples import Examples, divided
 from winnow.train.task.batches import Fetched, from_loader
-from winnow.train.task.held_out import divided
 from winnow.train.task.training import Training
 
 

@@ -147,7 +147,7 @@ def test_a_run_interrupted(name, tmp_path, monkeypatch):
     for stop in range(1, STEPS + 1):
         again = Run(given, method=method(name), folder=tmp_path)
         assert again.step == again.attached.step == stop - 1
-        again.advance(1)
+        again.advance_to(again.step + 1)
     require_same(whole.model, again.model)
     assert again.attached.masks == whole.attached.masks
     assert (again.losses, again.cost.weighted) == (whole.losses, whole.cost.weighted)

@@ -7,9 +7,8 @@ import torch
 
 from winnow.errors import InputError
 from winnow.tickets.trial.size import subset
-from winnow.train.examples import Examples
+from winnow.train.examples import Examples, divided
 from winnow.train.task.batches import Fetched, Whole
-from winnow.train.task.held_out import divided
 
 
 def rows(n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,23 +13,11 @@ _HOME = {
     "training_from": "winnow.train.task.from_data",
     "training_from_trainer": "winnow.train.task.from_trainer",
     "clip_image_classifier": "winnow.train.task.clip",
-    "with_head": "winnow.train.task.heads",
+    "with_head": "winnow.train.task.starting_model",
     "instant_model_soup": "winnow.tickets.methods.ims",
     "ModelSoup": "winnow.tickets.methods.ims",
 }
-__all__ = [
-    "METHODS",
-    "Found",
-    "ModelSoup",
-    "Ticket",
-    "Training",
-    "clip_image_classifier",
-    "find_ticket",
-    "instant_model_soup",
-    "training_from",
-    "training_from_trainer",
-    "with_head",
-]
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from winnow.tickets.methods.ims import ModelSoup as ModelSoup
@@ -41,7 +29,7 @@ if TYPE_CHECKING:
     from winnow.train.task.clip import clip_image_classifier as clip_image_classifier
     from winnow.train.task.from_data import training_from as training_from
     from winnow.train.task.from_trainer import training_from_trainer as training_from_trainer
-    from winnow.train.task.heads import with_head as with_head
+    from winnow.train.task.starting_model import with_head as with_head
     from winnow.train.task.training import Training as Training
 
 
@@ -54,4 +42,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

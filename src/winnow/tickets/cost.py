@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from winnow.measure.flops import TRAINING, Flops, forward_flops
 from winnow.records.ticket import Cost, Isp
-from winnow.seeding import seed_of
+from winnow.seeding import generator
+from winnow.tickets.method import levels
 from winnow.tickets.methods.imp import ImpSettings
-from winnow.tickets.methods.levels import levels
 from winnow.tickets.methods.registry import METHODS
 from winnow.tickets.search import Ticket
 from winnow.train.task.training import Training
@@ -23,7 +21,7 @@ def training_flops(training: Training) -> tuple[Flops, float]:
     One example tells where all have one shape; otherwise the first mini-batches of an epoch do, their padding counted.
     """
     examples = training.examples
-    order = examples.order(torch.Generator().manual_seed(seed_of(training.seed, "flops")))
+    order = examples.order(generator(training.seed, "flops"))
     if examples.joined is not None and examples.lengths is None:
         batches = [examples.take(order[0][:1])]
     else:

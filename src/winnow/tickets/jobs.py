@@ -56,7 +56,7 @@ def _elsewhere(search: Search) -> list[Ticket]:
         replace(search, sparsities=[s], key=f"{search.key}-part-{n}", executor=Local())
         for n, s in enumerate(search.sparsities)
     ]
-    missing = [n for n, part in enumerate(parts) if not _finished(part)]
+    missing = [n for n, part in enumerate(parts) if part.store is None or part.store.read(f"{part.key}-there") is None]
     progress = None if search.progress is None else search.progress(search.method)
     ended = len(parts) - len(missing)
 
@@ -73,10 +73,6 @@ def _elsewhere(search: Search) -> list[Ticket]:
     found = dict(zip(missing, search.executor.map(whole_search, shared, jobs, done)))
     # What an earlier call had finished is read from its files: the runs advance by nothing.
     return [found[n][0] if n in found else next(METHODS[part.method].finder(part)) for n, part in enumerate(parts)]
-
-
-def _finished(part: Search) -> bool:
-    return part.store is not None and part.store.read(f"{part.key}-there") is not None
 
 
 def _keep(part: Search, files: Files) -> None:

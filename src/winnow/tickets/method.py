@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from winnow.errors import InputError
 from winnow.settings import read_settings
 from winnow.tickets.search import Finder
 from winnow.train.task.training import Training
 
 S = TypeVar("S", bound="Settings")
+SLACK = 0.25  # of a round: a target this little beyond the last one is reached in it
 
 
 class Settings(BaseModel):
@@ -74,3 +77,28 @@ class Method:
         """The settings for a model of a ``kind`` (of a training, such as "encoder"). Raises InputError naming what is wrong."""
         own = dict(self.encoder_settings) if kind == "encoder" else {}
         return read_settings(self.settings_class, own | given, name)
+
+
+def levels(targets: Sequence[float], rate: float) -> list[float]:
+    """Sparsity after each round: every round removes ``rate`` of what is left, and every target is met exactly.
+
+    Between two targets the levels are 1 - (1 - s_0)(1 - rate)^i; the last of them is the target itself, never more than
+    ``rate`` and a quarter of a round's step beyond the one before. For one target S that is
+    K = ceil(ln(1 - S) / ln(1 - rate) - 1/4) rounds. The paper (Jaiswal et al. 2023, section 3) has ceil without the quarter,
+    which is this library's own: a last round that would remove less than a quarter of its share costs a whole training of
+    IMP, or a whole set of candidates, for next to nothing, and is taken together with the one before.
+
+    Raises:
+        InputError: a rate or target outside (0, 1), or targets that do not rise.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"a round cannot prune {rate:g} of what is left: give a rate between 0 and 1.")
+    found: list[float] = []
+    at = 0.0
+    for target in targets:
+        if not at < target < 1:
+            raise InputError(f"sparsity {target:g} does not follow {at:g}: give rising shares of zeros below 1.")
+        rounds = max(1, math.ceil(math.log((1 - target) / (1 - at)) / math.log(1 - rate) - SLACK))
+        found += [1 - (1 - at) * (1 - rate) ** i for i in range(1, rounds)] + [target]
+        at = target
+    return found

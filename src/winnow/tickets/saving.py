@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,64 +29,46 @@ TICKET, MASKS, WEIGHTS = "ticket.json", "masks.safetensors", "model.safetensors"
 FORMAT = 1
 
 
-def write_ticket(
-    folder: Path,
-    ticket: Ticket,
-    training: Training,
-    settings: BaseModel,
-    report: TicketReport,
-    given: Sequence[Any] = (),
-) -> Path:
-    """Writes one ticket and its report, whole or not at all; an earlier one there is replaced.
-
-    Hugging Face models are written by ``save_pretrained`` with their tokenizer or image settings, other models as
-    ``model.safetensors``: the state dict under its own names, zeros in place. ``given``: paths that a person typed; the
-    files, which are given away, call them by name.
-    """
-    with _published(folder, training, report, given) as output:
-        fill(output.path, ticket, training, settings, given)
-    return output.final
-
-
 def write_tickets(
     folder: Path,
-    tickets: list[tuple[str, Ticket]],
+    tickets: Sequence[tuple[str, Ticket]],
     training: Training,
     settings: BaseModel,
     report: TicketReport,
-    given: Sequence[Any] = (),
+    given: Sequence[Any],
 ) -> Path:
-    """Several tickets, each in the subfolder that is its name, an index and the report of all beside them."""
-    with _published(folder, training, report, given) as output:
-        index = []
-        for name, t in tickets:
-            part = output.path / name
-            with disk_errors(part):
-                part.mkdir()
-            fill(part, t, training, settings, given)
-            index.append({"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)})
-        write_text(
-            output.path / TICKET, _json({"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index})
-        )
-    return output.final
+    """Writes tickets and their report (ticket.html, ticket-report.json), whole or not at all; earlier ones are replaced.
 
+    Hugging Face models are written by ``save_pretrained`` with their tokenizer or image settings, other models as
+    ``model.safetensors``: the state dict under its own names, zeros in place.
 
-@contextmanager
-def _published(folder: Path, training: Training, report: TicketReport, given: Sequence[Any]) -> Iterator[OutputFolder]:
-    """A folder to fill, which gets ticket.html and ticket-report.json and its name when all of it is there."""
+    Args:
+        tickets: each with its subfolder, an index beside them; or a single one with "", for the folder itself.
+        given: paths that a person typed; the files, which are given away, call them by name.
+    """
     from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
 
     output = OutputFolder(folder, inputs=training.files)
     try:
-        yield output
+        index = []
+        for name, t in tickets:
+            if name:
+                with disk_errors(output.path / name):
+                    (output.path / name).mkdir()
+            _fill(output.path / name, t, training, settings, given)
+            index.append({"folder": name, "sparsity": t.sparsity, "zeros": t.zeros, "evaluation": _evaluated(t)})
+        if tickets[0][0]:
+            about = {"winnow_ticket": FORMAT, "method": tickets[0][1].method, "tickets": index}
+            write_text(output.path / TICKET, _json(about))
         write(type(report).model_validate(without_paths(report.model_dump(), given)), output.path)
         output.publish()
     except BaseException:
         output.discard()
         raise
+    return output.final
 
 
-def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, given: Sequence[Any] = ()) -> None:
+def _fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, given: Sequence[Any]) -> None:
     with disk_errors(folder):
         _weights(folder, ticket.model)
         for file in training.files:
@@ -97,17 +78,13 @@ def fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, 
             training.processor.save_pretrained(folder)
         ticket.masks.save(folder / MASKS)
     write_text(folder / TICKET, _json(without_paths(describe(ticket, training, settings), given)))
-    _same_rights(folder)
-    _verify(folder, ticket)
-
-
-def _same_rights(folder: Path) -> None:
-    """Every file as readable as one that was just opened for writing: safetensors lets its own be read by nobody else."""
+    # Every file as readable as one that was just opened for writing: safetensors lets its own be read by nobody else.
     rights = (folder / TICKET).stat().st_mode & 0o777
     with disk_errors(folder):
         for file in folder.rglob("*"):
             if file.is_file() and file.stat().st_mode & 0o777 != rights:
                 file.chmod(rights)
+    _verify(folder, ticket)
 
 
 def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[str, Any]:

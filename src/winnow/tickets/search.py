@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,11 +17,8 @@ from winnow.masks.mask import MaskSet
 from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
-from winnow.tickets.remarks import remarks
 from winnow.train.task.run import Cost, Progress, Run
 from winnow.train.task.training import Training
-
-_SHARES = ("accuracy", "agreement")  # metrics shown in per cent
 
 
 @dataclass
@@ -74,8 +73,12 @@ class Ticket:
     def __repr__(self) -> str:
         found = f"{self.method}: {100 * self.sparsity:.4g} % zeros ({self.zeros:,} of {self.masks.numel:,})"
         if (e := self.evaluation) is not None:
-            found += f", {e.metric} " + (f"{100 * e.value:.2f} %" if e.metric in _SHARES else f"{e.value:.4g}")
+            found += f", {shown(e.metric, e.value)}"
         return f"Ticket({found}, {self.cost.steps:,} steps of training)"
+
+
+def shown(metric: str, value: float) -> str:
+    return f"{metric} {100 * value:.2f} %" if metric in ("accuracy", "agreement") else f"{metric} {value:.4g}"
 
 
 Finder = Callable[["Search"], Iterator[Ticket]]
@@ -140,3 +143,43 @@ class Search:
 def densities(keeps: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Share of weights kept, by tensor."""
     return {n: float(k.count_nonzero()) / k.numel() for n, k in keeps.items()}
+
+
+def usual_answer(evaluation: Evaluation) -> np.ndarray | None:
+    """Which examples, bool [n], one answer for all has right: that of the most frequent class of the test data itself.
+
+    None where the metric is not an accuracy or the labels are not known.
+    """
+    if evaluation.metric != "accuracy" or evaluation.truth is None:
+        return None
+    _, which, counts = np.unique(evaluation.truth, return_inverse=True, return_counts=True)
+    return which.reshape(-1) == counts.argmax()
+
+
+def over_usual(evaluation: Evaluation, usual: np.ndarray) -> tuple[float, float, float]:
+    """Share of examples by which the model is better than one answer for all, with its paired 95 % interval."""
+    from winnow.measure.intervals import paired_proportions
+
+    right = evaluation.per_example == 1
+    won, lost = int((right & ~usual).sum()), int((~right & usual).sum())
+    return (won - lost) / evaluation.n, *paired_proportions(won, lost, evaluation.n)
+
+
+def remarks(evaluation: Evaluation, zeros: int) -> list[str]:
+    """Sentences for the notes of a ticket of so many zeros; none where there is nothing to say."""
+    if not math.isfinite(evaluation.value):
+        lost = evaluation.details.get("nan_examples")
+        where = f" (on {lost:,} of {evaluation.n:,} examples)" if lost else ""
+        return [f"the evaluation gave {evaluation.value}, not a number{where}: look for NaN in the evaluation data."]
+    usual = usual_answer(evaluation)
+    if usual is None or usual.shape != evaluation.per_example.shape:
+        return []
+    value, low, _ = over_usual(evaluation, usual)
+    if low > 0:
+        return []
+    how = "no better" if value <= 0 else "not clearly better"
+    fewer = ", or ask for fewer zeros" if zeros else ""
+    return [
+        f"an accuracy of {100 * evaluation.value:.2f} % on {evaluation.n:,} examples is {how} than always giving the most "
+        f"frequent answer ({100 * usual.mean():.2f} %): train longer or at another learning rate{fewer}."
+    ]

@@ -22,7 +22,7 @@ from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
 from winnow.tickets.jobs import tickets_of
 from winnow.tickets.methods.registry import METHODS, known
-from winnow.tickets.saving import write_ticket, write_tickets
+from winnow.tickets.saving import write_tickets
 from winnow.tickets.search import Search, Ticket
 from winnow.train.task.check import check_training
 from winnow.train.task.identity import training_identity
@@ -92,9 +92,8 @@ class Found:
             InputError: no ticket of this sparsity, or a folder that holds something else.
         """
         ticket = self._at(sparsity)
-        return write_ticket(
-            Path(folder), ticket, self.training, self.settings, self._report([ticket]), [*self._given, folder]
-        )
+        report, given = self._report([ticket]), [*self._given, folder]
+        return write_tickets(Path(folder), [("", ticket)], self.training, self.settings, report, given)
 
     def _report(self, tickets: Sequence[Ticket]) -> TicketReport:
         from winnow.tickets.reporting import build
@@ -195,11 +194,8 @@ def find_ticket(
             tickets, training, name, chosen, folder, rates if len(tickets) == len(rates) else [0.0], named, typed
         )
         if folder is not None and store is not None:
-            if len(found.tickets) == 1:
-                found.save(folder)
-            else:
-                parts = [(f"sparsity-{s:g}", t) for s, t in zip(rates, found.tickets)]
-                write_tickets(folder, parts, training, chosen, found.report, [*found._given, folder])
+            parts = [(f"sparsity-{s:g}" if len(tickets) > 1 else "", t) for s, t in zip(rates, tickets)]
+            write_tickets(folder, parts, training, chosen, found.report, [*typed, folder])
             store.remove()
     return found
 

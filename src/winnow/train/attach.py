@@ -17,14 +17,7 @@ from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
 from winnow.train.method import SparseMethod, unfinished
-from winnow.train.targets import (
-    Optimizers,
-    held,
-    places_of,
-    plain_optimizers,
-    require_trained,
-    scope_of,
-)
+from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_trained, scope_of
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
 

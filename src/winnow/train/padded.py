@@ -44,8 +44,10 @@ def join_padded(batches: Sequence[Any]) -> Padded | None:
         tensors = [b[name] for b in batches]
         if len({_shape(t, 1) for t in tensors}) == 1:
             continue
-        mask = _mask_of(name)
-        if mask not in names or not _same_width(name, mask, batches) or len({_shape(t, 2) for t in tensors}) > 1:
+        mask = f"decoder_{_MASK}" if name.startswith("decoder_") else _MASK
+        if mask not in names or len({_shape(t, 2) for t in tensors}) > 1:
+            return None
+        if not all(b[mask].ndim == 2 and b[name].ndim > 1 and b[name].shape[1] == b[mask].shape[1] for b in batches):
             return None
         fill = _fill(name, mask, batches)
         if fill is None:
@@ -61,18 +63,6 @@ def _shape(tensor: torch.Tensor, first: int) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape[first:], tensor.dtype
 
 
-def _is_mask(name: str) -> bool:
-    return name in (_MASK, f"decoder_{_MASK}")
-
-
-def _mask_of(name: str) -> str:
-    return f"decoder_{_MASK}" if name.startswith("decoder_") else _MASK
-
-
-def _same_width(name: str, mask: str, batches: Sequence[Mapping[str, torch.Tensor]]) -> bool:
-    return all(b[mask].ndim == 2 and b[name].ndim > 1 and b[name].shape[1] == b[mask].shape[1] for b in batches)
-
-
 def _padded_right(mask: torch.Tensor) -> bool:
     """Whether every row is ones and then zeros."""
     return bool(((mask == 0) | (mask == 1)).all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())
@@ -80,14 +70,12 @@ def _padded_right(mask: torch.Tensor) -> bool:
 
 def _fill(name: str, mask: str, batches: Sequence[Mapping[str, torch.Tensor]]) -> float | None:
     """What stands in the padding of this tensor; None where that is not one value, or not known."""
-    if _is_mask(name):
+    if name in (_MASK, f"decoder_{_MASK}"):
         return 0
     if name == "labels":
         return -100
     found = {v for b in batches for v in b[name][b[mask] == 0].flatten().unique().tolist()}
-    if len(found) > 1:
-        return None
-    return found.pop() if found else None
+    return found.pop() if len(found) == 1 else None
 
 
 def _stack(tensors: Sequence[torch.Tensor], fill: float | None) -> torch.Tensor:

@@ -1,13 +1,15 @@
-"""What training loops share so that a run that was killed goes on: the order of an epoch by its seed, and checkpoints."""
+"""What training loops share: the order of an epoch by its seed, the precision of a step, and checkpoints."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from winnow.errors import FormatError
 from winnow.formats.tensorfile import TensorFile
@@ -33,6 +35,13 @@ class EpochOrder:
         return self._last[1]
 
 
+def precision(model: nn.Module, name: str) -> AbstractContextManager[Any]:
+    """What products inside are computed in, "float32" or "bfloat16"; weights and gradients stay as they are."""
+    if name == "float32":
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """What a checkpoint says, and its tensors by name; None, with a warning, where it was truncated or altered."""
     try:
@@ -41,6 +50,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     except FormatError as error:
         log.warning("a checkpoint is left out, and its training starts again from its beginning: %s", error)
         return None
+
+
+def read_under(prefix: str, file: TensorFile) -> dict[str, torch.Tensor]:
+    """The tensors of a file whose names begin with ``prefix``, by the rest of their names; the others are not read."""
+    return {n.removeprefix(prefix): file.read(n) for n in file.keys if n.startswith(prefix)}
 
 
 def under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
 from winnow.masks.scope import find_scope
-from winnow.train.distil.blockwise import Blockwise
 from winnow.train.distil.losses import distance
 from winnow.train.distil.outputs import Outputs, read_output
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
-from winnow.train.distil.teacher import Teacher
+from winnow.train.distil.teacher import Blockwise, Teacher
 from winnow.train.examples import Examples
 
 

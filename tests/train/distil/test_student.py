@@ -11,8 +11,7 @@ from families import FAMILIES, TORCH
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.masks.scope import find_scope
-from winnow.train.distil.fixed_masks import FixedMasks
-from winnow.train.distil.loop import Loop
+from winnow.train.distil.loop import FixedMasks, Loop
 from winnow.train.distil.outputs import read_output
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student

@@ -17,9 +17,8 @@ from winnow.errors import InputError
 from winnow.train.examples import Examples
 from winnow.train.saliency.saliency import grasp, snip
 from winnow.train.saliency.synflow import Flow, synflow_masks
-from winnow.train.task.loss import TaskLoss
 from winnow.train.task.run import Run
-from winnow.train.task.training import Training
+from winnow.train.task.training import TaskLoss, Training
 
 
 def mlp(sizes=(10, 7, 6, 4), act=nn.Tanh, dtype=torch.float64) -> nn.Sequential:

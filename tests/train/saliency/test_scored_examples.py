@@ -13,12 +13,10 @@ from torch.nn import functional as F
 from baseline_samples import cross_entropy, find, network, task
 from winnow.tickets.methods.one_shot import GraspSettings, SnipSettings
 from winnow.tickets.methods.registry import METHODS
-from winnow.train.examples import Examples
-from winnow.train.saliency import scored_examples
-from winnow.train.saliency.saliency import grasp, snip
-from winnow.train.saliency.scored_examples import PER_CLASS, class_numbers, every_class, mini_batches
+from winnow.train.examples import Examples, divided
+from winnow.train.saliency import saliency
+from winnow.train.saliency.saliency import PER_CLASS, class_numbers, every_class, grasp, mini_batches, snip
 from winnow.train.task.batches import Fetched, Whole
-from winnow.train.task.held_out import divided
 from winnow.train.task.run import Run
 
 
@@ -39,7 +37,7 @@ def test_ten_of_every_class_as_far_as_there_are(counts, size, batches, seed):
     assert max(map(len, drawn)) - min(map(len, drawn)) <= 1
     assert all(torch.equal(a, b) for a, b in zip(drawn, every_class(examples, seed, batches), strict=True))
     assert len(found) >= min(batches * size, len(labels))
-    even = len(labels) < scored_examples.LOOK * batches * size  # all of it was looked at
+    even = len(labels) < saliency.LOOK * batches * size  # all of it was looked at
     for number, count in enumerate(counts):
         there = int((labels[found] == 7 * number).sum())
         if even or count * 2 > len(labels) / len(counts):  # not rare, so not missed
@@ -104,7 +102,7 @@ def test_batches_that_are_drawn_whole_stay_whole():
 
 
 def test_large_halves_are_divided_again(monkeypatch):
-    monkeypatch.setattr(scored_examples, "LARGEST", 16)
+    monkeypatch.setattr(saliency, "LARGEST", 16)
     drawn = every_class(labelled(torch.arange(400) % 4, 8), 0, 10)
     assert [len(i) for i in drawn] == [80 // 6 + (i < 2) for i in range(6)]
 

@@ -73,11 +73,11 @@ def test_every_forward_uses_masked_weights(model, optimizer):
 
     run = Run(training(model(), steps=8, loss=loss, optimizer=optimizer, lr=0.05))
     assert len(run.scope.prunables) == (4 if model is Attention else 2)
-    run.advance(2)
+    run.advance_to(run.step + 2)
     pruned(run)
-    run.advance(2)
+    run.advance_to(run.step + 2)
     look_ahead(run, Protocol(0, 0.1, 0.1), 2, round(0.7 * run.attached.numel))
-    run.advance(2)
+    run.advance_to(run.step + 2)
     assert len(seen) == 8 * len(run.scope.prunables) and not any(seen)
     run.finish()
     assert run.attached.detach() is run.model
@@ -105,7 +105,7 @@ def test_a_look_ahead_leaves_no_trace(optimizer):
         p.requires_grad_(False)
     options = {} if optimizer is None else {"optimizer": optimizer}
     run = pruned(Run(training(model, loss=noisy, **options)))
-    run.advance(3)
+    run.advance_to(run.step + 3)
     before, generators = everything(run), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
     losses, step, keeps = list(run.losses), run.step, dict(run.keeps)
     found = look_ahead(run, Protocol(1, 0.05, 0.1, 0.5), 4, 200, sums=True)
@@ -123,11 +123,11 @@ def test_a_look_ahead_leaves_no_trace(optimizer):
 
 def test_what_comes_after_does_not_depend_on_candidates():
     plain, busy = Run(training(loss=noisy)), Run(training(loss=noisy))
-    plain.advance(6)
-    busy.advance(2)
+    plain.advance_to(plain.step + 6)
+    busy.advance_to(busy.step + 2)
     for number in range(3):
         look_ahead(busy, Protocol(number, 0.1, 0.0), 2, 50)
-    busy.advance(4)
+    busy.advance_to(busy.step + 4)
     a, b = everything(plain), everything(busy)
     assert all(torch.equal(a[n], b[n]) for n in a) and plain.losses == busy.losses
 
@@ -139,18 +139,18 @@ def test_a_candidate_that_fails_leaves_the_run_whole():
 
     blow = False
     run = Run(training(loss=loss))
-    run.advance(2)
+    run.advance_to(run.step + 2)
     before, blow = everything(run), True
     with pytest.raises(InputError, match=r"candidate 3 diverged at a learning rate of 0\.7 .*multipliers"):
         look_ahead(run, Protocol(2, 0.7, 0.0), 2, 50)
     blow, after = False, everything(run)
     assert all(torch.equal(before[n], t) for n, t in after.items())
-    run.advance(1)
+    run.advance_to(run.step + 1)
 
 
 def test_candidates_differ_by_number_step_and_protocol():
     run = Run(training())
-    run.advance(2)
+    run.advance_to(run.step + 2)
     masks = [
         look_ahead(run, p, 3, 130).masks
         for p in (Protocol(0, 0.05, 0.0), Protocol(1, 0.05, 0.0), Protocol(0, 0.1, 0.0))
@@ -234,26 +234,26 @@ def test_masks_only_lose_weights():
 def test_a_position_is_where_another_run_starts():
     given = training()
     run = pruned(Run(given))
-    run.advance(3)
+    run.advance_to(run.step + 3)
     position = run.position()
     kept = {n: t.clone() for n, t in position.state.items()}
     other = Run(given, start=position, first_step=run.step, steps=run.total)
     assert other.attached.masks == run.attached.masks and other.step == 3
-    run.advance(2)
+    run.advance_to(run.step + 2)
     assert all(torch.equal(kept[n], t) for n, t in position.state.items())
     assert all(torch.equal(kept[n], t) for n, t in other.model.state_dict().items())
     assert Run(given, start=Position(keeps=position.keeps)).attached.masks == other.attached.masks
     rising = Run(given, method=Gradual(0.8, end=4), start=Position(keeps=position.keeps), first_step=3)
     assert rising.attached.masks == other.attached.masks
-    rising.advance(1)
+    rising.advance_to(rising.step + 1)
     assert rising.attached.zeros == round(0.8 * rising.attached.numel)
 
 
 def test_losses_without_gradient_and_schedules_too_short():
     with pytest.raises(InputError, match="one number with a gradient"):
-        Run(training(loss=lambda m, b: cross_entropy(m, b).detach())).advance(1)
+        Run(training(loss=lambda m, b: cross_entropy(m, b).detach())).advance_to(1)
     with pytest.raises(InputError, match="one number with a gradient"):
-        Run(training(loss=lambda m, b: m(b[0]))).advance(1)
+        Run(training(loss=lambda m, b: m(b[0]))).advance_to(1)
     run = Run(training(steps=3))
     with pytest.raises(InputError, match="give more steps"):
         run.advance_to(4)
@@ -264,7 +264,7 @@ def test_losses_without_gradient_and_schedules_too_short():
 
 def test_bfloat16_products_keep_float32_weights():
     run = Run(training(precision="bfloat16"))
-    run.advance(2)
+    run.advance_to(run.step + 2)
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
     assert run.losses != Run(training()).losses and all(math.isfinite(v) for v in run.losses)
 
@@ -323,7 +323,7 @@ def test_memory_of_a_look_ahead(monkeypatch):
 
     def fresh() -> Run:
         run = pruned(Run(training(wide(), size=4)))
-        run.advance(2)
+        run.advance_to(run.step + 2)
         return run
 
     def pool(count: int, **wanted: bool) -> int:
@@ -335,7 +335,7 @@ def test_memory_of_a_look_ahead(monkeypatch):
     run = fresh()
     numel, every = run.attached.numel, sum(p.numel() for p in run.model.parameters())
     small = (1 << 16) + 40 * 4 * 800 + 7 * 8 * ranking._BINS  # activations, histograms, chunks: the same for any model
-    step, one, four, scored = peak(lambda: run.advance(2)), pool(1), pool(4), pool(4, sums=True)
+    step, one, four, scored = peak(lambda: run.advance_to(run.step + 2)), pool(1), pool(4), pool(4, sums=True)
     assert step > 4 * every  # the gradients at least: the counter counts
     assert 11 * every < one - step <= 4 * every + 8 * every + numel + small
     assert four - one <= 3 * numel / 8 + small
@@ -380,9 +380,9 @@ def test_frozen_batch_norms_keep_their_statistics():
     model = Normed()
     run = Run(task(model, steps=6).replaced(loss=loss))
     before = {n: t.clone() for n, t in run.model.state_dict().items() if "running" in n}
-    run.advance(2)
+    run.advance_to(run.step + 2)
     look_ahead(run, Protocol(0, 0.1, 0.1), 2, 10)
-    run.advance(2)
+    run.advance_to(run.step + 2)
     # The first call, in eval mode, is the look at which layers make the output.
     assert modes == [[False] * 4] + [[False, True, True, True]] * 6 and len(seen) == 7
     for name, now in run.model.state_dict().items():
@@ -413,5 +413,5 @@ def test_a_state_dict_of_more_than_tensors_is_refused_before_any_step():
     with pytest.raises(InputError, match="_extra_state in the model's state dict is a dict: let get_extra_state"):
         Run(training(Extra({"a": 1}), steps=2))
     run = Run(training(Extra(torch.tensor([3])), steps=2))
-    run.advance(2)
+    run.advance_to(run.step + 2)
     assert run.position().state["_extra_state"].tolist() == [3]

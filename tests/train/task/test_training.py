@@ -21,9 +21,8 @@ from winnow.train.examples import Examples
 from winnow.train.task.batches import Fetched
 from winnow.train.task.check import check_training
 from winnow.train.task.identity import training_identity
-from winnow.train.task.loss import TaskLoss
 from winnow.train.task.run import Run
-from winnow.train.task.training import Training, adamw, cosine, linear, warmup
+from winnow.train.task.training import TaskLoss, Training, adamw, cosine, linear, warmup
 
 
 def first(training: Training):
@@ -565,7 +564,7 @@ def test_the_steps_of_a_trainer_are_the_steps_of_the_run(tmp_path):
     theirs = trainer(tmp_path, model=model, optim="sgd", learning_rate=0.5, max_steps=2, lr_scheduler_type="linear")
     training = training_from_trainer(theirs)
     run = Run(training)
-    run.advance(2)
+    run.advance_to(run.step + 2)
     import copy
 
     mine = copy.deepcopy(training.model).train()

@@ -15,9 +15,9 @@ from winnow.errors import FormatError, InputError
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.masks.global_ranking import global_magnitude
 from winnow.masks.mask import MaskSet
-from winnow.tickets.method import Method, PruningSettings
-from winnow.tickets.methods.levels import levels
+from winnow.tickets.method import Method, PruningSettings, levels
 from winnow.tickets.search import Round, Search, Ticket, densities
+from winnow.train.resume import read_under
 from winnow.train.task.run import Cost, Position, Run
 from winnow.train.task.training import Training
 
@@ -188,7 +188,7 @@ def trajectory(
             cost, rounds, keeps = kept.read(number)
             continue
         if not finished and number and first and state is None:
-            state = read_state(kept.early)
+            state = read_under("model.", TensorFile(kept.early))
         run = search.run(
             f"{name}-{number}", f"training {number + 1} of {len(zeros)}, {count / search.scope.numel:.0%} zeros",
             start=Position(None if finished else state, keeps), steps=steps[number], first_step=first if number else 0,
@@ -270,12 +270,6 @@ class _Kept:
     def _folder(self, number: int) -> Path:
         assert self.store is not None
         return self.store.folder(f"{self.prefix}-{number}")
-
-
-def read_state(path: Path) -> State:
-    """The weights in a checkpoint, by state-dict name."""
-    file = TensorFile(path)
-    return {key[len("model.") :]: file.read(key) for key in file.keys if key.startswith("model.")}
 
 
 def planned_steps(settings: Any, training: Training, sparsity: float) -> int:

@@ -23,9 +23,8 @@ from winnow.seeding import seed_of
 from winnow.tickets.method import PruningSettings
 from winnow.tickets.methods.isp.look_ahead import Protocol, departed, protocols
 from winnow.tickets.methods.isp.plan import Decay, Positive
-from winnow.train.task.recalibration import recalibrate_mixture, training_batches
 from winnow.train.task.run import Cost, Position, Progress, Run
-from winnow.train.task.train_mode import tracking_norms
+from winnow.train.task.train_mode import recalibrate_mixture, tracking_norms, training_batches
 from winnow.train.task.training import Training
 
 State = dict[str, torch.Tensor]

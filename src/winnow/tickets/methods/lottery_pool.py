@@ -10,19 +10,17 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from winnow.formats.tensorfile import TensorFile
 from winnow.masks.global_ranking import global_magnitude
-from winnow.tickets.method import Method
+from winnow.tickets.method import Method, levels
 from winnow.tickets.methods import imp
 from winnow.tickets.methods.imp import ImpSettings, Restart, State, trajectory
-from winnow.tickets.methods.levels import levels
 from winnow.tickets.search import Round, Search, Ticket, densities
-from winnow.train.examples import Examples
+from winnow.train.examples import Examples, divided
+from winnow.train.resume import read_under
 from winnow.train.saliency.saliency import spend
-from winnow.train.task.checkpoint import read_weights
-from winnow.train.task.held_out import divided
-from winnow.train.task.recalibration import recalibrate_mixture, training_batches
 from winnow.train.task.run import Run
-from winnow.train.task.train_mode import tracking_norms
+from winnow.train.task.train_mode import recalibrate_mixture, tracking_norms, training_batches
 from winnow.train.task.training import Training
 
 EVALUATIONS = 3  # forward passes that cost what one training step costs
@@ -135,7 +133,7 @@ def _weights(run: Run) -> Callable[[], State]:
     """Reads the weights of a finished run: from its checkpoint, or from memory where there is none."""
     if run.file is not None:
         file = run.file
-        return lambda: read_weights(file)
+        return lambda: read_under("/model/", TensorFile(file))
     state = dict(run.position().state or {})
     return lambda: state
 

@@ -9,11 +9,10 @@ import torch
 from pydantic import Field
 
 from winnow.masks.global_ranking import global_magnitude, prune_globally
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.tickets.method import Method, PruningSettings
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.saliency import saliency
-from winnow.train.saliency.scored_examples import every_class
 from winnow.train.saliency.synflow import synflow_masks
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training
@@ -64,9 +63,8 @@ def random(search: Search) -> Iterator[Ticket]:
     """A random global mask, then T steps of training."""
 
     def masks(run: Run, zeros: int) -> Masks:
-        generator = torch.Generator().manual_seed(seed_of(search.training.seed, "random"))
-        scores = {n: torch.rand(k.shape, generator=generator) for n, k in run.keeps.items()}
-        scores = {n: s.to(run.keeps[n].device) for n, s in scores.items()}
+        drawn = generator(search.training.seed, "random")
+        scores = {n: torch.rand(k.shape, generator=drawn).to(k.device) for n, k in run.keeps.items()}
         return prune_globally(scores, run.keeps, zeros, search.settings.max_rate)
 
     yield from one_shot(search, masks)
@@ -99,7 +97,7 @@ def _grasp_steps(settings: Any, training: Training, sparsity: float) -> int:
     examples = getattr(training, "examples", None)
     if examples is None:
         return training.steps + 3 * settings.batches
-    chosen = every_class(examples, training.seed, settings.batches)
+    chosen = saliency.every_class(examples, training.seed, settings.batches)
     return training.steps + saliency.grasp_steps(examples, chosen)
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from winnow.errors import InputError
-from winnow.seeding import seed_of
+from winnow.seeding import generator
 from winnow.tickets.method import Settings
 from winnow.tickets.methods.registry import METHODS
-from winnow.train.examples import Examples
-from winnow.train.task.held_out import Part
+from winnow.train.examples import Examples, Part
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training
 
@@ -110,8 +109,9 @@ def subset(examples: Examples, count: int, seed: int) -> Examples:
     """
     if count >= examples.count:
         return examples
-    numbers, generator = examples.numbers, torch.Generator().manual_seed(seed_of(seed, "subset"))
-    return examples.subset(numbers[torch.randperm(len(numbers), generator=generator)[: _draws(examples, count)]])
+    numbers = examples.numbers
+    drawn = torch.randperm(len(numbers), generator=generator(seed, "subset"))
+    return examples.subset(numbers[drawn[: _draws(examples, count)]])
 
 
 def _draws(examples: Examples, count: int) -> int:

@@ -85,7 +85,9 @@ def poc(
     decision, short_reason, reasons, ability, drop, gain = judge(evaluations, before, chosen, rate, max_drop)
     dense = [t.cost for t in tickets if t.method == "dense"]
     step = sum(c.seconds for c in dense) / max(sum(c.steps for c in dense), 1)
-    full = _full(training, chosen, kinds[chosen], rate, step, measuring)
+    # Extrapolated from the seconds of a step; masks and candidates' copies are small beside them.
+    steps, imp = METHODS[chosen].planned_steps(kinds[chosen], training, rate), (imp_rounds(rate) + 1) * training.steps
+    full = Full(steps, steps * step + measuring, imp, imp * step + measuring)
     if done < seeds:
         reasons.append(f"{done} of {seeds} seeds were run: the time was up.")
     seconds = time.perf_counter() - start
@@ -106,13 +108,6 @@ def _settings(methods: Sequence[str], training: Training, given: dict[str, Any])
         raise InputError("a trial judges a ticket against the dense training: name a method beside dense.")
     every = ["dense", *(m for m in names if m != "dense")]
     return judged, {m: METHODS[m].read_settings(given if m == judged else {}, m, training.kind) for m in every}
-
-
-def _full(training: Training, method: str, settings: Settings, sparsity: float, step: float, evaluation: float) -> Full:
-    """Extrapolated from the seconds of a step; masks and candidates' copies are small beside them."""
-    steps = METHODS[method].planned_steps(settings, training, sparsity)
-    imp = (imp_rounds(sparsity) + 1) * training.steps
-    return Full(steps, steps * step + evaluation, imp, imp * step + evaluation)
 
 
 def _lengths(training: Training, steps: int, examples: int, full: Full) -> list[str]:

@@ -12,8 +12,7 @@ import numpy as np
 from winnow.errors import InputError
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
-from winnow.tickets.remarks import over_usual, usual_answer
-from winnow.tickets.search import Ticket
+from winnow.tickets.search import Ticket, over_usual, shown, usual_answer
 from winnow.train.task.training import Training
 from winnow.words import signed
 
@@ -148,10 +147,7 @@ def judge(
 
 
 def _value(evaluations: Sequence[Evaluation]) -> str:
-    mean = float(np.mean([e.value for e in evaluations]))
-    if evaluations[0].metric in ("accuracy", "agreement"):
-        return f"{evaluations[0].metric} {100 * mean:.2f} %"
-    return f"{evaluations[0].metric} {mean:.4g}"
+    return shown(evaluations[0].metric, float(np.mean([e.value for e in evaluations])))
 
 
 def _shown(d: Difference, unit: str) -> str:

@@ -17,8 +17,7 @@ from winnow.forward.modes import plain_eval
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.unwrap import working_copy
-from winnow.train.distil.fixed_masks import FixedMasks
-from winnow.train.distil.loop import Loop, Progress, Trace
+from winnow.train.distil.loop import FixedMasks, Loop, Progress, Trace
 from winnow.train.distil.outputs import read_output
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from winnow.formats.tensorfile import FORMAT_VERSION, write_tensors
 from winnow.train.distil.settings import DistilSettings
 from winnow.train.distil.student import Student
 from winnow.train.examples import Examples
-from winnow.train.resume import EpochOrder, read_checkpoint, under
+from winnow.train.resume import EpochOrder, precision, read_checkpoint, under
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints
 CLIP = 1.0  # largest norm of a gradient, where none is set and there are no batch norms
@@ -139,7 +138,7 @@ class Loop:
         lap("teacher")
         self.optimizer.zero_grad(set_to_none=True)
         weights = self.student.matrices()
-        with self._precision():
+        with precision(self.student.model, self.settings.precision):
             loss = self.teacher.loss(self.student, self.masks.masked(weights), target, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -165,12 +164,6 @@ class Loop:
             total = self.settings.steps if self.seconds is None else max(t.steps, round(t.steps / max(done, 1e-9)))
             self.progress(t.steps, total, f"loss {value:.4g}")
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "float32":
-            return nullcontext()
-        device = next(iter(self.student.weights.values())).device.type
-        return torch.autocast(device, torch.bfloat16)
-
     def _factor(self, done: float) -> float:
         """Linear rise over the warm-up, then a cosine to zero."""
         ramp = self.settings.warmup
@@ -185,10 +178,9 @@ class Loop:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         s, groups = self.settings, []
-        taken = set(self.student.weights)
         for params, lr, decay in (
             ([p for p in self.student.weights.values() if p.requires_grad], s.lr, s.weight_decay),
-            ([p for n, p in self.student.small.items() if p.requires_grad and n not in taken], s.lr, 0.0),
+            ([p for p in self.student.small.values() if p.requires_grad], s.lr, 0.0),
             (list(self.masks.parameters), self.masks.lr, 0.0),
         ):
             if params:
@@ -227,3 +219,29 @@ def largest_norm(model: nn.Module, settings: DistilSettings) -> float:
     if settings.clip is not None:
         return settings.clip
     return 0.0 if any(isinstance(m, _BatchNorm) for m in model.modules()) else CLIP
+
+
+class FixedMasks:
+    """Keep masks (bool [rows, cols] by tensor name) for :class:`winnow.train.distil.loop.Loop`."""
+
+    settled = True
+
+    def __init__(self, keeps: Mapping[str, torch.Tensor]) -> None:
+        self.keeps = {n: k for n, k in keeps.items()}
+        self.parameters: list[torch.Tensor] = []
+        self.lr = 0.0
+
+    def masked(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: w * self.keeps[n] if n in self.keeps else w for n, w in weights.items()}
+
+    def backward(self) -> None:
+        """A fixed mask wants nothing."""
+
+    def stepped(self, weights: dict[str, torch.Tensor], progress: float) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
+        """Nothing was stored."""

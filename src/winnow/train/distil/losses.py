@@ -45,10 +45,12 @@ def distance(student: Outputs, target: torch.Tensor, loss: str, temperature: flo
     if not len(found):
         return found.sum()
     if loss == "kl":
-        return kl_divergence(found, target, temperature)
-    return (
-        relative_error(found, target, student.parts) if loss == "mse" else cosine_distance(found, target, student.parts)
-    )
+        ours, theirs = (F.log_softmax(logits.clamp_min(_LEAST) / temperature, -1) for logits in (found, target))
+        return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    if loss == "mse":
+        return relative_error(found, target, student.parts)
+    apart = [1 - F.cosine_similarity(ours, theirs, -1).mean() for ours, theirs in _parts(found, target, student.parts)]
+    return torch.stack(apart).mean()
 
 
 def resolve_loss(loss: str, read: Outputs) -> str:
@@ -63,13 +65,6 @@ def resolve_loss(loss: str, read: Outputs) -> str:
     return loss
 
 
-def kl_divergence(student: torch.Tensor, dense: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 / rows * sum of KL(softmax(dense / T) || softmax(student / T)) over rows [rows, classes]."""
-    ours = F.log_softmax(student.clamp_min(_LEAST) / temperature, -1)
-    theirs = F.log_softmax(dense.clamp_min(_LEAST) / temperature, -1)
-    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
-
-
 def relative_error(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[int] = ()) -> torch.Tensor:
     """Mean squared difference over mean square of ``dense``; the mean of it over ``parts`` (widths of the last axis)."""
     found = []
@@ -77,11 +72,6 @@ def relative_error(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[i
         scale = theirs.square().mean()
         found.append((ours - theirs).square().mean() / torch.where(scale > 0, scale, torch.ones_like(scale)))
     return torch.stack(found).mean()
-
-
-def cosine_distance(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[int] = ()) -> torch.Tensor:
-    """Mean of 1 - cosine over rows; the mean of it over ``parts``."""
-    return torch.stack([1 - F.cosine_similarity(a, b, -1).mean() for a, b in _parts(student, dense, parts)]).mean()
 
 
 def _parts(student: torch.Tensor, dense: torch.Tensor, parts: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,7 +83,12 @@ def read_output(output: Any, batch: Any) -> Outputs:
     if hidden is not None:
         values = _class_last(_batch_first(_float(hidden), batch))
         return Outputs(values, _counts(values, batch), "features")
-    found = list(_floating(named))
+    own = [
+        v
+        for n, v in named.items()
+        if n not in _BESIDE and not n.startswith(("encoder_", "decoder_hidden", "decoder_att"))
+    ]
+    found = [leaf for leaf in tree_leaves(own) if _usable(leaf)]
     return _logits(_only(found, output), batch) if len(found) < 2 else _joined(found)
 
 
@@ -126,12 +131,6 @@ def _named(output: Any) -> dict[str, Any]:
     if isinstance(output, (tuple, list)):
         return {str(i): value for i, value in enumerate(output)}
     return dict(vars(output)) if hasattr(output, "__dict__") else {}
-
-
-def _floating(named: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    for name, value in named.items():
-        if name not in _BESIDE and not name.startswith(("encoder_", "decoder_hidden", "decoder_att")):
-            yield from (leaf for leaf in tree_leaves(value) if _usable(leaf))
 
 
 def _only(found: Sequence[torch.Tensor], output: Any) -> torch.Tensor:

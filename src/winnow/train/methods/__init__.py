@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from winnow.train.method import SparseMethod
+from winnow.train.methods.fixed import Fixed
+from winnow.train.methods.gradual import Gradual
 
-_CLASSES = {
-    "fixed": "Fixed",
-    "gradual": "Gradual",
-}
-METHODS: dict[str, type[SparseMethod]] = {
-    module: getattr(import_module(f"{__name__}.{module}"), name) for module, name in _CLASSES.items()
-}
+METHODS: dict[str, type[SparseMethod]] = {"fixed": Fixed, "gradual": Gradual}

@@ -15,8 +15,7 @@ from winnow.data.text import lm_segments
 from winnow.data.tokens import context_length, encode, pad
 from winnow.errors import InputError
 from winnow.seeding import seeded
-from winnow.train.examples import Examples, batch_rows
-from winnow.train.task.held_out import Part
+from winnow.train.examples import Examples, Part, batch_rows
 
 
 class Fetched(Examples):

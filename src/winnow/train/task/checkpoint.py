@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from winnow.errors import FormatError, InputError
-from winnow.formats.tensorfile import TensorFile
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
@@ -49,12 +48,6 @@ def write(run: Run, path: Path, optimizer: bool = True) -> None:
         "losses": run.losses, "notes": run.notes,
     }  # fmt: skip
     write_state(path, state)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint, by state-dict name; the others are not read."""
-    file, prefix = TensorFile(path), "/model/"
-    return {key.removeprefix(prefix): file.read(key) for key in file.keys if key.startswith(prefix)}
 
 
 def resume(run: Run, path: Path) -> None:

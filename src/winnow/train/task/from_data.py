@@ -14,10 +14,9 @@ from winnow.kernels.swap import require_dense
 from winnow.models.source import ModelSource, open_model
 from winnow.train.task.batches import is_batches
 from winnow.train.task.given import patterns, real, whole
-from winnow.train.task.loss import TaskLoss
 from winnow.train.task.starting_model import kind_of
 from winnow.train.task.task_data import TASKS, DataOptions, from_batches, from_records
-from winnow.train.task.training import Loss, OptimizerFactory, Schedule, Training, adamw, cosine, linear
+from winnow.train.task.training import Loss, OptimizerFactory, Schedule, TaskLoss, Training, adamw, cosine, linear
 from winnow.train.task.training import warmup as warm
 
 EPOCHS = 3  # where neither steps nor epochs are given

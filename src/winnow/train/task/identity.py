@@ -57,14 +57,9 @@ def training_identity(training: Training) -> dict[str, Any]:
     return {
         "model": open_model(model).sha256(),
         "frozen": [n for n, p in model.named_parameters() if not p.requires_grad],
-        "steps": training.steps,
-        "lr": training.lr,
-        "weight_decay": training.weight_decay,
-        "clip": training.clip,
-        "precision": training.precision,
+        **{name: getattr(training, name) for name in ("steps", "lr", "weight_decay", "clip", "precision", "seed")},
         "include": list(training.include),
         "exclude": list(training.exclude),
-        "seed": training.seed,
         **{what: _certain(training, what, name) for what, name in named.items()},
     }
 

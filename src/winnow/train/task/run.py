@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.unwrap import working_copy
-from winnow.seeding import generator, seeded
+from winnow.seeding import seed_of, seeded
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
+from winnow.train.resume import EpochOrder, precision
 from winnow.train.task import checkpoint
 from winnow.train.task.train_mode import train_mode
 from winnow.train.task.training import Training
@@ -119,7 +119,7 @@ class Run:
         self.losses: list[float] = []
         self.notes: dict[str, Any] = {}
         self.file = None if folder is None else folder / "run.safetensors"
-        self._order: tuple[Any, list[torch.Tensor]] | None = None
+        self._order = EpochOrder(training.examples)
         self._saved, self._saving = time.perf_counter(), 0.0
         self.model.eval()
         if self.file is not None and self.file.exists():
@@ -139,10 +139,6 @@ class Run:
     def lr(self) -> float:
         """The learning rate of the step that comes next."""
         return self.training.lr * self.training.schedule(min(self.step / self.total, 1.0))
-
-    def advance(self, steps: int) -> None:
-        """So many optimizer steps under the masks."""
-        self.advance_to(self.step + steps)
 
     def advance_to(self, step: int) -> None:
         """Trains until ``step`` steps of the schedule are done; nothing when they are already."""
@@ -188,7 +184,7 @@ class Run:
         batch = self.training.examples.take(self._draw(step, stream, share))
         with seeded(self.training.seed, stream, step):
             optimizer.zero_grad(set_to_none=True)
-            with self._precision():
+            with precision(self.model, self.training.precision):
                 loss = self.training.loss(self.model, batch)
             if loss.numel() != 1 or not loss.requires_grad:
                 raise InputError(
@@ -216,21 +212,8 @@ class Run:
         """The examples of a step. An epoch's order depends on seed, stream and epoch only; a share sees the beginning of
         its first epoch again and again."""
         parts = self.training.examples.parts
-        if share < 1.0:
-            return self._epoch(stream, 0)[step % max(1, math.ceil(parts * share))]
-        return self._epoch(stream, step // parts)[step % parts]
-
-    def _epoch(self, stream: Any, epoch: int) -> list[torch.Tensor]:
-        key = (stream, epoch)
-        if self._order is None or self._order[0] != key:
-            drawn = self.training.examples.order(generator(self.training.seed, "order", stream, epoch))
-            self._order = (key, drawn)
-        return self._order[1]
-
-    def _precision(self) -> Any:
-        if self.training.precision == "float32":
-            return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16)
+        epoch, place = (0, step % max(1, math.ceil(parts * share))) if share < 1.0 else divmod(step, parts)
+        return self._order.of(seed_of(self.training.seed, "order", stream, epoch))[place]
 
     def position(self) -> Position:
         """Copies of the weights and masks as they are: where another run may start."""

@@ -14,6 +14,7 @@ from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, write_tensors
 from winnow.masks.mask import Mask, MaskSet
 from winnow.run.executor import Executor
 from winnow.tickets.methods.isp.look_ahead import Candidate, Protocol, look_ahead
+from winnow.train.resume import read_under
 from winnow.train.task.run import Cost, Position, Run
 from winnow.train.task.training import Training
 
@@ -150,7 +151,6 @@ class _Kept:
 
 def _of(file: TensorFile, prefix: str, device: torch.device) -> dict[str, torch.Tensor]:
     """The tensors under a prefix; KeyError where there is none, as the file was then written for another question."""
-    found = {n[len(prefix) :]: file.read(n).to(device) for n in file.keys if n.startswith(prefix)}
-    if not found:
+    if not (found := read_under(prefix, file)):
         raise KeyError(prefix)
-    return found
+    return {n: t.to(device) for n, t in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from winnow.masks.mask import MaskSet
 from winnow.seeding import seed_of
 from winnow.tickets.method import Method
 from winnow.tickets.methods.isp.candidates import Pool, gather
-from winnow.tickets.methods.isp.curvature import scores
 from winnow.tickets.methods.isp.denoise import EXACT, adjust, denoise, disagreement, unanimous
-from winnow.tickets.methods.isp.look_ahead import copy_into, protocols
+from winnow.tickets.methods.isp.look_ahead import copy_into, protocols, scores
 from winnow.tickets.methods.isp.plan import IspPlan, IspSettings, plan_isp
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.task.run import Run
@@ -99,14 +98,9 @@ class _Rounds:
                 folder = self.search.store.folder(f"{self.search.key}-{self.name}-round-{number}")
             masks, agreement = self._masks(number, folder)
             self.run.prune(masks)
-            done: dict[str, Any] = {
-                "number": number + 1,
-                "step": self.run.step,
-                "zeros": masks.zeros,
-                "steps": self.run.cost.steps,
-            }
-            done["densities"] = densities(self.run.keeps)
-            self.run.notes.setdefault("rounds", []).append(agreement | done)
+            kept = densities(self.run.keeps)
+            done = Round(number + 1, self.run.step, masks.zeros, self.run.cost.steps, densities=kept, **agreement)
+            self.run.notes.setdefault("rounds", []).append(asdict(done))
             self.run.save()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +168,8 @@ class _Rounds:
 
 def _with_candidates(settings: IspSettings, training: Training, sparsity: float) -> int:
     """A union takes the most rounds where t is the least that it can be."""
-    return training.steps + plan_isp(settings, sparsity, training.steps, epoch=1).thrown_at_most
+    plan = plan_isp(settings, sparsity, training.steps, epoch=1)
+    return training.steps + plan.most * plan.candidates * plan.look_ahead
 
 
 def _with_their_steps(settings: IspSettings, training: Training, sparsity: float) -> int:

@@ -12,10 +12,12 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.mask import MaskSet
-from winnow.seeding import seed_of
-from winnow.tickets.methods.isp.curvature import scores
+from winnow.seeding import generator
+from winnow.train.attach import Attached
 from winnow.train.task.run import Cost, Diverged, Run, trainable
 from winnow.train.task.train_mode import train_mode
+
+SQUARES = ("exp_avg_sq", "square_avg", "sum")  # Adam and its kin, RMSprop, Adagrad
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def look_ahead(
     """Trains the run's model under a protocol, takes its mask with ``zeros`` zeros, and restores everything.
 
     The run is left as it was but for its cost (Jaiswal et al. 2023, algorithm 2, line 4); see :func:`departed`. The mask
-    is that of the magnitudes, or with ``curvature`` of :func:`winnow.tickets.methods.isp.curvature.scores`.
+    is that of the magnitudes, or with ``curvature`` of :func:`winnow.tickets.methods.isp.look_ahead.scores`.
 
     Args:
         sums, weights: whether its scores, and all that it trained, are returned.
@@ -132,10 +134,10 @@ def protocols(
     count: int, lr: float, *, multipliers: Sequence[float], decays: Sequence[float], share: float, seed: int
 ) -> list[Protocol]:
     """``count`` protocols: learning rates cycle through ``multipliers`` x ``lr``, decays are drawn."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "protocols"))
+    drawn = generator(seed, "protocols")
     found = []
     for number in range(count):
-        decay = decays[int(torch.randint(len(decays), (1,), generator=generator))]
+        decay = decays[int(torch.randint(len(decays), (1,), generator=drawn))]
         found.append(Protocol(number, lr * multipliers[number % len(multipliers)], decay, share))
     return found
 
@@ -152,3 +154,35 @@ def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     present = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         present[name].copy_(tensor)
+
+
+def scores(
+    attached: Attached, optimizer: torch.optim.Optimizer, power: float, *, spent: bool = False
+) -> Mapping[str, torch.Tensor]:
+    """|w| v^(power / 2) of every prunable weight, matrices [rows, cols] by name; v is the optimizer's mean square of gradients.
+
+    Squared it ranks the same: w^2 v is twice the loss that Optimal Brain Damage expects from removing w (LeCun et al. 1989,
+    equation 5), with the diagonal of the empirical Fisher information in the Hessian's place. A power of 1 is that, 1/2
+    the curvature that Adam divides its steps by, 0 the magnitude, which needs no optimizer and gives the weights
+    themselves, signs included.
+
+    Args:
+        spent: the optimizer takes no step after this: its own memory is written over.
+
+    Raises:
+        InputError: the optimizer keeps no squares of gradients, or none of a weight, as one that is frozen.
+    """
+    if not power:
+        return attached.matrices()
+    found = {}
+    for name, weight in attached.weights.items():
+        state = optimizer.state.get(weight, {})
+        squares = next((state[key] for key in SQUARES if torch.is_tensor(state.get(key))), None)
+        if squares is None or squares.shape != weight.shape:
+            raise InputError(
+                f"curvature needs the squared gradients of {name} and {type(optimizer).__name__} has none: set curvature to "
+                "0, train with AdamW, Adam, RMSprop or Adagrad, and freeze no prunable weight."
+            )
+        score = (squares if spent else squares.clone()).pow_(power / 2).mul_(weight.detach().abs())
+        found[name] = attached.scope.prunables[name].matrix(score)
+    return found

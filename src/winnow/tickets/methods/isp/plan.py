@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from winnow.errors import InputError
-from winnow.tickets.method import PruningSettings
-from winnow.tickets.methods.levels import levels
+from winnow.tickets.method import PruningSettings, levels
 
 # rate, look_ahead, candidates: Jaiswal et al. 2023, table 1
 PRESETS = {"clip": (0.15, 50, 5), "bert": (0.1, 30, 4)}
@@ -83,11 +82,6 @@ class IspPlan:
     def thrown(self) -> int:
         """K n C: steps of the candidates of K rounds."""
         return len(self.levels) * self.candidates * self.look_ahead
-
-    @property
-    def thrown_at_most(self) -> int:
-        """Steps of all candidates where every round is needed that may be."""
-        return self.most * self.candidates * self.look_ahead
 
 
 def plan_isp(settings: IspSettings, sparsity: float, steps: int, epoch: int, *, extended: bool = False) -> IspPlan:
