@@ -173,18 +173,8 @@ def test_full_disk_is_one_sentence_and_the_rerun_goes_on(files, tmp_path):
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
     if mount.returncode != 0:
         pytest.skip("needs the right to mount a small file system")
-    args = [
-        "compress",
-        *model(files),
-        "--data",
-        files / "train.npz",
-        "--sparsity",
-        "0.5",
-        "--method",
-        "wanda",
-        "--task",
-        "none",
-    ]
+    args = ["compress", *model(files), "--data", files / "train.npz"]
+    args += ["--sparsity", "0.5", "--method", "wanda", "--task", "none"]
     try:
         refused(winnow(*args, "--out", small / "out"), code=1)
         assert not (small / "out").exists()

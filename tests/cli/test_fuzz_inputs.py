@@ -124,55 +124,10 @@ def check(argv, codes=(0, 1, 2, 3)):
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 PLAIN = ["small:classifier", "--weights", "weights.safetensors", "--data", "train.npz"]
-NUMBERS = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "1.5",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "9" * 25,
-    "-" + "9" * 25,
-    "1e-400",
-    "²",
-    "٣",
-    "",
-    " ",
-    "x",
-    "0x10",
-    "1_0",
-    "50%",
-]
-TEXTS = [
-    "",
-    " ",
-    "x" * 300,
-    "ü",
-    "a,b",
-    "*",
-    "[",
-    "[red]",
-    "[/]",
-    "\x1b[31m",
-    "../..",
-    "/dev/null",
-    ".",
-    "~",
-    "os:system",
-    "builtins:len",
-    ":",
-    "a:b",
-    "%",
-    "{}",
-    "--",
-    "2:4",
-    "9:4",
-    "block:0x0",
-    "block:99999x1",
-]
+NUMBERS = ["-1", "0", "1", "2", "1.5", "nan", "inf", "-inf", "1e400", "9" * 25, "-" + "9" * 25, "1e-400", "²", "٣"]
+NUMBERS += ["", " ", "x", "0x10", "1_0", "50%"]
+TEXTS = ["", " ", "x" * 300, "ü", "a,b", "*", "[", "[red]", "[/]", "\x1b[31m", "../..", "/dev/null", ".", "~"]
+TEXTS += ["os:system", "builtins:len", ":", "a:b", "%", "{}", "--", "2:4", "9:4", "block:0x0", "block:99999x1"]
 OPTIONS = {
     "compress": ["--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label", "--method", "--score",
                  "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size", "--baselines", "--keep", "--include",
@@ -259,28 +214,8 @@ stages:
   - compress: {values: int8, samples: 8, baselines: none, speed: false}
   - eval
 """
-VALUES = [
-    None,
-    True,
-    -1,
-    0,
-    10**18,
-    1e308,
-    0.5,
-    "",
-    "x" * 1000,
-    "\u0000",
-    "\u001b[31m",
-    "é",
-    [],
-    {},
-    [1],
-    {"a": 1},
-    [[[]]],
-    {"a": {"b": [1]}},
-    "0.5",
-    "50%",
-]
+VALUES = [None, True, -1, 0, 10**18, 1e308, 0.5, "", "x" * 1000, "\u0000", "\u001b[31m", "é", [], {}, [1], {"a": 1}]
+VALUES += [[[[]]], {"a": {"b": [1]}}, "0.5", "50%"]
 SNIPPETS = [
     "!!int x", "!!float y", "!!bool maybe", "!!python/object:os.system x", "!!binary ?", "!!timestamp x", "!!set {a, b}", "? [a]\n: 1\n", "&a [*a]",
     "*nothing", "9" * 5000, "1e999", "\x00", "\x1b[31m", "\ufffe", "\t", "<<: {a: 1}", "<<: x", "? {a: b}\n: c\n", "- a\n", "{" * 500, "[" * 5000,
@@ -365,42 +300,10 @@ def test_five_hundred_recipes(here, tmp_path):
 
 # Data -----------------------------------------------------------------------------------------------------------------
 
-FILES = [
-    "test.jsonl",
-    "test.csv",
-    "test.tsv",
-    "test.txt",
-    "test.jsonl.gz",
-    "test.parquet",
-    "train.npz",
-    "test.npz",
-    "images",
-]
-CELLS = [
-    None,
-    "",
-    " ",
-    "x",
-    "good",
-    "\ud800",
-    "\u0000",
-    "\u001b[31m",
-    0,
-    -1,
-    1,
-    2.5,
-    10**30,
-    -(10**30),
-    1e300,
-    float("nan"),
-    float("inf"),
-    True,
-    [1],
-    {"a": 1},
-    "١",
-    "9" * 30,
-    "a" * 5000,
-]
+FILES = ["test.jsonl", "test.csv", "test.tsv", "test.txt", "test.jsonl.gz", "test.parquet", "train.npz", "test.npz"]
+FILES += ["images"]
+CELLS = [None, "", " ", "x", "good", "\ud800", "\u0000", "\u001b[31m", 0, -1, 1, 2.5, 10**30, -(10**30), 1e300]
+CELLS += [float("nan"), float("inf"), True, [1], {"a": 1}, "١", "9" * 30, "a" * 5000]
 
 
 def test_cells_of_every_kind(here, tmp_path):

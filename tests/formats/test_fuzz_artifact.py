@@ -215,42 +215,33 @@ def manifest(f: Folder) -> None:
 def nonsense(f: Folder) -> None:
     """Text that no JSON reader likes."""
     path, draw = f.draw.choice([f.path / "config.json", f.path / "manifest.json", f.shard()]), f.draw
-    text = draw.choice(
-        [
-            b"[" * 100_000,
-            b'{"a":' * 50_000,
-            b"1" * 5000,
-            b"nan",
-            b"\xff\xfe",
-            b"",
-            b"[]",
-            b'{"winnow": {}, "winnow": {}}',
-        ]
-    )
+    deep, twice = [b"[" * 100_000, b'{"a":' * 50_000], b'{"winnow": {}, "winnow": {}}'
+    text = draw.choice([*deep, b"1" * 5000, b"nan", b"\xff\xfe", b"", b"[]", twice])
     if path.suffix == ".safetensors":
         text = draw.choice([len(text), 1 << 40, (1 << 64) - 1, 0]).to_bytes(8, "little") + text
     path.write_bytes(text)
 
 
+ACCIDENTS = [
+    "gone",
+    "renamed",
+    "doubled",
+    "swapped",
+    "pipe",
+    "folder",
+    "socket",
+    "loop",
+    "zero",
+    "away",
+    "link",
+    "dangling",
+]
+
+
 def files(f: Folder) -> None:
     draw, path = f.draw, f.draw.choice([f.shard(), f.shard(), f.any_file()])
     other = f.shard()
-    what = draw.choice(
-        [
-            "gone",
-            "renamed",
-            "doubled",
-            "swapped",
-            "pipe",
-            "folder",
-            "socket",
-            "loop",
-            "zero",
-            "away",
-            "link",
-            "dangling",
-        ]
-    )
+    what = draw.choice(ACCIDENTS)
     kept = path.read_bytes()
     if what == "doubled":
         name = draw.choice(["model.safetensors", "extra.safetensors", "model-9.safetensors"])

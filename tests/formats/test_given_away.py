@@ -25,19 +25,8 @@ from winnow.terminal.legible import json_for_terminal, legible_logs, visible
 from winnow.terminal.screen import Console, Text
 
 ODD = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066, 0x200B, 0xFEFF, 0x2028, 0xD800, 0xDCFF]))
-NAMES = [
-    "a[/x]b",
-    "[/]",
-    "[red]x[/red]",
-    "\x1b[31mRED",
-    "\x1b]0;own\x07",
-    ":smile:",
-    "a\nwinnow: all is well",
-    "\x9b31m",
-    "\u202egnp.exe",
-    "\\[x]",
-    "\x08\x08x",
-]
+NAMES = ["a[/x]b", "[/]", "[red]x[/red]", "\x1b[31mRED", "\x1b]0;own\x07", ":smile:", "a\nwinnow: all is well"]
+NAMES += ["\x9b31m", "\u202egnp.exe", "\\[x]", "\x08\x08x"]
 
 
 # Terminal -------------------------------------------------------------------------------------------------------------

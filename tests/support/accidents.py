@@ -263,14 +263,8 @@ def _serve() -> None:
 
 # --- comparing ----------------------------------------------------------------------------------------------------------
 
-TIMED = (
-    "report.html",
-    "report.json",
-    "ticket.html",
-    "ticket.json",
-    "ticket-report.json",
-    "run.json",
-)  # say when, and how long it took
+# say when, and how long it took
+TIMED = ("report.html", "report.json", "ticket.html", "ticket.json", "ticket-report.json", "run.json")
 
 
 def figures(folder: Path) -> dict[str, object]:
@@ -293,21 +287,8 @@ def _untimed(value):
     return [_untimed(v) for v in value] if isinstance(value, list) else value
 
 
-LEFT_OUT = {
-    "seconds",
-    "step_time",
-    "seconds_total",
-    "created",
-    "timing",
-    "memory",
-    "reused",
-    "machine",
-    "command",
-    "cost",
-    "folder",
-    "undo",
-    "next_step",
-}
+LEFT_OUT = {"seconds", "step_time", "seconds_total", "created", "timing", "memory", "reused", "machine"}
+LEFT_OUT |= {"command", "cost", "folder", "undo", "next_step"}
 
 if __name__ == "__main__":
     _serve()

@@ -106,31 +106,8 @@ def trained(model: nn.Module, x: torch.Tensor, y: np.ndarray, steps: int = 60) -
     return model.eval()
 
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sun",
-    "moon",
-    "sat",
-    "ran",
-    "saw",
-    "ate",
-    "red",
-    "big",
-    "old",
-    "new",
-    "on",
-    "by",
-    "with",
-    "and",
-    "then",
-    "they",
-    "we",
-    "to",
-    "home",
-]
+WORDS = ["the", "a", "cat", "dog", "sun", "moon", "sat", "ran", "saw", "ate", "red", "big", "old", "new", "on", "by"]
+WORDS += ["with", "and", "then", "they", "we", "to", "home"]
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:
