@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from artifacts import artifact_of
+from sealing import Folder
 from small import Classifier, classifier
 from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
@@ -59,8 +62,6 @@ def test_a_changed_configuration(folder, old, new, packed):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"hidden_act": "gelu", "layer_norm_eps": 1e-12, **config}))
     check = json.loads((folder / "manifest.json").read_text())
-    import hashlib
-
     check["files"]["config.json"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(check))
     ways[packed]()
@@ -104,11 +105,9 @@ def test_files_that_were_added_or_removed_are_nobodys_business(folder):
 @pytest.mark.hf
 def test_a_reason_survives_transformers(folder):
     """What is wrong with a packed tensor is said, not that some conversion had an issue."""
-    import test_fuzz_artifact as fuzz
-
     transformers = pytest.importorskip("transformers")
     shard = next(folder.glob("*.safetensors"))
-    edited = fuzz.Folder(folder, __import__("random").Random(0))
+    edited = Folder(folder, random.Random(0))
     header, about, values = edited.opened(shard)
     name = sorted(about["packed"])[0]
     about["packed"][name]["zeros"] += 1
