@@ -337,12 +337,6 @@ def test_two_thousand_damaged_folders(tmp_path, limits):
 def llama_folder(folder: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    settings = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    settings = transformers.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
     return artifact_of(folder, transformers.LlamaForCausalLM(settings).eval(), "int8", BlockShape(1, 4))

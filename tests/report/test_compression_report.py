@@ -317,13 +317,7 @@ def test_the_sign_of_a_change_follows_the_metric() -> None:
 # Figures
 
 
-@given(
-    st.lists(
-        st.tuples(st.floats(0, 400), st.floats(0, 300), st.integers(1, 40)),
-        min_size=1,
-        max_size=25,
-    )
-)
+@given(st.lists(st.tuples(st.floats(0, 400), st.floats(0, 300), st.integers(1, 40)), min_size=1, max_size=25))
 @settings(max_examples=40, deadline=None)
 def test_labels_never_overlap_nor_leave_their_area(points: list[tuple[float, float, int]]) -> None:
     area, banned = labels.Box(0, 0, 400, 300), labels.Box(300, 0, 400, 20)
