@@ -6,23 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from command import refused, winnow
 from places import SUPPORT
-from small import classifier, points, trained
+from small import classifier, points, trained, write_points
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    x, y = points()
-    save_file(trained(classifier(), x, y).state_dict(), folder / "weights.safetensors")
-    np.savez(folder / "train.npz", x=x.numpy(), y=y)
-    held_out, truth = points(seed=5)
-    np.savez(folder / "test.npz", x=held_out.numpy(), y=truth)
+    save_file(trained(classifier(), *points()).state_dict(), folder / "weights.safetensors")
+    write_points(folder, 400, 400)
     return folder
 
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from small import classifier, points, trained
+from small import classifier, points, trained, word_tokenizer
 from winnow.cli import main
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -79,18 +79,15 @@ def here(tmp_path_factory):
 
 
 def text_model(folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertForSequenceClassification
 
     words = ["[PAD]", "[UNK]", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     config = BertConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    word_tokenizer(words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
 
 
 def run(*argv):

@@ -14,7 +14,7 @@ import torch
 
 from artifacts import artifact_of
 from sealing import Folder
-from small import Classifier, classifier
+from small import Classifier, classifier, word_tokenizer
 from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats import export_dense, load, read_artifact
@@ -25,18 +25,13 @@ from winnow.models.source import open_model
 @pytest.fixture
 def folder(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         id2label={0: "no", 1: "yes"}, max_position_embeddings=16,
     )  # fmt: skip
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(["[PAD]", "[UNK]", "good", "bad", "film"])}, "[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path / "t")
+    tokenizer = word_tokenizer(["[PAD]", "[UNK]", "good", "bad", "film"], unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path / "t")
     model = transformers.BertForSequenceClassification(config).eval()
     (tmp_path / "t" / "preprocessor_config.json").write_text('{"size": 8}')
     return artifact_of(tmp_path / "out", model, files=sorted((tmp_path / "t").iterdir()), shard_bytes=1 << 20)

@@ -14,8 +14,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 CHANGING = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "open", "fsync", "link", "sendfile")
 
 
@@ -158,11 +156,9 @@ JOBS = {f.__name__: f for f in (place, compress, export, find_ticket, run)}
 def give(folder: Path) -> Path:
     """What the jobs read."""
     import winnow
-    from small import classifier, points
+    from small import classifier, write_points
 
-    for name, count, seed in (("train", 80, 0), ("test", 60, 5)):
-        x, y = points(count, seed=seed)
-        np.savez(folder / f"{name}.npz", x=x.numpy(), y=y)
+    write_points(folder, 80, 60)
     (folder / "recipe.yaml").write_text(RECIPE.format(given=folder))
     winnow.compress(classifier(), None, sparsity=0.5, method="magnitude", baselines="none", speed=False, out=folder / "packed")  # fmt: skip
     return folder
