@@ -72,7 +72,7 @@ def test_documented_with_source_and_with_what_it_needs(name):
             for v in make([(4, 4)] * 4, zeros=24 if name == "zeros" else 0)
         ]
         if f"Needs ``{field}``" in text:
-            with pytest.raises(InputError, match=f"needs the {field}"):
+            with pytest.raises(InputError, match=f"needs the {field} of l0"):
                 allocate(name, layers, 24, **options(name))
         else:
             allocate(name, layers, 24, **options(name))

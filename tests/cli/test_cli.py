@@ -6,23 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from command import refused, winnow
 from places import SUPPORT
-from small import classifier, points, trained
+from small import classifier, points, trained, write_points
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    x, y = points()
-    save_file(trained(classifier(), x, y).state_dict(), folder / "weights.safetensors")
-    np.savez(folder / "train.npz", x=x.numpy(), y=y)
-    held_out, truth = points(seed=5)
-    np.savez(folder / "test.npz", x=held_out.numpy(), y=truth)
+    save_file(trained(classifier(), *points()).state_dict(), folder / "weights.safetensors")
+    write_points(folder, 400, 400)
     return folder
 
 
@@ -173,18 +169,8 @@ def test_full_disk_is_one_sentence_and_the_rerun_goes_on(files, tmp_path):
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
     if mount.returncode != 0:
         pytest.skip("needs the right to mount a small file system")
-    args = [
-        "compress",
-        *model(files),
-        "--data",
-        files / "train.npz",
-        "--sparsity",
-        "0.5",
-        "--method",
-        "wanda",
-        "--task",
-        "none",
-    ]
+    args = ["compress", *model(files), "--data", files / "train.npz"]
+    args += ["--sparsity", "0.5", "--method", "wanda", "--task", "none"]
     try:
         refused(winnow(*args, "--out", small / "out"), code=1)
         assert not (small / "out").exists()

@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from small import classifier, points, trained
+from small import classifier, points, trained, word_tokenizer
 from winnow.cli import main
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -79,18 +79,15 @@ def here(tmp_path_factory):
 
 
 def text_model(folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertForSequenceClassification
 
     words = ["[PAD]", "[UNK]", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     config = BertConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    word_tokenizer(words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
 
 
 def run(*argv):
@@ -124,55 +121,10 @@ def check(argv, codes=(0, 1, 2, 3)):
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 PLAIN = ["small:classifier", "--weights", "weights.safetensors", "--data", "train.npz"]
-NUMBERS = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "1.5",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "9" * 25,
-    "-" + "9" * 25,
-    "1e-400",
-    "²",
-    "٣",
-    "",
-    " ",
-    "x",
-    "0x10",
-    "1_0",
-    "50%",
-]
-TEXTS = [
-    "",
-    " ",
-    "x" * 300,
-    "ü",
-    "a,b",
-    "*",
-    "[",
-    "[red]",
-    "[/]",
-    "\x1b[31m",
-    "../..",
-    "/dev/null",
-    ".",
-    "~",
-    "os:system",
-    "builtins:len",
-    ":",
-    "a:b",
-    "%",
-    "{}",
-    "--",
-    "2:4",
-    "9:4",
-    "block:0x0",
-    "block:99999x1",
-]
+NUMBERS = ["-1", "0", "1", "2", "1.5", "nan", "inf", "-inf", "1e400", "9" * 25, "-" + "9" * 25, "1e-400", "²", "٣"]
+NUMBERS += ["", " ", "x", "0x10", "1_0", "50%"]
+TEXTS = ["", " ", "x" * 300, "ü", "a,b", "*", "[", "[red]", "[/]", "\x1b[31m", "../..", "/dev/null", ".", "~"]
+TEXTS += ["os:system", "builtins:len", ":", "a:b", "%", "{}", "--", "2:4", "9:4", "block:0x0", "block:99999x1"]
 OPTIONS = {
     "compress": ["--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label", "--method", "--score",
                  "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size", "--baselines", "--keep", "--include",
@@ -259,28 +211,8 @@ stages:
   - compress: {values: int8, samples: 8, baselines: none, speed: false}
   - eval
 """
-VALUES = [
-    None,
-    True,
-    -1,
-    0,
-    10**18,
-    1e308,
-    0.5,
-    "",
-    "x" * 1000,
-    "\u0000",
-    "\u001b[31m",
-    "é",
-    [],
-    {},
-    [1],
-    {"a": 1},
-    [[[]]],
-    {"a": {"b": [1]}},
-    "0.5",
-    "50%",
-]
+VALUES = [None, True, -1, 0, 10**18, 1e308, 0.5, "", "x" * 1000, "\u0000", "\u001b[31m", "é", [], {}, [1], {"a": 1}]
+VALUES += [[[[]]], {"a": {"b": [1]}}, "0.5", "50%"]
 SNIPPETS = [
     "!!int x", "!!float y", "!!bool maybe", "!!python/object:os.system x", "!!binary ?", "!!timestamp x", "!!set {a, b}", "? [a]\n: 1\n", "&a [*a]",
     "*nothing", "9" * 5000, "1e999", "\x00", "\x1b[31m", "\ufffe", "\t", "<<: {a: 1}", "<<: x", "? {a: b}\n: c\n", "- a\n", "{" * 500, "[" * 5000,
@@ -365,42 +297,10 @@ def test_five_hundred_recipes(here, tmp_path):
 
 # Data -----------------------------------------------------------------------------------------------------------------
 
-FILES = [
-    "test.jsonl",
-    "test.csv",
-    "test.tsv",
-    "test.txt",
-    "test.jsonl.gz",
-    "test.parquet",
-    "train.npz",
-    "test.npz",
-    "images",
-]
-CELLS = [
-    None,
-    "",
-    " ",
-    "x",
-    "good",
-    "\ud800",
-    "\u0000",
-    "\u001b[31m",
-    0,
-    -1,
-    1,
-    2.5,
-    10**30,
-    -(10**30),
-    1e300,
-    float("nan"),
-    float("inf"),
-    True,
-    [1],
-    {"a": 1},
-    "١",
-    "9" * 30,
-    "a" * 5000,
-]
+FILES = ["test.jsonl", "test.csv", "test.tsv", "test.txt", "test.jsonl.gz", "test.parquet", "train.npz", "test.npz"]
+FILES += ["images"]
+CELLS = [None, "", " ", "x", "good", "\ud800", "\u0000", "\u001b[31m", 0, -1, 1, 2.5, 10**30, -(10**30), 1e300]
+CELLS += [float("nan"), float("inf"), True, [1], {"a": 1}, "١", "9" * 30, "a" * 5000]
 
 
 def test_cells_of_every_kind(here, tmp_path):

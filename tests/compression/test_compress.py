@@ -117,24 +117,10 @@ def test_report_numbers_are_those_of_the_model(model, tmp_path):
 
 
 def test_several_rates_are_written_side_by_side(model, tmp_path):
-    result = winnow.compress(
-        model,
-        points(),
-        eval=points(seed=5),
-        sparsity=[0.5, 0.8],
-        baselines="rtn",
-        keep=("int8-rtn",),
-        samples=64,
-        out=tmp_path / "out",
-    )
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        ".winnow.json",
-        "int8-rtn",
-        "report.html",
-        "report.json",
-        "s50",
-        "s80",
-    ]
+    options = {"eval": points(seed=5), "baselines": "rtn", "keep": ("int8-rtn",), "samples": 64}
+    result = winnow.compress(model, points(), sparsity=[0.5, 0.8], out=tmp_path / "out", **options)
+    written = {".winnow.json", "int8-rtn", "report.html", "report.json", "s50", "s80"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == written
     for name, zeros in (("s50", 3456), ("s80", 5530), ("int8-rtn", 0)):
         loaded = winnow.load(tmp_path / "out" / name, factory=classifier)
         found = sum(int((loaded.get_parameter(x.name) == 0).sum()) for x in result.layers)

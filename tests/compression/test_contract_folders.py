@@ -177,7 +177,7 @@ def test_a_dense_model_that_changed_is_not_measured(tmp_path):
         host.model.head.weight[0, 0] += 1e-6
     with pytest.raises(WinnowError, match="fault of winnow"), host.dense(scope) as model:
         host.identity.check(model, "the dense model")
-    hf("LlamaForCausalLM", "LlamaConfig", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    hf("LlamaForCausalLM", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
        num_attention_heads=4)().save_pretrained(tmp_path / "m")  # fmt: skip
     streamed = Streamed(open_model(tmp_path / "m"))
     scope = find_scope(streamed.model)

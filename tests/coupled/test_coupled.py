@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from coupled_models import Mobile, PlainCNN, ResNet, stir, zeroed
-from families import FAMILIES
+from families import FAMILIES, SIZES
 from winnow.coupled.bias import compensate, matrices
 from winnow.coupled.call import forward, record_blocks, tensors_in
 from winnow.coupled.cut import CutProbe
@@ -28,63 +28,37 @@ from winnow.masks.scope import find_scope
 
 IDS = torch.randint(0, 60, (2, 7), generator=torch.Generator().manual_seed(1))
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-COMMON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}
+HEADS = {**SIZES, "vocab_size": 64, "max_position_embeddings": 32}
+GROUPS = {**HEADS, "num_key_value_heads": 2}
+ENDS = {"bos_token_id": 1, "eos_token_id": 1}
+GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+MODELS = {
+    "llama": ("LlamaForCausalLM", {**HEADS, "intermediate_size": 48, "num_key_value_heads": 4}),
+    "llama-gqa": ("LlamaForCausalLM", {**GROUPS, "intermediate_size": 48}),
+    "qwen3": ("Qwen3ForCausalLM", {**GROUPS, "intermediate_size": 48, "head_dim": 12}),
+    "bert": ("BertForSequenceClassification", {**HEADS, "intermediate_size": 40}),
+    "gpt2": ("GPT2LMHeadModel", {**GPT2, **ENDS}),
+    "opt": ("OPTForCausalLM", {**HEADS, "ffn_dim": 40, "word_embed_proj_dim": 32}),
+    "neox": ("GPTNeoXForCausalLM", {**HEADS, "intermediate_size": 40}),
+    "phi3": ("Phi3ForCausalLM", {**GROUPS, **ENDS, "intermediate_size": 40, "pad_token_id": 0}),
+    "t5": ("T5ForConditionalGeneration", T5),
+    "vit": ("ViTModel", {**SIZES, "intermediate_size": 40, "image_size": 16, "patch_size": 4}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {**GROUPS, "intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+}
+STIRRED = ("bert", "gpt2", "opt", "neox", "vit")
 
 
 def family(name: str) -> tuple[nn.Module, object]:
-    T = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(3)
-    ids = {"input_ids": IDS}
-    if name == "llama":
-        config = T.LlamaConfig(**COMMON, intermediate_size=48, num_attention_heads=4, num_key_value_heads=4)
-        return T.LlamaForCausalLM(config).eval(), ids
-    if name == "llama-gqa":
-        config = T.LlamaConfig(**COMMON, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)
-        return T.LlamaForCausalLM(config).eval(), ids
-    if name == "qwen3":
-        config = T.Qwen3Config(
-            **COMMON, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=12
-        )
-        return T.Qwen3ForCausalLM(config).eval(), ids
-    if name == "bert":
-        config = T.BertConfig(**COMMON, intermediate_size=40, num_attention_heads=4)
-        return stir(T.BertForSequenceClassification(config)), ids
-    if name == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
-        return stir(T.GPT2LMHeadModel(T.GPT2Config(vocab_size=64, **sizes, bos_token_id=1, eos_token_id=1))), ids
-    if name == "opt":
-        config = T.OPTConfig(**COMMON, ffn_dim=40, num_attention_heads=4, word_embed_proj_dim=32)
-        return stir(T.OPTForCausalLM(config)), ids
-    if name == "neox":
-        config = T.GPTNeoXConfig(**COMMON, intermediate_size=40, num_attention_heads=4)
-        return stir(T.GPTNeoXForCausalLM(config)), ids
-    if name == "phi3":
-        config = T.Phi3Config(
-            **COMMON,
-            intermediate_size=40,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=1,
-        )
-        return T.Phi3ForCausalLM(config).eval(), ids
-    if name == "t5":
-        config = T.T5Config(vocab_size=64, d_model=32, d_kv=6, d_ff=40, num_layers=2, num_heads=4)
-        return T.T5ForConditionalGeneration(config).eval(), {**ids, "decoder_input_ids": IDS}
-    if name == "vit":
-        sizes = {"num_attention_heads": 4, "intermediate_size": 40, "image_size": 16, "patch_size": 4}
-        return stir(T.ViTModel(T.ViTConfig(hidden_size=32, num_hidden_layers=2, **sizes))), IMAGES
-    assert name == "mixtral"
-    config = T.MixtralConfig(
-        **COMMON,
-        intermediate_size=24,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-    )
-    return T.MixtralForCausalLM(config).eval(), ids
+    kind = getattr(transformers, MODELS[name][0])
+    model = kind(kind.config_class(**MODELS[name][1])).eval()
+    example = {"input_ids": IDS, **({"decoder_input_ids": IDS} if name == "t5" else {})}
+    return stir(model) if name in STIRRED else model, IMAGES if name == "vit" else example
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from artifacts import artifact_of
-from small import Classifier, classifier
+from sealing import Folder
+from small import Classifier, classifier, word_tokenizer
 from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats import export_dense, load, read_artifact
@@ -22,18 +25,13 @@ from winnow.models.source import open_model
 @pytest.fixture
 def folder(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         id2label={0: "no", 1: "yes"}, max_position_embeddings=16,
     )  # fmt: skip
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(["[PAD]", "[UNK]", "good", "bad", "film"])}, "[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path / "t")
+    tokenizer = word_tokenizer(["[PAD]", "[UNK]", "good", "bad", "film"], unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path / "t")
     model = transformers.BertForSequenceClassification(config).eval()
     (tmp_path / "t" / "preprocessor_config.json").write_text('{"size": 8}')
     return artifact_of(tmp_path / "out", model, files=sorted((tmp_path / "t").iterdir()), shard_bytes=1 << 20)
@@ -59,8 +57,6 @@ def test_a_changed_configuration(folder, old, new, packed):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"hidden_act": "gelu", "layer_norm_eps": 1e-12, **config}))
     check = json.loads((folder / "manifest.json").read_text())
-    import hashlib
-
     check["files"]["config.json"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(check))
     ways[packed]()
@@ -104,11 +100,9 @@ def test_files_that_were_added_or_removed_are_nobodys_business(folder):
 @pytest.mark.hf
 def test_a_reason_survives_transformers(folder):
     """What is wrong with a packed tensor is said, not that some conversion had an issue."""
-    import test_fuzz_artifact as fuzz
-
     transformers = pytest.importorskip("transformers")
     shard = next(folder.glob("*.safetensors"))
-    edited = fuzz.Folder(folder, __import__("random").Random(0))
+    edited = Folder(folder, random.Random(0))
     header, about, values = edited.opened(shard)
     name = sorted(about["packed"])[0]
     about["packed"][name]["zeros"] += 1

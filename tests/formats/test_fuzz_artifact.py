@@ -7,7 +7,6 @@ folders. Nothing may wait, take memory for what a header claims, or raise anythi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 from artifacts import artifact_of, outputs, pack_half, write_artifact
+from sealing import Folder
 from winnow.errors import WinnowError
 from winnow.formats import load
 from winnow.masks.prunable import Prunable
@@ -70,67 +70,6 @@ def plain_folder(folder: Path) -> Path:
 
 
 # --- mutants ----------------------------------------------------------------------------------------------------------
-
-
-def b2(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-class Folder:
-    """A copy of a sound folder, to be changed; :meth:`seal` makes every checksum right again."""
-
-    def __init__(self, folder: Path, draw: random.Random) -> None:
-        self.path, self.draw = folder, draw
-        self.shards = sorted(folder.glob("*.safetensors"))
-
-    def shard(self) -> Path:
-        return self.draw.choice(self.shards)
-
-    def any_file(self) -> Path:
-        return self.draw.choice(sorted(p for p in self.path.iterdir() if p.is_file()))
-
-    def opened(self, shard: Path) -> tuple[dict, dict, bytearray]:
-        """(header, what winnow says in it, values)."""
-        raw = shard.read_bytes()
-        end = 8 + int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8:end])
-        return header, json.loads(header["__metadata__"]["winnow"]), bytearray(raw[end:])
-
-    def seal(self, shard: Path, header: dict, about: dict, values: bytes, small: bool = True) -> None:
-        sums = about.get("checksums")
-        together = hashlib.blake2b(digest_size=16)
-        entries = [(k, e) for k, e in header.items() if k != "__metadata__" and isinstance(e, dict)]
-        try:
-            for key, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-                begin, end = entry["data_offsets"]
-                if key in sums:
-                    sums[key][:] = [entry["dtype"], entry["shape"], b2(values[begin:end])]
-                else:
-                    what = json.dumps([key, entry["dtype"], entry["shape"]], separators=(",", ":")).encode()
-                    together.update(len(what).to_bytes(8, "little") + what + values[begin:end])
-            if small and "small" in about:
-                about["small"] = together.hexdigest()
-        except (TypeError, KeyError, ValueError, AttributeError):
-            pass  # what is too broken to be resealed stays as it is
-        text = json.dumps(about, sort_keys=True, separators=(",", ":"))
-        header["__metadata__"] = {"format": "pt", "winnow": text, "winnow_blake2b": b2(text.encode())}
-        raw = json.dumps(header).encode()
-        raw += b" " * (-len(raw) % 8)
-        shard.write_bytes(len(raw).to_bytes(8, "little") + raw + values)
-        config = json.loads((self.path / "config.json").read_text())
-        (config.get("winnow") or config["quantization_config"])["files"][shard.name] = b2(raw)
-        (self.path / "config.json").write_text(json.dumps(config))
-        self.relist()
-
-    def relist(self) -> None:
-        """The manifest made right again, or gone."""
-        path = self.path / "manifest.json"
-        if self.draw.random() < 0.5:
-            return path.unlink(missing_ok=True)
-        manifest = json.loads(path.read_text())
-        for name in manifest["files"]:
-            manifest["files"][name] = hashlib.sha256((self.path / name).read_bytes()).hexdigest()
-        path.write_text(json.dumps(manifest))
 
 
 def edit(draw: random.Random, tree: object) -> None:
@@ -215,42 +154,21 @@ def manifest(f: Folder) -> None:
 def nonsense(f: Folder) -> None:
     """Text that no JSON reader likes."""
     path, draw = f.draw.choice([f.path / "config.json", f.path / "manifest.json", f.shard()]), f.draw
-    text = draw.choice(
-        [
-            b"[" * 100_000,
-            b'{"a":' * 50_000,
-            b"1" * 5000,
-            b"nan",
-            b"\xff\xfe",
-            b"",
-            b"[]",
-            b'{"winnow": {}, "winnow": {}}',
-        ]
-    )
+    deep, twice = [b"[" * 100_000, b'{"a":' * 50_000], b'{"winnow": {}, "winnow": {}}'
+    text = draw.choice([*deep, b"1" * 5000, b"nan", b"\xff\xfe", b"", b"[]", twice])
     if path.suffix == ".safetensors":
         text = draw.choice([len(text), 1 << 40, (1 << 64) - 1, 0]).to_bytes(8, "little") + text
     path.write_bytes(text)
 
 
+ACCIDENTS = ["gone", "renamed", "doubled", "swapped", "pipe", "folder", "socket", "loop", "zero", "away", "link"]
+ACCIDENTS += ["dangling"]
+
+
 def files(f: Folder) -> None:
     draw, path = f.draw, f.draw.choice([f.shard(), f.shard(), f.any_file()])
     other = f.shard()
-    what = draw.choice(
-        [
-            "gone",
-            "renamed",
-            "doubled",
-            "swapped",
-            "pipe",
-            "folder",
-            "socket",
-            "loop",
-            "zero",
-            "away",
-            "link",
-            "dangling",
-        ]
-    )
+    what = draw.choice(ACCIDENTS)
     kept = path.read_bytes()
     if what == "doubled":
         name = draw.choice(["model.safetensors", "extra.safetensors", "model-9.safetensors"])
@@ -419,12 +337,6 @@ def test_two_thousand_damaged_folders(tmp_path, limits):
 def llama_folder(folder: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    settings = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    settings = transformers.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
     return artifact_of(folder, transformers.LlamaForCausalLM(settings).eval(), "int8", BlockShape(1, 4))

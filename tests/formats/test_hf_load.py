@@ -26,9 +26,7 @@ AUTO = dict.fromkeys(["llama-tied", "llama", "gpt2", "mixtral"], "AutoModelForCa
 AUTO |= {"bert": "AutoModelForSequenceClassification", "t5": "AutoModelForSeq2SeqLM"}
 AUTO["vit"] = "AutoModelForImageClassification"
 BUILD = {f.name: f.build for f in families.FAMILIES}
-BUILD["llama-tied"] = families.hf(
-    "LlamaForCausalLM", "LlamaConfig", **families.SMALL, num_key_value_heads=2, tie_word_embeddings=True
-)
+BUILD["llama-tied"] = families.hf("LlamaForCausalLM", **families.SMALL, num_key_value_heads=2, tie_word_embeddings=True)
 
 
 def inputs_of(model):

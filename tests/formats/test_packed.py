@@ -90,15 +90,8 @@ def reference_values(numbers, keep, structure, int4):
     return out
 
 
-CASES = [
-    (5, 13, Unstructured()),
-    (4, 16, NM(2, 4)),
-    (3, 15, NM(1, 3)),
-    (3, 20, NM(4, 5)),
-    (6, 12, BlockShape(2, 3)),
-    (4, 9, BlockShape(1, 3)),
-    (6, 7, Coupled("neuron")),
-]
+CASES = [(5, 13, Unstructured()), (4, 16, NM(2, 4)), (3, 15, NM(1, 3)), (3, 20, NM(4, 5)), (6, 12, BlockShape(2, 3))]
+CASES += [(4, 9, BlockShape(1, 3)), (6, 7, Coupled("neuron"))]
 
 
 @pytest.mark.parametrize("values", VALUES)

@@ -109,17 +109,7 @@ def test_linear_many(kernels: object, dtype: torch.dtype, threads: int) -> None:
         (9, 3, (40, 40), (3, 3), (1, 1), (1, 1), (1, 1)),  # more panels than the threads share
     ],
 )
-def test_convolve(
-    kernels: object,
-    threads: int,
-    images: int,
-    channels: int,
-    size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> None:
+def test_convolve(kernels, threads, images, channels, size, kernel, stride, padding, dilation):
     torch.manual_seed(2)
     case = of_kind("float32", 21, channels * kernel[0] * kernel[1], 0.4)
     x = torch.randn(images, channels, *size)

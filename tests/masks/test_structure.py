@@ -8,16 +8,7 @@ from hypothesis.extra import numpy as hnp
 from patterns import realized
 from winnow.errors import InputError
 from winnow.masks.ranking import comparable, global_counts
-from winnow.masks.structure import (
-    NM,
-    BlockShape,
-    Coupled,
-    Unstructured,
-    check,
-    nearest_zeros,
-    parse_structure,
-    select,
-)
+from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured, check, nearest_zeros, parse_structure, select
 
 # Few distinct values, so that ties are the rule.
 TIED = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 0.5, 1.0, 3e38, float("inf")])

@@ -175,15 +175,8 @@ def test_a_change_that_rounds_to_nothing_has_no_sign():
 @pytest.mark.parametrize("other", [33_839, 500, 0])
 def test_shares_of_the_weights_file_are_of_one_whole(other):
     """``other`` counts the header and, in a real folder, the files beside the weights."""
-    sizes = schema.Sizes(
-        dense_file=80_520,
-        file=43_467,
-        packed_values=14_915,
-        masks=12_048,
-        scales=1_020,
-        dense_tensors=14_984,
-        other=other,
-    )
+    parts = {"packed_values": 14_915, "masks": 12_048, "scales": 1_020, "dense_tensors": 14_984, "other": other}
+    sizes = schema.Sizes(dense_file=80_520, file=43_467, **parts)
     report = schema.Report(
         title="t", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"), sizes=sizes
     )

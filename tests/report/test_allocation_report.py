@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -199,34 +200,20 @@ def test_earlier_record_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("say", "expected"),
     [
-        (said.rate(0.95), "95.00"),
-        (said.rate(0.999999), "> 99.99"),
-        (said.rate(1e-6), "< 0.01"),
-        (said.rate(0.0), "0.00"),
-        (said.rate(None), ""),
-        (said.points(-0.0123), "−1.23"),
-        (said.points(0.1), "+10.00"),
-        (said.points(1e-6), "0.00"),
-        (said.block("model.layers.3.mlp.up_proj.weight"), "model.layers.3"),
-        (said.block("layer1.0.conv2.weight"), "layer1.0"),
-        (said.block("features.4.weight"), ""),
-        (said.block("fc"), ""),
-        (said.kind("model.layers.3.mlp.experts.7.up.weight"), "mlp.experts.*.up"),
-        (said.named("erk"), "ERK"),
-        (said.named("mine"), "mine"),
-        (said.named(None), ""),
-        (said.milliseconds(0.2051), "205 ms"),
-        (said.milliseconds(0.0021), "2.10 ms"),
-        (said.small(0.000123), "0.000123"),
-        (said.small(1.23e-5), "1.2e−5"),
-        (said.small(-2.5), "−2.50"),
-        (said.small(math.inf), "∞"),
+        (said.rate, {0.95: "95.00", 0.999999: "> 99.99", 1e-6: "< 0.01", 0.0: "0.00", None: ""}),
+        (said.points, {-0.0123: "−1.23", 0.1: "+10.00", 1e-6: "0.00"}),
+        (said.block, {"model.layers.3.mlp.up_proj.weight": "model.layers.3", "layer1.0.conv2.weight": "layer1.0"}),
+        (said.block, {"features.4.weight": "", "fc": ""}),
+        (said.kind, {"model.layers.3.mlp.experts.7.up.weight": "mlp.experts.*.up"}),
+        (said.named, {"erk": "ERK", "mine": "mine", None: ""}),
+        (said.milliseconds, {0.2051: "205 ms", 0.0021: "2.10 ms"}),
+        (said.small, {0.000123: "0.000123", 1.23e-5: "1.2e−5", -2.5: "−2.50", math.inf: "∞"}),
     ],
 )
-def test_numbers_as_people_read_them(found: str, expected: str) -> None:
-    assert found == expected
+def test_numbers_as_people_read_them(say: Callable, expected: dict) -> None:
+    assert {value: say(value) for value in expected} == expected
 
 
 def test_a_column_has_one_power_of_ten() -> None:

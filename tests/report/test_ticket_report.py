@@ -498,25 +498,19 @@ def test_heat_tells_rounds_and_methods(several: TicketReport, single: TicketRepo
 # Words and the terminal
 
 
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (said.flops(1.234e15), "1.23 PFLOP"),
-        (said.flops(12.34e9), "12.3 GFLOP"),
-        (said.flops(999.96e6), "1.00 GFLOP"),
-        (said.flops(523.0), "523 FLOP"),
-        (said.flops(0.0), "0 FLOP"),
-        (said.flops(None), ""),
-        (said.passes(1.0), "1 T"),
-        (said.passes(1.286), "1.29 T"),
-        (said.passes(10.0), "10 T"),
-        (said.passes(20.04), "20 T"),
-        (said.signed(-0.004), "0.00"),
-        (said.signed(-1.5), "−1.50"),
-    ],
-)
-def test_words(found: str, expected: str) -> None:
-    assert found == expected
+def test_words() -> None:
+    flops = {
+        1.234e15: "1.23 PFLOP",
+        12.34e9: "12.3 GFLOP",
+        999.96e6: "1.00 GFLOP",
+        523.0: "523 FLOP",
+        0.0: "0 FLOP",
+        None: "",
+    }
+    assert {value: said.flops(value) for value in flops} == flops
+    passes = {1.0: "1 T", 1.286: "1.29 T", 10.0: "10 T", 20.04: "20 T"}
+    assert {value: said.passes(value) for value in passes} == passes
+    assert (said.signed(-0.004), said.signed(-1.5)) == ("0.00", "−1.50")
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

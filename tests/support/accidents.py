@@ -14,8 +14,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 CHANGING = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "open", "fsync", "link", "sendfile")
 
 
@@ -158,11 +156,9 @@ JOBS = {f.__name__: f for f in (place, compress, export, find_ticket, run)}
 def give(folder: Path) -> Path:
     """What the jobs read."""
     import winnow
-    from small import classifier, points
+    from small import classifier, write_points
 
-    for name, count, seed in (("train", 80, 0), ("test", 60, 5)):
-        x, y = points(count, seed=seed)
-        np.savez(folder / f"{name}.npz", x=x.numpy(), y=y)
+    write_points(folder, 80, 60)
     (folder / "recipe.yaml").write_text(RECIPE.format(given=folder))
     winnow.compress(classifier(), None, sparsity=0.5, method="magnitude", baselines="none", speed=False, out=folder / "packed")  # fmt: skip
     return folder
@@ -263,14 +259,8 @@ def _serve() -> None:
 
 # --- comparing ----------------------------------------------------------------------------------------------------------
 
-TIMED = (
-    "report.html",
-    "report.json",
-    "ticket.html",
-    "ticket.json",
-    "ticket-report.json",
-    "run.json",
-)  # say when, and how long it took
+# say when, and how long it took
+TIMED = ("report.html", "report.json", "ticket.html", "ticket.json", "ticket-report.json", "run.json")
 
 
 def figures(folder: Path) -> dict[str, object]:
@@ -293,21 +283,8 @@ def _untimed(value):
     return [_untimed(v) for v in value] if isinstance(value, list) else value
 
 
-LEFT_OUT = {
-    "seconds",
-    "step_time",
-    "seconds_total",
-    "created",
-    "timing",
-    "memory",
-    "reused",
-    "machine",
-    "command",
-    "cost",
-    "folder",
-    "undo",
-    "next_step",
-}
+LEFT_OUT = {"seconds", "step_time", "seconds_total", "created", "timing", "memory", "reused", "machine"}
+LEFT_OUT |= {"command", "cost", "folder", "undo", "next_step"}
 
 if __name__ == "__main__":
     _serve()

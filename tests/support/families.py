@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import nn
 
 VOCAB = 61
 TEXT = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SMALL = {**TEXT, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {**TEXT, **SIZES, "intermediate_size": 48}
+SHARED = {"num_key_value_heads": 2}
+HEADS = {**SHARED, "head_dim": 8}
 
 
 @dataclass
@@ -39,13 +43,13 @@ def images(count: int, seed: int, size: int = 16) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def hf(name: str, config: str, **options: Any) -> Callable[[], nn.Module]:
+def hf(name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import transformers
 
         torch.manual_seed(0)
-        model = getattr(transformers, name)(getattr(transformers, config)(**options)).eval()
-        return spread(model)
+        kind = getattr(transformers, name)
+        return spread(kind(kind.config_class(**options)).eval())
 
     return build
 
@@ -154,156 +158,67 @@ def torch_model(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return build
 
 
+def text_model(name: str, model: str, options: dict[str, Any], weights: int, blocks: str = "model.layers") -> Family:
+    return Family(name, hf(model, **options), ragged, weights, layers(blocks))
+
+
+def no_mask(layer: str) -> None:
+    return None
+
+
+def key_padding(layer: str) -> str:
+    return "src_key_padding_mask"
+
+
 # Attention of a block, hidden 32: q, k, v and o 32 x 32 each; with 2 key/value heads of 8: k and v 32 x 16.
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+OSS = {**SMALL, **HEADS, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+MIXED = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+T5 = {"vocab_size": VOCAB, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+PATCHES = {"image_size": 16, "patch_size": 8}
+CLIP = {
+    "text_config": {**SMALL, "eos_token_id": VOCAB - 1},
+    "vision_config": {**SIZES, **PATCHES, "hidden_size": 16, "intermediate_size": 24},
+}
 FAMILIES = [
     # 2 * (2*32*32 + 2*32*16 + 3*32*48)
-    Family(
-        "llama",
-        hf("LlamaForCausalLM", "LlamaConfig", **SMALL, num_key_value_heads=2),
-        ragged,
-        15360,
-        layers("model.layers"),
-    ),
+    text_model("llama", "LlamaForCausalLM", {**SMALL, **SHARED}, 15360),
     # the same, head_dim 8
-    Family(
-        "qwen3",
-        hf("Qwen3ForCausalLM", "Qwen3Config", **SMALL, num_key_value_heads=2, head_dim=8),
-        ragged,
-        15360,
-        layers("model.layers"),
-    ),
-    Family(
-        "mistral",
-        hf("MistralForCausalLM", "MistralConfig", **SMALL, num_key_value_heads=2, sliding_window=3),
-        ragged,
-        15360,
-        layers("model.layers"),
-    ),
+    text_model("qwen3", "Qwen3ForCausalLM", {**SMALL, **HEADS}, 15360),
+    text_model("mistral", "MistralForCausalLM", {**SMALL, **SHARED, "sliding_window": 3}, 15360),
     # 2 * (32*96 + 32*32 + 32*128 + 128*32)
-    Family(
-        "gpt2",
-        hf("GPT2LMHeadModel", "GPT2Config", **TEXT, n_embd=32, n_layer=2, n_head=4),
-        ragged,
-        24576,
-        layers("transformer.h"),
-    ),
+    text_model("gpt2", "GPT2LMHeadModel", {**TEXT, "n_embd": 32, "n_layer": 2, "n_head": 4}, 24576, "transformer.h"),
     # 2 * (4*32*32 + 2*32*48)
-    Family(
+    text_model(
         "opt",
-        hf(
-            "OPTForCausalLM",
-            "OPTConfig",
-            **TEXT,
-            hidden_size=32,
-            ffn_dim=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            word_embed_proj_dim=32,
-        ),
-        ragged,
+        "OPTForCausalLM",
+        {**TEXT, **SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
         14336,
-        layers("model.decoder.layers"),
+        "model.decoder.layers",
     ),
     # 2 * (32*96 + 32*32 + 2*32*48)
-    Family("gpt_neox", hf("GPTNeoXForCausalLM", "GPTNeoXConfig", **SMALL), ragged, 14336, layers("gpt_neox.layers")),
+    text_model("gpt_neox", "GPTNeoXForCausalLM", SMALL, 14336, "gpt_neox.layers"),
     # 2 * (4*32*32 + 2*32*48)
-    Family("phi", hf("PhiForCausalLM", "PhiConfig", **SMALL), ragged, 14336, layers("model.layers")),
+    text_model("phi", "PhiForCausalLM", SMALL, 14336),
     # 2 * (2*32*32 + 2*32*16 + 3*32*48)
-    Family(
-        "gemma",
-        hf("GemmaForCausalLM", "GemmaConfig", **SMALL, num_key_value_heads=2, head_dim=8),
-        ragged,
-        15360,
-        layers("model.layers"),
-    ),
-    Family(
-        "gemma2",
-        hf("Gemma2ForCausalLM", "Gemma2Config", **SMALL, num_key_value_heads=2, head_dim=8, sliding_window=3),
-        ragged,
-        15360,
-        layers("model.layers"),
-    ),
-    Family(
-        "gemma3",
-        hf(
-            "Gemma3ForCausalLM",
-            "Gemma3TextConfig",
-            **SMALL,
-            num_key_value_heads=2,
-            head_dim=8,
-            sliding_window=3,
-            layer_types=["sliding_attention", "full_attention"],
-        ),
-        ragged,
-        15360,
-        layers("model.layers"),
-    ),
+    text_model("gemma", "GemmaForCausalLM", {**SMALL, **HEADS}, 15360),
+    text_model("gemma2", "Gemma2ForCausalLM", {**SMALL, **HEADS, "sliding_window": 3}, 15360),
+    text_model("gemma3", "Gemma3ForCausalLM", {**SMALL, **HEADS, **MIXED}, 15360),
     # 2 * (2*32*32 + 2*32*16 + 4 experts * 3*32*48)
-    Family(
-        "mixtral",
-        hf("MixtralForCausalLM", "MixtralConfig", **SMALL, num_key_value_heads=2, num_local_experts=4),
-        ragged,
-        43008,
-        layers("model.layers"),
-    ),
+    text_model("mixtral", "MixtralForCausalLM", {**SMALL, **SHARED, "num_local_experts": 4}, 43008),
     # 2 * (2*32*32 + 2*32*16 + 4 experts * 3*32*16)
-    Family(
-        "qwen3_moe",
-        hf(
-            "Qwen3MoeForCausalLM",
-            "Qwen3MoeConfig",
-            **SMALL,
-            num_key_value_heads=2,
-            head_dim=8,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-        ),
-        ragged,
-        18432,
-        layers("model.layers"),
-    ),
+    text_model("qwen3_moe", "Qwen3MoeForCausalLM", {**SMALL, **HEADS, **MOE}, 18432),
     # 2 * (2*32*32 + 2*32*16 + 4 experts * 3*32*32), experts stored [E, in, out]
-    Family(
-        "gpt_oss",
-        hf(
-            "GptOssForCausalLM",
-            "GptOssConfig",
-            **{**SMALL, "intermediate_size": 32},
-            num_key_value_heads=2,
-            head_dim=8,
-            num_local_experts=4,
-            num_experts_per_tok=2,
-        ),
-        ragged,
-        30720,
-        layers("model.layers"),
-    ),
+    text_model("gpt_oss", "GptOssForCausalLM", OSS, 30720),
     # 2 * (4*32*32 + 2*32*48)
-    Family(
-        "bert", hf("BertForSequenceClassification", "BertConfig", **SMALL), ragged, 14336, layers("bert.encoder.layer")
-    ),
-    Family(
-        "roberta",
-        hf("RobertaForMaskedLM", "RobertaConfig", **SMALL, max_position_embeddings=20),
-        ragged,
-        14336,
-        layers("roberta.encoder.layer"),
+    text_model("bert", "BertForSequenceClassification", SMALL, 14336, "bert.encoder.layer"),
+    text_model(
+        "roberta", "RobertaForMaskedLM", {**SMALL, "max_position_embeddings": 20}, 14336, "roberta.encoder.layer"
     ),
     # encoder 2 * (4*32*32 + 2*32*48), decoder 2 * (8*32*32 + 2*32*48)
     Family(
         "t5",
-        hf(
-            "T5ForConditionalGeneration",
-            "T5Config",
-            vocab_size=VOCAB,
-            d_model=32,
-            d_ff=48,
-            d_kv=8,
-            num_heads=4,
-            num_layers=2,
-            decoder_start_token_id=0,
-        ),
+        hf("T5ForConditionalGeneration", **T5, decoder_start_token_id=0),
         t5_batches,
         36864,
         [*layers("encoder.block"), *layers("decoder.block")],
@@ -312,65 +227,29 @@ FAMILIES = [
     # 2 * (4*32*32 + 2*32*48)
     Family(
         "vit",
-        hf(
-            "ViTForImageClassification",
-            "ViTConfig",
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=16,
-            patch_size=8,
-        ),
+        hf("ViTForImageClassification", **SIZES, **PATCHES, intermediate_size=48),
         lambda: [{"pixel_values": images(3, 0)}, {"pixel_values": images(2, 1)}],
         14336,
         layers("vit.layers"),
-        lambda layer: None,
+        no_mask,
     ),
     # text 2 * (4*32*32 + 2*32*48), images 2 * (4*16*16 + 2*16*24)
     Family(
         "clip",
-        hf(
-            "CLIPModel",
-            "CLIPConfig",
-            text_config={**SMALL, "eos_token_id": VOCAB - 1},
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "image_size": 16,
-                "patch_size": 8,
-            },
-            projection_dim=16,
-        ),
+        hf("CLIPModel", **CLIP, projection_dim=16),
         clip_batches,
         17920,
         [*layers("text_model.encoder.layers"), *layers("vision_model.encoder.layers")],
         lambda layer: "attention_mask" if layer.startswith("text") else None,
     ),
     # stem 3*8*9, block 0: 8*8*9 + 8*8*3 + 8*8, block 1: 8*1*9 + 8*8*3 + 8*8, tail 8*12
-    Family(
-        "cnn", torch_model(SmallCNN), lambda: [images(3, 0), [images(2, 1)]], 1472, layers("stages"), lambda layer: None
-    ),
+    Family("cnn", torch_model(SmallCNN), lambda: [images(3, 0), [images(2, 1)]], 1472, layers("stages"), no_mask),
     # 10*16 + 16*16
-    Family("mlp", torch_model(MLP), lambda: [torch.randn(7, 10), torch.randn(4, 10)], 416, [], lambda layer: None),
+    Family("mlp", torch_model(MLP), lambda: [torch.randn(7, 10), torch.randn(4, 10)], 416, [], no_mask),
     # 2 * (48*16 + 16*16 + 2*16*24)
-    Family(
-        "encoder",
-        torch_model(lambda: Encoder(True)),
-        encoder_batches,
-        3584,
-        layers("encoder.layers"),
-        lambda layer: "src_key_padding_mask",
-    ),
-    Family(
-        "encoder_time_first",
-        torch_model(lambda: Encoder(False)),
-        encoder_batches,
-        3584,
-        layers("encoder.layers"),
-        lambda layer: "src_key_padding_mask",
+    *(
+        Family(n, torch_model(partial(Encoder, first)), encoder_batches, 3584, layers("encoder.layers"), key_padding)
+        for n, first in (("encoder", True), ("encoder_time_first", False))
     ),
 ]
 TORCH = {"cnn", "mlp", "encoder", "encoder_time_first"}

@@ -53,21 +53,22 @@ def _ppl(name: str, kind: str, bits: float, quality: float, *, dense: float = 42
     drop = 100 * (quality / dense - 1)
     width = 0.25 + abs(drop) * 0.06
     known = math.isfinite(quality)
-    return Candidate(
-        name=name,
-        kind=kind,
-        bits_per_weight=bits,
-        file_bytes=int(3_300_000 + 9_437_184 * bits / 8),
-        quality=quality,
-        low=quality * 0.985 if known else None,
-        high=quality * 1.015 if known else None,
-        drop=0.0 if kind == "dense" else drop,
-        drop_low=drop - width if known and kind != "dense" else None,
-        drop_high=drop + width if known and kind != "dense" else None,
-        agreement=None if kind == "dense" else max(0.04, 1 - abs(math.log(quality / dense)) * 0.9) if known else 0.01,
-        kl=None if kind == "dense" else abs(math.log(quality / dense)) * 1.1 if known else None,
-        **more,
-    )
+    more |= {"bits_per_weight": bits, "file_bytes": int(3_300_000 + 9_437_184 * bits / 8), "drop": 0.0}
+    if known:
+        more |= {"low": quality * 0.985, "high": quality * 1.015}
+    if kind != "dense":
+        more |= {"drop": drop, "agreement": 0.01}
+        if known:
+            away = abs(math.log(quality / dense))
+            more |= {"drop_low": drop - width, "drop_high": drop + width}
+            more |= {"agreement": max(0.04, 1 - away * 0.9), "kl": away * 1.1}
+    return Candidate(name=name, kind=kind, quality=quality, **more)
+
+
+def _layer(name: str, block: str | None, kind: str, rows: int, cols: int, share: float, **more: float) -> Layer:
+    zeros = int(share * rows * cols)
+    more |= {"zeros": zeros, "sparsity": zeros / (rows * cols)}
+    return Layer(name=f"{name}.weight", block=block, kind=kind, rows=rows, cols=cols, **more)
 
 
 def language_model(layers: int = 42) -> Report:
@@ -80,21 +81,10 @@ def language_model(layers: int = 42) -> Report:
         shape = (1024, 384) if "gate" in kind or "up" in kind else (384, 1024) if "down" in kind else (384, 384)
         depth = (i // 7) / max(1, (layers - 1) // 7)
         share = round(0.5 + 0.12 * math.sin(3 * depth + i % 7), 4)
-        zeros = int(share * shape[0] * shape[1])
-        rows.append(
-            Layer(
-                name=f"{block}.{kind}.weight",
-                block=block,
-                kind="linear",
-                rows=shape[0],
-                cols=shape[1],
-                zeros=zeros,
-                sparsity=zeros / (shape[0] * shape[1]),
-                error=0.012 * math.exp(2.2 * depth + 0.5 * math.cos(i)),
-                bits_per_weight=4 * (1 - share) + 1 + 0.13,
-                seconds=0.3 + 0.1 * (i % 7),
-            )
-        )
+        error, bits = 0.012 * math.exp(2.2 * depth + 0.5 * math.cos(i)), 4 * (1 - share) + 1 + 0.13
+        more = {"error": error, "bits_per_weight": bits, "seconds": 0.3 + 0.1 * (i % 7)}
+        rows.append(_layer(f"{block}.{kind}", block, "linear", *shape, share, **more))
+    chosen = {"method": "sparsegpt + least squares", "seconds": 44.0, "folder": "out/sparsegpt-50-int4", "chosen": True}
     candidates = [
         _ppl("dense bf16", "dense", 16.0, 42.82, sparsity=0.0, values="bf16"),
         _ppl("int8 RTN", "quantized", 8.08, 42.83, sparsity=0.0, values="int8", method="rtn", seconds=0.4),
@@ -110,18 +100,7 @@ def language_model(layers: int = 42) -> Report:
         _ppl("magnitude 50 %", "pruned", 9.0, 48.3, sparsity=0.5, values="keep", method="magnitude", seconds=0.9),
         _ppl("magnitude 90 %", "pruned", 2.6, 2572.0, sparsity=0.9, values="keep", method="magnitude", seconds=0.9),
         _ppl("SparseGPT 50 % + int8", "pruned+quantized", 5.04, 45.62, sparsity=0.5, values="int8", method="sparsegpt"),
-        _ppl(
-            "SparseGPT 50 % + int4",
-            "pruned+quantized",
-            3.13,
-            46.9,
-            sparsity=0.5,
-            values="int4",
-            method="sparsegpt + least squares",
-            seconds=44.0,
-            folder="out/sparsegpt-50-int4",
-            chosen=True,
-        ),
+        _ppl("SparseGPT 50 % + int4", "pruned+quantized", 3.13, 46.9, sparsity=0.5, values="int4", **chosen),
         _ppl("SparseGPT 70 % + int4", "pruned+quantized", 2.33, 63.0, sparsity=0.7, values="int4", method="sparsegpt"),
     ]
     zeros = sum(layer.zeros or 0 for layer in rows)
@@ -210,13 +189,8 @@ def classifier(classes: int = 10, changed: int = 7) -> Report:
     rows = []
     for i, (name, block, r, c) in enumerate(shapes):
         share = min(0.93, 0.18 + 0.05 * i)
-        zeros = int(share * r * c)
-        rows.append(
-            Layer(
-                name=f"{name}.weight", block=block, kind="conv", rows=r, cols=c, zeros=zeros, sparsity=zeros / (r * c),
-                error=0.004 * 1.22**i, bits_per_weight=16 * (1 - share) + 1, seconds=0.02,
-            )
-        )  # fmt: skip
+        more = {"error": 0.004 * 1.22**i, "bits_per_weight": 16 * (1 - share) + 1, "seconds": 0.02}
+        rows.append(_layer(name, block, "conv", r, c, share, **more))
 
     def candidate(name: str, kind: str, bits: float, quality: float, **more: object) -> Candidate:
         drop = 92.6 - quality

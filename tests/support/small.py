@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,13 @@ def points(n: int = 400, features: int = 12, seed: int = 0) -> tuple[torch.Tenso
     return torch.tensor(x, dtype=torch.float32), labels
 
 
+def write_points(folder: Path, train: int, test: int) -> None:
+    """``train.npz`` and ``test.npz``, so many points each."""
+    for name, count, seed in (("train", train, 0), ("test", test, 5)):
+        x, y = points(count, seed=seed)
+        np.savez(folder / f"{name}.npz", x=x.numpy(), y=y)
+
+
 def images(n: int = 120, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
@@ -106,31 +114,8 @@ def trained(model: nn.Module, x: torch.Tensor, y: np.ndarray, steps: int = 60) -
     return model.eval()
 
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sun",
-    "moon",
-    "sat",
-    "ran",
-    "saw",
-    "ate",
-    "red",
-    "big",
-    "old",
-    "new",
-    "on",
-    "by",
-    "with",
-    "and",
-    "then",
-    "they",
-    "we",
-    "to",
-    "home",
-]
+WORDS = ["the", "a", "cat", "dog", "sun", "moon", "sat", "ran", "saw", "ate", "red", "big", "old", "new", "on", "by"]
+WORDS += ["with", "and", "then", "they", "we", "to", "home"]
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:
@@ -138,17 +123,23 @@ def sentences(n: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS) for _ in range(rng.randint(6, 14))) + " ." for _ in range(n)]
 
 
+def word_tokenizer(words: list[str], **special: str) -> Any:
+    """A tokenizer of transformers: the id of a word is its place, words end at spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=special["unk_token"]))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
 def save_llama(
     folder: Path, *, layers: int = 3, tied: bool = False, shards: bool = False, dtype: torch.dtype = torch.float32
 ) -> Path:
     """A tiny random Llama with a word tokenizer, as a Hugging Face folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", ".", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    vocabulary = ["<unk>", "<s>", "</s>", ".", *WORDS]
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
@@ -156,7 +147,7 @@ def save_llama(
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(dtype)
     model.save_pretrained(folder, max_shard_size="30KB" if shards else "5GB")
-    fast.save_pretrained(folder)
+    word_tokenizer(vocabulary, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     return folder
 
 

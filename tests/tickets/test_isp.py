@@ -177,15 +177,8 @@ def double_entropy(model, batch):
 def test_against_numpy(how, average, curvature, ahead):
     model = tanh()
     data = training(model, steps=40, size=1000, lr=0.03, weight_decay=0.1, loss=double_entropy)  # all rows in a step
-    given = {
-        "rate": 0.35,
-        "seed_steps": 2,
-        "candidates": 4,
-        "look_ahead": ahead,
-        "multipliers": (0.5, 1, 2, 4),
-        "decays": (0.3,),
-        "budget": 0.8,
-    }
+    given = {"rate": 0.35, "seed_steps": 2, "candidates": 4, "look_ahead": ahead}
+    given |= {"multipliers": (0.5, 1, 2, 4), "decays": (0.3,), "budget": 0.8}
     find = isp_plain if how == "plain" else isp
     aggregate = {"curvature": curvature} | ({} if how == "plain" else {"aggregate": how, "average": average})
     (found,) = find(search(data, sparsities=(0.7,), **given, **aggregate))

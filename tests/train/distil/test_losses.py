@@ -383,8 +383,7 @@ def test_outputs_that_depend_on_the_batch_are_computed_anew(model, batches, size
             assert torch.equal(
                 target.rows,
                 read_output(
-                    teacher.student.model(**batch) if isinstance(batch, dict) else teacher.student.model(batch),
-                    batch,
+                    teacher.student.model(**batch) if isinstance(batch, dict) else teacher.student.model(batch), batch
                 ).rows(),
             )
 

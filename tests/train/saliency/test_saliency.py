@@ -147,21 +147,28 @@ def test_grasp_goes_through_attention():
     assert float(found[name].abs().min()) < float(found[name].abs().max())
 
 
-def test_grasp_says_what_to_do_without_logits():
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv1d(1, 2, 3)
+class Convolved(nn.Module):
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.conv, self.end = nn.Conv1d(1, 4, 3), end
 
-        def forward(self, x):
-            return {"scores": self.conv(x[:, None]).mean(2)}
+    def forward(self, x):
+        return self.end(self.conv(x[:, None]))
 
-    training = Training(
-        Odd(), task().examples, lambda m, b: m(b[0])["scores"].square().mean(), steps=1, include=("conv.weight",)
-    )
-    with pytest.raises(InputError, match="set temperature to 1"):
+
+@pytest.mark.parametrize(
+    ("end", "loss", "said"),
+    [
+        (lambda h: {"scores": h.mean(2)}, lambda m, b: m(b[0])["scores"].square().mean(), "set temperature to 1"),
+        # a log-softmax that is divided only scales the loss: the temperature would do nothing and nobody would know
+        (lambda h: F.log_softmax(h.amax(2), 1), lambda m, b: F.nll_loss(m(b[0]), b[1]), "let the model return them"),
+    ],
+)
+def test_grasp_refuses_outputs_without_logits_or_a_head(end, loss, said):
+    training = Training(Convolved(end), task().examples, loss, steps=1, include=("conv.weight",))
+    with pytest.raises(InputError, match=said):
         grasp(Run(training))
-    assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (2, 3)
+    assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (4, 3)
 
 
 class Reading(Attending):
@@ -258,24 +265,6 @@ def test_grasps_temperature_divides_what_the_loss_is_made_of(output):
         for parameter in model.parameters():
             parameter.mul_(2)  # logits well apart, so that the temperature matters to the order
     same_scores(Training(model, sequences(), loss_at(1.0), steps=2), loss_at(200.0))
-
-
-def test_grasp_refuses_probabilities_without_a_head():
-    # a log-softmax that is divided only scales the loss: the temperature would do nothing and nobody would know
-    class Convolved(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv1d(1, 4, 3)
-
-        def forward(self, x):
-            return F.log_softmax(self.conv(x[:, None]).amax(2), 1)
-
-    training = Training(
-        Convolved(), task().examples, lambda m, b: F.nll_loss(m(b[0]), b[1]), steps=1, include=("conv.weight",)
-    )
-    with pytest.raises(InputError, match="let the model return them"):
-        grasp(Run(training))
-    assert grasp(Run(training), 1, 1.0)["conv.weight"].shape == (4, 3)
 
 
 def test_scores_of_weights_the_training_freezes():
