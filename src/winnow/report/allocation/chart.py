@@ -13,10 +13,9 @@ from winnow.records.allocation import AllocationLayer, AllocationRecord
 from winnow.report.allocation.layout import breaks, lines
 from winnow.report.allocation.tables import MANY
 from winnow.report.allocation.words import kind, rate, runs, scaled, shortened
-from winnow.report.draw.axes import Scale
-from winnow.report.draw.figures import Canvas
+from winnow.report.draw.figures import Canvas, swatch
 from winnow.report.draw.labels import fit, text_width
-from winnow.report.draw.plot import NARROW
+from winnow.report.draw.plot import NARROW, Scale
 
 ROW = 20.0
 LINES = 8  # of columns at most: beyond, the columns get thinner
@@ -54,13 +53,7 @@ def legend(record: AllocationRecord) -> list[tuple[Markup, str]]:
         (any(x.earlier_rate is not None for x in layers), lambda c: c.diamond(7, 7, 5, "earlier"), "earlier run"),
         (_base(record) is not None, lambda c: c.line(*ends, "target"), _base_name(record)),
     ]
-    found = []
-    for there, paint, name in known:
-        if there:
-            canvas = Canvas(14, 10)
-            paint(canvas)
-            found.append((canvas.swatch(), name))
-    return found
+    return [(swatch(paint), name) for there, paint, name in known if there]
 
 
 def _base(record: AllocationRecord) -> float | None:

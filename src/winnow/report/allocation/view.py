@@ -9,12 +9,10 @@ from winnow.records.allocation import AllocationRecord
 from winnow.report.allocation import chart, curve
 from winnow.report.allocation.tables import LAYERS, compact, kinds, layers
 from winnow.report.allocation.words import comparison, milliseconds, named, points, stability, step_parts
-from winnow.report.draw.breakdown import breakdown
-from winnow.report.draw.page import Block, Facts, Figure, Fold, Section, Text
+from winnow.report.draw.page import Block, Facts, Figure, Fold, Section, Text, breakdown, plain_rows
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Line
 from winnow.report.draw.table import Table
-from winnow.report.template import plain_rows
 
 
 def chapter(record: AllocationRecord | None) -> Section | None:

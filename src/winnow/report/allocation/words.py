@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from winnow import words
 from winnow.records.allocation import AllocationLayer, AllocationRecord
@@ -111,9 +111,9 @@ def kind(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", inside)
 
 
-def mean(layers: list[AllocationLayer], values: list[float | None]) -> float | None:
-    """Mean over weights, of those that are known."""
-    known = [(v, max(layer.numel, 1)) for layer, v in zip(layers, values, strict=True) if v is not None]
+def mean(weighted: Iterable[tuple[float | None, float]]) -> float | None:
+    """The mean of (value, weight), over the values that are known."""
+    known = [(v, n) for v, n in weighted if v is not None]
     total = sum(n for _, n in known)
     return sum(v * n for v, n in known) / total if total else None
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from winnow import words
 from winnow.records.compression import Candidate, Report, TaskInfo
 from winnow.report.compression import phrases
-from winnow.report.draw.axes import bit_ticks
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import Box, Wanted, text_width
-from winnow.report.draw.plot import NARROW, Plot
+from winnow.report.draw.plot import NARROW, Plot, bit_ticks
 
 KINDS: dict[str, str] = {
     "dense": "dense",
@@ -185,9 +184,9 @@ class _Frontier:
         if self.plot.interval(x, y, p.quality, c.low, c.high, css) and c.low is not None and c.high is not None:
             title += f" (95% interval {phrases.span(c.low, c.high, self.task)})"
             self.whiskers.append([(x, self.plot.y.clamp(c.low)), (x, self.plot.y.clamp(c.high))])
-        canvas.marker(c.kind, x, y, 5.0, title)
+        canvas.marker(c.kind, x, y, title)
         if c is self.picked:
-            canvas.ring(x, y, 10)
+            canvas.dot(x, y, 10, "ring")
 
     def labels(self, lines: list[list[tuple[float, float]]]) -> None:
         """Names beside their points, the important first; where a name has no room, its number in the table."""

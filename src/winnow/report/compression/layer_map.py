@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.compression import Layer, Report
+from winnow.report.allocation.words import mean
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
 from winnow.report.draw.plot import NARROW
@@ -155,12 +156,6 @@ def draw(report: Report, canvas: Canvas) -> tuple[str, str] | None:
     return "Sparsity and reconstruction error of each layer", f"{len(report.layers)} layers: {said}."
 
 
-def _mean(layers: list[Layer], m: Measure) -> float | None:
-    values = [(v, (layer.rows or 1) * (layer.cols or 1)) for layer in layers if (v := m.get(layer)) is not None]
-    weight = sum(w for _, w in values)
-    return sum(v * w for v, w in values) / weight if weight else None
-
-
 def _heat(canvas: Canvas, grid: Grid, m: Measure, x: float, width: float, y: float, labels: float) -> float:
     """One heat map with its heading; returns where it ends."""
     font = canvas.font
@@ -171,46 +166,39 @@ def _heat(canvas: Canvas, grid: Grid, m: Measure, x: float, width: float, y: flo
     columns = sum(len(blocks) for _, blocks in grid.stacks)
     pitch = (width - gap * (len(grid.stacks) - 1)) / columns
     row = 20.0 if len(grid.kinds) <= 14 else 13.0
-    inset = 1.0 if pitch >= 8 else 0.0
+    places, at = dict[str, float](), x  # where the column of each block begins
+    for _, blocks in grid.stacks:
+        for block in blocks:
+            places[block], at = at, at + pitch
+        at += gap
     if gap:
-        at = x
         for path, blocks in grid.stacks:
             room = int(len(blocks) * pitch / (font * 0.62))
             name = path if len(path) <= room else path.rpartition(".")[2]
             if len(name) <= room:
-                canvas.text(at, y + font * 0.8, name, "tick", title=path)
-            at += len(blocks) * pitch + gap
+                canvas.text(places[blocks[0]], y + font * 0.8, name, title=path)
         y += font * 1.4
-    means = {key: mean for key, members in grid.cells.items() if (mean := _mean(members, m)) is not None}
+    every = {k: mean((m.get(x), (x.rows or 1) * (x.cols or 1)) for x in members) for k, members in grid.cells.items()}
+    means = {key: value for key, value in every.items() if value is not None}
     # Numbers in the cells: all of them or none.
     legible = row >= 18 and all(text_width(m.show(v), font) <= pitch - 4 for v in means.values())
     for r, kind in enumerate(grid.kinds):
         top = y + r * row
         if labels:
             shown = fit(kind, labels - 8, font)
-            canvas.text(x - 8, top + row / 2 + font * 0.35, shown, "tick", anchor="end", title=kind)
-        at = x
-        for _, blocks in grid.stacks:
-            for block in blocks:
-                value = means.get((kind, block))
-                if value is not None:
-                    title = _cell_title(grid.cells[kind, block], m, value)
-                    strength = m.strength(value) if math.isfinite(value) else 1.0
-                    css = f"{m.css} figured" if legible else m.css
-                    canvas.heat(at + inset / 2, top + 0.5, max(pitch - inset, 0.5), row - 1, css, strength, title)
-                    if legible:
-                        canvas.text(at + pitch / 2, top + row / 2 + font * 0.35, m.show(value), "cell", anchor="middle")
-                at += pitch
-            at += gap
+            canvas.text(x - 8, top + row / 2 + font * 0.35, shown, anchor="end", title=kind)
+        for block, at in places.items():
+            value = means.get((kind, block))
+            if value is not None:
+                title = _cell_title(grid.cells[kind, block], m, value)
+                strength = m.strength(value) if math.isfinite(value) else 1.0
+                canvas.heat(at, top, pitch, row, m.css, strength, title, m.show(value) if legible else "")
     y += len(grid.kinds) * row
-    at, every = x, max(1, math.ceil(text_width("000", font) / pitch))
+    step = max(1, math.ceil(text_width("000", font) / pitch))
     for _, blocks in grid.stacks:
-        for i, block in enumerate(blocks):
-            if i % every == 0:
-                name = words.clip(block.rpartition(".")[2], max(3, int(pitch * every / font / 0.62)))
-                canvas.text(at + pitch / 2, y + font * 1.2, name, "tick", anchor="middle", title=block)
-            at += pitch
-        at += gap
+        for block in blocks[::step]:
+            name = words.clip(block.rpartition(".")[2], max(3, int(pitch * step / font / 0.62)))
+            canvas.text(places[block] + pitch / 2, y + font * 1.2, name, anchor="middle", title=block)
     return y + font * 1.7
 
 

@@ -11,9 +11,8 @@ from winnow.records.compression import Candidate, ClassQuality, Layer, Report, S
 from winnow.report.compression import phrases
 from winnow.report.compression.frontier import KINDS
 from winnow.report.draw import table
-from winnow.report.draw.breakdown import breakdown
 from winnow.report.draw.figures import sample
-from winnow.report.draw.page import Block
+from winnow.report.draw.page import Block, breakdown
 from winnow.report.draw.table import Column, Table
 
 

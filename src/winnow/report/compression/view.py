@@ -10,14 +10,12 @@ from winnow.records.compression import Candidate, Report
 from winnow.records.speed import Bench
 from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
-from winnow.report.draw.breakdown import breakdown
-from winnow.report.draw.figures import Canvas, sample
-from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.figures import sample, swatch
+from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text, breakdown, plain_rows
 from winnow.report.draw.plot import renditions
 from winnow.report.speed import view as speed
 from winnow.report.speed.chart import milli
 from winnow.report.speed.tables import outcome
-from winnow.report.template import plain_rows
 
 CLASSES_FIRST, CHANGED_FIRST = 5, 4  # how many the first screen shows
 EXCERPT = 260  # characters of an example; the whole text is in report.json
@@ -189,9 +187,7 @@ def _frontier(report: Report) -> Section:
     )
     legend = [(sample(k), name) for k, name in frontier.KINDS.items() if any(c.kind == k for c in report.candidates)]
     if report.picked is not None:
-        canvas = Canvas(14, 10)
-        canvas.ring(7, 7, 6)
-        legend.append((canvas.swatch(), "chosen"))
+        legend.append((swatch(lambda canvas: canvas.dot(7, 7, 6, "ring")), "chosen"))
     return Section(
         "Quality against size",
         Text(_rival(report), "lead"),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.speed import Bench, LayerSpeed
-from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
+from winnow.report.draw.plot import Scale
 
 CSS = {"dense": "dense", "quantized": "quantized", "pruned": "pruned", "pruned+quantized": "both"}
 BEYOND = 3.0  # times dense: longer bars are cut there, so that the others can be told apart

@@ -8,7 +8,7 @@ from winnow import words
 from winnow.records.compression import Speed
 from winnow.records.speed import Bench, Case, Contender, LayerSpeed, Measure
 from winnow.report.draw import table
-from winnow.report.draw.figures import swatch
+from winnow.report.draw.figures import square
 from winnow.report.draw.table import Column, Table
 from winnow.report.speed.chart import CSS, distinct, fastest, milli, times
 
@@ -26,7 +26,7 @@ def case(bench: Bench, which: Case) -> Table:
         Column("Max. relative output difference", lambda m: off(m.difference), "roomy"),
     ]
     found = [m for m in bench.measures if m.case == which.name]
-    return Table.of("Backend", found, columns, lambda m: table.Row(m.contender, swatch(CSS[kinds[m.contender]])))
+    return Table.of("Backend", found, columns, lambda m: table.Row(m.contender, square(CSS[kinds[m.contender]])))
 
 
 def contenders(bench: Bench) -> Table:
@@ -41,7 +41,7 @@ def contenders(bench: Bench) -> Table:
     ]
 
     def row(c: Contender) -> table.Row:
-        return table.Row(c.name, swatch(CSS[c.kind]), [t for t in (c.changes, c.note, kernels(c.kernels)) if t])
+        return table.Row(c.name, square(CSS[c.kind]), [t for t in (c.changes, c.note, kernels(c.kernels)) if t])
 
     return Table.of("Backend", bench.contenders, columns, row)
 

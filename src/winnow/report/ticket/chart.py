@@ -12,7 +12,7 @@ from markupsafe import Markup
 from winnow import words
 from winnow.records.ticket import Figure, Row, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.draw.figures import Canvas
+from winnow.report.draw.figures import Canvas, swatch
 from winnow.report.draw.labels import Box, fit, text_width
 from winnow.report.draw.plot import NARROW, Plot
 from winnow.report.ticket.words import plain, span
@@ -62,9 +62,7 @@ def mark(
 
 def sample(style: Style) -> Markup:
     """A mark alone, for legends and tables."""
-    canvas = Canvas(14, 10)
-    mark(canvas, style, 7, 7, 4.2)
-    return canvas.swatch()
+    return swatch(lambda canvas: mark(canvas, style, 7, 7, 4.2))
 
 
 def legend(report: TicketReport) -> list[tuple[Markup, str]]:

@@ -10,11 +10,10 @@ from winnow import words
 from winnow.records.ticket import Figure as Value
 from winnow.records.ticket import TicketLine, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text, plain_rows
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Summary
 from winnow.report.draw.table import Table
-from winnow.report.template import plain_rows
 from winnow.report.ticket import chart, cost_chart, heat
 from winnow.report.ticket.tables import classes, flips, full_imp, level, near, overlaps, results, rounds
 from winnow.report.ticket.words import change, change_span, flops, passes, span, steps, unit
