@@ -15,7 +15,7 @@ from winnow.report.compression import phrases
 from winnow.report.draw.figures import Canvas, swatch
 from winnow.report.draw.labels import Box, fit, text_width
 from winnow.report.draw.plot import NARROW, Plot
-from winnow.report.ticket.words import plain, span
+from winnow.report.ticket.words import span
 
 COLOURS = 6  # of methods other than the chosen one, the reference and dense; then shapes repeat them
 SHAPES = ("dot", "diamond", "rect")
@@ -135,7 +135,7 @@ def by_sparsity(report: TicketReport, canvas: Canvas) -> tuple[str, str] | None:
     canvas.text(0, font, fit(heading(report), width, font), "heading")
     plot.rules()
     if dense is not None:
-        plot.datum(dense.value, f"dense {plain(dense.value, report.task)}")
+        plot.datum(dense.value, f"dense {phrases.plain(dense.value, report.task)}")
     plot.ticks(list(levels), lambda v: words.percent(levels[v]), "sparsity →", 2.9 * font - 3)
     looks, last = styles(report), {}
     for i, method in enumerate(methods):

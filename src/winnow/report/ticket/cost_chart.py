@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.ticket import Row, TicketReport
+from winnow.report.compression import phrases
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import Box, Wanted, fit
 from winnow.report.draw.plot import NARROW, Plot
 from winnow.report.ticket.chart import edges, heading, mark, point, styles, title, vertical
-from winnow.report.ticket.words import flops, plain, power
+from winnow.report.ticket.words import flops, power
 
 PANELS = 4  # sparsities drawn: the highest
 
@@ -90,7 +91,7 @@ def _panel(
         at = x(cost.training)
         canvas.line(at, top - 0.6 * font, at, bottom, "edge")
         canvas.text(at, top - 0.8 * font, "T", anchor="middle")
-    taken = [] if dense is None else [plot.datum(dense.value, f"dense {plain(dense.value, report.task)}")]
+    taken = [] if dense is None else [plot.datum(dense.value, f"dense {phrases.plain(dense.value, report.task)}")]
     wanted, lines = [], []
     for r in sorted(rows, key=lambda r: r.method == report.chosen):
         assert r.figure is not None
@@ -105,7 +106,7 @@ def _panel(
         assert r.figure is not None
         name = report.brief(r.method)
         if not y.low <= r.figure.value <= y.high:
-            name += f" ({plain(r.figure.value, report.task)})"
+            name += f" ({phrases.plain(r.figure.value, report.task)})"
         whole = Box(area.left + 2, top - 4, area.right + 2, bottom - 2)
         spot = x(cost.get(r)[0]), y.clamp(r.figure.value)
         wanted.append(Wanted(report.methods.index(r.method), *spot, (name,), whole, 6.0, r.method == report.chosen))

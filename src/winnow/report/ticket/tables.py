@@ -1,4 +1,4 @@
-"""The tables of a search for tickets, for its page and the terminal."""
+"""The tables of a search for tickets."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def results(report: TicketReport) -> Table:
     task, looks = report.task, styles(report)
     uneven = len({r.seeds for r in report.rows}) > 1
     columns: list[Column[Row]] = [
-        Column(words.capital(task.metric), lambda r: phrases.quality(r.figure.value, task) if r.figure else "", below=lambda r: span(r.figure, task), under_room="roomy"),
-        Column(f"Vs dense, {unit(task)}", lambda r: change(r.drop, task), below=lambda r: change_span(r.drop, task), under_room="extra"),
+        Column(words.capital(task.metric), lambda r: phrases.quality(r.figure.value, task) if r.figure else "", below=lambda r: span(r.figure, task)),
+        Column(f"Vs dense, {unit(task)}", lambda r: change(r.drop, task), below=lambda r: change_span(r.drop, task)),
         Column(f"Vs {report.named(report.reference)}" if report.reference else "", lambda r: change(r.against, task), "extra", lambda r: change_span(r.against, task)),
-        Column("Cost", lambda r: passes(r.passes), below=lambda r: steps(r.steps), under="steps"),
-        Column("Training FLOPs", lambda r: flops(r.dense_flops), "extra", lambda r: f"{flops(r.sparse_flops)} sparse" if r.sparse_flops < r.dense_flops else "", ""),
+        Column("Cost", lambda r: passes(r.passes), below=lambda r: steps(r.steps)),
+        Column("Training FLOPs", lambda r: flops(r.dense_flops), "extra", lambda r: f"{flops(r.sparse_flops)} sparse" if r.sparse_flops < r.dense_flops else ""),
         Column("Forward FLOPs", lambda r: words.percent(r.forward_share), "roomy"),
         Column("Time", lambda r: words.duration(r.seconds) if r.seconds else "", "roomy"),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What ticket.html shows, and what a search ends with on a terminal."""
+"""What ticket.html shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from winnow.records.ticket import TicketLine, TicketReport
 from winnow.report.compression import phrases
 from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text, plain_rows
 from winnow.report.draw.plot import renditions
-from winnow.report.draw.summary import Summary
 from winnow.report.draw.table import Table
 from winnow.report.ticket import chart, cost_chart, heat
 from winnow.report.ticket.tables import classes, flips, full_imp, level, near, overlaps, results, rounds
@@ -44,14 +43,6 @@ def view(report: TicketReport) -> Page:
         footer="A multiplication and an addition are two FLOPs; a training step is counted as three forward passes. "
         "Every figure on this page, unrounded, is in ticket-report.json.",
     )
-
-
-def summary(report: TicketReport) -> Summary:
-    """What a search ends with on a terminal."""
-    said = f"T is {words.count(report.steps)} steps; intervals are 95%, paired for differences"
-    lines = [("Dense", _figure(report.dense, report)), ("", said)]
-    lines += [("Warning", text) for text in report.warnings] + [("Note", text) for text in report.notes]
-    return Summary(report.verdict.tone, report.verdict.sentence, [results(report), lines])
 
 
 def _tiles(report: TicketReport) -> list[tuple[str, str, list[str]]]:

@@ -43,16 +43,11 @@ def steps(value: float) -> str:
     return words.count(round(value))
 
 
-def plain(value: float, task: TaskInfo) -> str:
-    """A figure without its unit."""
-    return phrases.quality(value, task.model_copy(update={"unit": ""})) if task.unit != "%" else f"{value:.2f}"
-
-
 def span(figure: Figure | None, task: TaskInfo) -> str:
     """The interval of a figure, without its unit."""
     if figure is None or figure.low is None or figure.high is None:
         return ""
-    return f"{plain(figure.low, task)} to {plain(figure.high, task)}"
+    return f"{phrases.plain(figure.low, task)} to {phrases.plain(figure.high, task)}"
 
 
 def signed(value: float) -> str:
@@ -70,15 +65,6 @@ def change_span(drop: Figure | None, task: TaskInfo) -> str:
         return ""
     low, high = (-drop.high, -drop.low) if task.higher_is_better else (drop.low, drop.high)
     return f"{signed(low)} to {signed(high)}"
-
-
-def gap(figure: Figure | None) -> str:
-    """A difference in points and its interval, in one cell."""
-    if figure is None:
-        return ""
-    if figure.low is None or figure.high is None:
-        return signed(figure.value)
-    return f"{signed(figure.value)} ({signed(figure.low)} to {signed(figure.high)})"
 
 
 def unit(task: TaskInfo) -> str:
