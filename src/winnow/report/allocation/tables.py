@@ -34,11 +34,11 @@ def figures(record: AllocationRecord, first: str, groups: Sequence[Group], css: 
         Column("Highest", lambda g: "" if lone else rate(max(x.rate for x in g[1])), "extra"),
         Column(f"Sensitivity{unit}", over(lambda x: x.sensitivity, sensitivity, plain=True)),
         Column("Start", over(lambda x: x.start_rate, rate), "" if lone else "extra"),
-        Column("Change", over(_change, points), "extra"),
+        Column("Change", over(lambda x: None if x.start_rate is None else x.rate - x.start_rate, points), "extra"),
         Column("Earlier", over(lambda x: x.earlier_rate, rate), "extra"),
         Column("By threshold", over(lambda x: x.raw_rate, rate), "roomy"),
         Column("Drift, %", over(lambda x: x.drift, _drift), "roomy"),
-        Column("Seeds", lambda g: _spread(g[1][0]) if lone else "", "roomy"),
+        Column("Seeds", over(deviation, lambda v: "" if v is None or not lone else f"±{100 * v:.2f}"), "roomy"),
         Column("Weights", lambda g: words.count(sum(x.numel for x in g[1])), "roomy"),
     ]
     return Table.of(first, groups, columns, lambda g: table.Row(g[0]), css)
@@ -80,18 +80,8 @@ def compact(record: AllocationRecord) -> Table:
     total = len(runs(record.layers)) if unit == "block" else len(record.layers)
     names = shortened([name for name, _ in rows])
     found = figures(record, words.capital(unit), list(zip(names, (members for _, members in rows), strict=True)))
-    return replace(
-        found, more=f"{total - len(rows)} more in the report, nearer to the target" if len(rows) < total else ""
-    )
-
-
-def _change(x: AllocationLayer) -> float | None:
-    return None if x.start_rate is None else x.rate - x.start_rate
-
-
-def _spread(x: AllocationLayer) -> str:
-    spread = deviation(x)
-    return "" if spread is None else f"±{100 * spread:.2f}"
+    more = f"{total - len(rows)} more in the report, nearer to the target" if len(rows) < total else ""
+    return replace(found, more=more)
 
 
 def _drift(value: float | None) -> str:

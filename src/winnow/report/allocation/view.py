@@ -19,11 +19,9 @@ def chapter(record: AllocationRecord | None) -> Section | None:
     """What the page shows of an allocation."""
     if record is None:
         return None
-    sensed = any(x.sensitivity is not None for x in record.layers)
     caption = "Each mark is a layer, in model order; its stem shows how far it is from the target."
-    caption += (
-        " Sensitivity: rise of the loss when this layer alone loses a tenth of its remaining weights." if sensed else ""
-    )
+    if any(x.sensitivity is not None for x in record.layers):
+        caption += " Sensitivity: rise of the loss when this layer alone loses a tenth of its remaining weights."
     thinned = record.steps and record.steps > len(record.losses)
     count, parts = len(record.layers), step_parts(record)
     step = milliseconds(sum(seconds for _, seconds in parts))

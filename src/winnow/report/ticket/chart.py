@@ -31,25 +31,15 @@ class Style:
 
 def styles(report: TicketReport) -> dict[str, Style]:
     """The chosen method and the one it is compared with have colours of their own, always the same."""
-    found: dict[str, Style] = {}
-    others = 0
-    for method in report.methods:
-        if method == report.chosen:
-            found[method] = Style("pruned", "dot")
-        elif method == report.reference:
-            found[method] = Style("quantized", "diamond")
-        elif method == "dense":
-            found[method] = Style("dense", "rect")
-        else:
-            found[method] = Style(f"m{others % COLOURS}", SHAPES[(others + others // COLOURS) % len(SHAPES)])
-            others += 1
-    return found
+    own = {"dense": Style("dense", "rect"), report.reference: Style("quantized", "diamond")}
+    own[report.chosen] = Style("pruned", "dot")
+    others = [method for method in report.methods if method not in own]
+    looks = {m: Style(f"m{i % COLOURS}", SHAPES[(i + i // COLOURS) % len(SHAPES)]) for i, m in enumerate(others)} | own
+    return {method: looks[method] for method in report.methods}
 
 
-def mark(
-    canvas: Canvas, style: Style, x: float, y: float, radius: float, title: str = "", hollow: bool = False
-) -> None:
-    css = f"ticket {style.css}" + (" hollow" if hollow else "")
+def mark(canvas: Canvas, style: Style, x: float, y: float, radius: float, title: str = "", more: str = "") -> None:
+    css = f"ticket {style.css}{more}"
     if style.shape == "dot":
         canvas.dot(x, y, radius, css)
     elif style.shape == "rect":

@@ -83,8 +83,6 @@ def _accuracy(report: TicketReport) -> Section:
     known = [report.described[m] for m in report.methods if m in report.described]
     meanings = [f"{m.title}: {m.meaning}" for m in known if m.meaning]
     by_sparsity = renditions(partial(chart.by_sparsity, report), "levels", (12.5, 11.0))
-    by_steps = renditions(partial(cost_chart.by_steps, report), "steps")
-    by_flops = renditions(partial(cost_chart.by_flops, report), "flops")
     legend = chart.legend(report)
     return Section(
         "Accuracy and cost" if report.task.metric == "accuracy" else "Quality and cost",
@@ -97,7 +95,7 @@ def _accuracy(report: TicketReport) -> Section:
         Section(
             "Against optimizer steps",
             Figure(
-                by_steps,
+                renditions(partial(cost_chart.by_steps, report), "steps"),
                 "All steps count: every round’s training, steps of discarded candidates, and scoring passes. T is one "
                 "ordinary training run. Each panel has its own vertical scale and the same horizontal one.",
                 [] if by_sparsity else legend,
@@ -106,7 +104,7 @@ def _accuracy(report: TicketReport) -> Section:
         Section(
             "Against training FLOPs",
             Figure(
-                by_flops,
+                renditions(partial(cost_chart.by_flops, report), "flops"),
                 "Filled: every step at dense cost, which is what hardware without sparse kernels pays. Hollow: the products "
                 "of prunable tensors scaled by the density of the step.",
             ),
@@ -133,6 +131,13 @@ def _layers(report: TicketReport) -> Section:
             several.setdefault((t.method, t.sparsity), t)
     order = sorted(several, key=lambda k: (k != (report.chosen, report.sparsity), k[0] != report.chosen))
     found = [(f"Pruning rounds: {report.named(m)} at {words.percent(s)}", several[m, s]) for m, s in order]
+    similarity: list[Table | Section | Text] = []
+    if alike := overlaps(report):
+        said = (
+            "Masks of equal sparsity, same seed where there is one. Cosine of the 0/1 keep vectors, and weights kept by "
+            "both over weights kept by either; “by chance” is what random masks with the same layer-wise sparsity reach."
+        )
+        similarity = [*_unfolding(alike, report), Text(said)]
     differ = any(r.disagreement is not None for r in found[0][1].rounds) if found else False
     return Section(
         "Sparsity per layer",
@@ -141,16 +146,7 @@ def _layers(report: TicketReport) -> Section:
             f"All methods at {level(report.sparsity)}: kept of each tensor{_unit(by_method)}",
             Figure(by_method, "" if by_round else caption),
         ),
-        Section(
-            f"Mask similarity to {report.named(report.reference or '')}",
-            *(_unfolding(overlaps(report), report) if overlaps(report) else []),
-            Text(
-                "Masks of equal sparsity, same seed where there is one. Cosine of the 0/1 keep vectors, and weights kept by "
-                "both over weights kept by either; “by chance” is what random masks with the same layer-wise sparsity reach."
-                if overlaps(report)
-                else ""
-            ),
-        ),
+        Section(f"Mask similarity to {report.named(report.reference or '')}", *similarity),
         *(Section(title, rounds(line, report)) for title, line in found[:1]),
         Text(
             "“Candidates differ” is the mean over pairs of candidates of the weights on which their masks differ, as a share "

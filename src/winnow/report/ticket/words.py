@@ -10,15 +10,11 @@ from winnow.records.ticket import Figure
 from winnow.report.allocation.words import points
 from winnow.report.compression import phrases
 
-_POWERS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
 
 def power(value: float) -> tuple[float, str]:
     """The unit that a count of operations is best told in: (1e12, "TFLOP")."""
-    for unit, letter in _POWERS:
-        if value >= 0.9995 * unit:
-            return unit, f"{letter}FLOP"
-    return 1.0, "FLOP"
+    powers = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    return next(((unit, f"{letter}FLOP") for unit, letter in powers if value >= 0.9995 * unit), (1.0, "FLOP"))
 
 
 def flops(value: float | None) -> str:
