@@ -32,12 +32,12 @@ def card(report: Report) -> str:
         if chosen.quality is not None and report.yardstick is not None:
             task = report.task
             values = [phrases.quality(c.quality, task) for c in before if c is not None]
-            ends = f" ({phrases.span(chosen.low, chosen.high, task)})" if chosen.low is not None else ""
-            rows.append((task.metric, *values, phrases.quality(chosen.quality, task) + ends))
+            ends = phrases.span(chosen.low, chosen.high, task)
+            rows.append((task.metric, *values, phrases.with_interval(phrases.quality(chosen.quality, task), ends)))
             if moved := phrases.change(chosen, task):
-                ends = phrases.change_span(chosen, task)
+                moved = phrases.with_interval(moved, phrases.change_span(chosen, task))
                 given = "the ticket" if phrases.against(report) == "ticket" else "dense"
-                rows.append((f"against {given}", *("" for _ in before), moved + (f" ({ends})" if ends else "")))
+                rows.append((f"against {given}", *("" for _ in before), moved))
         lines += [f"| {' | '.join(map(prose, row))} |" for row in rows]
         if report.task.evaluation_data:
             said = f"{prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples)"

@@ -18,6 +18,10 @@ def plain(value: float, task: TaskInfo) -> str:
     return f"{value:.2f}" if task.unit == "%" else number(value)
 
 
+def with_interval(text: str, interval: str) -> str:
+    return f"{text} ({interval})" if interval else text
+
+
 def quality(value: float | None, task: TaskInfo) -> str:
     """A metric's value with its unit: "91.25%", "43.20"."""
     if value is None:

@@ -87,7 +87,7 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
     ]
 
 
-def interval(m: Measure) -> str:
+def interval(m: Measure | Speed) -> str:
     return f"{m.ratio_low:.2f} to {m.ratio_high:.2f}" if m.ratio_low is not None and m.ratio_high is not None else ""
 
 
@@ -121,9 +121,7 @@ def line(speed: Speed | None) -> str:
         return f"not measured: {speed.missing}" if speed.missing else ""
     dense = f"dense {speed.arithmetic}" if speed.arithmetic else "dense"
     both = f"{speed.what}: {dense} {milli(speed.dense.median)}, {speed.runs_on} {milli(speed.fast.median)}"
-    span = ""
-    if speed.ratio_low is not None and speed.ratio_high is not None:
-        span = f" ({speed.ratio_low:.2f} to {speed.ratio_high:.2f})"
+    span = f" ({interval(speed)})" if interval(speed) else ""
     return f"{both}: {outcome(speed)}{span}; quick measurement; run `winnow bench` for the full benchmark"
 
 

@@ -15,7 +15,7 @@ from winnow.report.compression import phrases
 from winnow.report.draw.figures import Canvas, swatch
 from winnow.report.draw.labels import Box, fit, text_width
 from winnow.report.draw.plot import NARROW, Plot
-from winnow.report.ticket.words import span
+from winnow.report.ticket.words import measured
 
 COLOURS = 6  # of methods other than the chosen one, the reference and dense; then shapes repeat them
 SHAPES = ("dot", "diamond", "rect")
@@ -96,8 +96,7 @@ def heading(report: TicketReport) -> str:
 def title(row: Row, report: TicketReport, more: str = "") -> str:
     said = f"{report.named(row.method)} at {words.percent(row.sparsity)}"
     if row.figure is not None:
-        value, ends = phrases.quality(row.figure.value, report.task), span(row.figure, report.task)
-        said += f": {value}" + (f" ({ends})" if ends else "")
+        said += f": {measured(row.figure, report.task)}"
         said += f", mean of {row.seeds} seeds" if row.seeds > 1 else ""
     return said + more
 

@@ -33,8 +33,8 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
         return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
     said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
     if row.drop is not None:
-        span = change_span(row.drop, task)
-        said += f", {phrases.amount(change(row.drop, task), unit(task))} against dense" + (f" ({span})" if span else "")
+        against = f"{phrases.amount(change(row.drop, task), unit(task))} against dense"
+        said += f", {phrases.with_interval(against, change_span(row.drop, task))}"
     said += f", {took}"
     theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
     if theirs is not None and theirs.figure is not None and reference is not None:

@@ -7,7 +7,6 @@ from functools import partial
 from markupsafe import Markup
 
 from winnow import words
-from winnow.records.ticket import Figure as Value
 from winnow.records.ticket import TicketLine, TicketReport
 from winnow.report.compression import phrases
 from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text, plain_rows
@@ -15,7 +14,7 @@ from winnow.report.draw.plot import renditions
 from winnow.report.draw.table import Table
 from winnow.report.ticket import chart, cost_chart, heat
 from winnow.report.ticket.tables import classes, flips, full_imp, level, near, overlaps, results, rounds
-from winnow.report.ticket.words import change, change_span, flops, passes, span, steps, unit
+from winnow.report.ticket.words import change, change_span, flops, measured, passes, steps, unit
 
 UNFOLDED = 24  # rows of a table shown at once: of more, those of the verdict's sparsity
 CLASSES = 12  # shown at once: those that lost most
@@ -182,7 +181,7 @@ def _answers(report: TicketReport) -> Section | None:
 
 def _setup(report: TicketReport) -> Section:
     """What all of the figures rest on."""
-    m, lines = report.model, report.lines(report.chosen, report.sparsity)
+    m, task, lines = report.model, report.task, report.lines(report.chosen, report.sparsity)
     rule = next((line.cost.isp for line in lines if line.cost.isp is not None), None)
     pruned = words.percent(report.forward_prunable / report.forward) if report.forward else ""
     # The last batch of an epoch is short, so that the mean need not be a whole number.
@@ -191,7 +190,7 @@ def _setup(report: TicketReport) -> Section:
         ("One training, T", f"{words.count(report.steps)} steps of {about}{words.count(round(report.batch))} examples"),
         ("Forward of one example", f"{flops(report.forward)}, {pruned} of it in prunable tensors"),
         ("Prunable weights", words.count(m.prunable) + (f" of {words.count(m.parameters)} parameters" if m.parameters else "")),
-        ("Dense", _figure(report.dense, report)),
+        ("Dense", measured(report.dense, task) if report.dense is not None else ""),
         ("Pruning rounds", f"{rule.rounds}, in {words.count(rule.mask_steps)} main steps: {words.percent(rule.share)} of T (the rule is at most 25%)" if rule else ""),
         ("Look-ahead", f"{words.count(rule.look_ahead)} steps of discarded candidates" if rule and rule.look_ahead else ""),
     ]  # fmt: skip
@@ -204,10 +203,3 @@ def _setup(report: TicketReport) -> Section:
         Fold("Settings", Facts(plain_rows(report.settings), "plain fine")),
         Fold("Machine", Facts(plain_rows(machine), "plain fine")),
     )
-
-
-def _figure(figure: Value | None, report: TicketReport) -> str:
-    if figure is None:
-        return ""
-    ends = span(figure, report.task)
-    return phrases.quality(figure.value, report.task) + (f" ({ends})" if ends else "")

@@ -46,6 +46,11 @@ def span(figure: Figure | None, task: TaskInfo) -> str:
     return f"{phrases.plain(figure.low, task)} to {phrases.plain(figure.high, task)}"
 
 
+def measured(figure: Figure, task: TaskInfo) -> str:
+    """A metric's value and its interval: "91.25% (90.10 to 92.40)"."""
+    return phrases.with_interval(phrases.quality(figure.value, task), span(figure, task))
+
+
 def signed(value: float) -> str:
     """Two decimals with a sign; a zero has none."""
     return points(value / 100) or words.number(value)
