@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from winnow import words
-from winnow.records.compression import Report
+from winnow.records.compression import Report, SkippedTensor
 from winnow.records.speed import Bench
 from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
@@ -245,23 +245,19 @@ def _time(report: Report) -> Section:
 
 
 def _skipped(report: Report) -> Section:
-    groups: dict[str, list[tuple[str, int]]] = {}
+    groups: dict[str, list[SkippedTensor]] = {}
     for s in report.skipped:
-        groups.setdefault(s.reason, []).append((s.name, s.numel))
+        groups.setdefault(s.reason, []).append(s)
 
-    def total(members: list[tuple[str, int]]) -> int:
-        return sum(n for _, n in members)
+    def size(members: list[SkippedTensor]) -> str:
+        return f"{words.count(len(members))} tensors, {words.count(sum(s.numel for s in members))} parameters"
 
-    def size(members: list[tuple[str, int]]) -> str:
-        return f"{words.count(len(members))} tensors, {words.count(total(members))} parameters"
-
-    order = sorted(groups.items(), key=lambda group: -total(group[1]))
     folds = [
-        Fold(f"{reason}: {size(members)}", Facts([(name, words.count(n)) for name, n in members], "names"))
-        for reason, members in order
+        Fold(f"{reason}: {size(members)}", Facts([(s.name, words.count(s.numel)) for s in members], "names"))
+        for reason, members in sorted(groups.items(), key=lambda group: -sum(s.numel for s in group[1]))
     ]
-    every = [pair for members in groups.values() for pair in members]
-    return Section("Not pruned", Text(f"{size(every)} are unchanged." if every else "", "lead"), *folds)
+    lead = f"{size(report.skipped)} are unchanged." if report.skipped else ""
+    return Section("Not pruned", Text(lead, "lead"), *folds)
 
 
 def _measured(report: Report) -> list[tuple[str, str]]:
