@@ -20,11 +20,11 @@ from benchmarks.tickets.tables import Group, groups, tickets
 from winnow.records.compression import TaskInfo
 from winnow.records.ticket import Figure, TicketLine, TicketReport
 from winnow.records.ticket import Row as Mean
+from winnow.report.compression.phrases import plain
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import Box, text_width
 from winnow.report.draw.plot import Plot
 from winnow.report.ticket.chart import apart, by_sparsity, edges, point, styles, vertical
-from winnow.report.ticket.words import plain
 from winnow.words import percent
 
 LEFT, RIGHT, GAP = 500.0, 420.0, 24.0  # widths of the panels, and what is between them

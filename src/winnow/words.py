@@ -49,7 +49,7 @@ def bulk(value: int | None) -> str:
         return ""
     for limit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= limit:
-            return f"{value / limit:.3g} {word}" if value >= 100 * limit else f"{value / limit:.1f} {word}"
+            return f"{value / limit:{'.3g' if value >= 100 * limit else '.1f'}} {word}"
     return count(value)
 
 
@@ -60,8 +60,7 @@ def size(value: int | None) -> str:
     for limit, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         # 999,950 bytes would round to 1000.0 kB
         if value >= limit * 0.99995:
-            scaled = value / limit
-            return f"{scaled:.0f} {unit}" if scaled >= 999.5 else f"{scaled:.{1 if scaled < 100 else 0}f} {unit}"
+            return f"{value / limit:.{1 if value / limit < 100 else 0}f} {unit}"
     return f"{value} bytes"
 
 
@@ -84,14 +83,12 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
+    whole, large, small = round(seconds), "min", "s"
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    whole = round(seconds / 60)
-    hours, minutes = divmod(whole, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if whole >= 3600:
+        whole, large, small = round(seconds / 60), "h", "min"
+    return f"{whole // 60} {large}" + (f" {whole % 60} {small}" if whole % 60 else "")
 
 
 def percent(share: float | None, digits: int = 1, fixed: bool = False) -> str:
@@ -116,8 +113,7 @@ def when(created: str | None) -> str:
         moment = datetime.fromisoformat(created.replace("Z", "+00:00"))
     except ValueError:
         return created
-    month = _MONTHS.split()[moment.month - 1]
-    text = f"{moment.day} {month} {moment.year}"
+    text = f"{moment.day} {_MONTHS.split()[moment.month - 1]} {moment.year}"
     if "T" in created or ":" in created:
         text += f", {moment:%H:%M}"
         if moment.tzinfo is not None:

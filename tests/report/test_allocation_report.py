@@ -27,7 +27,6 @@ from winnow.records.allocation import AllocationLayer, AllocationRecord, Stabili
 from winnow.records.compression import Report
 from winnow.report.allocation import chart as allocation_chart
 from winnow.report.allocation import curve as allocation_curve
-from winnow.report.allocation import layout as allocation_layout
 from winnow.report.allocation import tables as allocation_tables
 from winnow.report.allocation import words as said
 from winnow.report.allocation.tables import arrange
@@ -460,7 +459,7 @@ def test_odd_sensitivities_have_a_place() -> None:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(100, 900), st.floats(2, 9))
 @settings(max_examples=150, deadline=None)
 def test_lines_hold_every_layer_once_and_in_order(lengths: list[int], room: int, pitch: float) -> None:
-    found = allocation_layout.lines(lengths, room, pitch, 8)
+    found = allocation_chart.lines(lengths, room, pitch, 8)
     assert [(g, i) for line in found for g, a, b in line for i in range(a, b)] == [
         (g, i) for g, n in enumerate(lengths) for i in range(n)
     ]
@@ -468,7 +467,7 @@ def test_lines_hold_every_layer_once_and_in_order(lengths: list[int], room: int,
 
 
 def test_blocks_are_not_torn_apart() -> None:
-    lines_found = allocation_layout.lines([7] * 32, 860, 7.0, 8)
+    lines_found = allocation_chart.lines([7] * 32, 860, 7.0, 8)
     assert [len(line) for line in lines_found] == [16, 16]
     assert all((a, b) == (0, 7) for line in lines_found for _, a, b in line)
 

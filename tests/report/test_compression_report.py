@@ -27,7 +27,7 @@ from winnow.report.compression import page as html
 from winnow.report.compression.console import summary
 from winnow.report.compression.frontier import Point, front
 from winnow.report.draw import labels, plot
-from winnow.report.draw.axes import Scale, bit_ticks
+from winnow.report.draw.plot import Scale, bit_ticks
 
 SAMPLES = {
     "language model": report_samples.language_model,

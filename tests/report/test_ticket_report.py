@@ -1,8 +1,7 @@
-"""The report of a search for tickets: its figures against slow counts, its page, its file, its terminal table."""
+"""The report of a search for tickets: its figures against slow counts, its page, its file."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -15,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 import ticket_samples as samples
 from html_page import Page
@@ -31,7 +29,6 @@ from winnow.report.ticket import cost_chart as ticket_cost_chart
 from winnow.report.ticket import heat as ticket_heat
 from winnow.report.ticket import page
 from winnow.report.ticket import words as said
-from winnow.report.ticket.view import summary
 from winnow.tickets import audit, reporting
 from winnow.train.task.run import Cost
 
@@ -49,12 +46,6 @@ def several() -> TicketReport:
 def single() -> TicketReport:
     tickets, dense, owner = samples.search(("isp",), (0.9,), 1, 16)
     return reporting.build(tickets, Reference(dense[0], np.zeros(0, np.int64), torch.zeros(0, 0)), owner)
-
-
-def printed(report: TicketReport, width: int = 160) -> str:
-    out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False).print(summary(report))
-    return out.getvalue()
 
 
 # Figures
@@ -236,7 +227,7 @@ def test_nothing_measured_is_told() -> None:
     report = reporting.build(tickets, None, owner)
     assert "quality was not measured" in report.verdict.sentence and report.verdict.tone == "mixed"
     text = Page(page.render(report)).text
-    assert "Differences are paired" not in text and "1 T" in printed(report)
+    assert "Differences are paired" not in text and "1 T" in text
 
 
 @pytest.mark.parametrize(
@@ -495,7 +486,7 @@ def test_heat_tells_rounds_and_methods(several: TicketReport, single: TicketRepo
     assert picture(partial(ticket_heat.by_method, single), "k", 900, 12.0) is None
 
 
-# Words and the terminal
+# Words
 
 
 def test_words() -> None:
@@ -511,27 +502,6 @@ def test_words() -> None:
     passes = {1.0: "1 T", 1.286: "1.29 T", 10.0: "10 T", 20.04: "20 T"}
     assert {value: said.passes(value) for value in passes} == passes
     assert (said.signed(-0.004), said.signed(-1.5)) == ("0.00", "−1.50")
-
-
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_terminal_table_is_aligned(several: TicketReport, width: int) -> None:
-    lines = printed(several, width).splitlines()
-    assert max(map(len, lines)) <= width
-    start = next(i for i, line in enumerate(lines) if line.startswith("  Method"))
-    head, body = lines[start], lines[start + 1 : start + 1 + len(several.rows) + 2]
-    assert [line[:3] for line in body if line[:2].strip() not in ("", ">")] == ["50%", "80%"]  # once a group
-    rows = [line for line in body if line[:2] in ("  ", "> ")]
-    assert len(rows) == len(several.rows) and rows[0].startswith("> ISP") and all(r[0] == " " for r in rows[1:])
-    at = head.index("Accuracy") + len("Accuracy")
-    assert all(r[at - 1] == "%" and r[at] == " " for r in rows)  # right-aligned under its title
-    assert ("95% interval" in head) == (width > 60) and ("Time" in head) == (width == 200)
-
-
-def test_terminal_tells_warnings_and_notes(single: TicketReport) -> None:
-    noted = single.model_copy(update={"notes": ["Batch norms were recalibrated."]})
-    text = re.sub(r"\s+", " ", printed(noted, 120))
-    assert "Warning: ISP at 90%" in text and "Note: Batch norms were recalibrated." in text
-    assert "T is 600 steps" in text
 
 
 def test_perplexity_falls() -> None:

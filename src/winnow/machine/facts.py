@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
 
     facts: dict[str, Any] = {
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "ram": int(psutil.virtual_memory().total),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -35,12 +35,6 @@ def machine() -> dict[str, Any]:
     return facts
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -50,9 +44,7 @@ def _cpu() -> str:
     if sys.platform == "darwin":
         import subprocess
 
-        named = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        if named.stdout.strip():
-            return named.stdout.strip()
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        if name := subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip():
+            return name
     return platform.processor() or platform.machine()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,7 @@ def peak_rss() -> int:
 
     VmHWM on Linux; elsewhere the operating system's own peak, which cannot be reset.
     """
-    peak = _status("VmHWM:")
-    if peak is not None:
+    if (peak := _status("VmHWM:")) is not None:
         return peak
     if sys.platform == "win32":
         import psutil
@@ -30,8 +30,7 @@ def peak_rss() -> int:
 
 def resident() -> int:
     """The resident set of this process now."""
-    now = _status("VmRSS:")
-    if now is not None:
+    if (now := _status("VmRSS:")) is not None:
         return now
     import psutil
 
@@ -47,6 +46,9 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @cache
@@ -70,22 +72,14 @@ def available_memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limits = [_container(*names) for names in _CGROUPS]
-    return max(0, min([free, *(left for left in limits if left is not None)]))
-
-
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-
-
-def _container(limit: str, used: str) -> int | None:
-    try:
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         # "max" (no limit) is no number.
-        return int(Path(limit).read_text()) - int(Path(used).read_text())
-    except (OSError, ValueError):
-        return None
+        with suppress(OSError, ValueError):
+            free = min(free, int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text()))
+    return max(0, free)
 
 
 def _status(key: str) -> int | None:

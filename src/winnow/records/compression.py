@@ -19,7 +19,6 @@ from pydantic import Field
 from winnow.records.allocation import AllocationRecord
 from winnow.records.parts import Count, Image, Part, Record, Share, Text
 
-FORMAT: Literal[1] = 1
 Kind = Literal["dense", "ticket", "pruned", "quantized", "pruned+quantized"]
 
 
@@ -212,7 +211,7 @@ class Report(Record):
     what = "report"
     again = "write it again with winnow compress"
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     title: Text
     created: Text | None = None  # ISO 8601
     verdict: Verdict

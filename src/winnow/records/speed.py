@@ -14,7 +14,6 @@ from pydantic import Field
 
 from winnow.records.compression import Count, Part, Record, Share, Text, Times
 
-BENCH_FORMAT: Literal[1] = 1
 What = Literal["forward", "prefill", "decode"]
 
 
@@ -104,7 +103,7 @@ class Bench(Record):
     what = "bench"
     again = "run winnow bench again, or delete it"
 
-    format: Literal[1] = BENCH_FORMAT
+    format: Literal[1] = 1
     created: Text | None = None  # ISO 8601
     command: Text | None = None
     model: Text

@@ -16,8 +16,6 @@ from pydantic import Field
 from winnow.records.compression import ModelInfo, TaskInfo, Verdict
 from winnow.records.parts import Count, Part, Record, Share, Text
 
-TICKET_FORMAT: Literal[1] = 1
-
 
 class Figure(Part):
     """A value and its interval. ``seeds`` it is a mean over; ``spread`` their standard deviation (n - 1)."""
@@ -166,7 +164,7 @@ class TicketReport(Record):
     what = "ticket"
     again = "run the search again"
 
-    format: Literal[1] = TICKET_FORMAT
+    format: Literal[1] = 1
     title: Text
     created: Text | None = None  # ISO 8601
     command: Text | None = None

@@ -10,13 +10,11 @@ from markupsafe import Markup
 
 from winnow import words
 from winnow.records.allocation import AllocationLayer, AllocationRecord
-from winnow.report.allocation.layout import breaks, lines
 from winnow.report.allocation.tables import MANY
 from winnow.report.allocation.words import kind, rate, runs, scaled, shortened
-from winnow.report.draw.axes import Scale
-from winnow.report.draw.figures import Canvas
+from winnow.report.draw.figures import Canvas, swatch
 from winnow.report.draw.labels import fit, text_width
-from winnow.report.draw.plot import NARROW
+from winnow.report.draw.plot import NARROW, Scale
 
 ROW = 20.0
 LINES = 8  # of columns at most: beyond, the columns get thinner
@@ -40,37 +38,25 @@ def draw(record: AllocationRecord, canvas: Canvas) -> tuple[str, str] | None:
 def legend(record: AllocationRecord) -> list[tuple[Markup, str]]:
     """What each mark of the picture means, for the marks that are in it."""
     layers = record.layers
-    flat = len(layers) > MANY  # in columns, marks lie across
+    flat, base = len(layers) > MANY, _base(record)  # in columns, marks lie across
     ends = (1, 7, 13, 7) if flat else (7, 1, 7, 13)
     span = (4, 1, 6, 12) if flat else (1, 4, 12, 6)
+    started, compared = (any(getattr(x, of) is not None for x in layers) for of in ("start_rate", "earlier_rate"))
+    seeds = max((len(x.rates) for x in layers), default=0)
+    goal = f"{'target' if record.target is not None else 'over all layers'}: {words.percent(base, 2)}"
     known: list[tuple[bool, Callable[[Canvas], None], str]] = [
         (True, lambda c: c.dot(7, 7, 4, "rate"), "this run"),
-        (any(x.start_rate is not None for x in layers), lambda c: c.line(*ends, "start"), "start"),
-        (
-            any(len(x.rates) > 1 for x in layers),
-            lambda c: c.rect(*span, "range"),
-            f"range over {max((len(x.rates) for x in layers), default=0)} seeds",
-        ),
-        (any(x.earlier_rate is not None for x in layers), lambda c: c.diamond(7, 7, 5, "earlier"), "earlier run"),
-        (_base(record) is not None, lambda c: c.line(*ends, "target"), _base_name(record)),
+        (started, lambda c: c.line(*ends, "start"), "start"),
+        (seeds > 1, lambda c: c.rect(*span, "range"), f"range over {seeds} seeds"),
+        (compared, lambda c: c.diamond(7, 7, 5, "earlier"), "earlier run"),
+        (base is not None, lambda c: c.line(*ends, "target"), goal),
     ]
-    found = []
-    for there, paint, name in known:
-        if there:
-            canvas = Canvas(14, 10)
-            paint(canvas)
-            found.append((canvas.swatch(), name))
-    return found
+    return [(swatch(paint), name) for there, paint, name in known if there]
 
 
 def _base(record: AllocationRecord) -> float | None:
     """Where the stems begin: the rate asked for, else the one reached."""
     return record.target if record.target is not None else record.exact_rate
-
-
-def _base_name(record: AllocationRecord) -> str:
-    value = words.percent(_base(record), 2)
-    return f"{'target' if record.target is not None else 'over all layers'}: {value}"
 
 
 def extent(record: AllocationRecord) -> tuple[float, float]:
@@ -97,29 +83,23 @@ class _Marks:
     def _point(self, along: float, across: float) -> tuple[float, float]:
         return (across, along) if self.upright else (along, across)
 
-    def line(self, a: float, b: float, across: float, css: str) -> None:
-        self.canvas.line(*self._point(a, across), *self._point(b, across), css)
-
     def layer(self, x: AllocationLayer, scale: Scale, base: float, across: float) -> None:
         def at(share: float) -> float:
             return scale.clamp(100 * share)
 
-        title, here, r = _title(x), at(x.rate), self.radius
+        here = at(x.rate)
         if len(x.rates) > 1:
             a, b = sorted((at(min(x.rates)), at(max(x.rates))))
             a, b = (a, b) if b - a >= 1 else ((a + b - 1) / 2, (a + b + 1) / 2)
             thick = 1.6 * self.half
-            left, top = self._point(a, across - thick / 2)
-            size = (thick, b - a) if self.upright else (b - a, thick)
-            self.canvas.rect(left, top, *size, "range")
-        self.line(base, here, across, "stem")
+            self.canvas.rect(*self._point(a, across - thick / 2), *self._point(b - a, thick), "range")
+        self.canvas.line(*self._point(base, across), *self._point(here, across), "stem")
         if x.start_rate is not None:
-            at_start = at(x.start_rate)
-            ends = self._point(at_start, across - self.half), self._point(at_start, across + self.half)
-            self.canvas.line(*ends[0], *ends[1], "start")
+            ends = (self._point(at(x.start_rate), across + side) for side in (-self.half, self.half))
+            self.canvas.line(*next(ends), *next(ends), "start")
         if x.earlier_rate is not None:
-            self.canvas.diamond(*self._point(at(x.earlier_rate), across), r * 1.25, "earlier")
-        self.canvas.dot(*self._point(here, across), r, "rate", title)
+            self.canvas.diamond(*self._point(at(x.earlier_rate), across), self.radius * 1.25, "earlier")
+        self.canvas.dot(*self._point(here, across), self.radius, "rate", _title(x))
 
 
 def _title(x: AllocationLayer) -> str:
@@ -161,9 +141,9 @@ class _Chart:
         room = max(room, 0.4 * canvas.width) if headings else room
         names = min(max(text_width(s, font) for s in short) + 12, room)
         values = max(text_width(rate(x.rate), font) for x in layers) + 8
-        figures = 0.0  # beside the bars; a narrow page has them in its table only
-        if self.sensed and self.wide:
-            figures = max(text_width(self.show(x.sensitivity), font) for x in layers) + 6
+        # Figures beside the bars; a narrow page has them in its table only.
+        figured = self.sensed and self.wide
+        figures = max(text_width(self.show(x.sensitivity), font) for x in layers) + 6 if figured else 0.0
         heading = f"Sensitivity{self.unit}" if self.wide else "Sens."
         bars = max(canvas.width * (0.16 if self.wide else 0.12), text_width(heading, font, bold=True) - figures)
         right = canvas.width - (figures + bars + 14 if self.sensed else 0.0)
@@ -172,10 +152,9 @@ class _Chart:
         if self.sensed:
             canvas.text(right + 14, font, heading, "heading", title=f"Sensitivity{self.unit}")
         top = font * 3.2
-        count = len(layers)
-        gaps = dict.fromkeys(breaks([len(members) for _, members in runs(layers)], count), 5.0)
-        gaps.update(dict.fromkeys(headings, font * 1.7))
-        bottom = top + ROW * count + sum(gaps.values())
+        gaps = dict.fromkeys(_breaks([len(members) for _, members in runs(layers)]), 5.0)
+        gaps |= dict.fromkeys(headings, font * 1.7)
+        bottom = top + ROW * len(layers) + sum(gaps.values())
         for tick in plot.ticks(42):
             canvas.line(plot(tick), top - 3, plot(tick), bottom, "grid")
             canvas.text(plot(tick), top - 7, words.short(tick), anchor="middle")
@@ -205,8 +184,9 @@ class _Chart:
         """Where names have no room: the blocks as headings, by first row; ``short`` then names the layers inside."""
         if all(text_width(s, self.font) <= room for s in short):
             return {}
-        groups = [(name, members) for name, members in runs(self.record.layers)]
-        blocks = dict(zip([n for n, _ in groups if n], shortened([n for n, _ in groups if n])))
+        groups = runs(self.record.layers)
+        named = [name for name, _ in groups if name]
+        blocks = dict(zip(named, shortened(named), strict=True))
         found, at = {}, 0
         for name, members in groups:
             if len(members) > 1:
@@ -219,10 +199,8 @@ class _Chart:
         """A column a layer, in as many lines as they need; blocks stand on bands and are not torn apart."""
         canvas, font = self.canvas, self.font
         ticks = Scale(self.low, self.high, 0, 110).ticks(24)
-        left = 10 + max(
-            [text_width(words.short(t), font) for t in ticks]
-            + [text_width(self.show(self.strongest), font) if self.sensed else 0.0]
-        )
+        beside = [words.short(t) for t in ticks] + [self.show(self.strongest) if self.sensed else ""]
+        left = 10 + max(text_width(text, font) for text in beside)
         room = canvas.width - left
         groups = runs(self.record.layers)
         found = lines([len(m) for _, m in groups], room, PITCH[0] if self.wide else PITCH[1], LINES)
@@ -234,9 +212,7 @@ class _Chart:
         for n, line in enumerate(found):
             plot = Scale(self.low, self.high, y + tall, y)
             end = left + pitch * sum(b - a for _, a, b in line)
-            foot = y + tall
-            if self.sensed:
-                foot += under + (font * 2.4 if n == 0 else 8)
+            foot = y + tall + (under + (font * 2.4 if n == 0 else 8) if self.sensed else 0.0)
             x = left
             for i, (group, a, b) in enumerate(line):
                 if i % 2 == 0 and groups[group][0]:
@@ -289,3 +265,33 @@ class _Chart:
 
 def _last(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _breaks(lengths: list[int]) -> set[int]:
+    """Before which rows a gap goes: where a block of several layers begins or ends."""
+    found = {sum(lengths[:i]) for i in range(1, len(lengths)) if max(lengths[i - 1 : i + 1]) > 1}
+    return found if len(found) <= sum(lengths) / 2 else set()
+
+
+def lines(lengths: list[int], room: float, pitch: float, limit: int) -> list[list[tuple[int, int, int]]]:
+    """Groups over ``limit`` lines at most: (group, first, after last) of each, as evenly as whole groups allow."""
+    count = min(limit, math.ceil(sum(lengths) * pitch / room))
+
+    def pack(size: int) -> list[list[tuple[int, int, int]]]:
+        lines: list[list[tuple[int, int, int]]] = [[]]
+        used = 0
+        for i, n in enumerate(lengths):
+            a = 0
+            while a < n:
+                if used and used + n - a > size and (n - a <= size or used == size):
+                    lines.append([])
+                    used = 0
+                b = min(n, a + size - used)
+                lines[-1].append((i, a, b))
+                used, a = used + b - a, b
+        return lines
+
+    size = math.ceil(sum(lengths) / count)
+    while len(found := pack(size)) > count:
+        size += 1
+    return found

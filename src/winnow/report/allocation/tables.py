@@ -16,6 +16,7 @@ MANY = 40  # more layers than this are summed up by kind on the page
 LAYERS = 24  # more layers than this are summed up by block on a terminal
 ROWS = 40  # more of these than this: those farthest from the target
 Group = tuple[str, Sequence[AllocationLayer]]
+Get = Callable[[AllocationLayer], float | None]
 
 
 def figures(record: AllocationRecord, first: str, groups: Sequence[Group], css: str = "paths") -> Table:
@@ -23,23 +24,21 @@ def figures(record: AllocationRecord, first: str, groups: Sequence[Group], css: 
     unit, sensitivity = scaled([x.sensitivity for x in record.layers])
     lone = all(len(members) == 1 for _, members in groups)
 
-    def over(
-        get: Callable[[AllocationLayer], float | None], show: Callable[[float | None], str]
-    ) -> Callable[[Group], str]:
-        return lambda group: show(mean(list(group[1]), [get(x) for x in group[1]]))
+    def over(get: Get, show: Callable[[float | None], str], plain: bool = False) -> Callable[[Group], str]:
+        return lambda group: show(_mean(group[1], get, plain))
 
     columns: list[Column[Group]] = [
         Column("Layers", lambda g: "" if lone else words.count(len(g[1]))),
         Column("Sparsity, %", over(lambda x: x.rate, rate)),
         Column("Lowest", lambda g: "" if lone else rate(min(x.rate for x in g[1])), "extra"),
         Column("Highest", lambda g: "" if lone else rate(max(x.rate for x in g[1])), "extra"),
-        Column(f"Sensitivity{unit}", lambda g: sensitivity(_plain_mean([x.sensitivity for x in g[1]]))),
+        Column(f"Sensitivity{unit}", over(lambda x: x.sensitivity, sensitivity, plain=True)),
         Column("Start", over(lambda x: x.start_rate, rate), "" if lone else "extra"),
-        Column("Change", over(_change, points), "extra"),
+        Column("Change", over(lambda x: None if x.start_rate is None else x.rate - x.start_rate, points), "extra"),
         Column("Earlier", over(lambda x: x.earlier_rate, rate), "extra"),
         Column("By threshold", over(lambda x: x.raw_rate, rate), "roomy"),
         Column("Drift, %", over(lambda x: x.drift, _drift), "roomy"),
-        Column("Seeds", lambda g: _spread(g[1][0]) if lone else "", "roomy"),
+        Column("Seeds", over(deviation, lambda v: "" if v is None or not lone else f"±{100 * v:.2f}"), "roomy"),
         Column("Weights", lambda g: words.count(sum(x.numel for x in g[1])), "roomy"),
     ]
     return Table.of(first, groups, columns, lambda g: table.Row(g[0]), css)
@@ -68,12 +67,9 @@ def arrange(record: AllocationRecord) -> tuple[list[Group], str]:
         if len(blocks) < len(rows):
             rows, unit = blocks, "block"
     if len(rows) > ROWS:
-
-        def reached(members: Sequence[AllocationLayer]) -> float:
-            return mean(list(members), [x.rate for x in members]) or 0.0
-
-        goal = record.target if record.target is not None else reached(record.layers)
-        ranked = sorted(range(len(rows)), key=lambda i: -abs(reached(rows[i][1]) - goal))
+        reached = [_mean(members, lambda x: x.rate) or 0.0 for _, members in rows]
+        goal = record.target if record.target is not None else _mean(record.layers, lambda x: x.rate) or 0.0
+        ranked = sorted(range(len(rows)), key=lambda i: -abs(reached[i] - goal))
         rows = [rows[i] for i in sorted(ranked[:ROWS])]
     return rows, unit
 
@@ -84,24 +80,13 @@ def compact(record: AllocationRecord) -> Table:
     total = len(runs(record.layers)) if unit == "block" else len(record.layers)
     names = shortened([name for name, _ in rows])
     found = figures(record, words.capital(unit), list(zip(names, (members for _, members in rows), strict=True)))
-    return replace(
-        found, more=f"{total - len(rows)} more in the report, nearer to the target" if len(rows) < total else ""
-    )
-
-
-def _change(x: AllocationLayer) -> float | None:
-    return None if x.start_rate is None else x.rate - x.start_rate
-
-
-def _spread(x: AllocationLayer) -> str:
-    spread = deviation(x)
-    return "" if spread is None else f"±{100 * spread:.2f}"
+    more = f"{total - len(rows)} more in the report, nearer to the target" if len(rows) < total else ""
+    return replace(found, more=more)
 
 
 def _drift(value: float | None) -> str:
     return words.number(value) if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
 
 
-def _plain_mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+def _mean(members: Sequence[AllocationLayer], get: Get, plain: bool = False) -> float | None:
+    return mean((get(x), 1 if plain else max(x.numel, 1)) for x in members)

@@ -9,23 +9,19 @@ from winnow.records.allocation import AllocationRecord
 from winnow.report.allocation import chart, curve
 from winnow.report.allocation.tables import LAYERS, compact, kinds, layers
 from winnow.report.allocation.words import comparison, milliseconds, named, points, stability, step_parts
-from winnow.report.draw.breakdown import breakdown
-from winnow.report.draw.page import Block, Facts, Figure, Fold, Section, Text
+from winnow.report.draw.page import Block, Facts, Figure, Fold, Section, Text, breakdown, plain_rows
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Line
 from winnow.report.draw.table import Table
-from winnow.report.template import plain_rows
 
 
 def chapter(record: AllocationRecord | None) -> Section | None:
     """What the page shows of an allocation."""
     if record is None:
         return None
-    sensed = any(x.sensitivity is not None for x in record.layers)
     caption = "Each mark is a layer, in model order; its stem shows how far it is from the target."
-    caption += (
-        " Sensitivity: rise of the loss when this layer alone loses a tenth of its remaining weights." if sensed else ""
-    )
+    if any(x.sensitivity is not None for x in record.layers):
+        caption += " Sensitivity: rise of the loss when this layer alone loses a tenth of its remaining weights."
     thinned = record.steps and record.steps > len(record.losses)
     count, parts = len(record.layers), step_parts(record)
     step = milliseconds(sum(seconds for _, seconds in parts))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 
 from winnow import words
 from winnow.records.allocation import AllocationLayer, AllocationRecord
@@ -32,10 +33,7 @@ def points(difference: float | None) -> str:
     """A difference of two shares in percentage points, signed: -0.0123 -> "−1.23"."""
     if difference is None or not math.isfinite(difference):
         return ""
-    text = f"{abs(100 * difference):.2f}"
-    if text == "0.00":
-        return text
-    return ("+" if difference > 0 else words.MINUS) + text
+    return words.signed(100 * difference).replace(",", "")
 
 
 def small(value: float | None) -> str:
@@ -77,10 +75,7 @@ def block(name: str) -> str:
     "model.layers.3.mlp.up_proj" -> "model.layers.3", "layer1.0.conv2" -> "layer1.0", "features.4" -> "".
     """
     parts = name.removesuffix(".weight").split(".")
-    for i, part in enumerate(parts[:-1]):
-        if part.isdigit():
-            return ".".join(parts[: i + 1])
-    return ""
+    return next((".".join(parts[: i + 1]) for i, part in enumerate(parts[:-1]) if part.isdigit()), "")
 
 
 def runs(layers: list[AllocationLayer]) -> list[tuple[str, list[AllocationLayer]]]:
@@ -111,34 +106,26 @@ def kind(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", inside)
 
 
-def mean(layers: list[AllocationLayer], values: list[float | None]) -> float | None:
-    """Mean over weights, of those that are known."""
-    known = [(v, max(layer.numel, 1)) for layer, v in zip(layers, values, strict=True) if v is not None]
+def mean(weighted: Iterable[tuple[float | None, float]]) -> float | None:
+    """The mean of (value, weight), over the values that are known."""
+    known = [(v, n) for v, n in weighted if v is not None]
     total = sum(n for _, n in known)
     return sum(v * n for v, n in known) / total if total else None
 
 
 def deviation(layer: AllocationLayer) -> float | None:
     """Standard deviation of the layer's rate over the seeds (of the population, as several seeds are all there are)."""
-    if len(layer.rates) < 2:
-        return None
-    middle = sum(layer.rates) / len(layer.rates)
-    return math.sqrt(sum((r - middle) ** 2 for r in layer.rates) / len(layer.rates))
+    return statistics.pstdev(layer.rates) if len(layer.rates) > 1 else None
 
 
 def step_parts(record: AllocationRecord) -> list[tuple[str, float]]:
     """(name, seconds) of a step, without what took no time."""
     if record.step_time is None:
         return []
+    names = ("Dense model", "Forward", "Backward", "Bridge from threshold to rate", "Optimizer step")
     s = record.step_time
-    parts = [
-        ("Dense model", s.teacher),
-        ("Forward", s.forward),
-        ("Backward", s.backward),
-        ("Bridge from threshold to rate", s.bridge),
-        ("Optimizer step", s.update),
-    ]
-    return [part for part in parts if part[1] > 0 and math.isfinite(part[1])]
+    parts = zip(names, (s.teacher, s.forward, s.backward, s.bridge, s.update), strict=True)
+    return [(name, seconds) for name, seconds in parts if seconds > 0 and math.isfinite(seconds)]
 
 
 def milliseconds(seconds: float) -> str:
@@ -159,9 +146,9 @@ def comparison(record: AllocationRecord) -> str:
     if c.correlation is not None:
         said.append(f"rank correlation {_correlation(c.correlation)}")
     if c.only_here:
-        said.append(f"{_layers(c.only_here)} of this run {_are(c.only_here)} not in it")
+        said.append(f"{_layers(c.only_here, 'this run')} it")
     if c.only_earlier:
-        said.append(f"{_layers(c.only_earlier)} of it {_are(c.only_earlier)} not in this run")
+        said.append(f"{_layers(c.only_earlier, 'it')} this run")
     return f"{c.against}: " + "; ".join(said)
 
 
@@ -182,9 +169,5 @@ def _correlation(value: float) -> str:
     return f"{value:.2f}".replace("-", words.MINUS)
 
 
-def _layers(n: int) -> str:
-    return f"{words.count(n)} layer{'' if n == 1 else 's'}"
-
-
-def _are(n: int) -> str:
-    return "is" if n == 1 else "are"
+def _layers(n: int, of: str) -> str:
+    return f"{words.count(n)} {'layer' if n == 1 else 'layers'} of {of} {'is' if n == 1 else 'are'} not in"

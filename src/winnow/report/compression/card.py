@@ -6,8 +6,9 @@ from pathlib import Path
 
 from winnow import words
 from winnow.disk.files import write_text
-from winnow.records.compression import Candidate, Report, TaskInfo
+from winnow.records.compression import Candidate, Report
 from winnow.report.compression import phrases
+from winnow.report.compression.tables import bits
 from winnow.report.compression.view import notes
 from winnow.report.draw.markdown import fenced, prose
 
@@ -15,60 +16,43 @@ from winnow.report.draw.markdown import fenced, prose
 def card(report: Report) -> str:
     """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load."""
     chosen = report.picked
-    lines = [
-        "---",
-        "tags:",
-        "- winnow",
-        "- sparsity",
-        "---",
-        "",
-        f"# {prose(report.title)}",
-        "",
-        prose(report.verdict.sentence),
-        "",
-    ]
+    lines = ["---", "tags:", "- winnow", "- sparsity", "---", ""]
+    lines += [f"# {prose(report.title)}", "", prose(report.verdict.sentence), ""]
     if chosen is not None:
         before: list[Candidate | None] = [c for c in (report.dense, report.ticket) if c is not None] or [None]
         heads = ["dense" if c is None or c.kind == "dense" else "the ticket, before packing" for c in before]
         lines += [f"| | {' | '.join([*heads, 'this model'])} |", "|---" * (len(heads) + 2) + "|"]
-        given = [words.percent(c.sparsity) if c is not None and c.kind == "ticket" else "" for c in before]
+        sparse = [words.percent(c.sparsity) if c is not None and c.kind == "ticket" else "" for c in before]
         was = words.size(report.sizes.dense_file)
         rows = [
-            ("zeros among prunable weights", *given, words.percent(chosen.sparsity)),
-            ("bits per prunable weight", *(_bits(c) for c in before), _bits(chosen)),
+            ("zeros among prunable weights", *sparse, words.percent(chosen.sparsity)),
+            ("bits per prunable weight", *("" if c is None else bits(c) for c in before), bits(chosen)),
             ("weights file", *(was for _ in before), words.size(report.sizes.file)),
         ]
         if chosen.quality is not None and report.yardstick is not None:
             task = report.task
             values = [phrases.quality(c.quality, task) for c in before if c is not None]
-            rows.append((task.metric, *values, phrases.quality(chosen.quality, task) + _span(chosen, task)))
-            if phrases.change(chosen, task):
-                span = phrases.change_span(chosen, task)
-                blank = [""] * len(before)
-                rows.append(
-                    (
-                        f"against {_against(report)}",
-                        *blank,
-                        phrases.change(chosen, task) + (f" ({span})" if span else ""),
-                    )
-                )
+            ends = phrases.span(chosen.low, chosen.high, task)
+            rows.append((task.metric, *values, phrases.with_interval(phrases.quality(chosen.quality, task), ends)))
+            if moved := phrases.change(chosen, task):
+                moved = phrases.with_interval(moved, phrases.change_span(chosen, task))
+                given = "the ticket" if phrases.against(report) == "ticket" else "dense"
+                rows.append((f"against {given}", *("" for _ in before), moved))
         lines += [f"| {' | '.join(map(prose, row))} |" for row in rows]
         if report.task.evaluation_data:
-            lines += [
-                "",
-                f"Measured on {prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples), which calibration did not see.",
-            ]
-    noted = notes(report)
-    if noted:
+            said = f"{prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples)"
+            lines += ["", f"Measured on {said}, which calibration did not see."]
+    if noted := notes(report):
         lines += ["", "## Notes", "", *(f"- {prose(note)}" for note in noted)]
     code = ["import winnow  # makes from_pretrained read packed weights", ""]
     if report.model.kind == "plain torch":
         code += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
     else:
+        architecture = report.model.architecture
         code += [
-            f"from transformers import {report.model.architecture}",
+            f"from transformers import {architecture}",
             "",
-            f'model = {report.model.architecture}.from_pretrained("this folder")',
+            f'model = {architecture}.from_pretrained("this folder")',
         ]
     lines += ["", "## Load", "", *fenced("\n".join(code), "python"), ""]
     if report.undo:
@@ -84,16 +68,3 @@ def write(report: Report, folder: Path) -> Path:
     if not path.exists():
         write_text(path, card(report))
     return path
-
-
-def _against(report: Report) -> str:
-    return "the ticket" if phrases.against(report) == "ticket" else "dense"
-
-
-def _span(candidate: Candidate, task: TaskInfo) -> str:
-    return f" ({phrases.span(candidate.low, candidate.high, task)})" if candidate.low is not None else ""
-
-
-def _bits(candidate: object) -> str:
-    bits = getattr(candidate, "bits_per_weight", None)
-    return "" if bits is None else f"{bits:.2f}"

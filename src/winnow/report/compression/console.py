@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from winnow.records.compression import Candidate, Report
@@ -29,14 +30,12 @@ def summary(report: Report) -> Summary:
 
 def _nearest(ranked: list[Candidate], picked: Candidate | None) -> list[Candidate]:
     """At most ROWS candidates: dense, ticket and chosen always, then those nearest the chosen one's bits per weight."""
-    around = picked.bits_per_weight if picked is not None else None
+    around = picked.bits_per_weight or 0.0 if picked is not None else 0.0
 
     def far(c: Candidate) -> float:
         if c is picked or c.unpacked:
             return -1.0
-        if c.bits_per_weight is None:
-            return float("inf")
-        return abs(c.bits_per_weight - around) if around is not None else c.bits_per_weight
+        return abs(c.bits_per_weight - around) if c.bits_per_weight is not None else math.inf
 
     kept = {id(c) for c in sorted(ranked, key=far)[:ROWS]}
     return [c for c in ranked if id(c) in kept]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from winnow import words
 from winnow.records.compression import Candidate, Report, TaskInfo
 from winnow.report.compression import phrases
-from winnow.report.draw.axes import bit_ticks
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import Box, Wanted, text_width
-from winnow.report.draw.plot import NARROW, Plot
+from winnow.report.draw.plot import NARROW, Plot, bit_ticks
 
 KINDS: dict[str, str] = {
     "dense": "dense",
@@ -55,16 +54,11 @@ def points(report: Report) -> list[Point]:
 def front(found: list[Point], kinds: tuple[str, ...], higher: bool) -> list[Point]:
     """The points of these kinds that none with as few bits beats, from few bits to many."""
     best: list[Point] = []
-    for p in sorted(
-        (p for p in found if p.candidate.kind in kinds), key=lambda p: (p.bits, -p.quality * _sign(higher))
-    ):
-        if not best or p.quality * _sign(higher) > best[-1].quality * _sign(higher):
+    sign = 1 if higher else -1
+    for p in sorted((p for p in found if p.candidate.kind in kinds), key=lambda p: (p.bits, -p.quality * sign)):
+        if not best or p.quality * sign > best[-1].quality * sign:
             best.append(p)
     return best
-
-
-def _sign(higher: bool) -> int:
-    return 1 if higher else -1
 
 
 def _vertical(found: list[Point], picked: Candidate | None, task: TaskInfo) -> tuple[float, float, bool]:
@@ -76,7 +70,7 @@ def _vertical(found: list[Point], picked: Candidate | None, task: TaskInfo) -> t
     finite = [p.quality for p in found if math.isfinite(p.quality)]
     positive = not task.higher_is_better and min(finite) > 0
     see = math.log if positive else float  # compare perplexities by ratio, points by difference
-    sign = _sign(task.higher_is_better)
+    sign = 1 if task.higher_is_better else -1
     best = max(sign * see(q) for q in finite)
 
     def loss(quality: float) -> float:
@@ -89,9 +83,8 @@ def _vertical(found: list[Point], picked: Candidate | None, task: TaskInfo) -> t
     # The yardsticks' own intervals set the least of the axis: differences smaller than the noise must look it.
     yardsticks = [p for p in found if (p.candidate is picked or p.candidate.unpacked) and math.isfinite(p.quality)]
     noise = [abs(loss(e) - loss(p.quality)) for p in yardsticks for e in edges(p)]
-    focus = max(
-        [statistics.median_low([loss(q) for q in finite]), 1e-9, *noise, *(loss(p.quality) for p in yardsticks)]
-    )
+    usual = statistics.median_low([loss(q) for q in finite])
+    focus = max([usual, 1e-9, *noise, *(loss(p.quality) for p in yardsticks)])
     shown = [q for q in finite if loss(q) <= 3 * focus]
     values = shown + [e for p in yardsticks for e in edges(p)]
     worst = max(loss(v) for v in values)
@@ -140,12 +133,9 @@ class _Frontier:
     def _rows(self) -> dict[int, int]:
         """A row of the band for each lost point, so that every one has room for its label on the right."""
         rows: dict[int, int] = {}
+        ends = {p.number: self.x(p.bits) + text_width(self._name(p), self.canvas.font) + 24 for p in self.lost}
         for p in self.lost:
-            taken = set()
-            for q in self.lost:
-                wide = text_width(self._name(q), self.canvas.font) + 24
-                if q.number in rows and self.x(p.bits) - self.x(q.bits) < wide:
-                    taken.add(rows[q.number])
+            taken = {row for number, row in rows.items() if self.x(p.bits) < ends[number]}
             rows[p.number] = next(i for i in range(len(self.lost) + 1) if i not in taken) % BAND_ROWS
         return rows
 
@@ -185,9 +175,9 @@ class _Frontier:
         if self.plot.interval(x, y, p.quality, c.low, c.high, css) and c.low is not None and c.high is not None:
             title += f" (95% interval {phrases.span(c.low, c.high, self.task)})"
             self.whiskers.append([(x, self.plot.y.clamp(c.low)), (x, self.plot.y.clamp(c.high))])
-        canvas.marker(c.kind, x, y, 5.0, title)
+        canvas.marker(c.kind, x, y, title)
         if c is self.picked:
-            canvas.ring(x, y, 10)
+            canvas.dot(x, y, 10, "ring")
 
     def labels(self, lines: list[list[tuple[float, float]]]) -> None:
         """Names beside their points, the important first; where a name has no room, its number in the table."""
@@ -198,19 +188,15 @@ class _Frontier:
             first = 0 if p.candidate is self.picked else 1 if p.candidate.unpacked else 2 if p.number in leading else 3
             return first, p.number
 
-        left, right, top, bottom = self.area.left + 2, self.area.right, self.area.top - 14, self.area.bottom - 2
-        whole = Box(left, top, right, bottom)
-        rooms = {False: whole, True: whole}
+        whole = Box(self.area.left + 2, self.area.top - 14, self.area.right, self.area.bottom - 2)
+        rooms = [whole, whole]  # for names of points on the scale, and of those beyond it
         if self.edge is not None:
-            above, below = Box(left, top, right, self.edge - 1), Box(left, self.edge + 1, right, bottom)
-            rooms = {False: above, True: below} if higher else {False: below, True: above}
+            rooms = [replace(whole, bottom=self.edge - 1), replace(whole, top=self.edge + 1)][:: 1 if higher else -1]
         wanted = []
         for p in sorted(self.found, key=rank):
-            chosen = p.candidate is self.picked
-            texts = (self._name(p), f"#{p.number}")
-            wanted.append(
-                Wanted(p.number, *self.spots[p.number], texts, rooms[p in self.lost], 10.0 if chosen else 6.0, chosen)
-            )
+            chosen, texts = p.candidate is self.picked, (self._name(p), f"#{p.number}")
+            radius = 10.0 if chosen else 6.0
+            wanted.append(Wanted(p.number, *self.spots[p.number], texts, rooms[p in self.lost], radius, chosen))
         names = {p.number: p.candidate.name for p in self.found}
         self.plot.names(wanted, lines + self.whiskers, self.taken, names)
 
@@ -229,7 +215,5 @@ def draw(report: Report, canvas: Canvas) -> tuple[str, str] | None:
     plot.labels(lines)
     task = report.task
     better = "higher" if task.higher_is_better else "lower"
-    said = "; ".join(
-        f"{p.candidate.name}: {words.short(p.bits)} bits, {phrases.quality(p.quality, task)}" for p in found
-    )
-    return f"{task.metric} against bits per weight", f"{better} is better. {said}."
+    said = [f"{p.candidate.name}: {words.short(p.bits)} bits, {phrases.quality(p.quality, task)}" for p in found]
+    return f"{task.metric} against bits per weight", f"{better} is better. {'; '.join(said)}."

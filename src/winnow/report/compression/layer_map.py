@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.compression import Layer, Report
+from winnow.report.allocation.words import mean
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
 from winnow.report.draw.plot import NARROW
@@ -22,7 +23,7 @@ class Measure:
     """One quantity of a layer: how to read it, print it, and how strong its colour is."""
 
     title: str
-    css: str
+    css: str  # of the style sheet
     get: Callable[[Layer], float | None]
     show: Callable[[float], str]  # short, without a unit
     full: Callable[[float], str]
@@ -43,13 +44,12 @@ class Grid:
 def measures(layers: list[Layer]) -> list[Measure]:
     """The quantities that are known."""
     found = []
-    if any(layer.sparsity is not None for layer in layers):
-        values = [layer.sparsity for layer in layers if layer.sparsity is not None]
+    if values := [layer.sparsity for layer in layers if layer.sparsity is not None]:
         digits = 1 if any(abs(100 * v - round(100 * v)) > 0.05 for v in values) else 0
         found.append(
             Measure(
                 "Sparsity, %",
-                "heat sparsity",
+                "sparsity",
                 lambda layer: layer.sparsity,
                 lambda v: f"{100 * v:.{digits}f}",
                 lambda v: words.percent(v, 2),
@@ -58,12 +58,11 @@ def measures(layers: list[Layer]) -> list[Measure]:
                 _extent(values, words.percent),
             )
         )
-    errors = [layer.error for layer in layers if layer.error is not None and math.isfinite(layer.error)]
-    if errors:
+    if errors := [layer.error for layer in layers if layer.error is not None and math.isfinite(layer.error)]:
         found.append(
             Measure(
                 "Reconstruction error, %",
-                "heat error",
+                "error",
                 lambda layer: layer.error,
                 _two_digits,
                 lambda v: f"{_two_digits(v)}%",
@@ -77,7 +76,7 @@ def measures(layers: list[Layer]) -> list[Measure]:
 
 def _two_digits(share: float) -> str:
     value = 100 * share
-    if not math.isfinite(value) or value == 0 or value < 0.01 or value >= 1e4:
+    if not 0.01 <= value < 1e4:
         return words.short(float(f"{value:.2g}"))
     return f"{value:.{0 if value >= 9.95 else 1 if value >= 0.995 else 2}f}"
 
@@ -137,11 +136,8 @@ def draw(report: Report, canvas: Canvas) -> tuple[str, str] | None:
         labels = min(max(text_width(k, font) for k in grid.kinds) + 10, width * 0.28)
         if beside:
             half = (width - labels - 28) / 2
-            ends = [
-                _heat(canvas, grid, m, labels + i * (half + 28), half, y, labels if i == 0 else 0)
-                for i, m in enumerate(known)
-            ]
-            y = max(ends) + 10
+            _heat(canvas, grid, known[0], labels, half, y, labels)
+            y = _heat(canvas, grid, known[1], labels + half + 28, half, y, 0) + 10
         else:
             for m in known:
                 y = _heat(canvas, grid, m, labels, width - labels, y, labels) + 18
@@ -155,12 +151,6 @@ def draw(report: Report, canvas: Canvas) -> tuple[str, str] | None:
     return "Sparsity and reconstruction error of each layer", f"{len(report.layers)} layers: {said}."
 
 
-def _mean(layers: list[Layer], m: Measure) -> float | None:
-    values = [(v, (layer.rows or 1) * (layer.cols or 1)) for layer in layers if (v := m.get(layer)) is not None]
-    weight = sum(w for _, w in values)
-    return sum(v * w for v, w in values) / weight if weight else None
-
-
 def _heat(canvas: Canvas, grid: Grid, m: Measure, x: float, width: float, y: float, labels: float) -> float:
     """One heat map with its heading; returns where it ends."""
     font = canvas.font
@@ -171,46 +161,39 @@ def _heat(canvas: Canvas, grid: Grid, m: Measure, x: float, width: float, y: flo
     columns = sum(len(blocks) for _, blocks in grid.stacks)
     pitch = (width - gap * (len(grid.stacks) - 1)) / columns
     row = 20.0 if len(grid.kinds) <= 14 else 13.0
-    inset = 1.0 if pitch >= 8 else 0.0
+    places, at = dict[str, float](), x  # where the column of each block begins
+    for _, blocks in grid.stacks:
+        for block in blocks:
+            places[block], at = at, at + pitch
+        at += gap
     if gap:
-        at = x
         for path, blocks in grid.stacks:
             room = int(len(blocks) * pitch / (font * 0.62))
             name = path if len(path) <= room else path.rpartition(".")[2]
             if len(name) <= room:
-                canvas.text(at, y + font * 0.8, name, "tick", title=path)
-            at += len(blocks) * pitch + gap
+                canvas.text(places[blocks[0]], y + font * 0.8, name, title=path)
         y += font * 1.4
-    means = {key: mean for key, members in grid.cells.items() if (mean := _mean(members, m)) is not None}
+    every = {k: mean((m.get(x), (x.rows or 1) * (x.cols or 1)) for x in members) for k, members in grid.cells.items()}
+    means = {key: value for key, value in every.items() if value is not None}
     # Numbers in the cells: all of them or none.
     legible = row >= 18 and all(text_width(m.show(v), font) <= pitch - 4 for v in means.values())
     for r, kind in enumerate(grid.kinds):
         top = y + r * row
         if labels:
             shown = fit(kind, labels - 8, font)
-            canvas.text(x - 8, top + row / 2 + font * 0.35, shown, "tick", anchor="end", title=kind)
-        at = x
-        for _, blocks in grid.stacks:
-            for block in blocks:
-                value = means.get((kind, block))
-                if value is not None:
-                    title = _cell_title(grid.cells[kind, block], m, value)
-                    strength = m.strength(value) if math.isfinite(value) else 1.0
-                    css = f"{m.css} figured" if legible else m.css
-                    canvas.heat(at + inset / 2, top + 0.5, max(pitch - inset, 0.5), row - 1, css, strength, title)
-                    if legible:
-                        canvas.text(at + pitch / 2, top + row / 2 + font * 0.35, m.show(value), "cell", anchor="middle")
-                at += pitch
-            at += gap
+            canvas.text(x - 8, top + row / 2 + font * 0.35, shown, anchor="end", title=kind)
+        for block, at in places.items():
+            value = means.get((kind, block))
+            if value is not None:
+                title = _cell_title(grid.cells[kind, block], m, value)
+                strength = m.strength(value) if math.isfinite(value) else 1.0
+                canvas.heat(at, top, pitch, row, f"heat {m.css}", strength, title, m.show(value) if legible else "")
     y += len(grid.kinds) * row
-    at, every = x, max(1, math.ceil(text_width("000", font) / pitch))
+    step = max(1, math.ceil(text_width("000", font) / pitch))
     for _, blocks in grid.stacks:
-        for i, block in enumerate(blocks):
-            if i % every == 0:
-                name = words.clip(block.rpartition(".")[2], max(3, int(pitch * every / font / 0.62)))
-                canvas.text(at + pitch / 2, y + font * 1.2, name, "tick", anchor="middle", title=block)
-            at += pitch
-        at += gap
+        for block in blocks[::step]:
+            name = words.clip(block.rpartition(".")[2], max(3, int(pitch * step / font / 0.62)))
+            canvas.text(places[block] + pitch / 2, y + font * 1.2, name, anchor="middle", title=block)
     return y + font * 1.7
 
 
@@ -227,9 +210,8 @@ def _list(canvas: Canvas, layers: list[Layer], known: list[Measure], y: float) -
     lane = (canvas.width - names) / len(known)
     reserve = text_width("0.0000", font) + 6
     for i, m in enumerate(known):
-        title = (
-            m.title if text_width(m.title, font, bold=True) < lane else m.title.replace("Reconstruction error", "Error")
-        )
+        fits = text_width(m.title, font, bold=True) < lane
+        title = m.title if fits else m.title.replace("Reconstruction error", "Error")
         canvas.text(names + i * lane, y + font, title, "heading")
     y += font * 1.8
     for layer in layers:
@@ -239,18 +221,10 @@ def _list(canvas: Canvas, layers: list[Layer], known: list[Measure], y: float) -
             value = m.get(layer)
             if value is None:
                 continue
-            left, room = names + i * lane, lane - reserve - 10
             share = m.length(value) if math.isfinite(value) else 1.0
-            canvas.rect(
-                left,
-                y + 4,
-                max(room * share, 1.0),
-                row - 8,
-                m.css.replace("heat", "bar"),
-                _cell_title([layer], m, value),
-            )
-            text = m.show(value)
-            canvas.text(left + max(room * share, 1.0) + 5, y + row / 2 + font * 0.35, text, "tick")
+            left, long = names + i * lane, max((lane - reserve - 10) * share, 1.0)
+            canvas.rect(left, y + 4, long, row - 8, f"bar {m.css}", _cell_title([layer], m, value))
+            canvas.text(left + long + 5, y + row / 2 + font * 0.35, m.show(value))
         y += row
     return y + 4
 
@@ -270,7 +244,7 @@ def _strip(canvas: Canvas, layers: list[Layer], known: list[Measure], y: float) 
             height = max(1.0, tall * (m.length(value) if math.isfinite(value) else 1.0))
             wide = max(pitch - (1.0 if pitch >= 4 else 0.0), 0.5)
             title = _cell_title([layer], m, value)
-            canvas.rect(i * pitch, y + tall - height, wide, height, m.css.replace("heat", "bar"), title)
+            canvas.rect(i * pitch, y + tall - height, wide, height, f"bar {m.css}", title)
         canvas.line(0, y + tall, canvas.width, y + tall, "axis")
         y += tall + font * 1.3
         canvas.text(0, y, "first layer", "tick")

@@ -13,6 +13,15 @@ def amount(text: str, unit: str) -> str:
     return text + unit if unit == "%" else f"{text} {unit}".strip()
 
 
+def plain(value: float, task: TaskInfo) -> str:
+    """A metric's value without its unit."""
+    return f"{value:.2f}" if task.unit == "%" else number(value)
+
+
+def with_interval(text: str, interval: str) -> str:
+    return f"{text} ({interval})" if interval else text
+
+
 def quality(value: float | None, task: TaskInfo) -> str:
     """A metric's value with its unit: "91.25%", "43.20"."""
     if value is None:
@@ -25,10 +34,7 @@ def span(low: float | None, high: float | None, task: TaskInfo) -> str:
     """An interval of the metric: "90.10 to 92.40%"."""
     if low is None or high is None:
         return ""
-    bare = task.model_copy(update={"unit": ""})
-    if task.unit == "%":
-        return f"{low:.2f} to {high:.2f}%"
-    return f"{quality(low, bare)} to {quality(high, bare)} {task.unit}".strip()
+    return f"{plain(low, task)} to {amount(plain(high, task), task.unit)}"
 
 
 def _digits(magnitude: float, task: TaskInfo) -> int:

@@ -11,13 +11,12 @@ from winnow.records.compression import Candidate, ClassQuality, Layer, Report, S
 from winnow.report.compression import phrases
 from winnow.report.compression.frontier import KINDS
 from winnow.report.draw import table
-from winnow.report.draw.breakdown import breakdown
 from winnow.report.draw.figures import sample
-from winnow.report.draw.page import Block
+from winnow.report.draw.page import Block, breakdown
 from winnow.report.draw.table import Column, Table
 
 
-def _bits(item: Candidate | Layer) -> str:
+def bits(item: Candidate | Layer) -> str:
     return f"{item.bits_per_weight:.2f}" if item.bits_per_weight is not None else ""
 
 
@@ -28,7 +27,7 @@ def candidates(report: Report) -> Table:
         return phrases.change(c, task)
 
     columns: list[Column[Candidate]] = [
-        Column("Bits/weight", _bits),
+        Column("Bits/weight", bits),
         Column("File size", lambda c: words.size(c.file_bytes)),
         Column(words.capital(words.clip(task.metric, 16)), lambda c: phrases.quality(c.quality, task), below=lambda c: phrases.span(c.low, c.high, task), under_room="roomy", brief=moved),
         Column("Change", moved, "elsewhere", lambda c: phrases.change_span(c, task), under_room="extra"),
@@ -64,7 +63,7 @@ def layers(report: Report) -> Table:
         Column("Sparsity", lambda x: f"{100 * x.sparsity:.2f}%" if x.sparsity is not None else ""),
         Column("Error", lambda x: f"{words.number(100 * x.error)}%" if x.error is not None else ""),
         Column("Method", lambda x: (x.method or usual or "") if differ else ""),
-        Column("Bits per weight", _bits, "extra"),
+        Column("Bits per weight", bits, "extra"),
         Column("Time", lambda x: words.duration(x.seconds), "extra"),
     ]
     return Table.of("Layer", report.layers, columns, lambda x: table.Row(x.name), "paths")

@@ -6,18 +6,16 @@ import math
 from functools import partial
 
 from winnow import words
-from winnow.records.compression import Candidate, Report
+from winnow.records.compression import Report, SkippedTensor
 from winnow.records.speed import Bench
 from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
-from winnow.report.draw.breakdown import breakdown
-from winnow.report.draw.figures import Canvas, sample
-from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.figures import sample, swatch
+from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text, breakdown, plain_rows
 from winnow.report.draw.plot import renditions
 from winnow.report.speed import view as speed
 from winnow.report.speed.chart import milli
 from winnow.report.speed.tables import outcome
-from winnow.report.template import plain_rows
 
 CLASSES_FIRST, CHANGED_FIRST = 5, 4  # how many the first screen shows
 EXCERPT = 260  # characters of an example; the whole text is in report.json
@@ -63,12 +61,6 @@ def notes(report: Report) -> list[str]:
     return list(dict.fromkeys([*report.notes, *warnings]))
 
 
-def _bits(candidate: Candidate | None) -> str:
-    if candidate is None or candidate.bits_per_weight is None:
-        return ""
-    return f"{words.short(candidate.bits_per_weight)} bits per prunable weight"
-
-
 def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
     """The few figures of the first screen: size, quality, time, memory."""
     task, sizes, picked, dense = report.task, report.sizes, report.picked, report.yardstick
@@ -77,7 +69,9 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
     tiles = []
     if after:
         path = f"{words.size(before)} → {words.size(after)}" if before else ""
-        tiles.append(("File size", words.ratio(before, after) or words.size(after), [path, _bits(picked)]))
+        bits = words.short(picked.bits_per_weight) if picked is not None else ""
+        details = [path, f"{bits} bits per prunable weight" if bits else ""]
+        tiles.append(("File size", words.ratio(before, after) or words.size(after), details))
     if picked is not None and picked.quality is not None:
         value, moved = phrases.quality(picked.quality, task), phrases.change(picked, task)
         was = dense.quality if dense is not None and dense is not picked else None
@@ -99,32 +93,32 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
         path = f"{milli(speed.dense.median)} → {milli(speed.fast.median)}"
         tiles.insert(min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), [path, speed.what]))
     elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
-        limit = report.memory.limit_bytes
-        tiles.append(
-            ("Peak memory", words.size(report.memory.peak_bytes), [f"of {words.size(limit)} allowed" if limit else ""])
-        )
+        limit = words.size(report.memory.limit_bytes or None)
+        allowed = f"of {limit} allowed" if limit else ""
+        tiles.append(("Peak memory", words.size(report.memory.peak_bytes), [allowed]))
     return tiles
 
 
 def _target(report: Report) -> list[tuple[str, str]]:
     """Budget and outcome, to the weight."""
     asked, picked = report.requested, report.picked
-    rows = [("Target", asked.budget or ""), ("Chosen", picked.name if picked else report.chosen or "")]
-    if picked is not None and picked.method:
-        rows.append(("Method", picked.method))
-    rows.append(("Structure", asked.structure or ""))
+    zeros = words.count(asked.zeros_reached)
     if asked.zeros_reached is not None:
-        text = words.count(asked.zeros_reached)
         gap = asked.difference
         if gap is None and asked.zeros_requested is not None:
             gap = asked.zeros_reached - asked.zeros_requested
         if gap == 0:
-            text += ", exactly the target"
+            zeros += ", exactly the target"
         elif asked.zeros_requested is not None and gap is not None:
             sign = "+" if gap > 0 else words.MINUS
-            text += f" of {words.count(asked.zeros_requested)} requested ({sign}{words.count(abs(gap))})"
-        rows.append(("Zeros", text))
-    return rows
+            zeros += f" of {words.count(asked.zeros_requested)} requested ({sign}{words.count(abs(gap))})"
+    return [
+        ("Target", asked.budget or ""),
+        ("Chosen", picked.name if picked else report.chosen or ""),
+        ("Method", picked.method or "" if picked else ""),
+        ("Structure", asked.structure or ""),
+        ("Zeros", zeros),
+    ]
 
 
 def _quality(report: Report) -> Section:
@@ -148,18 +142,16 @@ def _change(report: Report) -> list[tuple[str, str]]:
         return []
     rows: list[tuple[str, str]] = []
     if picked.quality is not None:
-        own = phrases.span(picked.low, picked.high, task)
-        rows.append((task.metric, phrases.quality(picked.quality, task) + (f" (95% interval {own})" if own else "")))
-        for name, other in (("dense", dense), ("ticket before packing", report.ticket)):
-            if other is not None and other.quality is not None:
-                own = phrases.span(other.low, other.high, task)
-                value = phrases.quality(other.quality, task) + (f" ({own})" if own else "")
-                rows.append((f"{task.metric}, {name}", value))
+        measured = ((", dense", dense), (", ticket before packing", report.ticket))
+        for name, c in (("", picked), *measured):
+            if c is not None and c.quality is not None:
+                ends = phrases.span(c.low, c.high, task)
+                ends = f"95% interval {ends}" if ends and c is picked else ends
+                rows.append((task.metric + name, phrases.with_interval(phrases.quality(c.quality, task), ends)))
         if dense is None and report.ticket is not None:
             rows.append((f"{task.metric}, dense", "not measured"))
     given = phrases.from_what(report)
-    if picked.agreement is not None:
-        rows.append((f"Agreement with {given}", words.percent(picked.agreement)))
+    rows.append((f"Agreement with {given}", words.percent(picked.agreement)))
     if picked.kl is not None:
         rows.append((f"KL divergence from {given}", f"{words.number(max(picked.kl, 0.0))} nats"))
     return [(words.capital(k), v) for k, v in rows]
@@ -189,9 +181,7 @@ def _frontier(report: Report) -> Section:
     )
     legend = [(sample(k), name) for k, name in frontier.KINDS.items() if any(c.kind == k for c in report.candidates)]
     if report.picked is not None:
-        canvas = Canvas(14, 10)
-        canvas.ring(7, 7, 6)
-        legend.append((canvas.swatch(), "chosen"))
+        legend.append((swatch(lambda canvas: canvas.dot(7, 7, 6, "ring")), "chosen"))
     return Section(
         "Quality against size",
         Text(_rival(report), "lead"),
@@ -255,23 +245,19 @@ def _time(report: Report) -> Section:
 
 
 def _skipped(report: Report) -> Section:
-    groups: dict[str, list[tuple[str, int]]] = {}
+    groups: dict[str, list[SkippedTensor]] = {}
     for s in report.skipped:
-        groups.setdefault(s.reason, []).append((s.name, s.numel))
+        groups.setdefault(s.reason, []).append(s)
 
-    def total(members: list[tuple[str, int]]) -> int:
-        return sum(n for _, n in members)
+    def size(members: list[SkippedTensor]) -> str:
+        return f"{words.count(len(members))} tensors, {words.count(sum(s.numel for s in members))} parameters"
 
-    def size(members: list[tuple[str, int]]) -> str:
-        return f"{words.count(len(members))} tensors, {words.count(total(members))} parameters"
-
-    order = sorted(groups.items(), key=lambda group: -total(group[1]))
     folds = [
-        Fold(f"{reason}: {size(members)}", Facts([(name, words.count(n)) for name, n in members], "names"))
-        for reason, members in order
+        Fold(f"{reason}: {size(members)}", Facts([(s.name, words.count(s.numel)) for s in members], "names"))
+        for reason, members in sorted(groups.items(), key=lambda group: -sum(s.numel for s in group[1]))
     ]
-    every = [pair for members in groups.values() for pair in members]
-    return Section("Not pruned", Text(f"{size(every)} are unchanged." if every else "", "lead"), *folds)
+    lead = f"{size(report.skipped)} are unchanged." if report.skipped else ""
+    return Section("Not pruned", Text(lead, "lead"), *folds)
 
 
 def _measured(report: Report) -> list[tuple[str, str]]:

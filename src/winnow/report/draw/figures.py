@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 from markupsafe import Markup
@@ -11,6 +12,10 @@ def fixed(value: float) -> str:
     """A coordinate: one decimal is enough, and keeps files small and equal from run to run."""
     text = f"{value:.1f}"
     return text[:-2] if text.endswith(".0") else text
+
+
+def _points(*corners: tuple[float, float]) -> str:
+    return " ".join(f"{fixed(x)},{fixed(y)}" for x, y in corners)
 
 
 class Canvas:
@@ -38,12 +43,18 @@ class Canvas:
         self._add("rect", css, title, x=x, y=y, width=width, height=height, **more)
 
     def polyline(self, points: list[tuple[float, float]], css: str) -> None:
-        self._add("polyline", css, points=" ".join(f"{fixed(x)},{fixed(y)}" for x, y in points))
+        self._add("polyline", css, points=_points(*points))
 
-    def heat(self, x: float, y: float, width: float, height: float, css: str, strength: float, title: str) -> None:
-        """A cell whose colour is as strong as its value, 0 to 1."""
+    def heat(
+        self, x: float, y: float, pitch: float, row: float, css: str, strength: float, title: str, figure: str = ""
+    ) -> None:
+        """A cell of a grid whose colour is as strong as its value, 0 to 1, with the value in figures where given."""
+        inset = 1.0 if pitch >= 8 else 0.0
         opacity = f"{0.05 + 0.90 * min(max(strength, 0.0), 1.0):.2f}"
-        self._add("rect", css, title, x=x, y=y, width=width, height=height, fill_opacity=opacity)
+        wide, css = max(pitch - inset, 0.5), f"{css} figured" if figure else css
+        self._add("rect", css, title, x=x + inset / 2, y=y + 0.5, width=wide, height=row - 1, fill_opacity=opacity)
+        if figure:
+            self.text(x + pitch / 2, y + row / 2 + self.font * 0.35, figure, "cell", anchor="middle")
 
     def text(self, x: float, y: float, words: str, css: str = "", anchor: str = "start", title: str = "") -> None:
         full = f"<title>{escape(title)}</title>" if title and title != words else ""
@@ -53,33 +64,24 @@ class Canvas:
             f"{full}{escape(words)}</text>"
         )
 
-    def marker(self, kind: str, x: float, y: float, radius: float, title: str) -> None:
+    def marker(self, kind: str, x: float, y: float, title: str = "") -> None:
         """Shape and fill both tell the kind, so that colour is never the only sign."""
-        r = radius
-        if kind == "dense":
-            self.rect(x - r * 0.85, y - r * 0.85, 1.7 * r, 1.7 * r, "mark dense", title)
-        elif kind == "ticket":
-            self.rect(x - r * 0.85, y - r * 0.85, 1.7 * r, 1.7 * r, "mark ticket", title)
+        if kind in ("dense", "ticket"):
+            self.rect(x - 4.25, y - 4.25, 8.5, 8.5, f"mark {kind}", title)
         elif kind == "quantized":
-            self._add("circle", "mark quantized", title, cx=x, cy=y, r=r)
+            self.dot(x, y, 5.0, "mark quantized", title)
         else:
             css = "mark both" if kind == "pruned+quantized" else "mark pruned"
-            points = f"{fixed(x)},{fixed(y - r * 1.15)} {fixed(x + r * 1.1)},{fixed(y + r * 0.8)} "
-            self._add("polygon", css, title, points=points + f"{fixed(x - r * 1.1)},{fixed(y + r * 0.8)}")
+            self._add("polygon", css, title, points=_points((x, y - 5.75), (x + 5.5, y + 4), (x - 5.5, y + 4)))
 
-    def diamond(self, x: float, y: float, radius: float, css: str) -> None:
-        corners = ((x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y))
-        self._add("polygon", css, points=" ".join(f"{fixed(a)},{fixed(b)}" for a, b in corners))
-
-    def ring(self, x: float, y: float, radius: float) -> None:
-        self.dot(x, y, radius, "ring")
+    def diamond(self, x: float, y: float, r: float, css: str) -> None:
+        self._add("polygon", css, points=_points((x, y - r), (x + r, y), (x, y + r), (x - r, y)))
 
     def arrow(self, x: float, y: float, up: bool, css: str) -> None:
         """A value beyond the edge of the plot lies this way."""
         tip, foot = (y - 11, y - 6) if up else (y + 11, y + 6)
-        self._add(
-            "path", css, d=f"M{fixed(x - 3.5)},{fixed(foot)}L{fixed(x)},{fixed(tip)}L{fixed(x + 3.5)},{fixed(foot)}"
-        )
+        corners = _points((x - 3.5, foot), (x, tip), (x + 3.5, foot))
+        self._add("path", css, d="M" + corners.replace(" ", "L"))
 
     def svg(self, key: str, title: str, description: str) -> Markup:
         """The finished figure, with words for those who cannot see it."""
@@ -91,20 +93,19 @@ class Canvas:
             + "</svg>"
         )
 
-    def swatch(self) -> Markup:
-        """The shapes alone, 14 by 14, for legends and tables."""
-        return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(self._parts)}</svg>')
+
+def swatch(paint: Callable[[Canvas], None]) -> Markup:
+    """Some shapes alone, 14 by 14, for legends and tables."""
+    canvas = Canvas(14, 10)
+    paint(canvas)
+    return Markup(f'<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true">{"".join(canvas._parts)}</svg>')
 
 
 def sample(kind: str) -> Markup:
-    """A marker alone, for legends and tables."""
-    canvas = Canvas(14, 10)
-    canvas.marker(kind, 7, 7.5, 5, "")
-    return canvas.swatch()
+    """The marker of a kind of model."""
+    return swatch(lambda canvas: canvas.marker(kind, 7, 7.5))
 
 
-def swatch(css: str) -> Markup:
-    """A small filled square, for the rows of a table whose bars have this colour."""
-    canvas = Canvas(14, 10)
-    canvas.rect(2, 2.5, 10, 9, f"bar {css}", rx=1.5)
-    return canvas.swatch()
+def square(css: str) -> Markup:
+    """For the rows of a table whose bars have this colour."""
+    return swatch(lambda canvas: canvas.rect(2, 2.5, 10, 9, f"bar {css}", rx=1.5))

@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from winnow import words
 
+Point = tuple[float, float]
+Segment = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class Box:
@@ -17,21 +20,12 @@ class Box:
     bottom: float
 
     def hits(self, other: Box) -> bool:
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
 
     def inside(self, other: Box) -> bool:
-        return (
-            self.left >= other.left
-            and self.right <= other.right
-            and self.top >= other.top
-            and self.bottom <= other.bottom
-        )
-
-    @property
-    def center(self) -> tuple[float, float]:
-        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+        across = self.left >= other.left and self.right <= other.right
+        return across and self.top >= other.top and self.bottom <= other.bottom
 
     def grown(self, by: float) -> Box:
         return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
@@ -60,7 +54,7 @@ class Label:
     y: float  # baseline
     box: Box
     bold: bool
-    leader: tuple[float, float, float, float] | None
+    leader: Segment | None
 
 
 def text_width(text: str, font: float, bold: bool = False) -> float:
@@ -88,7 +82,7 @@ def fit(text: str, width: float, font: float) -> str:
     return words.clip_middle(text, limit)
 
 
-def place(wanted: list[Wanted], font: float, lines: list[list[tuple[float, float]]], taken: list[Box]) -> list[Label]:
+def place(wanted: list[Wanted], font: float, lines: list[list[Point]], taken: list[Box]) -> list[Label]:
     """Places what fits, in the order given; a point whose every text would overlap stays without a label.
 
     ``lines`` are polylines that labels had better not cover, ``taken`` are places that they must not.
@@ -97,8 +91,9 @@ def place(wanted: list[Wanted], font: float, lines: list[list[tuple[float, float
     trail = [p for line in lines for p in _dots(line)]
     placed: list[Label] = []
     for want in wanted:
+        others = [box for key, box in markers.items() if key != want.key]
         for text in want.texts:
-            label = _best(want, text, font, markers, placed, trail, taken)
+            label = _best(want, text, font, others, placed, trail, taken)
             if label is not None:
                 placed.append(label)
                 break
@@ -106,38 +101,32 @@ def place(wanted: list[Wanted], font: float, lines: list[list[tuple[float, float
 
 
 def _best(
-    want: Wanted,
-    text: str,
-    font: float,
-    markers: dict[int, Box],
-    placed: list[Label],
-    trail: list[tuple[float, float]],
-    taken: list[Box],
+    want: Wanted, text: str, font: float, others: list[Box], placed: list[Label], trail: list[Point], taken: list[Box]
 ) -> Label | None:
     wide, tall = text_width(text, font, want.bold), font * 1.15
-    others = [m for k, m in markers.items() if k != want.key]
-    occupied = [*taken, *(label.box for label in placed)]
+    labelled = [label.box for label in placed]
+    leaders = [label.leader for label in placed if label.leader is not None]
     best, least = None, math.inf
     for distance in (want.radius + 4, want.radius + 12, want.radius + 24, want.radius + 40, want.radius + 60):
         for turn, (dx, dy) in enumerate(_DIRECTIONS):
-            cx = want.x + dx * (distance + wide / 2)
-            cy = want.y + dy * (distance + tall / 2)
-            if dx and dy:
-                cx = want.x + dx * (distance * 0.7 + wide / 2)
-                cy = want.y + dy * (distance * 0.7 + tall / 2)
+            away = distance * 0.7 if dx and dy else distance
+            cx, cy = want.x + dx * (away + wide / 2), want.y + dy * (away + tall / 2)
             box = Box(cx - wide / 2, cy - tall / 2, cx + wide / 2, cy + tall / 2)
             if not box.inside(want.area):
                 continue
             near, wider = box.grown(1), box.grown(2)
-            if any(near.hits(m) for m in others) or any(wider.hits(words_there) for words_there in occupied):
+            if any(near.hits(m) for m in others) or any(wider.hits(there) for there in taken + labelled):
                 continue
             gap = _gap(box, want.x, want.y) - want.radius
-            rival = min((_gap(box, *m.center) for m in others), default=math.inf) - want.radius
+            rival = (
+                min((_gap(box, (m.left + m.right) / 2, (m.top + m.bottom) / 2) for m in others), default=math.inf)
+                - want.radius
+            )
             unclear = rival < gap + 8  # the text could be taken for another point's
             leader = _leader(want, box) if distance > want.radius + 6 or unclear else None
-            if leader is not None and _crosses(leader, others, placed):
+            if leader is not None and any(_segment_hits(leader, there) for there in others + labelled):
                 continue
-            if any(label.leader and _segment_hits(label.leader, box) for label in placed):
+            if any((leader is not None and _meet(leader, line)) or _segment_hits(line, box) for line in leaders):
                 continue
             covered = sum(box.left < x < box.right and box.top < y < box.bottom for x, y in trail)
             cost = distance + 1.5 * covered + 0.6 * turn + (14 if unclear else 0)
@@ -155,7 +144,7 @@ def _gap(box: Box, x: float, y: float) -> float:
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
 
 
-def _dots(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _dots(line: list[Point]) -> list[Point]:
     """Points every few pixels along a polyline."""
     dots = []
     for (x0, y0), (x1, y1) in pairwise(line):
@@ -164,7 +153,7 @@ def _dots(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return dots
 
 
-def _leader(want: Wanted, box: Box) -> tuple[float, float, float, float]:
+def _leader(want: Wanted, box: Box) -> Segment:
     """From the edge of the marker to the nearest point of the text."""
     x = min(max(want.x, box.left), box.right)
     y = min(max(want.y, box.top), box.bottom)
@@ -173,13 +162,7 @@ def _leader(want: Wanted, box: Box) -> tuple[float, float, float, float]:
     return (want.x + (x - want.x) / length * reach, want.y + (y - want.y) / length * reach, x, y)
 
 
-def _crosses(leader: tuple[float, float, float, float], others: list[Box], placed: list[Label]) -> bool:
-    if any(_segment_hits(leader, box) for box in [*others, *(label.box for label in placed)]):
-        return True
-    return any(label.leader is not None and _meet(leader, label.leader) for label in placed)
-
-
-def _segment_hits(line: tuple[float, float, float, float], box: Box) -> bool:
+def _segment_hits(line: Segment, box: Box) -> bool:
     """Whether any inner point of the box lies on the segment (clipped against both pairs of sides)."""
     x0, y0, x1, y1 = line
     first, last = 0.0, 1.0
@@ -193,7 +176,7 @@ def _segment_hits(line: tuple[float, float, float, float], box: Box) -> bool:
     return first < last
 
 
-def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _meet(a: Segment, b: Segment) -> bool:
     def side(x0: float, y0: float, x1: float, y1: float, x: float, y: float) -> float:
         return (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
 

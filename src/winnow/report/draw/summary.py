@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from winnow.report.draw.table import Table
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 STYLES = {"good": "green", "mixed": "yellow", "bad": "red", "Warning": "yellow"}
 Line = tuple[str, str]
@@ -30,17 +30,14 @@ class Summary:
         yield Text(self.sentence, style=f"bold {STYLES.get(self.tone, '')}".strip())
         headed = False
         for part in self.parts:
+            shown: Sequence[RenderableType]
             if isinstance(part, str):
+                shown = [Text(part, style="bold")]
+            elif isinstance(part, Table):
+                shown = list(part.console(options.max_width)) if part else []
+            else:
+                shown = [Text.assemble((f"{name}: ", STYLES.get(name, "dim")), value) for name, value in part if value]
+            if shown and not headed:
                 yield Text()
-                yield Text(part, style="bold")
-            elif part:
-                shown = [part] if isinstance(part, Table) else [line for line in part if line[1]]
-                if shown and not headed:
-                    yield Text()
-                for one in shown:
-                    if isinstance(one, Table):
-                        yield from one.console(options.max_width)
-                    else:
-                        name, value = one
-                        yield Text.assemble((f"{name}: " if name else "", STYLES.get(name, "dim")), value)
+            yield from shown
             headed = isinstance(part, str)

@@ -29,15 +29,14 @@ class Column(Generic[T]):
     """One quantity: its title, and how an item's value reads ("" where it has none).
 
     Where there is no room, "roomy" columns give way first, then "extra" ones; "elsewhere" ones on a narrow page only, which
-    shows them as the ``brief`` of another. ``below`` is a smaller second figure, such as an interval; a terminal shows it in
-    a column of its own titled ``under``.
+    shows them as the ``brief`` of another. ``below`` is a smaller second figure; in the tables that a terminal shows it is an
+    interval, with a column of its own there.
     """
 
     title: str
     show: Callable[[T], str]
     room: str = ""
     below: Callable[[T], str] = nothing
-    under: str = "95% interval"
     under_room: str = "below"
     brief: Callable[[T], str] = nothing
     left: bool = False
@@ -52,7 +51,7 @@ class Row:
     under: Sequence[str] = ()
     chosen: bool = False
     same: str = ""  # shown muted, with this explanation
-    group: tuple[str, str] = ("", "")  # heading of the rows it stands with, and a remark on them
+    group: tuple[str, str] = ("", "")  # on a page, heading of the rows it stands with, and a remark on them
     cells: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -104,15 +103,13 @@ class Table:
         names = [visible(words.clip_middle(row.name, limit)) for row in self.rows]
         need = max(cell_len(name) for name in [*names, self.first])
         lead = 2 if any(row.chosen for row in self.rows) else 0
-        shown: list[
-            tuple[tuple[int, int], int, bool, list[str]]
-        ] = []  # what stays longest, width, side, title and cells
+        # What stays longest, width, side, title and cells of each column.
+        shown: list[tuple[tuple[int, int], int, bool, list[str]]] = []
         for i, c in enumerate(self.columns):
-            figures, below = ([row.cells[i][k] for row in self.rows] for k in (0, 1))
-            for leaves, title, cells in ((ROOMS[c.room], c.title, figures), (ROOMS[c.under_room], c.under, below)):
-                if any(cells):
-                    texts = [visible(text) for text in (title, *cells)]
-                    stays = (max(ROOMS[c.room], leaves), i)
+            for k, room, title in ((0, c.room, c.title), (1, c.under_room, "95% interval")):
+                texts = [visible(text) for text in (title, *(row.cells[i][k] for row in self.rows))]
+                if any(texts[1:]):
+                    stays = (max(ROOMS[c.room], ROOMS[room]), i)
                     shown.append((stays, max(map(cell_len, texts)), c.left, texts))
         while len(shown) > 1:
             last = max(shown)
@@ -120,17 +117,12 @@ class Table:
             if lead + names_keep + sum(2 + size for _, size, _, _ in shown) <= width:
                 break
             shown.remove(last)
-        room = max(4, min(need, width - lead - sum(2 + size for _, size, _, _ in shown)))
-        before = ("", "")
+        name_room = max(4, min(need, width - lead - sum(2 + size for _, size, _, _ in shown)))
         for i, name in enumerate([self.first, *names]):
-            row = self.rows[i - 1] if i else None
-            if row is not None and row.group != before:
-                yield Text("  ".join(filter(None, row.group)), style="bold", overflow="ellipsis", no_wrap=True)
-                before = row.group
-            chosen = row is not None and row.chosen
-            head = Text(words.clip_middle(name, room))
-            head.truncate(room, overflow="ellipsis", pad=True)
-            line = Text(("> " if chosen else "  ")[:lead], style="dim" if row is None else "bold" if chosen else "")
+            chosen = i > 0 and self.rows[i - 1].chosen
+            head = Text(words.clip_middle(name, name_room))
+            head.truncate(name_room, overflow="ellipsis", pad=True)
+            line = Text(("> " if chosen else "  ")[:lead], style="bold" if chosen else "" if i else "dim")
             line.append(head)
             for _, size, left, texts in shown:
                 blank = " " * (size - cell_len(texts[i]))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.speed import Bench, LayerSpeed
-from winnow.report.draw.axes import Scale
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
+from winnow.report.draw.plot import Scale
 
 CSS = {"dense": "dense", "quantized": "quantized", "pruned": "pruned", "pruned+quantized": "both"}
 BEYOND = 3.0  # times dense: longer bars are cut there, so that the others can be told apart
@@ -44,15 +45,11 @@ def draw_cases(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
         for m in (m for m in bench.measures if m.case == case.name and m.contender in about):
             c, t = about[m.contender], m.times
             title = f"{m.contender}: median {milli(t.median)}, p95 {milli(t.p95)}, IQR {milli(t.q1)} to {milli(t.q3)}"
-            bars.append(
-                Bar(c.name, CSS[c.kind], t.median, times(m.ratio), t.q1, t.q3, t.p95, m.limit, title)
-            )  # fmt: skip
-        what = {"forward": "", "prefill": "", "decode": ", one token"}[case.what]
-        groups.append((f"{words.capital(case.name)}{what}", bars))
-    first = groups[0][1]
-    description = "; ".join(f"{bar.name} {milli(bar.value)}" for bar in first)
+            bars.append(Bar(c.name, CSS[c.kind], t.median, times(m.ratio), t.q1, t.q3, t.p95, m.limit, title))
+        groups.append((words.capital(case.name) + (", one token" if case.what == "decode" else ""), bars))
     _draw(groups, canvas)
-    return "Time of one call, by backend", f"{groups[0][0]}: {description}"
+    heading, first = groups[0]
+    return "Time of one call, by backend", f"{heading}: " + "; ".join(f"{bar.name} {milli(bar.value)}" for bar in first)
 
 
 def draw_layers(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
@@ -67,36 +64,31 @@ def draw_layers(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
         dense = layer.times["dense float32"]
         many = f" ({count} alike)" if count > 1 else ""
         shape = f"{layer.rows} × {layer.cols}, {words.percent(layer.sparsity, 0)} sparsity"
-        bars = [
-            Bar("dense float32", "dense", dense, limit=layer.dense_limit, title=f"dense float32: {milli(dense)}", thin=True),
-        ]  # fmt: skip
+        bars = [_thin("dense float32", "dense", dense, "", layer.dense_limit)]
         if best is not None:
-            took = layer.times[best]
-            css = "both" if layer.values.startswith("int") else "pruned"
-            bars.append(
-                Bar(best, css, took, times(dense / took), limit=layer.limit, title=f"{best}: {milli(took)}", thin=True)
-            )
+            took, css = layer.times[best], "both" if layer.values.startswith("int") else "pruned"
+            bars.append(_thin(best, css, took, times(dense / took), layer.limit))
         groups.append((f"{layer.name}{many}: {shape}", bars))
-    layer = alike[0][0]
-    description = (
-        f"{layer.name}: dense {milli(layer.times['dense float32'])}, least possible packed {milli(layer.limit)}"
-    )
     _draw(groups, canvas, shared=True)
-    return "Time of each packed layer", description
+    layer = alike[0][0]
+    said = f"dense {milli(layer.times['dense float32'])}, least possible packed {milli(layer.limit)}"
+    return "Time of each packed layer", f"{layer.name}: {said}"
+
+
+def _thin(name: str, css: str, took: float, note: str, limit: float) -> Bar:
+    return Bar(name, css, took, note, limit=limit, title=f"{name}: {milli(took)}", thin=True)
 
 
 def distinct(layers: Sequence[LayerSpeed]) -> list[tuple[LayerSpeed, int]]:
     """Each layer that was timed itself, and how many share its times."""
-    counts: dict[str, int] = {}
-    for layer in layers:
-        counts[layer.like or layer.name] = counts.get(layer.like or layer.name, 0) + 1
+    counts = Counter(layer.like or layer.name for layer in layers)
     return [(layer, counts[layer.name]) for layer in layers if layer.like is None]
 
 
 def fastest(layer: LayerSpeed) -> str | None:
     """The fastest packed kernel that computes in the same type as dense float32."""
-    packed = {name: t for name, t in layer.times.items() if not name.startswith("dense") and not name.endswith(" x")}
-    return min(packed, key=lambda name: packed[name]) if packed else None
+    packed = [name for name in layer.times if not name.startswith("dense") and not name.endswith(" x")]
+    return min(packed, key=layer.times.__getitem__, default=None)
 
 
 def milli(value: float | None) -> str:
@@ -104,9 +96,9 @@ def milli(value: float | None) -> str:
     if value is None:
         return ""
     for scale, unit in ((1e3, "µs"), (1.0, "ms"), (1e-3, "s")):
-        if value * scale < 999.5 or unit == "s":
-            return f"{value * scale:.3g} {unit}" if value * scale < 999.5 else f"{value * scale:,.0f} {unit}"
-    return ""
+        if value * scale < 999.5:
+            return f"{value * scale:.3g} {unit}"
+    return f"{value * 1e-3:,.0f} s"
 
 
 def times(ratio: float | None) -> str:

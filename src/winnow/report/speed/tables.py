@@ -8,7 +8,7 @@ from winnow import words
 from winnow.records.compression import Speed
 from winnow.records.speed import Bench, Case, Contender, LayerSpeed, Measure
 from winnow.report.draw import table
-from winnow.report.draw.figures import swatch
+from winnow.report.draw.figures import square
 from winnow.report.draw.table import Column, Table
 from winnow.report.speed.chart import CSS, distinct, fastest, milli, times
 
@@ -26,7 +26,7 @@ def case(bench: Bench, which: Case) -> Table:
         Column("Max. relative output difference", lambda m: off(m.difference), "roomy"),
     ]
     found = [m for m in bench.measures if m.case == which.name]
-    return Table.of("Backend", found, columns, lambda m: table.Row(m.contender, swatch(CSS[kinds[m.contender]])))
+    return Table.of("Backend", found, columns, lambda m: table.Row(m.contender, square(CSS[kinds[m.contender]])))
 
 
 def contenders(bench: Bench) -> Table:
@@ -41,7 +41,7 @@ def contenders(bench: Bench) -> Table:
     ]
 
     def row(c: Contender) -> table.Row:
-        return table.Row(c.name, swatch(CSS[c.kind]), [t for t in (c.changes, c.note, kernels(c.kernels)) if t])
+        return table.Row(c.name, square(CSS[c.kind]), [t for t in (c.changes, c.note, kernels(c.kernels)) if t])
 
     return Table.of("Backend", bench.contenders, columns, row)
 
@@ -87,7 +87,7 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
     ]
 
 
-def interval(m: Measure) -> str:
+def interval(m: Measure | Speed) -> str:
     return f"{m.ratio_low:.2f} to {m.ratio_high:.2f}" if m.ratio_low is not None and m.ratio_high is not None else ""
 
 
@@ -121,9 +121,7 @@ def line(speed: Speed | None) -> str:
         return f"not measured: {speed.missing}" if speed.missing else ""
     dense = f"dense {speed.arithmetic}" if speed.arithmetic else "dense"
     both = f"{speed.what}: {dense} {milli(speed.dense.median)}, {speed.runs_on} {milli(speed.fast.median)}"
-    span = ""
-    if speed.ratio_low is not None and speed.ratio_high is not None:
-        span = f" ({speed.ratio_low:.2f} to {speed.ratio_high:.2f})"
+    span = f" ({interval(speed)})" if interval(speed) else ""
     return f"{both}: {outcome(speed)}{span}; quick measurement; run `winnow bench` for the full benchmark"
 
 

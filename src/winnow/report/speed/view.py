@@ -11,14 +11,13 @@ from markupsafe import Markup
 from winnow import words
 from winnow.records.compression import Speed
 from winnow.records.speed import Bench, Measure
-from winnow.report.draw.figures import Canvas, swatch
-from winnow.report.draw.page import ANSWERS, Block, Bullets, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.figures import square, swatch
+from winnow.report.draw.page import ANSWERS, Block, Bullets, Facts, Figure, Fold, Page, Section, Text, plain_rows
 from winnow.report.draw.plot import renditions
 from winnow.report.draw.summary import Line, Summary
 from winnow.report.draw.table import Table
 from winnow.report.speed import tables
 from winnow.report.speed.chart import BEYOND, ROWS, distinct, draw_cases, draw_layers, milli, times
-from winnow.report.template import plain_rows
 
 OWN = ("packed", "accelerated")  # the first word of contenders that run the packed weights
 LAYERS = 12  # distinct ones at most on a terminal: the page has them all
@@ -79,16 +78,14 @@ LAYER_BY_LAYER = "Layer by layer, weights coming from memory"
 
 def _legend(bench: Bench, limits: bool) -> list[tuple[Markup, str]]:
     kinds = {c.kind for c in bench.contenders}
-    found = [(swatch("dense"), "dense")]
-    if "quantized" in kinds:
-        found.append((swatch("quantized"), "dense, int8"))
-    if kinds & {"pruned", "pruned+quantized"}:
-        found.append((swatch("pruned"), "packed"))
-    if limits:
-        canvas = Canvas(14, 10)
-        canvas.line(7, 0, 7, 14, "limit")
-        found.append((canvas.swatch(), "bandwidth bound: its weights read once from memory"))
-    return found
+    bound = swatch(lambda canvas: canvas.line(7, 0, 7, 14, "limit"))
+    known = [
+        (True, square("dense"), "dense"),
+        ("quantized" in kinds, square("quantized"), "dense, int8"),
+        (bool(kinds & {"pruned", "pruned+quantized"}), square("pruned"), "packed"),
+        (limits, bound, "bandwidth bound: its weights read once from memory"),
+    ]
+    return [(mark, name) for there, mark, name in known if there]
 
 
 def chapter(bench: Bench | None, quick: Speed | None) -> list[Block | Table | None]:

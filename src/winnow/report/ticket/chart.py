@@ -12,10 +12,10 @@ from markupsafe import Markup
 from winnow import words
 from winnow.records.ticket import Figure, Row, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.draw.figures import Canvas
+from winnow.report.draw.figures import Canvas, swatch
 from winnow.report.draw.labels import Box, fit, text_width
 from winnow.report.draw.plot import NARROW, Plot
-from winnow.report.ticket.words import plain, span
+from winnow.report.ticket.words import measured
 
 COLOURS = 6  # of methods other than the chosen one, the reference and dense; then shapes repeat them
 SHAPES = ("dot", "diamond", "rect")
@@ -31,25 +31,15 @@ class Style:
 
 def styles(report: TicketReport) -> dict[str, Style]:
     """The chosen method and the one it is compared with have colours of their own, always the same."""
-    found: dict[str, Style] = {}
-    others = 0
-    for method in report.methods:
-        if method == report.chosen:
-            found[method] = Style("pruned", "dot")
-        elif method == report.reference:
-            found[method] = Style("quantized", "diamond")
-        elif method == "dense":
-            found[method] = Style("dense", "rect")
-        else:
-            found[method] = Style(f"m{others % COLOURS}", SHAPES[(others + others // COLOURS) % len(SHAPES)])
-            others += 1
-    return found
+    own = {"dense": Style("dense", "rect"), report.reference: Style("quantized", "diamond")}
+    own[report.chosen] = Style("pruned", "dot")
+    others = [method for method in report.methods if method not in own]
+    looks = {m: Style(f"m{i % COLOURS}", SHAPES[(i + i // COLOURS) % len(SHAPES)]) for i, m in enumerate(others)} | own
+    return {method: looks[method] for method in report.methods}
 
 
-def mark(
-    canvas: Canvas, style: Style, x: float, y: float, radius: float, title: str = "", hollow: bool = False
-) -> None:
-    css = f"ticket {style.css}" + (" hollow" if hollow else "")
+def mark(canvas: Canvas, style: Style, x: float, y: float, radius: float, title: str = "", more: str = "") -> None:
+    css = f"ticket {style.css}{more}"
     if style.shape == "dot":
         canvas.dot(x, y, radius, css)
     elif style.shape == "rect":
@@ -62,9 +52,7 @@ def mark(
 
 def sample(style: Style) -> Markup:
     """A mark alone, for legends and tables."""
-    canvas = Canvas(14, 10)
-    mark(canvas, style, 7, 7, 4.2)
-    return canvas.swatch()
+    return swatch(lambda canvas: mark(canvas, style, 7, 7, 4.2))
 
 
 def legend(report: TicketReport) -> list[tuple[Markup, str]]:
@@ -108,8 +96,7 @@ def heading(report: TicketReport) -> str:
 def title(row: Row, report: TicketReport, more: str = "") -> str:
     said = f"{report.named(row.method)} at {words.percent(row.sparsity)}"
     if row.figure is not None:
-        value, ends = phrases.quality(row.figure.value, report.task), span(row.figure, report.task)
-        said += f": {value}" + (f" ({ends})" if ends else "")
+        said += f": {measured(row.figure, report.task)}"
         said += f", mean of {row.seeds} seeds" if row.seeds > 1 else ""
     return said + more
 
@@ -137,7 +124,7 @@ def by_sparsity(report: TicketReport, canvas: Canvas) -> tuple[str, str] | None:
     canvas.text(0, font, fit(heading(report), width, font), "heading")
     plot.rules()
     if dense is not None:
-        plot.datum(dense.value, f"dense {plain(dense.value, report.task)}")
+        plot.datum(dense.value, f"dense {phrases.plain(dense.value, report.task)}")
     plot.ticks(list(levels), lambda v: words.percent(levels[v]), "sparsity →", 2.9 * font - 3)
     looks, last = styles(report), {}
     for i, method in enumerate(methods):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.ticket import Row, TicketReport
+from winnow.report.compression import phrases
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import Box, Wanted, fit
 from winnow.report.draw.plot import NARROW, Plot
 from winnow.report.ticket.chart import edges, heading, mark, point, styles, title, vertical
-from winnow.report.ticket.words import flops, plain, power
+from winnow.report.ticket.words import flops, power
 
 PANELS = 4  # sparsities drawn: the highest
 
@@ -57,6 +58,7 @@ def _panels(report: TicketReport, canvas: Canvas, cost: Cost) -> tuple[str, str]
     font, width = canvas.font, canvas.width
     known = [v for r in rows for v in cost.get(r) if v] + ([cost.training] if cost.training else [])
     room = max(1.18, (max(known) / min(known)) ** 0.12)
+    ends = min(known) / room, max(known) * room
     across = 2 if width > NARROW and len(levels) > 1 else 1
     gap, tall = 34.0, 250.0 if across == 2 or width <= NARROW else 300.0
     wide, head = (width - gap * (across - 1)) / across, 1.9 * font
@@ -64,9 +66,7 @@ def _panels(report: TicketReport, canvas: Canvas, cost: Cost) -> tuple[str, str]
     for i, level in enumerate(levels):
         at, down = (i % across) * (wide + gap), head + (i // across) * (tall + 2.4 * font)
         box = Box(at, down, at + wide, down + tall)
-        _panel(
-            report, canvas, cost, [r for r in rows if r.sparsity == level], box, (min(known) / room, max(known) * room)
-        )
+        _panel(report, canvas, cost, [r for r in rows if r.sparsity == level], box, ends)
     canvas.height = head + math.ceil(len(levels) / across) * (tall + 2.4 * font) - 0.6 * font
     said = "; ".join(title(r, report, cost.said(r)) for r in rows[:12])
     return f"{words.capital(report.task.metric)} against {cost.what}", said + "."
@@ -90,7 +90,7 @@ def _panel(
         at = x(cost.training)
         canvas.line(at, top - 0.6 * font, at, bottom, "edge")
         canvas.text(at, top - 0.8 * font, "T", anchor="middle")
-    taken = [] if dense is None else [plot.datum(dense.value, f"dense {plain(dense.value, report.task)}")]
+    taken = [] if dense is None else [plot.datum(dense.value, f"dense {phrases.plain(dense.value, report.task)}")]
     wanted, lines = [], []
     for r in sorted(rows, key=lambda r: r.method == report.chosen):
         assert r.figure is not None
@@ -98,14 +98,14 @@ def _panel(
         px, py, style = x(full), y.clamp(r.figure.value), looks[r.method]
         if less is not None and less < full:
             canvas.line(x(less), py, px, py, f"whisker {style.css}")
-            mark(canvas, style, x(less), py, 3.4, hollow=True)
+            mark(canvas, style, x(less), py, 3.4, more=" hollow")
             lines.append([(x(less), py), (px, py)])
         point(plot, r, report, style, px, py, cost.said(r), r.method in leading)
     for r in sorted(rows, key=lambda r: (r.method != report.chosen, r.method != report.reference)):
         assert r.figure is not None
         name = report.brief(r.method)
         if not y.low <= r.figure.value <= y.high:
-            name += f" ({plain(r.figure.value, report.task)})"
+            name += f" ({phrases.plain(r.figure.value, report.task)})"
         whole = Box(area.left + 2, top - 4, area.right + 2, bottom - 2)
         spot = x(cost.get(r)[0]), y.clamp(r.figure.value)
         wanted.append(Wanted(report.methods.index(r.method), *spot, (name,), whole, 6.0, r.method == report.chosen))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from winnow import words
 from winnow.records.ticket import COLLAPSE, TensorLine, TicketLine, TicketReport
-from winnow.report.allocation.words import block, shortened
+from winnow.report.allocation.words import block, mean, shortened
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
 
@@ -32,9 +32,8 @@ def by_round(report: TicketReport, line: TicketLine, canvas: Canvas) -> tuple[st
         return None
     if len(rounds) > COLUMNS:
         rounds = [rounds[round(i * (len(rounds) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
-    columns = [
-        Column(str(r.number), f"round {r.number}, {words.percent(r.sparsity)} sparsity", r.densities) for r in rounds
-    ]
+    titles = [f"round {r.number}, {words.percent(r.sparsity)} sparsity" for r in rounds]
+    columns = [Column(str(r.number), title, r.densities) for r, title in zip(rounds, titles, strict=True)]
     return _draw(canvas, line.tensors, columns, "Round", f"{report.named(line.method)}, kept of each tensor")
 
 
@@ -44,10 +43,8 @@ def by_method(report: TicketReport, canvas: Canvas) -> tuple[str, str] | None:
     if len(lines) < 2:
         return None
     order = [m for m in report.methods if m in lines]
-    columns = []
-    for m in order:
-        kept = {t.name: t.kept / t.numel for t in lines[m].tensors if t.numel}
-        columns.append(Column(report.brief(m), report.named(m), kept))
+    kept = [{t.name: t.kept / t.numel for t in lines[m].tensors if t.numel} for m in order]
+    columns = [Column(report.brief(m), report.named(m), shares) for m, shares in zip(order, kept, strict=True)]
     title = f"Kept of each tensor at {words.percent(report.sparsity)} sparsity"
     return _draw(canvas, lines[order[0]].tensors, columns, "", title)
 
@@ -59,12 +56,6 @@ def _grouped(tensors: Sequence[TensorLine]) -> list[tuple[str, list[TensorLine]]
     for t in tensors:
         groups.setdefault(block(t.name) or t.name, []).append(t)
     return list(groups.items())
-
-
-def _share(members: Sequence[TensorLine], column: Column) -> float | None:
-    known = [(column.kept[t.name], t.numel) for t in members if t.name in column.kept]
-    total = sum(n for _, n in known)
-    return sum(v * n for v, n in known) / total if total else None
 
 
 def _figure(share: float) -> str:
@@ -81,10 +72,9 @@ def _draw(
     labels = min(max(text_width(n, font) for n in [*names, over]) + 10, width * 0.34)
     pitch = min((width - labels) / len(columns), 96.0)
     row = 20.0 if len(groups) <= 24 else 15.0
-    values = [[_share(members, c) for c in columns] for _, members in groups]
-    figured = row >= 18 and all(
-        text_width(_figure(v), font) <= pitch - 3 for line in values for v in line if v is not None
-    )
+    values = [[mean((c.kept.get(t.name), t.numel) for t in members) for c in columns] for _, members in groups]
+    known = [v for line in values for v in line if v is not None]
+    figured = row >= 18 and all(text_width(_figure(v), font) <= pitch - 3 for v in known)
     slanted = any(text_width(c.label, font) > pitch - 6 for c in columns) and not over
     y = _heads(canvas, columns, labels, pitch, over, slanted)
     for (name, members), short, line in zip(groups, names, values, strict=True):
@@ -95,18 +85,13 @@ def _draw(
                 continue
             empty = any(column.kept.get(t.name, 1.0) < COLLAPSE for t in members)
             css = "heat error" if empty else "heat sparsity"
-            css += " figured" if figured else ""
             told = f"{name}, {column.title}: {words.percent(share, 2)} kept" + (", nearly empty" if empty else "")
-            x = labels + i * pitch
-            inset = 1.0 if pitch >= 8 else 0.0
-            strength = 0.45 if empty else share
-            canvas.heat(x + inset / 2, y + 0.5, pitch - inset, row - 1, css, strength, told)
-            if figured:
-                canvas.text(x + pitch / 2, middle, _figure(share), "cell", anchor="middle")
+            strength, figure = 0.45 if empty else share, _figure(share) if figured else ""
+            canvas.heat(labels + i * pitch, y, pitch, row, css, strength, told, figure)
         y += row
     canvas.height = y + 4
-    low = min((v for line in values for v in line if v is not None), default=math.nan)
-    return title, f"{len(groups)} rows, {len(columns)} columns; the least kept is {words.percent(low, 2)}."
+    low = words.percent(min(known, default=math.nan), 2)
+    return title, f"{len(groups)} rows, {len(columns)} columns; the least kept is {low}."
 
 
 def _heads(canvas: Canvas, columns: Sequence[Column], labels: float, pitch: float, over: str, slanted: bool) -> float:

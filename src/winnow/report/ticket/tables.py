@@ -1,8 +1,9 @@
-"""The tables of a search for tickets, for its page and the terminal."""
+"""The tables of a search for tickets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from winnow import words
 from winnow.records.ticket import ClassLine, Row, TicketLine, TicketReport
@@ -28,11 +29,11 @@ def results(report: TicketReport) -> Table:
     task, looks = report.task, styles(report)
     uneven = len({r.seeds for r in report.rows}) > 1
     columns: list[Column[Row]] = [
-        Column(words.capital(task.metric), lambda r: phrases.quality(r.figure.value, task) if r.figure else "", below=lambda r: span(r.figure, task), under_room="roomy"),
-        Column(f"Vs dense, {unit(task)}", lambda r: change(r.drop, task), below=lambda r: change_span(r.drop, task), under_room="extra"),
+        Column(words.capital(task.metric), lambda r: phrases.quality(r.figure.value, task) if r.figure else "", below=lambda r: span(r.figure, task)),
+        Column(f"Vs dense, {unit(task)}", lambda r: change(r.drop, task), below=lambda r: change_span(r.drop, task)),
         Column(f"Vs {report.named(report.reference)}" if report.reference else "", lambda r: change(r.against, task), "extra", lambda r: change_span(r.against, task)),
-        Column("Cost", lambda r: passes(r.passes), below=lambda r: steps(r.steps), under="steps"),
-        Column("Training FLOPs", lambda r: flops(r.dense_flops), "extra", lambda r: f"{flops(r.sparse_flops)} sparse" if r.sparse_flops < r.dense_flops else "", ""),
+        Column("Cost", lambda r: passes(r.passes), below=lambda r: steps(r.steps)),
+        Column("Training FLOPs", lambda r: flops(r.dense_flops), "extra", lambda r: f"{flops(r.sparse_flops)} sparse" if r.sparse_flops < r.dense_flops else ""),
         Column("Forward FLOPs", lambda r: words.percent(r.forward_share), "roomy"),
         Column("Time", lambda r: words.duration(r.seconds) if r.seconds else "", "roomy"),
     ]  # fmt: skip
@@ -68,29 +69,28 @@ def rounds(line: TicketLine, report: TicketReport) -> Table:
     return Table.of("Round", line.rounds, columns, lambda r: table.Row(str(r.number)), "slim")
 
 
-def _mean(lines: Sequence[TicketLine], get: Callable[[TicketLine], float]) -> float:
-    return sum(get(line) for line in lines) / len(lines)
+def _mean(parts: Iterable[object], name: str) -> float:
+    values = [getattr(part, name) for part in parts]
+    return sum(values) / len(values)
 
 
 def _per_result(
     report: TicketReport, first: str, has: Callable[[TicketLine], object], columns: Sequence[Column[Lines]]
 ) -> Table:
     """A row for each result of which some tickets have what is asked for."""
+
+    def row(pair: Lines) -> table.Row:
+        return table.Row(report.named(pair[0].method), group=(level(pair[0].sparsity), ""))
+
     found = [(r, [t for t in report.lines(r.method, r.sparsity) if has(t) is not None]) for r in report.rows]
-    return Table.of(
-        first,
-        [(r, lines) for r, lines in found if lines],
-        columns,
-        lambda pair: table.Row(report.named(pair[0].method), group=(level(pair[0].sparsity), "")),
-        "slim",
-    )
+    return Table.of(first, [pair for pair in found if pair[1]], columns, row, "slim")
 
 
 def overlaps(report: TicketReport) -> Table:
     """How alike each method's masks are to the reference's, and how alike chance would make them."""
 
     def share(name: str) -> Callable[[Lines], str]:
-        return lambda pair: words.percent(_mean(pair[1], lambda line: getattr(line.overlap, name)), fixed=True)
+        return lambda pair: words.percent(_mean((t.overlap for t in pair[1]), name), fixed=True)
 
     columns: list[Column[Lines]] = [
         Column("Cosine", share("cosine")),
@@ -104,18 +104,15 @@ def overlaps(report: TicketReport) -> Table:
 def flips(report: TicketReport) -> Table:
     """Answers that changed against the dense model; means over seeds."""
 
-    def mean(name: str) -> Callable[[Lines], str]:
-        return lambda pair: f"{_mean(pair[1], lambda line: getattr(line.changes, name)):,.0f}"
-
-    def agreement(pair: Lines) -> str:
-        return words.percent(_mean(pair[1], lambda line: line.changes.agreement if line.changes else 0.0), fixed=True)
+    def mean(name: str, show: Callable[[float], str] = "{:,.0f}".format) -> Callable[[Lines], str]:
+        return lambda pair: show(_mean((t.changes for t in pair[1]), name))
 
     columns: list[Column[Lines]] = [
         Column("Right to wrong", mean("right_to_wrong")),
         Column("Wrong to right", mean("wrong_to_right")),
         Column("Wrong to wrong", mean("wrong_to_wrong"), "extra"),
         Column("Total changed", mean("changed"), "extra"),
-        Column("Agreement", agreement),
+        Column("Agreement", mean("agreement", partial(words.percent, fixed=True))),
     ]
     return _per_result(report, "Method", lambda t: t.changes, columns)
 
@@ -127,21 +124,16 @@ def classes(report: TicketReport) -> Table:
         for c in line.classes:
             by_name.setdefault(c.name, []).append(c)
 
-    def mean(name: str) -> Callable[[list[ClassLine]], float]:
-        return lambda members: sum(getattr(c, name) for c in members) / len(members)
-
-    dense, now, lost, won = map(mean, ("dense", "ticket", "right_to_wrong", "wrong_to_right"))
-
     def moved(members: list[ClassLine]) -> float:
-        return now(members) - dense(members)
+        return _mean(members, "ticket") - _mean(members, "dense")
 
     columns: list[Column[list[ClassLine]]] = [
         Column("Examples", lambda m: words.count(m[0].n), "extra"),
-        Column("Dense", lambda m: f"{dense(m):.1f}%"),
-        Column("Now", lambda m: f"{now(m):.1f}%"),
+        Column("Dense", lambda m: f"{_mean(m, 'dense'):.1f}%"),
+        Column("Now", lambda m: f"{_mean(m, 'ticket'):.1f}%"),
         Column("Points", lambda m: signed(moved(m))),
-        Column("Right to wrong", lambda m: f"{lost(m):,.0f}", "extra"),
-        Column("Wrong to right", lambda m: f"{won(m):,.0f}", "extra"),
+        Column("Right to wrong", lambda m: f"{_mean(m, 'right_to_wrong'):,.0f}", "extra"),
+        Column("Wrong to right", lambda m: f"{_mean(m, 'wrong_to_right'):,.0f}", "extra"),
     ]
     order = sorted(by_name.values(), key=lambda m: (moved(m), m[0].name))
     return Table.of("Class", order, columns, lambda m: table.Row(m[0].name))

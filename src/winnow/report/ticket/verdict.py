@@ -33,8 +33,8 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
         return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
     said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
     if row.drop is not None:
-        span = change_span(row.drop, task)
-        said += f", {phrases.amount(change(row.drop, task), unit(task))} against dense" + (f" ({span})" if span else "")
+        against = f"{phrases.amount(change(row.drop, task), unit(task))} against dense"
+        said += f", {phrases.with_interval(against, change_span(row.drop, task))}"
     said += f", {took}"
     theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
     if theirs is not None and theirs.figure is not None and reference is not None:
@@ -73,8 +73,9 @@ def warnings(report: TicketReport) -> list[str]:
             found.append(f"{where}: the model put out values that are not numbers.")
     fewest = min((r.seeds for r in report.rows), default=0)
     if len(report.methods) > 1 and 0 < fewest < FEW_SEEDS:
+        seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
         found.append(
-            f"Some figures come from {'one seed' if fewest == 1 else f'{fewest} seeds'}: differences between methods of the size of the intervals may turn round with another."
+            f"Some figures come from {seeds}: differences between methods of the size of the intervals may turn round with another."
         )
     return found
 
@@ -88,20 +89,16 @@ def _collapse(report: TicketReport) -> list[str]:
     empty = {}
     for row in report.rows:
         lines = report.lines(row.method, row.sparsity)
-        gone = {t.name: t for line in lines for t in collapsed(line.tensors)}
-        if gone:
-            empty[row.method, row.sparsity] = gone
+        if emptied := {t.name: t for line in lines for t in collapsed(line.tensors)}:
+            empty[row.method, row.sparsity] = emptied
     mine = empty.pop((report.chosen, report.sparsity), {})
     less = f"less than {words.percent(COLLAPSE)} of the weights"
     found = []
     if mine:
-        names = ", ".join(
-            f"`{n}` ({words.count(t.kept)} of {words.count(t.numel)})" for n, t in list(mine.items())[:NAMES]
-        )
-        more = f" and {len(mine) - NAMES} more" if len(mine) > NAMES else ""
+        names = [f"`{n}` ({words.count(t.kept)} of {words.count(t.numel)})" for n, t in mine.items()]
         count = "one tensor keeps" if len(mine) == 1 else f"{len(mine)} tensors keep"
         found.append(
-            f"{_where(report, report.picked)}: {count} {less}: {names}{more}; a layer this empty passes next to nothing on."
+            f"{_where(report, report.picked)}: {count} {less}: {words.listed(names, NAMES)}; a layer this empty passes next to nothing on."
         )
     if empty:
         most = {method: [s for m, s in empty if m == method] for method, _ in empty}

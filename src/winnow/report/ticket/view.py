@@ -1,4 +1,4 @@
-"""What ticket.html shows, and what a search ends with on a terminal."""
+"""What ticket.html shows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from functools import partial
 from markupsafe import Markup
 
 from winnow import words
-from winnow.records.ticket import Figure as Value
 from winnow.records.ticket import TicketLine, TicketReport
 from winnow.report.compression import phrases
-from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text
+from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text, plain_rows
 from winnow.report.draw.plot import renditions
-from winnow.report.draw.summary import Summary
 from winnow.report.draw.table import Table
-from winnow.report.template import plain_rows
 from winnow.report.ticket import chart, cost_chart, heat
 from winnow.report.ticket.tables import classes, flips, full_imp, level, near, overlaps, results, rounds
-from winnow.report.ticket.words import change, change_span, flops, passes, span, steps, unit
+from winnow.report.ticket.words import change, change_span, flops, measured, passes, steps, unit
 
 UNFOLDED = 24  # rows of a table shown at once: of more, those of the verdict's sparsity
 CLASSES = 12  # shown at once: those that lost most
@@ -45,14 +42,6 @@ def view(report: TicketReport) -> Page:
         footer="A multiplication and an addition are two FLOPs; a training step is counted as three forward passes. "
         "Every figure on this page, unrounded, is in ticket-report.json.",
     )
-
-
-def summary(report: TicketReport) -> Summary:
-    """What a search ends with on a terminal."""
-    said = f"T is {words.count(report.steps)} steps; intervals are 95%, paired for differences"
-    lines = [("Dense", _figure(report.dense, report)), ("", said)]
-    lines += [("Warning", text) for text in report.warnings] + [("Note", text) for text in report.notes]
-    return Summary(report.verdict.tone, report.verdict.sentence, [results(report), lines])
 
 
 def _tiles(report: TicketReport) -> list[tuple[str, str, list[str]]]:
@@ -93,8 +82,6 @@ def _accuracy(report: TicketReport) -> Section:
     known = [report.described[m] for m in report.methods if m in report.described]
     meanings = [f"{m.title}: {m.meaning}" for m in known if m.meaning]
     by_sparsity = renditions(partial(chart.by_sparsity, report), "levels", (12.5, 11.0))
-    by_steps = renditions(partial(cost_chart.by_steps, report), "steps")
-    by_flops = renditions(partial(cost_chart.by_flops, report), "flops")
     legend = chart.legend(report)
     return Section(
         "Accuracy and cost" if report.task.metric == "accuracy" else "Quality and cost",
@@ -107,7 +94,7 @@ def _accuracy(report: TicketReport) -> Section:
         Section(
             "Against optimizer steps",
             Figure(
-                by_steps,
+                renditions(partial(cost_chart.by_steps, report), "steps"),
                 "All steps count: every round’s training, steps of discarded candidates, and scoring passes. T is one "
                 "ordinary training run. Each panel has its own vertical scale and the same horizontal one.",
                 [] if by_sparsity else legend,
@@ -116,7 +103,7 @@ def _accuracy(report: TicketReport) -> Section:
         Section(
             "Against training FLOPs",
             Figure(
-                by_flops,
+                renditions(partial(cost_chart.by_flops, report), "flops"),
                 "Filled: every step at dense cost, which is what hardware without sparse kernels pays. Hollow: the products "
                 "of prunable tensors scaled by the density of the step.",
             ),
@@ -143,6 +130,13 @@ def _layers(report: TicketReport) -> Section:
             several.setdefault((t.method, t.sparsity), t)
     order = sorted(several, key=lambda k: (k != (report.chosen, report.sparsity), k[0] != report.chosen))
     found = [(f"Pruning rounds: {report.named(m)} at {words.percent(s)}", several[m, s]) for m, s in order]
+    similarity: list[Table | Section | Text] = []
+    if alike := overlaps(report):
+        said = (
+            "Masks of equal sparsity, same seed where there is one. Cosine of the 0/1 keep vectors, and weights kept by "
+            "both over weights kept by either; “by chance” is what random masks with the same layer-wise sparsity reach."
+        )
+        similarity = [*_unfolding(alike, report), Text(said)]
     differ = any(r.disagreement is not None for r in found[0][1].rounds) if found else False
     return Section(
         "Sparsity per layer",
@@ -151,16 +145,7 @@ def _layers(report: TicketReport) -> Section:
             f"All methods at {level(report.sparsity)}: kept of each tensor{_unit(by_method)}",
             Figure(by_method, "" if by_round else caption),
         ),
-        Section(
-            f"Mask similarity to {report.named(report.reference or '')}",
-            *(_unfolding(overlaps(report), report) if overlaps(report) else []),
-            Text(
-                "Masks of equal sparsity, same seed where there is one. Cosine of the 0/1 keep vectors, and weights kept by "
-                "both over weights kept by either; “by chance” is what random masks with the same layer-wise sparsity reach."
-                if overlaps(report)
-                else ""
-            ),
-        ),
+        Section(f"Mask similarity to {report.named(report.reference or '')}", *similarity),
         *(Section(title, rounds(line, report)) for title, line in found[:1]),
         Text(
             "“Candidates differ” is the mean over pairs of candidates of the weights on which their masks differ, as a share "
@@ -196,7 +181,7 @@ def _answers(report: TicketReport) -> Section | None:
 
 def _setup(report: TicketReport) -> Section:
     """What all of the figures rest on."""
-    m, lines = report.model, report.lines(report.chosen, report.sparsity)
+    m, task, lines = report.model, report.task, report.lines(report.chosen, report.sparsity)
     rule = next((line.cost.isp for line in lines if line.cost.isp is not None), None)
     pruned = words.percent(report.forward_prunable / report.forward) if report.forward else ""
     # The last batch of an epoch is short, so that the mean need not be a whole number.
@@ -205,7 +190,7 @@ def _setup(report: TicketReport) -> Section:
         ("One training, T", f"{words.count(report.steps)} steps of {about}{words.count(round(report.batch))} examples"),
         ("Forward of one example", f"{flops(report.forward)}, {pruned} of it in prunable tensors"),
         ("Prunable weights", words.count(m.prunable) + (f" of {words.count(m.parameters)} parameters" if m.parameters else "")),
-        ("Dense", _figure(report.dense, report)),
+        ("Dense", measured(report.dense, task) if report.dense is not None else ""),
         ("Pruning rounds", f"{rule.rounds}, in {words.count(rule.mask_steps)} main steps: {words.percent(rule.share)} of T (the rule is at most 25%)" if rule else ""),
         ("Look-ahead", f"{words.count(rule.look_ahead)} steps of discarded candidates" if rule and rule.look_ahead else ""),
     ]  # fmt: skip
@@ -218,10 +203,3 @@ def _setup(report: TicketReport) -> Section:
         Fold("Settings", Facts(plain_rows(report.settings), "plain fine")),
         Fold("Machine", Facts(plain_rows(machine), "plain fine")),
     )
-
-
-def _figure(figure: Value | None, report: TicketReport) -> str:
-    if figure is None:
-        return ""
-    ends = span(figure, report.task)
-    return phrases.quality(figure.value, report.task) + (f" ({ends})" if ends else "")

@@ -10,15 +10,11 @@ from winnow.records.ticket import Figure
 from winnow.report.allocation.words import points
 from winnow.report.compression import phrases
 
-_POWERS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
 
 def power(value: float) -> tuple[float, str]:
     """The unit that a count of operations is best told in: (1e12, "TFLOP")."""
-    for unit, letter in _POWERS:
-        if value >= 0.9995 * unit:
-            return unit, f"{letter}FLOP"
-    return 1.0, "FLOP"
+    powers = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    return next(((unit, f"{letter}FLOP") for unit, letter in powers if value >= 0.9995 * unit), (1.0, "FLOP"))
 
 
 def flops(value: float | None) -> str:
@@ -43,16 +39,16 @@ def steps(value: float) -> str:
     return words.count(round(value))
 
 
-def plain(value: float, task: TaskInfo) -> str:
-    """A figure without its unit."""
-    return phrases.quality(value, task.model_copy(update={"unit": ""})) if task.unit != "%" else f"{value:.2f}"
-
-
 def span(figure: Figure | None, task: TaskInfo) -> str:
     """The interval of a figure, without its unit."""
     if figure is None or figure.low is None or figure.high is None:
         return ""
-    return f"{plain(figure.low, task)} to {plain(figure.high, task)}"
+    return f"{phrases.plain(figure.low, task)} to {phrases.plain(figure.high, task)}"
+
+
+def measured(figure: Figure, task: TaskInfo) -> str:
+    """A metric's value and its interval: "91.25% (90.10 to 92.40)"."""
+    return phrases.with_interval(phrases.quality(figure.value, task), span(figure, task))
 
 
 def signed(value: float) -> str:
@@ -70,15 +66,6 @@ def change_span(drop: Figure | None, task: TaskInfo) -> str:
         return ""
     low, high = (-drop.high, -drop.low) if task.higher_is_better else (drop.low, drop.high)
     return f"{signed(low)} to {signed(high)}"
-
-
-def gap(figure: Figure | None) -> str:
-    """A difference in points and its interval, in one cell."""
-    if figure is None:
-        return ""
-    if figure.low is None or figure.high is None:
-        return signed(figure.value)
-    return f"{signed(figure.value)} ({signed(figure.low)} to {signed(figure.high)})"
 
 
 def unit(task: TaskInfo) -> str:
