@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from winnow.compression.hosts import Host, write_matrix, write_tensors
-from winnow.compression.otherwise import unfitted_note, unrounded_note, unseen_note, watched_note
+from winnow.compression.counts import grid_of
+from winnow.compression.hosts import Host, read_matrix, write_matrix, write_tensors
+from winnow.compression.otherwise import notes_of
 from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
-from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
+from winnow.compression.solving import solve_unit, store_solution, unseen_parts
 from winnow.disk.files import write_atomic
 from winnow.errors import FormatError, InputError
 from winnow.formats.packed import PackedTensor
@@ -92,8 +93,7 @@ class Pruner:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
-        self.notes += [*unseen_note(self.recipe.method, layers), *watched_note(watched, layers)]
-        self.notes += [*unrounded_note(self.recipe.values, layers), *unfitted_note(layers)]
+        self.notes += notes_of(self.recipe, layers, watched)
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -128,7 +128,7 @@ class Pruner:
         for p, solution in solutions:  # where the fit starts
             write_matrix(self.host.model, p, solution.weight)
         fitted = self.recipe.recovery.fit_block(
-            self.recipe, unit, solutions, stats, calls, grid_of(self.recipe),
+            self.recipe, unit, solutions, stats, calls, grid_of(self.recipe.values, self.recipe.group_size),
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
@@ -208,7 +208,7 @@ class Pruner:
         return True
 
     def _weight(self, p: Prunable) -> torch.Tensor:
-        weight = p.matrix(self.host.model.get_parameter(p.name).detach()).float()
+        weight = read_matrix(self.host.model, p)
         if not torch.isfinite(weight).all():
             raise InputError(
                 f"{p.name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."
