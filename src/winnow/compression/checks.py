@@ -12,7 +12,6 @@ from winnow.compression.job import Job
 from winnow.compression.recovery import Recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
-from winnow.measure.fits import require_sound
 from winnow.models.source import ModelSource
 
 
@@ -68,9 +67,3 @@ def source_notes(source: ModelSource) -> list[str]:
         ]
     random = source.untrained()
     return [random] if random is not None else []
-
-
-def check_finite(host: Host, scope: Scope) -> None:
-    """NaN anywhere is found before an hour of work; a streamed model's blocks are checked when they are read."""
-    if not host.streamed:
-        require_sound(host.model, scope.prunables)

@@ -213,12 +213,9 @@ def _near(argument: str) -> str:
 
 
 def _dense_row(setup: Setup, task: Task, dense: Evaluation) -> Candidate:
-    bits = (
-        sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
-        / setup.scope.numel
-    )
+    bits = sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
     return Candidate(
-        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits, file_bytes=setup.dense_file,
+        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits / setup.scope.numel, file_bytes=setup.dense_file,
         **_quality(task, dense), drop=0.0,
     )  # fmt: skip
 
@@ -270,14 +267,9 @@ def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
         return Sizes(dense_file=setup.dense_file, file=main.file_bytes)
     parts = read_artifact(folder).bytes
     return Sizes(
-        dense_file=setup.dense_file,
-        file=main.file_bytes,
-        packed_values=parts["values"],
-        masks=parts["masks"],
-        scales=parts["scales"],
-        dense_tensors=parts["dense"],
-        other=parts["other"],
-    )
+        dense_file=setup.dense_file, file=main.file_bytes, packed_values=parts["values"], dense_tensors=parts["dense"],
+        **{name: parts[name] for name in ("masks", "scales", "other")},
+    )  # fmt: skip
 
 
 def _budget(setup: Setup) -> str:

@@ -14,7 +14,7 @@ from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
+from winnow.compression.checks import check_earlier, check_trainable, own_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
@@ -23,8 +23,7 @@ from winnow.compression.options import SAMPLES, TRAINING_SAMPLES
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
-from winnow.compression.sizes import dense_bytes as size_of_dense
-from winnow.compression.sizes import dense_layout, stored_sizes
+from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
 from winnow.errors import InputError
@@ -35,7 +34,7 @@ from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import declares_outputs, find_scope
 from winnow.masks.structure import NM, Unstructured, check, within_tensor
 from winnow.masks.unwrap import on_meta
-from winnow.measure.fits import check_length
+from winnow.measure.fits import check_length, require_sound
 from winnow.measure.prepare import Prepared, prepare, try_model
 from winnow.models.source import ModelSource, open_model
 
@@ -53,7 +52,6 @@ class Setup:
     prepared: Prepared
     recipes: list[Recipe]
     reason: str  # why this method
-    dense_bytes: int  # of the tensors that stay as they are
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
@@ -93,7 +91,8 @@ def set_up(job: Job) -> Setup:
     )
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
     learned_pattern = job.learns and isinstance(job.pattern, NM)  # leaves tensors dense that do not take it
-    check_finite(host, scope)
+    if not host.streamed:  # NaN is found before an hour of work; streamed blocks are checked when they are read
+        require_sound(host.model, scope.prunables)
     method, reason = job.method, "named by you"
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
@@ -120,12 +119,12 @@ def set_up(job: Job) -> Setup:
             check(within_tensor(job.pattern), p.rows, p.cols, p.name)
     if fitting.trains:
         settings["batch"] = prepared.batch_size
-    recalibrate = job.recalibrate and not (
-        job.keeps_zeros and parts["solver"] == "none"
-    )  # as little changes, in every row
+    packed_as_is = job.keeps_zeros and parts["solver"] == "none"  # as little changes, in every row
     sequential = _sequential(job, host, scope, prepared, whole_blocks=recovery.by_block)
     layout = dense_layout(host, scope)
-    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, layout)
+    prunable_bytes = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
+    kept_bytes = sum(stored_sizes(host).values()) - prunable_bytes  # of the tensors that stay dense
+    dense_file = dense_bytes(host, scope, layout)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
@@ -139,7 +138,7 @@ def set_up(job: Job) -> Setup:
             if learned_pattern:  # which layers take it is learned
                 zeros = round(budget.value * scope.numel)
             else:
-                zeros = total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, dense_bytes)
+                zeros = total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, kept_bytes)
             sparsity = budget.value if budget.kind == "sparsity" else round(zeros / scope.numel, 4)
             sparsity, zeros = raised(sparsity, zeros, existing, scope.numel)
         if any(r.zeros == zeros for r in recipes):  # two rates below the existing zeros come to one
@@ -147,7 +146,7 @@ def set_up(job: Job) -> Setup:
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
+                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=job.recalibrate and not packed_as_is, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
             )
@@ -164,7 +163,7 @@ def set_up(job: Job) -> Setup:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
     plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, existing)
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, existing)
 
 
 def with_data(host: Host, prepared: Prepared) -> Host:
@@ -229,12 +228,6 @@ def _fits_wide(job: Job, source: ModelSource) -> bool:
     """16 bits become float32 unless the model would not fit: half precision on a CPU is slow or coarse."""
     stored = sum(f.stat().st_size for f in source.weight_files())
     return 4 * stored < available_memory() and job.device == "cpu"
-
-
-def _bytes(host: Host, scope: Scope) -> int:
-    """Bytes of the tensors that stay dense, as the dense file stores them."""
-    total = sum(stored_sizes(host).values())
-    return total - sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
 
 
 def _sequential(
