@@ -42,14 +42,7 @@ class Runner:
     """
 
     def __init__(
-        self,
-        bench: Workbench,
-        task: Task | None,
-        store: Store,
-        *,
-        identity: dict[str, str],
-        spill: bool = False,
-        device: str = "cpu",
+        self, bench: Workbench, task: Task | None, store: Store, *, identity: dict[str, str], spill: bool, device: str
     ) -> None:
         self.bench, self.task, self.store, self.identity, self.device = bench, task, store, identity, device
         self.host, self.scope = bench.host, bench.scope
@@ -83,26 +76,21 @@ class Runner:
         started = time.perf_counter()
         pruned, key, record = self._pruned(candidate)
         self.timing[f"compress {candidate.name}"] = time.perf_counter() - started
-        evaluation = None
-        if self.task is not None:
+        evaluation = comparison = None
+        if (task := self.task) is not None:
             measuring = time.perf_counter()
 
             def measure() -> Evaluation:
-                assert self.task is not None
                 with pruned.in_place(self.host, self.scope) as model:
                     self.host.identity.check(model, candidate.name, apart=[*self.scope.prunables, *pruned.extra])
-                    return self.task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
+                    return task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
 
             evaluation = self._evaluated(key, measure)
             self.timing[f"measure {candidate.name}"] = time.perf_counter() - measuring
-        comparison = (
-            compare(self.dense, evaluation, higher_is_better=self.task.higher_is_better)
-            if self.task is not None and self.dense is not None and evaluation is not None
-            else None
-        )
-        return Outcome(
-            candidate, pruned, evaluation, comparison, self._file_bytes(pruned), pruned.seconds, pruned.notes, record
-        )
+            if self.dense is not None:
+                comparison = compare(self.dense, evaluation, higher_is_better=task.higher_is_better)
+        size = self._file_bytes(pruned)
+        return Outcome(candidate, pruned, evaluation, comparison, size, pruned.seconds, pruned.notes, record)
 
     def weigh(self, recipe: Recipe) -> int:
         """Bytes of the weights file that a recipe comes to, headers included; measures nothing."""

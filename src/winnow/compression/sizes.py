@@ -54,10 +54,11 @@ def stored_bytes(host: Host, scope: Scope, dense: Layout, files: Mapping[str, Te
     """The size of the weights file of a candidate whose packed tensors lie in ``files`` (by name); none is read."""
     opened = {file.path: file for file in files.values()}
     described = {name: about for file in opened.values() for name, about in split_keys(file)[0].items()}
-    packed = []
-    for name in scope.prunables:
-        for written in written_names(host, name):
-            packed.append((_renamed(stored_parts(files[name], name), name, written), {written: described[name]}))
+    packed = [
+        (_renamed(stored_parts(files[name], name), name, written), {written: described[name]})
+        for name in scope.prunables
+        for written in written_names(host, name)
+    ]
     return weights_bytes(dense, packed, shard_bytes(host))
 
 
