@@ -132,8 +132,7 @@ class Pruner:
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
-        unseen = {p.name: unseen_parts(p, stats, self.recipe) for p in unit.prunables}
-        self._keep(unit.path, unit.prunables, fitted.solutions, started, fitted.extra, unseen, fitted.improved)
+        self._keep(unit.path, unit.prunables, fitted.solutions, started, stats, fitted.extra, fitted.improved)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -152,8 +151,7 @@ class Pruner:
             return
         started = time.perf_counter()
         solutions = solve_unit(prunables, stats, self.recipe, self.zeros, self._weight, self.keeps)
-        unseen = {p.name: unseen_parts(p, stats, self.recipe, kept=p.name in (self.keeps or {})) for p in prunables}
-        self._keep(path, prunables, solutions, started, {}, unseen)
+        self._keep(path, prunables, solutions, started, stats, {})
 
     def _keep(
         self,
@@ -161,8 +159,8 @@ class Pruner:
         prunables: Sequence[Prunable],
         solutions: Iterable[tuple[Prunable, Solution]],
         started: float,
+        stats: dict[str, list[InputStats]],
         extra: dict[str, torch.Tensor],
-        unseen: dict[str, int],
         fitted: bool | None = None,
     ) -> None:
         """Packs the layers of a unit, writes them into the model as packed, and stores them."""
@@ -171,9 +169,10 @@ class Pruner:
             packed = store_solution(p, solution, self.recipe, self.host.stored_dtype[p.name])
             write_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
+            unseen = unseen_parts(p, stats, self.recipe, kept=p.name in (self.keeps or {}))
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
-                p.parts, unseen[p.name], packed.values, fitted,
+                p.parts, unseen, packed.values, fitted,
             )  # fmt: skip
         extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
         self._change(extra)

@@ -166,9 +166,10 @@ class Runner:
                 keeps, extra = learned.keeps, units.entries(learned.keeps, self.host.model)
         parts = [(self.scope, plain, folder)]
         if learned is not None and _apart(recipe):
-            pattern, dense = _split(self.scope, zeros)
+            pruned = {n: p for n, p in self.scope.prunables.items() if zeros.get(n, 0)}
+            dense = {n: p for n, p in self.scope.prunables.items() if n not in pruned}
             unpruned = plain.model_copy(update=dict(structure="unstructured", solver="none", score="magnitude"))
-            parts = [(pattern, plain, folder), (dense, unpruned, folder / "dense")]
+            parts = [(Scope(pruned), plain, folder), (Scope(dense), unpruned, folder / "dense")]
         runs = []
         for scope, part, place in parts:
             if not scope.prunables:
@@ -231,9 +232,3 @@ def _removed(keeps: dict[str, torch.Tensor]) -> dict[str, int]:
 def _apart(recipe: Recipe) -> bool:
     """Whether layers that keep all their weights are packed apart: a learned n:m, which not every layer takes."""
     return recipe.fitting.allocates and isinstance(recipe.pattern, NM)
-
-
-def _split(scope: Scope, zeros: dict[str, int]) -> tuple[Scope, Scope]:
-    """The tensors that lose weights, and those that do not."""
-    pruned = {n: p for n, p in scope.prunables.items() if zeros.get(n, 0)}
-    return Scope(pruned), Scope({n: p for n, p in scope.prunables.items() if n not in pruned})

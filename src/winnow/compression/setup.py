@@ -14,7 +14,7 @@ from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_trainable, own_zeros, source_notes
+from winnow.compression.checks import check_earlier, check_trainable, check_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
@@ -80,8 +80,11 @@ def set_up(job: Job) -> Setup:
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
     limit = job.memory_limit()
-    if limit is not None:
-        _import_ahead()
+    if limit is not None:  # libraries used later take memory too: they are there before it is reckoned with
+        import jinja2  # noqa: F401
+        import scipy.stats  # noqa: F401
+
+        import winnow.report.compression.page  # noqa: F401
     host: Host = (
         Streamed(source)
         if limit is not None and source.kind == "folder" and not source.is_artifact
@@ -128,8 +131,10 @@ def set_up(job: Job) -> Setup:
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
-    own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
     zero = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    if job.keeps_zeros:
+        check_zeros(zero, scope, source.spec)
+    own = zero if job.keeps_zeros else 0
     existing = zero if isinstance(job.pattern, Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
@@ -251,11 +256,3 @@ def _sequential(
     widths = [p.cols for p in scope.prunables.values() if p.kind not in CONVOLUTIONS] or [0]
     waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
     return "layer" if waiting < available_memory() / 4 else "block"
-
-
-def _import_ahead() -> None:
-    """Libraries used later take memory too: with a limit they are there before it is reckoned with."""
-    import jinja2  # noqa: F401
-    import scipy.stats  # noqa: F401
-
-    import winnow.report.compression.page  # noqa: F401
