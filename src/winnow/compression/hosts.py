@@ -126,7 +126,8 @@ class Loaded:
 
     def dense(self, scope: Scope) -> nullcontext[nn.Module]:
         """The original model, whatever was done to it since."""
-        return self.with_weights(self.original, scope, {})
+        self.restore(scope)
+        return nullcontext(self.model)
 
     def with_weights(self, weights: Weights, scope: Scope, extra: dict[str, torch.Tensor]) -> nullcontext[nn.Module]:
         """The model with every prunable weight from ``weights`` and the tensors in ``extra`` replaced."""

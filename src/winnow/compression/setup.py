@@ -122,7 +122,10 @@ def set_up(job: Job) -> Setup:
             check(within_tensor(job.pattern), p.rows, p.cols, p.name)
     if fitting.trains:
         settings["batch"] = prepared.batch_size
-    packed_as_is = job.keeps_zeros and parts["solver"] == "none"  # as little changes, in every row
+    packed_as_is = (
+        job.keeps_zeros and parts["solver"] == "none"
+    )  # so little changes that batch norms stay, in every row
+    recalibrate = job.recalibrate and not packed_as_is
     sequential = _sequential(job, host, scope, prepared, whole_blocks=recovery.by_block)
     layout = dense_layout(host, scope)
     prunable_bytes = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
@@ -151,7 +154,7 @@ def set_up(job: Job) -> Setup:
         recipes.append(
             Recipe(
                 method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
-                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=job.recalibrate and not packed_as_is, table=job.table,
+                sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
             )

@@ -84,7 +84,7 @@ def coupled_masks(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Ten
         ranked = score_units(units, scores, "sum")
     selection = select_units(units, ranked, recipe.zeros, scope)
     compensated = compensate(units, selection.chosen, weights, stats)
-    deltas = {n: d for n, d in compensated.items() if d is not None}  # None: a consumer without a bias
+    deltas = {n: d for n, d in compensated.items() if d is not None}  # a consumer without a bias has none
     names = {entry.name for i in selection.chosen for entry in units[i].biases} | deltas.keys()
     extra = {n: host.model.get_parameter(n).detach().clone() for n in sorted(names)}
     for name, delta in deltas.items():
