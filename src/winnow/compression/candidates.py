@@ -91,10 +91,8 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
             plain = f"{values}-g{group}" if group else values
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":
-        pruned = [
-            (recipe, values) for recipe in recipes if recipe.zeros for values in VALUES if values != recipe.values
-        ]
-        found += [primary(at_values(recipe, values, has_data=has_data)) for recipe, values in pruned]
+        pruned = [(r, values) for r in recipes if r.zeros for values in VALUES if values != r.values]
+        found += [primary(at_values(r, values, has_data=has_data)) for r, values in pruned]
     return found
 
 

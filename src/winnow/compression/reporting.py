@@ -211,8 +211,8 @@ def _near(argument: str) -> str:
 def _dense_row(setup: Setup, task: Task, dense: Evaluation) -> Candidate:
     bits = sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
     return Candidate(
-        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits / setup.scope.numel, file_bytes=setup.dense_file,
-        **_quality(task, dense), drop=0.0,
+        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits / setup.scope.numel,
+        file_bytes=setup.dense_file, **_quality(task, dense), drop=0.0,
     )  # fmt: skip
 
 

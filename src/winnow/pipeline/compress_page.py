@@ -67,16 +67,12 @@ def compress_report(execution: Execution, number: int, ticket: int | None, dense
         _name_ticket(report, execution.results[ticket].figures["sparsity"])
         if dense is not None:
             _compare(report, dense)
-        unknown = (
-            "The dense model was not measured: what the ticket itself lost is not in these figures. A train stage and an "
-            "eval stage before the ticket measure it."
-        )
-        by = (
-            f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing."
-            if dense
-            else unknown
-        )
-        notes = [f"{by} {FIGURES}"]
+            notes = [f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing. {FIGURES}"]
+        else:
+            notes = [
+                "The dense model was not measured: what the ticket itself lost is not in these figures. A train stage and an "
+                f"eval stage before the ticket measure it. {FIGURES}"
+            ]
     else:
         trained = number > 0 and execution.models[number - 1].key != inputs.model.key
         notes = [(f"“Dense” is the model of {execution.models[number - 1].made_by}; " if trained else "") + FIGURES]

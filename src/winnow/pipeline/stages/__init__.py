@@ -1,4 +1,4 @@
-"""The kinds of stages of a recipe. A new one is its file here, and its class in :data:`KINDS`."""
+"""The kinds of stages of a recipe. A new one is its file here, named after it, and its class in :data:`KINDS`."""
 
 from __future__ import annotations
 
