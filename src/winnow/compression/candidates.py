@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from winnow.compression.recipe import Recipe, Values
-from winnow.errors import InputError
+from winnow.compression.options import Values
+from winnow.compression.recipe import Recipe
 from winnow.masks.structure import NM, Unstructured
 
 Kind = Literal["dense", "quantized", "pruned", "pruned+quantized"]
@@ -76,8 +76,6 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
         level: "none"; "rtn" (plain round-to-nearest only: seconds); "all" (GPTQ and pruned + int8 / int4 too).
         has_data: GPTQ and solved candidates need calibration data.
     """
-    if level not in ("none", "rtn", "all"):
-        raise InputError(f"--baselines {level!r} is not known: choose all, rtn or none.")
     if level == "none":
         return []
     base = recipes[0]
@@ -93,10 +91,8 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
             plain = f"{values}-g{group}" if group else values
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
     if level == "all":
-        for recipe in recipes:
-            for values in VALUES:
-                if values != recipe.values and recipe.zeros:
-                    found.append(primary(at_values(recipe, values, has_data=has_data)))
+        pruned = [(r, values) for r in recipes if r.zeros for values in VALUES if values != r.values]
+        found += [primary(at_values(r, values, has_data=has_data)) for r, values in pruned]
     return found
 
 

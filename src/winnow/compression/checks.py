@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 
-from winnow.allocate.zeros import zero_entries
 from winnow.compression.hosts import Host
 from winnow.compression.job import Job
 from winnow.compression.recovery import Recovery
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
-from winnow.measure.fits import require_sound
 from winnow.models.source import ModelSource
 
 
@@ -35,16 +33,14 @@ def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
         )
 
 
-def own_zeros(host: Host, scope: Scope, spec: str) -> int:
-    """The zeros among the prunable weights of a model that is sparse already. Raises InputError when there are none."""
-    zeros = sum(zero_entries(host.original(name)) for name in scope.prunables)
+def check_zeros(zeros: int, scope: Scope, spec: str) -> None:
+    """A model that is packed as it is has zeros among its prunable weights, and other values."""
     if not zeros:
         raise InputError(
             f"{spec} has no zeros among its prunable weights: give a pruned model, or a --sparsity and another --method."
         )
     if zeros == scope.numel:
         raise InputError(f"every prunable weight of {spec} is zero: give a model with some nonzero weights.")
-    return zeros
 
 
 def check_earlier(job: Job, fitting: Recovery) -> None:
@@ -68,9 +64,3 @@ def source_notes(source: ModelSource) -> list[str]:
         ]
     random = source.untrained()
     return [random] if random is not None else []
-
-
-def check_finite(host: Host, scope: Scope) -> None:
-    """NaN anywhere is found before an hour of work; a streamed model's blocks are checked when they are read."""
-    if not host.streamed:
-        require_sound(host.model, scope.prunables)

@@ -12,7 +12,7 @@ import torch
 from winnow.allocate import LayerInfo, allocate
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget, largest_remainder, zeros_for
-from winnow.compression.hosts import Host
+from winnow.compression.hosts import Host, read_matrix
 from winnow.compression.recipe import Recipe
 from winnow.errors import InputError
 from winnow.inputs import InputStats
@@ -51,18 +51,18 @@ def unheld(host: Host, scope: Scope, values: str, group_size: int) -> set[str]:
 
     A streamed model is not read for it: there the plan takes all for rounded.
     """
-    if values not in BITS or host.streamed:
+    grid = grid_of(values, group_size)
+    if grid is None or host.streamed:
         return set()
-    key = (values, group_size if values == "int4" else None)
-    known: dict[Any, set[str]] = host.__dict__.setdefault("_unheld", {})
-    if key not in known:
-        grid = Grid(BITS[values], key[1])
-        known[key] = {n for n, p in scope.prunables.items() if not grid.holds(_working(host, p))}
-    return known[key]
+    known: dict[Grid, set[str]] = host.__dict__.setdefault("_unheld", {})
+    if grid not in known:
+        known[grid] = {n for n, p in scope.prunables.items() if not grid.holds(read_matrix(host.model, p))}
+    return known[grid]
 
 
-def _working(host: Host, p: Prunable) -> torch.Tensor:
-    return p.matrix(host.model.get_parameter(p.name).detach()).float()
+def grid_of(values: str, group_size: int) -> Grid | None:
+    """What weights are rounded to; None where they stay in floating point."""
+    return Grid(BITS[values], group_size if values == "int4" else None) if values in BITS else None
 
 
 def header_bytes(scope: Scope) -> int:
@@ -75,8 +75,8 @@ def total_zeros(
 ) -> int:
     """The number of zeros the budget comes to over all prunable weights.
 
-    Of a size it is where :mod:`winnow.compression.sizing` begins, which weighs the file: what the header is reckoned at, at
-    most, refuses nothing.
+    Of a size it is where :func:`winnow.compression.sizes.fit_size` begins, which weighs the file: what the header is
+    reckoned at, at most, refuses nothing.
     """
 
     def zeros(overhead: int) -> int:
@@ -98,10 +98,7 @@ def total_zeros(
 
 
 def per_tensor(
-    recipe: Recipe,
-    host: Host,
-    scope: Scope,
-    stats: dict[str, list[InputStats]] | None = None,
+    recipe: Recipe, host: Host, scope: Scope, stats: dict[str, list[InputStats]] | None = None
 ) -> dict[str, int]:
     """How many weights each tensor loses; the sum is ``recipe.zeros`` (n:m and blocks: to what their shape allows).
 
@@ -192,14 +189,17 @@ def _matrix(host: Host, p: Prunable) -> torch.Tensor:
 
 def _scores(host: Host, p: Prunable, recipe: Recipe, stats: dict[str, list[InputStats]] | None) -> torch.Tensor:
     weight = _matrix(host, p)
-    typical = _typical(stats) if stats is not None else 0.0
     if stats is None or not needs_data(recipe.score):
-        return score(
-            recipe.score if not needs_data(recipe.score) else "magnitude", weight, None, seed=layer_seed(recipe, p)
-        )
-    band = p.rows // p.parts
+        return plain_scores(recipe, p, weight)
+    band, typical = p.rows // p.parts, _typical(stats)
     known = [s if s.tokens else _even(s, typical) for s in stats[p.name]]
     return torch.cat([score(recipe.score, weight[i * band : (i + 1) * band], s) for i, s in enumerate(known)])
+
+
+def plain_scores(recipe: Recipe, p: Prunable, weight: torch.Tensor) -> torch.Tensor:
+    """Scores of a weight alone: magnitudes where the recipe's score reads inputs."""
+    name = "magnitude" if needs_data(recipe.score) else recipe.score
+    return score(name, weight, None, seed=layer_seed(recipe, p))
 
 
 def _typical(stats: dict[str, list[InputStats]]) -> float:

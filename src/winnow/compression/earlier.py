@@ -48,13 +48,9 @@ def compare(record: AllocationRecord, earlier: AllocationRecord, name: str) -> C
         result.moved = fmean(abs(now - then) for _, now, then in both)
         result.largest, now, then = max(both, key=lambda row: abs(row[1] - row[2]))
         result.difference = now - then
-        result.correlation = _spearman([now for _, now, _ in both], [then for _, _, then in both])
+        _, rates, earlier_rates = zip(*both)
+        if len(set(rates)) > 1 and len(set(earlier_rates)) > 1:
+            from scipy.stats import spearmanr
+
+            result.correlation = float(spearmanr(rates, earlier_rates).statistic)
     return result
-
-
-def _spearman(a: list[float], b: list[float]) -> float | None:
-    if len(set(a)) < 2 or len(set(b)) < 2:
-        return None
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)

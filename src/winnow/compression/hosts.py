@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -122,25 +122,20 @@ class Loaded:
 
     def restore(self, scope: Scope) -> None:
         """Writes the dense weights, biases and buffers back."""
-        with torch.no_grad():
-            for name in scope.prunables:
-                self.model.get_parameter(name).copy_(self.original(name))
-        write_tensors(self.model, self._small)
+        self.with_weights(self.original, scope, {})
 
-    @contextmanager
-    def dense(self, scope: Scope) -> Iterator[nn.Module]:
+    def dense(self, scope: Scope) -> nullcontext[nn.Module]:
         """The original model, whatever was done to it since."""
         self.restore(scope)
-        yield self.model
+        return nullcontext(self.model)
 
-    @contextmanager
-    def with_weights(self, weights: Weights, scope: Scope, extra: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
+    def with_weights(self, weights: Weights, scope: Scope, extra: dict[str, torch.Tensor]) -> nullcontext[nn.Module]:
         """The model with every prunable weight from ``weights`` and the tensors in ``extra`` replaced."""
         with torch.no_grad():
             for name in scope.prunables:
                 self.model.get_parameter(name).copy_(weights(name))
         write_tensors(self.model, {**self._small, **{self.first.get(n, n): t for n, t in extra.items()}})
-        yield self.model
+        return nullcontext(self.model)
 
     def as_stored(self) -> None:
         """From now on ``model`` has the original types in place of those of the arithmetic."""
@@ -281,6 +276,11 @@ def main_dtype(host: Host) -> torch.dtype | None:
 def written_names(host: Host, name: str) -> list[str]:
     """The names under which a tensor is stored: one, and more where a tie would not come back by itself."""
     return list(dict.fromkeys(host.stored[n] for n, first in host.first.items() if first == host.first[name]))
+
+
+def read_matrix(model: nn.Module, prunable: Prunable) -> torch.Tensor:
+    """The weight as it is in the model, [rows, cols], float32."""
+    return prunable.matrix(model.get_parameter(prunable.name).detach()).float()
 
 
 def write_matrix(model: nn.Module, prunable: Prunable, matrix: torch.Tensor) -> None:

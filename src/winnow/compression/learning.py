@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from winnow.compression.hosts import read_matrix
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import solve_unit
-from winnow.compression.units import coupled_masks
-from winnow.compression.workbench import Workbench
+from winnow.compression.workbench import Workbench, coupled_masks
 from winnow.formats.packed_file import load_packed, save_packed
-from winnow.masks.prunable import Prunable
 from winnow.records.allocation import AllocationRecord
 from winnow.run.store import Store, stage_key
 from winnow.scores import needs_data
@@ -63,11 +64,8 @@ def _fixed(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Tensor], d
         zeros = bench.counts(plain)
         stats = bench.statistics if needs_data(recipe.score) else {}
         bench.host.restore(bench.scope)
-
-        def weight(p: Prunable) -> torch.Tensor:
-            return p.matrix(bench.host.model.get_parameter(p.name).detach()).float()
-
-        solved = solve_unit(list(bench.scope.prunables.values()), stats, plain, zeros, weight)
+        weight_of = partial(read_matrix, bench.host.model)
+        solved = solve_unit(list(bench.scope.prunables.values()), stats, plain, zeros, weight_of)
         keeps = {p.name: solution.keep for p, solution in solved}
     bench.host.restore(bench.scope)
     return keeps, extra

@@ -64,14 +64,9 @@ def choose(scope: Scope, *, has_data: bool, pattern: Structure, recurrent: int =
         )
     if uneven and not fixed:
         kind = "convolutions" if conv >= recurrent else "of recurrent layers"
-        return (
-            "alps-lamp",
-            f"most prunable weights are {kind}, where ALPS with LAMP's allocation lost least in benchmarks",
-        )
-    return (
-        "alps",
-        f"lowest error for layers of up to {ALPS_WIDTH:,} inputs, in minutes of compute",
-    )
+        reason = f"most prunable weights are {kind}, where ALPS with LAMP's allocation lost least in benchmarks"
+        return "alps-lamp", reason
+    return "alps", f"lowest error for layers of up to {ALPS_WIDTH:,} inputs, in minutes of compute"
 
 
 def recurrent_weights(scope: Scope, model: nn.Module) -> int:

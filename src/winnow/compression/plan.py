@@ -210,14 +210,12 @@ def matmul_flops() -> float:
 def plan_table(plan: Plan) -> RenderableType:
     """The plan of a dry run."""
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from winnow.terminal.screen import Text
 
     ledger = plan.ledger
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column()
-    rows.add_column(justify="right")
+    rows, memory = (Table.grid(Column(), Column(justify="right"), padding=(0, 2)) for _ in range(2))
     rows.add_row("method", plan.method)
     rows.add_row("prunable weights", f"{count(plan.prunable)} of {count(plan.total)}")
     for reason, n in sorted(plan.skipped.items(), key=lambda x: -x[1]):
@@ -229,12 +227,8 @@ def plan_table(plan: Plan) -> RenderableType:
         rows.add_row(Text(f"note: {note}"), "")
     rows.add_row("time per candidate", f"about {duration(plan.seconds)}")
     rows.add_row("disk while it runs", f"about {size(plan.disk)} per candidate")
-    memory = Table.grid(padding=(0, 2))
-    memory.add_column()
-    memory.add_column(justify="right")
     for what, bytes_ in ledger.table():
         memory.add_row(f"  {what}", size(bytes_))
-    memory.add_row(
-        "peak memory", f"about {size(ledger.need)}" + (f" of {size(ledger.limit)} allowed" if ledger.limit else "")
-    )
+    allowed = f" of {size(ledger.limit)} allowed" if ledger.limit else ""
+    memory.add_row("peak memory", f"about {size(ledger.need)}{allowed}")
     return Group(Text("Plan (nothing is written)", style="bold"), rows, Text(""), memory)

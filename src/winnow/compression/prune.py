@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from winnow.compression.hosts import Host, write_matrix, write_tensors
-from winnow.compression.otherwise import unfitted_note, unrounded_note, unseen_note, watched_note
+from winnow.compression.counts import grid_of
+from winnow.compression.hosts import Host, read_matrix, write_matrix, write_tensors
+from winnow.compression.otherwise import notes_of
 from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
-from winnow.compression.solving import grid_of, solve_unit, store_solution, unseen_parts
+from winnow.compression.solving import solve_unit, store_solution, unseen_parts
 from winnow.disk.files import write_atomic
 from winnow.errors import FormatError, InputError
 from winnow.formats.packed import PackedTensor
@@ -92,8 +93,7 @@ class Pruner:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
-        self.notes += [*unseen_note(self.recipe.method, layers), *watched_note(watched, layers)]
-        self.notes += [*unrounded_note(self.recipe.values, layers), *unfitted_note(layers)]
+        self.notes += notes_of(self.recipe, layers, watched)
         return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
 
     def packed(self, name: str) -> PackedTensor:
@@ -128,12 +128,11 @@ class Pruner:
         for p, solution in solutions:  # where the fit starts
             write_matrix(self.host.model, p, solution.weight)
         fitted = self.recipe.recovery.fit_block(
-            self.recipe, unit, solutions, stats, calls, grid_of(self.recipe),
+            self.recipe, unit, solutions, stats, calls, grid_of(self.recipe.values, self.recipe.group_size),
             statistics=self.recipe.recalibrate and not self.host.streamed,
             progress=self._stepped(unit.path) if self.progress else None,
         )  # fmt: skip
-        unseen = {p.name: unseen_parts(p, stats, self.recipe) for p in unit.prunables}
-        self._keep(unit.path, unit.prunables, fitted.solutions, started, fitted.extra, unseen, fitted.improved)
+        self._keep(unit.path, unit.prunables, fitted.solutions, started, stats, fitted.extra, fitted.improved)
 
     def _progressed(self, done: int, total: int, what: str) -> None:
         self._reached = (done, total)
@@ -152,8 +151,7 @@ class Pruner:
             return
         started = time.perf_counter()
         solutions = solve_unit(prunables, stats, self.recipe, self.zeros, self._weight, self.keeps)
-        unseen = {p.name: unseen_parts(p, stats, self.recipe, kept=p.name in (self.keeps or {})) for p in prunables}
-        self._keep(path, prunables, solutions, started, {}, unseen)
+        self._keep(path, prunables, solutions, started, stats, {})
 
     def _keep(
         self,
@@ -161,8 +159,8 @@ class Pruner:
         prunables: Sequence[Prunable],
         solutions: Iterable[tuple[Prunable, Solution]],
         started: float,
+        stats: dict[str, list[InputStats]],
         extra: dict[str, torch.Tensor],
-        unseen: dict[str, int],
         fitted: bool | None = None,
     ) -> None:
         """Packs the layers of a unit, writes them into the model as packed, and stores them."""
@@ -171,9 +169,10 @@ class Pruner:
             packed = store_solution(p, solution, self.recipe, self.host.stored_dtype[p.name])
             write_matrix(self.host.model, p, packed.unpack())
             results[p.name] = (p, packed)
+            unseen = unseen_parts(p, stats, self.recipe, kept=p.name in (self.keeps or {}))
             self.layers[p.name] = LayerOutcome(
                 p.name, p.block, p.kind, p.rows, p.cols, packed.zeros, solution.error, packed.bits_per_weight, 0.0, path,
-                p.parts, unseen[p.name], packed.values, fitted,
+                p.parts, unseen, packed.values, fitted,
             )  # fmt: skip
         extra = {n: t.to(self.host.stored_dtype.get(n, t.dtype)).cpu() for n, t in extra.items()}
         self._change(extra)
@@ -208,7 +207,7 @@ class Pruner:
         return True
 
     def _weight(self, p: Prunable) -> torch.Tensor:
-        weight = p.matrix(self.host.model.get_parameter(p.name).detach()).float()
+        weight = read_matrix(self.host.model, p)
         if not torch.isfinite(weight).all():
             raise InputError(
                 f"{p.name} holds NaN or infinite weights: repair the checkpoint, or leave the tensor out with --exclude."

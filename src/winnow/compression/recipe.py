@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from winnow.compression.options import Values
 from winnow.compression.recovery import Recovery, fitting_of, parse_recovery
-from winnow.errors import InputError
 from winnow.masks.structure import Structure, parse_structure
-from winnow.run import plain_yaml
 from winnow.scores import needs_data
 from winnow.solve import Chain
-
-Values = Literal["keep", "bf16", "int8", "int4"]
-Group = Literal["layer", "row"]
 
 
 class Recipe(BaseModel):
@@ -31,7 +25,7 @@ class Recipe(BaseModel):
 
     method: str
     score: str = "magnitude"
-    group: Group = "layer"
+    group: Literal["layer", "row"] = "layer"
     allocation: str = "uniform"
     structure: str = "unstructured"
     solver: str = "none"
@@ -79,21 +73,3 @@ class Recipe(BaseModel):
 
     def key(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
-
-
-def save(recipe: Recipe, path: Path) -> None:
-    path.write_text(yaml.safe_dump(recipe.key(), sort_keys=False))
-
-
-def load(path: Path) -> Recipe:
-    """Reads ``recipe.yaml``; InputError names the field that is wrong."""
-    from pydantic import ValidationError
-
-    try:
-        value, _ = plain_yaml.read(path.read_text(encoding="utf-8"), str(path))
-        return Recipe.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a recipe ({str(error).splitlines()[0]}).") from None

@@ -71,9 +71,9 @@ def build_report(
     recipe = main.candidate.recipe
     place = str(folders.get(main.name, job.out or "OUT"))
     limit = parse_size(job.size) if job.size is not None else None
-    verdict = judge(main, [o for o in outcomes if o is not main], task, dense, setup.dense_file, place, limit)
     doubts = _doubts(task, dense, [main, *outcomes])
-    verdict = doubtful(verdict, doubts)
+    others = [o for o in outcomes if o is not main]
+    verdict = doubtful(judge(main, others, task, dense, setup.dense_file, place, limit), doubts)
     classes = class_rows(task, dense, main.evaluation)
     allocation = _allocation(setup, main, classes=len(classes))
     below = None
@@ -86,11 +86,9 @@ def build_report(
     # An allocation's own warnings speak of the floor where higher is better.
     warned = allocation is not None and task is not None and task.higher_is_better
     floor_note = [below] if below is not None and not warned else []
-    environment = machine()
-    info = setup.source.config
-    prepared = setup.prepared
-    written = prepared.kind in ("causal-lm", "encoder", "seq2seq")
-    tokens = token_count(prepared.batches) or None if written else None
+    environment, prepared = machine(), setup.prepared
+    texts = prepared.kind in ("causal-lm", "encoder", "seq2seq")
+    tokens = token_count(prepared.batches) or None if texts else None
     return Report(
         title=f"{_short(setup.source.spec)}: {main.candidate.label}",
         created=datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
@@ -102,7 +100,7 @@ def build_report(
         model=ModelInfo(
             name=_short(setup.source.spec),
             architecture=setup.source.architecture,
-            kind=getattr(info, "model_type", None) or "plain torch",
+            kind=getattr(setup.source.config, "model_type", None) or "plain torch",
             parameters=setup.plan.total,
             prunable=setup.scope.numel,
             prunable_share=setup.scope.numel / max(setup.plan.total, 1),
@@ -158,11 +156,11 @@ def _allocation(setup: Setup, main: Outcome, *, classes: int) -> AllocationRecor
 
     if main.record is None:
         return None
-    record = AllocationRecord.model_validate(main.record)
+    record, task = AllocationRecord.model_validate(main.record), setup.prepared.task
     if setup.job.compare_with is not None:
         folder = Path(setup.job.compare_with)
         record.comparison = compare(record, earlier_record(folder), str(folder))
-    quality, task = None, setup.prepared.task
+    quality = None
     if task is not None and main.evaluation is not None and task.higher_is_better:
         quality = task.scale * main.evaluation.value
     examples = example_count(setup.prepared.batches)
@@ -176,11 +174,9 @@ def _doubts(task: Task | None, dense: Evaluation | None, outcomes: list[Outcome]
     """Why not to believe the figures: a dense model at chance, a candidate that beats it."""
     if task is None or dense is None:
         return []
-    found = [at_chance(task, dense)]
-    ahead = next((o for o in outcomes if o.comparison is not None and too_good(o.comparison)), None)
-    if ahead is not None and ahead.comparison is not None:
-        found.append(f"{ahead.candidate.label}: {too_good(ahead.comparison)}")
-    return [f for f in found if f is not None]
+    compared = ((o.candidate.label, too_good(o.comparison)) for o in outcomes if o.comparison is not None)
+    ahead = next((f"{label}: {how}" for label, how in compared if how), None)
+    return [found for found in (at_chance(task, dense), ahead) if found is not None]
 
 
 def _error_note(main: Outcome) -> list[str]:
@@ -213,13 +209,10 @@ def _near(argument: str) -> str:
 
 
 def _dense_row(setup: Setup, task: Task, dense: Evaluation) -> Candidate:
-    bits = (
-        sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
-        / setup.scope.numel
-    )
+    bits = sum(p.numel * 8 * setup.host.stored_dtype[n].itemsize for n, p in setup.scope.prunables.items())
     return Candidate(
-        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits, file_bytes=setup.dense_file,
-        **_quality(task, dense), drop=0.0,
+        name="dense", kind="dense", sparsity=0.0, values="keep", bits_per_weight=bits / setup.scope.numel,
+        file_bytes=setup.dense_file, **_quality(task, dense), drop=0.0,
     )  # fmt: skip
 
 
@@ -228,7 +221,7 @@ def _quality(task: Task | None, measured: Evaluation | None) -> dict[str, Any]:
     if task is None or measured is None:
         return {}
     found = dict(quality=measured.value, low=measured.low, high=measured.high)
-    return {name: _number(task.scale * value) for name, value in found.items()}
+    return {name: known(task.scale * value) for name, value in found.items()}
 
 
 def _row(o: Outcome, chosen: bool, folder: Path | None, task: Task | None) -> Candidate:
@@ -247,11 +240,11 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, task: Task | None) -> Ca
         bits_per_weight=o.pruned.bits_per_weight,
         file_bytes=o.file_bytes,
         **_quality(task, e),
-        drop=_number(c.drop) if c else None,
-        drop_low=_number(c.low) if c else None,
-        drop_high=_number(c.high) if c else None,
-        agreement=_number(details.get("agreement")),
-        kl=_number(details.get("kl")),
+        drop=known(c.drop) if c else None,
+        drop_low=known(c.low) if c else None,
+        drop_high=known(c.high) if c else None,
+        agreement=known(details.get("agreement")),
+        kl=known(details.get("kl")),
         seconds=o.seconds,
         folder=str(folder) if folder is not None else None,
         chosen=chosen,
@@ -266,18 +259,10 @@ def _kept_type(o: Outcome) -> str | None:
 
 
 def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
-    if folder is None:
-        return Sizes(dense_file=setup.dense_file, file=main.file_bytes)
-    parts = read_artifact(folder).bytes
-    return Sizes(
-        dense_file=setup.dense_file,
-        file=main.file_bytes,
-        packed_values=parts["values"],
-        masks=parts["masks"],
-        scales=parts["scales"],
-        dense_tensors=parts["dense"],
-        other=parts["other"],
-    )
+    names = {"values": "packed_values", "dense": "dense_tensors"}
+    parts = {} if folder is None else read_artifact(folder).bytes
+    named = {names.get(part, part): bytes_ for part, bytes_ in parts.items()}
+    return Sizes(dense_file=setup.dense_file, file=main.file_bytes, **named)
 
 
 def _budget(setup: Setup) -> str:
@@ -296,5 +281,6 @@ def _short(spec: str) -> str:
     return name_of(spec) if "/" in spec else spec
 
 
-def _number(value: float | None) -> float | None:
+def known(value: float | None) -> float | None:
+    """None in place of NaN."""
     return None if value is None or value != value else float(value)

@@ -75,11 +75,10 @@ class Result:
         Raises:
             InputError: no such candidate, or the folder holds something else.
         """
-        outcome = self.chosen if candidate is None else next((o for o in self.outcomes if o.name == candidate), None)
+        outcome = next((o for o in self.outcomes if candidate in (None, o.name)), None)  # the chosen one is the first
         if outcome is None:
-            raise InputError(
-                f"there is no candidate {candidate!r}: choose one of {', '.join(o.name for o in self.outcomes)}."
-            )
+            names = ", ".join(o.name for o in self.outcomes)
+            raise InputError(f"there is no candidate {candidate!r}: choose one of {names}.")
         folder = Path(out)
         output = OutputFolder(folder, inputs=inputs_of(self._setup))
         try:
@@ -88,7 +87,7 @@ class Result:
                 from winnow.compression.reporting import sizes_of
 
                 self.report.sizes = sizes_of(self._setup, outcome, output.path)
-                _write_report(public(self.report, self._setup.job, out), output.path, whole=True)
+                _write_report(self.report, self._setup.job, out, output.path, whole=True)
             output.publish()
         finally:
             output.discard()
@@ -135,7 +134,7 @@ def finish(
             report.speed = quick_speed(setup, chosen[0])
         if output is not None:
             assert out is not None
-            _write_report(public(report, setup.job, out), output.path, whole=chosen == outcomes[:1])
+            _write_report(report, setup.job, out, output.path, whole=chosen == outcomes[:1])
             output.publish()
     finally:
         if output is not None:
@@ -153,20 +152,19 @@ def inputs_of(setup: Setup) -> list[Any]:
     return [source.folder, source.weights, job.data, job.eval, job.compare_with]
 
 
-def _write_report(report: Report, folder: Path, *, whole: bool) -> None:
-    """``whole``: the folder is one candidate's, and gets a model card."""
+def _write_report(report: Report, job: Job, out: str | Path, folder: Path, *, whole: bool) -> None:
+    """Files are given away: names stand in place of the paths that the person typed.
+
+    ``whole``: the folder is one candidate's, and gets a model card.
+    """
     from winnow.report.compression import card
     from winnow.report.compression.page import write
 
+    typed = [job.model, job.data, job.eval, job.weights, job.out, job.compare_with, out]
+    report = type(report).model_validate(without_paths(report.model_dump(), typed))
     write(report, folder)
     if whole:
         card.write(report, folder)
-
-
-def public(report: Report, job: Job, out: str | Path) -> Report:
-    """The report as files hold it, which are given away: names in place of the paths that the person typed."""
-    typed = [job.model, job.data, job.eval, job.weights, job.out, job.compare_with, out]
-    return type(report).model_validate(without_paths(report.model_dump(), typed))
 
 
 def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
@@ -194,12 +192,9 @@ def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
             for name, stored in host.stored.items():
                 if name != stored:
                     writer.add_alias(name, stored)
+        recipe, origin = outcome.candidate.recipe.key(), manifest(setup, outcome)
         return writer.finish(
-            config=config,
-            files=source.companions(),
-            recipe=outcome.candidate.recipe.key(),
-            manifest=manifest(setup, outcome),
-            factory=source.factory,
+            config=config, files=source.companions(), recipe=recipe, manifest=origin, factory=source.factory
         )
 
 

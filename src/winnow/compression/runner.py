@@ -17,8 +17,7 @@ from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
 from winnow.compression.prune import Pruner, read_unit, unit_file
 from winnow.compression.recipe import Recipe
 from winnow.compression.sizes import stored_bytes
-from winnow.compression.units import coupled_masks
-from winnow.compression.workbench import Progress, Workbench
+from winnow.compression.workbench import Progress, Workbench, coupled_masks
 from winnow.errors import disk_errors
 from winnow.fcpts.structures import make_units
 from winnow.formats.packed_file import load_packed, save_packed
@@ -43,14 +42,7 @@ class Runner:
     """
 
     def __init__(
-        self,
-        bench: Workbench,
-        task: Task | None,
-        store: Store,
-        *,
-        identity: dict[str, str],
-        spill: bool = False,
-        device: str = "cpu",
+        self, bench: Workbench, task: Task | None, store: Store, *, identity: dict[str, str], spill: bool, device: str
     ) -> None:
         self.bench, self.task, self.store, self.identity, self.device = bench, task, store, identity, device
         self.host, self.scope = bench.host, bench.scope
@@ -81,31 +73,24 @@ class Runner:
 
     def run(self, candidate: Candidate) -> Outcome:
         """Makes a candidate (or finds it made) and measures it (or finds it measured)."""
-        if candidate.recipe is None:
-            raise ValueError("the dense model is measured by measure_dense")
         started = time.perf_counter()
         pruned, key, record = self._pruned(candidate)
         self.timing[f"compress {candidate.name}"] = time.perf_counter() - started
-        evaluation = None
-        if self.task is not None:
+        evaluation = comparison = None
+        if (task := self.task) is not None:
             measuring = time.perf_counter()
 
             def measure() -> Evaluation:
-                assert self.task is not None
                 with pruned.in_place(self.host, self.scope) as model:
                     self.host.identity.check(model, candidate.name, apart=[*self.scope.prunables, *pruned.extra])
-                    return self.task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
+                    return task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
 
             evaluation = self._evaluated(key, measure)
             self.timing[f"measure {candidate.name}"] = time.perf_counter() - measuring
-        comparison = (
-            compare(self.dense, evaluation, higher_is_better=self.task.higher_is_better)
-            if self.task is not None and self.dense is not None and evaluation is not None
-            else None
-        )
-        return Outcome(
-            candidate, pruned, evaluation, comparison, self._file_bytes(pruned), pruned.seconds, pruned.notes, record
-        )
+            if self.dense is not None:
+                comparison = compare(self.dense, evaluation, higher_is_better=task.higher_is_better)
+        size = self._file_bytes(pruned)
+        return Outcome(candidate, pruned, evaluation, comparison, size, pruned.seconds, pruned.notes, record)
 
     def weigh(self, recipe: Recipe) -> int:
         """Bytes of the weights file that a recipe comes to, headers included; measures nothing."""
@@ -181,9 +166,10 @@ class Runner:
                 keeps, extra = learned.keeps, units.entries(learned.keeps, self.host.model)
         parts = [(self.scope, plain, folder)]
         if learned is not None and _apart(recipe):
-            pattern, dense = _split(self.scope, zeros)
+            pruned = {n: p for n, p in self.scope.prunables.items() if zeros.get(n, 0)}
+            dense = {n: p for n, p in self.scope.prunables.items() if n not in pruned}
             unpruned = plain.model_copy(update=dict(structure="unstructured", solver="none", score="magnitude"))
-            parts = [(pattern, plain, folder), (dense, unpruned, folder / "dense")]
+            parts = [(Scope(pruned), plain, folder), (Scope(dense), unpruned, folder / "dense")]
         runs = []
         for scope, part, place in parts:
             if not scope.prunables:
@@ -246,9 +232,3 @@ def _removed(keeps: dict[str, torch.Tensor]) -> dict[str, int]:
 def _apart(recipe: Recipe) -> bool:
     """Whether layers that keep all their weights are packed apart: a learned n:m, which not every layer takes."""
     return recipe.fitting.allocates and isinstance(recipe.pattern, NM)
-
-
-def _split(scope: Scope, zeros: dict[str, int]) -> tuple[Scope, Scope]:
-    """The tensors that lose weights, and those that do not."""
-    pruned = {n: p for n, p in scope.prunables.items() if zeros.get(n, 0)}
-    return Scope(pruned), Scope({n: p for n, p in scope.prunables.items() if n not in pruned})

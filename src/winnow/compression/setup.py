@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_finite, check_trainable, own_zeros, source_notes
+from winnow.compression.checks import check_earlier, check_trainable, check_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
 from winnow.compression.methods import choose, recurrent_weights
-from winnow.compression.opening import outputs_of, with_data
 from winnow.compression.options import SAMPLES, TRAINING_SAMPLES
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
-from winnow.compression.sizes import dense_bytes as size_of_dense
-from winnow.compression.sizes import dense_layout, stored_sizes
+from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
 from winnow.errors import InputError
-from winnow.forward.batch import token_count
+from winnow.forward.batch import call, first_example, token_count
 from winnow.machine.memory import available_memory
+from winnow.masks.outputs import output_weights
 from winnow.masks.prunable import CONVOLUTIONS, Scope
-from winnow.masks.scope import find_scope
+from winnow.masks.scope import declares_outputs, find_scope
 from winnow.masks.structure import NM, Unstructured, check, within_tensor
-from winnow.measure.prepare import Prepared, prepare
+from winnow.masks.unwrap import on_meta
+from winnow.measure.fits import check_length, require_sound
+from winnow.measure.prepare import Prepared, prepare, try_model
 from winnow.models.source import ModelSource, open_model
 
 TOKENS = 8192  # of a training step at most, where the user names no batch: long texts come in smaller batches
@@ -48,7 +52,6 @@ class Setup:
     prepared: Prepared
     recipes: list[Recipe]
     reason: str  # why this method
-    dense_bytes: int  # of the tensors that stay as they are
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
@@ -77,8 +80,11 @@ def set_up(job: Job) -> Setup:
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
     limit = job.memory_limit()
-    if limit is not None:
-        _import_ahead()
+    if limit is not None:  # libraries used later take memory too: they are there before it is reckoned with
+        import jinja2  # noqa: F401
+        import scipy.stats  # noqa: F401
+
+        import winnow.report.compression.page  # noqa: F401
     host: Host = (
         Streamed(source)
         if limit is not None and source.kind == "folder" and not source.is_artifact
@@ -88,7 +94,8 @@ def set_up(job: Job) -> Setup:
     )
     scope = find_scope(host.model, include=job.include, exclude=job.exclude)
     learned_pattern = job.learns and isinstance(job.pattern, NM)  # leaves tensors dense that do not take it
-    check_finite(host, scope)
+    if not host.streamed:  # NaN is found before an hour of work; streamed blocks are checked when they are read
+        require_sound(host.model, scope.prunables)
     method, reason = job.method, "exactly the model’s zeros are kept" if job.keeps_zeros else "named by you"
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
@@ -115,17 +122,22 @@ def set_up(job: Job) -> Setup:
             check(within_tensor(job.pattern), p.rows, p.cols, p.name)
     if fitting.trains:
         settings["batch"] = prepared.batch_size
-    recalibrate = job.recalibrate and not (
+    packed_as_is = (
         job.keeps_zeros and parts["solver"] == "none"
-    )  # as little changes, in every row
+    )  # so little changes that batch norms stay, in every row
+    recalibrate = job.recalibrate and not packed_as_is
     sequential = _sequential(job, host, scope, prepared, whole_blocks=recovery.by_block)
     layout = dense_layout(host, scope)
-    dense_bytes, dense_file = _bytes(host, scope), size_of_dense(host, scope, layout)
+    prunable_bytes = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
+    kept_bytes = sum(stored_sizes(host).values()) - prunable_bytes  # of the tensors that stay dense
+    dense_file = dense_bytes(host, scope, layout)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
-    own = own_zeros(host, scope, source.spec) if job.keeps_zeros else 0
     zero = sum(zero_entries(host.original(n)) for n in scope.prunables)
+    if job.keeps_zeros:
+        check_zeros(zero, scope, source.spec)
+    own = zero if job.keeps_zeros else 0
     existing = zero if isinstance(job.pattern, Unstructured) else 0
     budgets: list[Budget | None] = [*job.budgets()] or [None]  # none: a goal, whose rates come later, or its own zeros
     for budget in budgets:
@@ -134,7 +146,7 @@ def set_up(job: Job) -> Setup:
             if learned_pattern:  # which layers take it is learned
                 zeros = round(budget.value * scope.numel)
             else:
-                zeros = total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, dense_bytes)
+                zeros = total_zeros(budget, host, scope, job.pattern, job.values, job.group_size, kept_bytes)
             sparsity = budget.value if budget.kind == "sparsity" else round(zeros / scope.numel, 4)
             sparsity, zeros = raised(sparsity, zeros, existing, scope.numel)
         if any(r.zeros == zeros for r in recipes):  # two rates below the existing zeros come to one
@@ -159,19 +171,71 @@ def set_up(job: Job) -> Setup:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
     plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_bytes, dense_file, plan, notes, existing)
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, existing)
+
+
+def with_data(host: Host, prepared: Prepared) -> Host:
+    """The host, once its model has taken the first batches; held in its stored types where it runs in no others.
+
+    A streamed model is only looked at: a forward would read all of it.
+
+    Raises:
+        InputError: the model does not take the data; see :func:`winnow.measure.prepare.try_model`.
+    """
+    config = host.source.config
+    if host.streamed:
+        check_length(host.model, config, prepared.length)
+        return host
+    try:
+        try_model(prepared, host.model, config)
+        return host
+    except InputError:
+        if not host.widened:
+            raise
+        with suppress(InputError):  # a forward that casts its input itself, say
+            plain = Loaded(host.source)
+            try_model(prepared, plain.model, config)
+            return plain
+        raise
+
+
+def outputs_of(source: ModelSource, model: nn.Module, prepared: Prepared) -> list[str] | None:
+    """Names of the output layers' weights; None where nothing shows them.
+
+    A folder is judged by its class alone, on tensors without values, so that the scope is the same whether the model is
+    loaded or streamed, with data or without. Of other models one example of the data tells.
+    """
+    if declares_outputs(model):
+        return None
+    if source.kind == "folder":
+        return _of_class(model)
+    run = _first_run(model, prepared)
+    return None if run is None else output_weights(model, run)
+
+
+def _of_class(model: nn.Module) -> list[str] | None:
+    from winnow.coupled.call import forward
+    from winnow.shrinking.example import make_example
+
+    with suppress(Exception):  # a forward that looks at values, say
+        twin = on_meta(model)
+        example = make_example(twin)
+        return output_weights(twin, lambda: forward(twin, example))
+    return None
+
+
+def _first_run(model: nn.Module, prepared: Prepared) -> Callable[[], Any] | None:
+    if prepared.batches:
+        batch = first_example(prepared.batches[0])
+        return lambda: call(model, prepared.batches[0] if batch is None else batch)
+    task = prepared.task
+    return None if task is None else lambda: task.evaluate(model)
 
 
 def _fits_wide(job: Job, source: ModelSource) -> bool:
     """16 bits become float32 unless the model would not fit: half precision on a CPU is slow or coarse."""
     stored = sum(f.stat().st_size for f in source.weight_files())
     return 4 * stored < available_memory() and job.device == "cpu"
-
-
-def _bytes(host: Host, scope: Scope) -> int:
-    """Bytes of the tensors that stay dense, as the dense file stores them."""
-    total = sum(stored_sizes(host).values())
-    return total - sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
 
 
 def _sequential(
@@ -195,11 +259,3 @@ def _sequential(
     widths = [p.cols for p in scope.prunables.values() if p.kind not in CONVOLUTIONS] or [0]
     waiting = 4 * token_count(prepared.batches) * 2 * (min(widths) + max(widths))
     return "layer" if waiting < available_memory() / 4 else "block"
-
-
-def _import_ahead() -> None:
-    """Libraries used later take memory too: with a limit they are there before it is reckoned with."""
-    import jinja2  # noqa: F401
-    import scipy.stats  # noqa: F401
-
-    import winnow.report.compression.page  # noqa: F401

@@ -9,13 +9,13 @@ import torch
 
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import largest_remainder
-from winnow.compression.counts import BITS, layer_seed
+from winnow.compression.counts import grid_of, layer_seed
 from winnow.compression.recipe import Recipe
 from winnow.formats.packed import PackedTensor, pack
 from winnow.inputs import InputStats
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import Unstructured, within_tensor
-from winnow.quantize import Grid, Quantized
+from winnow.quantize import Quantized
 from winnow.scores import needs_data, score
 from winnow.solve import Chain, Problem, Solution, solve_group
 
@@ -50,11 +50,12 @@ def solve_unit(
     unheld: set[str] = set()
     for members in groups.values():
         shared = _known(stats, *members[0])
+        chain = Chain() if shared is None and gram else recipe.chain  # none that reads inputs where none was seen
         problems = [
             _problem(p, part, shares[p.name][part], _known(stats, p, part), recipe, weight_of, keeps)
             for p, part in members
         ]
-        for (p, part), solution, problem in zip(members, solve_group(problems, _chain(recipe, shared)), problems):
+        for (p, part), solution, problem in zip(members, solve_group(problems, chain), problems):
             found[p.name][part] = _with_own_zeros(problem, solution)
             if problem.grid is not None and not problem.grid.holds(problem.weight, solution.keep):
                 unheld.add(p.name)
@@ -69,11 +70,6 @@ def solve_unit(
                     yield from solve_unit([p], stats, plain, zeros, weight_of, keeps)
                 else:
                     yield p, _join([parts[i] for i in range(p.parts)])
-
-
-def _chain(recipe: Recipe, stats: InputStats | None) -> Chain:
-    """The recipe's solvers; none that reads inputs where no input was seen."""
-    return Chain() if stats is None and recipe.chain.needs_gram else recipe.chain
 
 
 def _with_own_zeros(problem: Problem, solution: Solution) -> Solution:
@@ -121,9 +117,8 @@ def _problem(
     band = slice(part * p.rows // p.parts, (part + 1) * p.rows // p.parts)
     weight = weight_of(p)[band]
     structure = within_tensor(recipe.pattern)
-    problem = Problem(
-        weight, stats, zeros, structure, recipe.group, grid=grid_of(recipe), damp=recipe.damp, where=p.name
-    )
+    grid = grid_of(recipe.values, recipe.group_size)
+    problem = Problem(weight, stats, zeros, structure, recipe.group, grid=grid, damp=recipe.damp, where=p.name)
     if keeps and p.name in keeps:
         problem.keep = keeps[p.name][band]
     elif recipe.allocation == "zeros" or (isinstance(structure, Unstructured) and 0 < zeros <= zero_entries(weight)):
@@ -144,32 +139,16 @@ def store_solution(p: Prunable, solution: Solution, recipe: Recipe, dtype: torch
     return pack(_cast(solution.weight, narrow), keep, structure, dtype=dtype)
 
 
-def grid_of(recipe: Recipe) -> Grid | None:
-    """What a recipe rounds its weights to; None where it keeps them in floating point."""
-    if recipe.values not in BITS:
-        return None
-    return Grid(BITS[recipe.values], recipe.group_size if recipe.values == "int4" else None)
-
-
 def _join(parts: list[Solution]) -> Solution:
     if len(parts) == 1:
         return parts[0]
     errors = [s.error for s in parts if s.error is not None]
     quantized = None
-    if parts[0].quantized is not None:
-        first = parts[0].quantized
-        quantized = Quantized(
-            torch.cat([s.quantized.codes for s in parts]),  # type: ignore[union-attr]
-            torch.cat([s.quantized.scales for s in parts]),  # type: ignore[union-attr]
-            first.bits,
-            first.group,
-        )
-    return Solution(
-        torch.cat([s.weight for s in parts]),
-        torch.cat([s.keep for s in parts]),
-        quantized,
-        sum(errors) / len(errors) if errors else None,
-    )
+    if (first := parts[0].quantized) is not None:
+        codes, scales = (torch.cat([getattr(s.quantized, name) for s in parts]) for name in ("codes", "scales"))
+        quantized = Quantized(codes, scales, first.bits, first.group)
+    weight, keep = (torch.cat([getattr(s, name) for s in parts]) for name in ("weight", "keep"))
+    return Solution(weight, keep, quantized, sum(errors) / len(errors) if errors else None)
 
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,7 +85,8 @@ def _measured(setup: Setup, outcome: Outcome, what: str, work: Work, started: fl
             else:
                 rows = (1,) if work.tokens is not None else (work.case.length or 1,)
                 fast, runs_on = accelerate(packed, rows=rows, example=example, timer=MicroTimer(LAYER)), "accelerated"
-                kernels = _kernels(fast)
+                decided: Any = fast.winnow_dispatch
+                kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
             quick = TorchContender(speed_schema.Contender(name="fast", kind="pruned", weights=""), fast)
             rounds = max(ROUNDS[0], min(ROUNDS[1], int(SPENT / max(4 * took, 1e-9))))
             with torch.inference_mode():
@@ -141,11 +143,6 @@ def _packed_copy(setup: Setup, outcome: Outcome, model: nn.Module) -> tuple[nn.M
     return twin, kept
 
 
-def _kernels(fast: nn.Module) -> dict[str, int]:
-    decided: Any = fast.winnow_dispatch
-    return dict(Counter(kernel for decision in decided for kernel in dict.fromkeys(decision.kernel.values())))
-
-
 def _work(setup: Setup) -> tuple[str, Work | None]:
     """One input of the calibration data, else a random one; of a decoder, a prompt and what follows it."""
     from winnow.records.speed import Case
@@ -153,11 +150,9 @@ def _work(setup: Setup) -> tuple[str, Work | None]:
 
     kind = setup.prepared.kind
     batch = _first(setup.prepared.batches[0]) if setup.prepared.batches else None
-    if batch is None:
-        try:
-            batch = random_batch(setup.source, kind, 1, PROMPT + TOKENS, 0) if kind != "tensors" else None
-        except InputError:
-            return "one call", None
+    if batch is None and kind != "tensors":
+        with suppress(InputError):
+            batch = random_batch(setup.source, kind, 1, PROMPT + TOKENS, 0)
     if batch is None:
         return "one call", None
     ids = batch.get("input_ids") if isinstance(batch, dict) else None

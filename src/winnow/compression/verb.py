@@ -19,7 +19,7 @@ from winnow.compression.plan import Plan
 from winnow.compression.result import Result, finish
 from winnow.compression.runner import Progress, Runner
 from winnow.compression.setup import Setup, set_up
-from winnow.compression.sizing import fit_size
+from winnow.compression.sizes import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_folder
@@ -83,13 +83,14 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         setup.host.begin(setup.scope)
         bench = Workbench(setup.host, setup.scope, setup.prepared.batches, progress)
         options: Any = dict(spill=setup.plan.ledger.spilled, device=job.device)
-        runner = Runner(bench, setup.prepared.task, store, identity=_identity(setup), **options)
+        identity = {"model": setup.source.sha256(), "device": job.device, "dtype": job.dtype, **setup.prepared.hashes}
+        runner = Runner(bench, setup.prepared.task, store, identity=identity, **options)
         if job.size is not None:
             fit_size(setup, runner.weigh)
         if job.max_drop is None:
             outcomes, chosen = _at_rates(setup, runner)
         else:
-            selecting = {**_identity(setup), "evaluation": setup.prepared.hashes["selection"]}
+            selecting = {**identity, "evaluation": setup.prepared.hashes["selection"]}
             selector = Runner(bench, setup.prepared.selection, store, identity=selecting, **options)
             outcomes, chosen = _at_goal(setup, runner, selector)
         result = finish(
@@ -105,11 +106,8 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
 def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome]]:
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
-    others = (
-        baselines(setup.recipes, setup.job.baselines, has_data=bool(setup.prepared.batches))
-        if runner.task is not None
-        else []
-    )
+    level = "none" if runner.task is None else setup.job.baselines
+    others = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
     names = {c.name for c in (*requested, *others)}
     if unknown := sorted(set(setup.job.keep) - names):
         raise InputError(
@@ -130,9 +128,8 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner) -> tuple[list[Outco
         raise GateError(
             f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
         )
-    plain = baselines(
-        setup.recipes, "all" if setup.job.baselines == "all" else "rtn", has_data=bool(setup.prepared.batches)
-    )
+    level = "all" if setup.job.baselines == "all" else "rtn"
+    plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
     values = [setup.job.values] if setup.job.values != "keep" else VALUES
     quantized = [c for c in plain if c.kind == "quantized"]
     tried = search(setup.recipe_at, quantized, selector.run, limit, values)
@@ -158,12 +155,3 @@ def _note_recalibrated(setup: Setup, runner: Runner, outcomes: list[Outcome]) ->
     found = runner.dense_recalibrated(recipe) if recipe is not None else None
     if recipe is not None and found is not None and runner.task is not None and runner.dense is not None:
         setup.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
-
-
-def _identity(setup: Setup) -> dict[str, str]:
-    return {
-        "model": setup.source.sha256(),
-        "device": setup.job.device,
-        "dtype": setup.job.dtype,
-        **setup.prepared.hashes,
-    }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from winnow.compression.examples import changed_rows, class_rows
-from winnow.compression.reporting import below_floor
+from winnow.compression.reporting import below_floor, known
 from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winner
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
@@ -67,7 +67,12 @@ def compress_report(execution: Execution, number: int, ticket: int | None, dense
         _name_ticket(report, execution.results[ticket].figures["sparsity"])
         if dense is not None:
             _compare(report, dense)
-        notes = _ticket_notes(dense)
+            notes = [f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing. {FIGURES}"]
+        else:
+            notes = [
+                "The dense model was not measured: what the ticket itself lost is not in these figures. A train stage and an "
+                f"eval stage before the ticket measure it. {FIGURES}"
+            ]
     else:
         trained = number > 0 and execution.models[number - 1].key != inputs.model.key
         notes = [(f"“Dense” is the model of {execution.models[number - 1].made_by}; " if trained else "") + FIGURES]
@@ -105,38 +110,25 @@ def _compare(report: Report, dense: Dense) -> None:
     _measured(row, dense.evaluation, dense.task.scale)
     for c in report.candidates:
         c.drop, c.drop_low, c.drop_high = _difference(row, c, dense.task.higher_is_better), None, None
+    paired = dense.evaluation.metric, dense.evaluation.n
     for c, evaluation in ((picked, dense.packed), (given, dense.ticket)):
-        paired = dense.evaluation.metric, dense.evaluation.n
         if evaluation is not None and (evaluation.metric, evaluation.n) == paired:
             _measured(c, evaluation, dense.task.scale)
             loss = compare(dense.evaluation, evaluation, higher_is_better=dense.task.higher_is_better)
-            c.drop, c.drop_low, c.drop_high = _known(loss.drop), _known(loss.low), _known(loss.high)
+            c.drop, c.drop_low, c.drop_high = known(loss.drop), known(loss.low), known(loss.high)
     report.candidates.insert(0, row)
     report.classes = class_rows(dense.task, dense.evaluation, dense.packed) or report.classes
     report.changed = changed_rows(dense.task, dense.evaluation, dense.packed)
 
 
 def _measured(row: Candidate, evaluation: Evaluation, scale: float) -> None:
-    row.quality, row.low, row.high = (_known(scale * v) for v in (evaluation.value, evaluation.low, evaluation.high))
-
-
-def _known(value: float) -> float | None:
-    return None if value != value else float(value)
+    row.quality, row.low, row.high = (known(scale * v) for v in (evaluation.value, evaluation.low, evaluation.high))
 
 
 def _difference(dense: Candidate, other: Candidate, higher: bool) -> float | None:
     if dense.quality is None or other.quality is None:
         return None
     return dense.quality - other.quality if higher else 100 * (other.quality / dense.quality - 1)
-
-
-def _ticket_notes(dense: Dense | None) -> list[str]:
-    if dense is None:
-        return [
-            "The dense model was not measured: what the ticket itself lost is not in these figures. A train stage and an "
-            f"eval stage before the ticket measure it. {FIGURES}"
-        ]
-    return [f"“Dense” is {dense.made_by}; plain quantization here is of the ticket before packing. {FIGURES}"]
 
 
 def _stored_smaller(report: Report, inputs: RecipeInputs) -> list[str]:
@@ -200,12 +192,8 @@ def _options(ticket: Ticket | None) -> Options:
     if ticket is not None:
         lower = max(ticket.sparsity - 0.2, ticket.sparsity / 2)
         less = f"a ticket of fewer zeros, e.g. `--set ticket.sparsity={lower:.2g}`, or more steps for it"
-    return Options(
-        measure="give `eval` in the recipe",
-        less=less,
-        smaller="`--set compress.values=int8`",
-        more="`eval` in the recipe",
-    )
+    smaller = "`--set compress.values=int8`"
+    return Options(measure="give `eval` in the recipe", less=less, smaller=smaller, more="`eval` in the recipe")
 
 
 def _take(better: Candidate, stage: Compress) -> str:

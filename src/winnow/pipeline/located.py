@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from winnow.errors import InputError
-
-Where = tuple[Any, ...]  # keys and list indices on the way to a field
+from winnow.run.plain_yaml import Where
 
 # Options that a recipe has no field for: those of ``winnow run`` itself, and those it does without.
 NO_FIELD = (

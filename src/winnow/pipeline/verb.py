@@ -16,7 +16,6 @@ from winnow.pipeline.execution import Execution, PlannedStage, StageResult, plan
 from winnow.pipeline.inputs import open_inputs
 from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, located, read_recipe
-from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Progress
 from winnow.records.parts import finite
 from winnow.run.executor import Executor, executor_named
@@ -81,7 +80,10 @@ def run_recipe(
         inputs = open_inputs(pipeline)
         if dry_run or folder is None:
             return plan_stages(inputs, folder)
-        jobs = _executor(pipeline.executor if executor is None else executor, pipeline, stack)
+        jobs = (pipeline.executor if executor is None else executor) if pipeline.trains else None
+        if isinstance(jobs, str):
+            jobs = executor_named(jobs)
+            stack.callback(getattr(jobs, "close", lambda: None))
         execution = Execution(inputs, folder, jobs, progress, command)
         stack.callback(execution.store.release)
         execution.run()
@@ -93,17 +95,6 @@ def run_recipe(
         if not keep_work:
             execution.store.remove()
     return RunResult(folder, execution.results, inputs.notes, [p.page for p in publications if p.page is not None])
-
-
-def _executor(named: str | Executor, pipeline: Pipeline, stack: contextlib.ExitStack) -> Executor | None:
-    if not pipeline.trains:
-        return None
-    if not isinstance(named, str):
-        return named
-    jobs = executor_named(named)
-    if hasattr(jobs, "close"):
-        stack.callback(jobs.close)
-    return jobs
 
 
 def _record(execution: Execution, sets: Sequence[str]) -> dict[str, Any]:

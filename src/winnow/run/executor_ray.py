@@ -123,7 +123,10 @@ class Ray:
                         tries[index] += 1
                         reason = _reason(error)
                         if tries[index] > self.retries:
-                            raise WinnowError(self._given_up(index, len(items), tries[index], reason)) from None
+                            raise WinnowError(
+                                f"job {index + 1} of {len(items)} lost its worker {tries[index]} times ({reason}): see whether it "
+                                "needs more memory than there is (fewer workers, or memory=bytes of one job) or give more retries."
+                            ) from None
                         log.warning("job %d of %d starts again: %s", index + 1, len(items), reason)
                         waiting.appendleft(index)
                         continue
@@ -221,27 +224,18 @@ class Ray:
     def _room(self, ray: Any, threads: int) -> int:
         """Jobs that fit on the machines that are there, all together."""
         room = 0
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = node["Resources"]
-                fit = there.get("CPU", 0) // threads
-                room += int(fit if self.memory is None else min(fit, there.get("memory", 0) // self.memory))
+        for there in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+            fit = there.get("CPU", 0) // threads
+            room += int(fit if self.memory is None else min(fit, there.get("memory", 0) // self.memory))
         return room
 
     def _too_small(self, ray: Any, threads: int) -> str:
         needed = f"{threads} processors" + ("" if self.memory is None else f" and {self.memory / 1e9:.3g} GB")
         alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        processors, memory = (max((r.get(what, 0) for r in alive), default=0) for what in ("CPU", "memory"))
         return (
-            f"no machine of the Ray cluster ({len(alive)} there, the largest with "
-            f"{max((r.get('CPU', 0) for r in alive), default=0):g} processors and "
-            f"{max((r.get('memory', 0) for r in alive), default=0) / 1e9:.3g} GB) has the {needed} of one job: "
-            "give fewer threads or less memory, or add machines."
-        )
-
-    def _given_up(self, index: int, count: int, tries: int, reason: str) -> str:
-        return (
-            f"job {index + 1} of {count} lost its worker {tries} times ({reason}): see whether it needs more memory than there "
-            "is (fewer workers, or memory=bytes of one job) or give more retries."
+            f"no machine of the Ray cluster ({len(alive)} there, the largest with {processors:g} processors and "
+            f"{memory / 1e9:.3g} GB) has the {needed} of one job: give fewer threads or less memory, or add machines."
         )
 
 

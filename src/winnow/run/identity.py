@@ -195,7 +195,5 @@ def _stored(value: Any) -> tuple[Any, ...]:
         if isinstance(found, str):  # a name in a module
             return (kind, getattr(value, "__module__", None), found)
         return (*found[:3], *(tuple(items) for items in found[3:5] if items is not None))
-    except (
-        Exception
-    ) as error:  # of any kind: the code of others, and tensors that are sparse, quantized or on no device
+    except Exception as error:  # of any kind: code of others, and tensors that are sparse, quantized or on no device
         raise Unnameable(f"a {kind.__qualname__}") from error

@@ -128,7 +128,6 @@ def _check(node: yaml.Node, name: str) -> None:
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _error(key, name, "a key is a word, no list or mapping: mend it")
-        return
     if not isinstance(node, yaml.ScalarNode) or kind == "str":
         return
     shown = visible(node.value if len(node.value) <= 40 else node.value[:37] + "...")
@@ -160,10 +159,5 @@ def _walk(node: yaml.Node, where: Where) -> Iterator[tuple[Where, int | None]]:
 
 def dotted(where: Where) -> str:
     """A path for a person: stages 2 ticket.sparsity becomes stages[2].ticket.sparsity, counted from 1."""
-    found: list[str] = []
-    for part in where:
-        if isinstance(part, int) and found:
-            found[-1] += f"[{part + 1}]"
-        else:
-            found.append(str(part))
-    return ".".join(found)
+    parts = (f"[{part + 1}]" if isinstance(part, int) and i else f".{part}" for i, part in enumerate(where))
+    return "".join(parts).removeprefix(".")

@@ -13,6 +13,7 @@ import io
 import os
 import sys
 import sysconfig
+from functools import reduce
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, distribution
@@ -174,10 +175,7 @@ def _pickled(pickler: Any, value: Any, failed: str, fix: str) -> np.ndarray:
 
 
 def _from_main(qualname: str) -> Any:
-    value: Any = sys.modules["__main__"]
-    for part in qualname.split("."):
-        value = getattr(value, part)
-    return value
+    return reduce(getattr, qualname.split("."), sys.modules["__main__"])
 
 
 def _installed(path: str) -> bool:

@@ -47,8 +47,7 @@ def run(
         f"winnow compress {FACTORY} --weights {data.weights} --data {data.calibration} --eval {data.test} "
         f"--sparsity {sparsity} --values int4 --out {out}"
     )
-    result = compress(
+    return compress(  # type: ignore[return-value]
         FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
         progress=progress, command=command,
     )  # fmt: skip
-    return result  # type: ignore[return-value]

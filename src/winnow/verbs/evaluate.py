@@ -97,10 +97,8 @@ def evaluate(
     dense = dense_source = anchor = None
     if reference is not None:
         dense_source = open_reference(source, reference, trust_remote_code=given.trust_remote_code)
-        dense_model = _tried(_load(dense_source, given.dtype), dense_source, prepared, given.dtype)
-        anchor = work.reference(dense_model)
+        anchor = work.reference(_tried(_load(dense_source, given.dtype), dense_source, prepared, given.dtype))
         dense = anchor.evaluation
-        del dense_model
     loaded = _tried(loaded, source, prepared, given.dtype)
     stage = progress("measuring") if progress else None
     found = work.evaluate(loaded, anchor, progress=(lambda done, total: stage(done, total, "")) if stage else None)
@@ -134,8 +132,7 @@ def _doubts(
     """What makes the figures doubtful: a yardstick at chance, one that is beaten, one that is another model than it seems."""
     from winnow.measure.chance import at_chance, too_good
 
-    doubts = [at_chance(work, dense if dense is not None else found)]
-    doubts.append(too_good(against) if against is not None else None)
+    doubts = [at_chance(work, dense or found), too_good(against) if against is not None else None]
     if other is not None and source.is_artifact and source.folder is not None:
         parent = read_artifact(source.folder).manifest.get("parent") or {}
         if parent.get("sha256") not in (None, other.sha256()):
@@ -179,19 +176,15 @@ def evaluation_table(found: Measured) -> RenderableType:
     from winnow.terminal.screen import Text
 
     unit = f" {found.unit}" if found.unit else ""
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column()
-    rows.add_column()
-    rows.add_row(
-        Text(found.metric), f"{number(found.value)}{unit}  (95 %: {number(found.low)} to {number(found.high)})"
-    )
+    rows = Table.grid("", "", padding=(0, 2))
+    interval = f"(95 %: {number(found.low)} to {number(found.high)})"
+    rows.add_row(Text(found.metric), f"{number(found.value)}{unit}  {interval}")
     rows.add_row("measured on", Text(found.description))
     if found.reference is not None:
         worse = "per cent" if found.relative else "points"
         rows.add_row("against", Text(f"{found.reference}: {number(found.reference_value)}{unit}"))
-        rows.add_row(
-            "lost", f"{number(found.drop)} {worse}  (95 %: {number(found.drop_low)} to {number(found.drop_high)})"
-        )
+        interval = f"(95 %: {number(found.drop_low)} to {number(found.drop_high)})"
+        rows.add_row("lost", f"{number(found.drop)} {worse}  {interval}")
     for name, value in found.details.items():
         if isinstance(value, (int, float)):
             rows.add_row(Text(name.replace("_", " ")), number(value))

@@ -1,19 +1,13 @@
-"""The kinds of stages of a recipe. A new one is its file here, named after it, and its line in :data:`KINDS`."""
+"""The kinds of stages of a recipe. A new one is its file here, named after it, and its class in :data:`KINDS`."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from winnow.pipeline.stage import Stage
+from winnow.pipeline.stages.compress import Compress
+from winnow.pipeline.stages.eval import Evaluate
+from winnow.pipeline.stages.ticket import Ticket
+from winnow.pipeline.stages.train import Train
 
-# Name in a recipe (and file) -> class. Stages that make a model follow this order in a recipe.
-_CLASSES = {
-    "train": "Train",
-    "ticket": "Ticket",
-    "compress": "Compress",
-    "eval": "Evaluate",
-}
-KINDS: dict[str, type[Stage]] = {
-    kind: getattr(import_module(f"{__name__}.{kind}"), name) for kind, name in _CLASSES.items()
-}
+# By name in a recipe. Stages that make a model follow this order there.
+KINDS: dict[str, type[Stage]] = {stage.kind: stage for stage in (Train, Ticket, Compress, Evaluate)}
 ORDER = [kind for kind, stage in KINDS.items() if stage.makes]
