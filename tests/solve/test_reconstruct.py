@@ -150,6 +150,18 @@ def test_bias_correction_makes_output_means_equal():
     assert Reconstruction(layer, {"weight": (prunable, keep)}, calls, plain).run().after > 2 * fit.after
 
 
+def test_the_correction_leaves_the_zeros_of_a_pruned_bias():
+    layer, x, _, keep, prunable = linear_case(shift=3.0, density=0.9)
+    kept = torch.arange(12)[:, None] % 2 == 0
+    layers = {"weight": (prunable, keep), "bias": (Prunable("bias", "", "linear", (12,)), kept)}
+    calls = CallsInMemory(batched(x, layer(x).detach()), dense_moments(layer, x))
+    settings = ReconstructSettings(steps=1, lr=1e-9, bias_lr=1e-9)
+    free = Reconstruction(layer, {"weight": (prunable, keep)}, calls, settings).run()
+    fit = Reconstruction(layer, layers, calls, settings).run()
+    assert free.after < 0.3 * free.before and fit.after <= fit.before  # a free bias makes up for most of the loss
+    assert torch.equal(fit.tensors["bias"] != 0, kept[:, 0])
+
+
 def test_steps_end_early_below_the_loss():
     layer, x, _, keep, prunable = linear_case()
     y = F.linear(x, layer.weight * keep, layer.bias).detach()  # the mask alone is perfect

@@ -192,17 +192,21 @@ class Reconstruction:
 
         def seen(name: str, layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
             pruned[name].add(output, counts, conv=is_conv(layer))
-            beside = self._bias(name)
-            bias = None if beside is None else state[beside]
-            scale, shift = correction(self.calls.moments[name], pruned[name], bias)
+            beside = f"{self.corrected[name]}.bias".lstrip(".")
+            bias = state[beside] if beside in self.own else None
+            # A bias that is pruned itself keeps its values: a correction would fill the positions that its mask removes.
+            scale, shift = correction(self.calls.moments[name], pruned[name], None if beside in self.masks else bias)
             prunable = self.layers[name][0]
             weight = prunable.matrix(state[name]) * scale[:, None].to(state[name])
             changed[name] = prunable.restore(weight)
             like = (1, -1, *[1] * (output.ndim - 2)) if is_conv(layer) else (-1,)
             scale = scale.to(output).reshape(like)
-            if beside is None or bias is None or shift is None:
+            if bias is None:
                 return output * scale
-            changed[beside] = shift.to(bias)
+            if shift is None:
+                shift = bias
+            else:
+                changed[beside] = shift.to(bias)
             return (output - bias.to(output).reshape(like)) * scale + shift.to(output).reshape(like)
 
         with self._batchnorms(training=True, average=True), watching(self.module, paths, seen):
@@ -211,11 +215,6 @@ class Reconstruction:
                     counts = call.counts
                     self._output(state, call)
         return {**state, **changed}
-
-    def _bias(self, weight: str) -> str | None:
-        """The bias that is added to what a weight makes, by name."""
-        name = f"{self.corrected[weight]}.bias".lstrip(".")
-        return name if name in self.own else None
 
     @contextmanager
     def _batchnorms(self, *, training: bool, average: bool = False) -> Iterator[None]:
