@@ -25,8 +25,7 @@ from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
 from winnow.models.source import open_model
-from winnow.solve.calls import held_out
-from winnow.solve.draw import MiniBatches
+from winnow.solve.calls import MiniBatches, held_out
 from winnow.solve.reconstruct import Call, Reconstruction
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction

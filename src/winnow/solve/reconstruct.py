@@ -16,8 +16,19 @@ from winnow.errors import InputError
 from winnow.forward.slots import TensorSlots
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
-from winnow.solve.calls import Call, Calls, examples, joined, output_of, split, target_power, unpadded
-from winnow.solve.draw import MiniBatches, Part, shared_rows
+from winnow.solve.calls import (
+    Call,
+    Calls,
+    MiniBatches,
+    Part,
+    examples,
+    joined,
+    output_of,
+    shared_rows,
+    split,
+    target_power,
+    unpadded,
+)
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction, is_conv, watching
 
