@@ -44,9 +44,6 @@ class Shards:
             if not path.is_file() or _stamp(path) != stamp:
                 raise WinnowError(f"{path} changed while it was in use: start again with the files as they are now.")
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.file_of
-
     def read(self, name: str) -> torch.Tensor:
         """One tensor, copied out of the file so that no mapped page stays behind."""
         with safe_open(self.file_of[name], "pt") as f:
@@ -83,11 +80,9 @@ def name_map(model: nn.Module, shards: Shards) -> dict[str, str]:
     prefix = getattr(model, "base_model_prefix", "")
     names: dict[str, str] = {}
     for name in model.state_dict():
-        bare = name.removeprefix(prefix + ".")
-        for candidate in (name, f"{prefix}.{name}", bare):
-            if candidate in shards:
-                names[name] = candidate
-                break
+        candidates = (name, f"{prefix}.{name}", name.removeprefix(prefix + "."))
+        if (found := next((c for c in candidates if c in shards.file_of), None)) is not None:
+            names[name] = found
     return names
 
 
