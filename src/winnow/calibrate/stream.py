@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,16 +183,14 @@ class StreamedModel:
     @contextmanager
     def on_demand(self, unit_paths: list[str], fetch: Fetch) -> Iterator[nn.Module]:
         """An ordinary forward runs inside: each unit's weights come from ``fetch`` before it and go after it."""
-        handles = []
-        for path in unit_paths:
-            unit = self.model.get_submodule(path)
-            handles.append(unit.register_forward_pre_hook(lambda m, a, path=path: self.load(path, fetch)))
-            handles.append(unit.register_forward_hook(lambda m, a, o, path=path: self.free(path), always_call=True))
-        try:
+        with ExitStack() as stack:
+            for path in unit_paths:
+                unit = self.model.get_submodule(path)
+                before = unit.register_forward_pre_hook(lambda m, a, path=path: self.load(path, fetch))
+                after = unit.register_forward_hook(lambda m, a, o, path=path: self.free(path), always_call=True)
+                for handle in (before, after):
+                    stack.callback(handle.remove)
             yield self.model
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _output_path(self) -> str | None:
         find: Any = getattr(self.model, "get_output_embeddings", None)
