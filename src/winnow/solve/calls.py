@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from winnow.errors import InputError
 from winnow.solve.statistics import Moments
@@ -58,11 +58,7 @@ class Subset:
     @contextmanager
     def at(self, index: int) -> Iterator[Call]:
         with self._calls.at(self._numbers[index]) as call:
-            if self._rows is not None:
-                leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
-                picked = [x[self._rows].clone() if isinstance(x, torch.Tensor) else x for x in leaves]
-                call = Call(*tree_unflatten(picked, spec))
-            yield call
+            yield call if self._rows is None else Call(*tree_unflatten(*_picked(call, self._rows)))
 
 
 def split(calls: Calls, rows: int) -> tuple[Calls, Calls, bool]:
@@ -82,16 +78,20 @@ def split(calls: Calls, rows: int) -> tuple[Calls, Calls, bool]:
 
 def joined(calls: Calls, parts: Sequence[Part]) -> Call:
     """One call with these examples of several."""
-    found, spec = [], None
+    found = []
     for i, rows in parts:
         with calls.at(i) as call:
-            leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
-            pick = slice(None) if rows is None else rows
-            found.append([x[pick].clone() if isinstance(x, torch.Tensor) else x for x in leaves])
-    assert spec is not None
+            leaves, spec = _picked(call, slice(None) if rows is None else rows)
+            found.append(leaves)
     first = found[0]
     whole = [torch.cat([f[k] for f in found]) if isinstance(x, torch.Tensor) else x for k, x in enumerate(first)]
     return Call(*tree_unflatten(whole, spec))
+
+
+def _picked(call: Call, rows: slice | torch.Tensor) -> tuple[list[Any], TreeSpec]:
+    """Arguments and target of a call, its tensors cut to these rows, as pytree leaves."""
+    leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
+    return [x[rows].clone() if isinstance(x, torch.Tensor) else x for x in leaves], spec
 
 
 def target_power(calls: Calls) -> tuple[float, int]:

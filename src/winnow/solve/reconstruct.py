@@ -247,7 +247,9 @@ class Reconstruction:
         buffers = {n: begin[n].clone() for n in self.buffers}
         groups = []
         for name, leaf in leaves.items():
-            lr = s.lr * _size(begin[name], self.masks[name]) if name in self.masks else s.bias_lr
+            lr = s.bias_lr
+            if name in self.masks:  # in root mean squares of the weights that stay
+                lr = s.lr * float((begin[name].square().sum() / self.masks[name].sum().clamp_min(1)).sqrt())
             groups.append({"params": [leaf], "lr": lr, "base": lr})
         optimizer = torch.optim.Adam(groups)
         target_power = self.power / max(self.positions, 1)
@@ -302,8 +304,3 @@ class Reconstruction:
         return {
             n: t.detach() for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])
         }
-
-
-def _size(weight: torch.Tensor, mask: torch.Tensor) -> float:
-    """Root mean square of the weights that stay."""
-    return float((weight.square().sum() / mask.sum().clamp_min(1)).sqrt())
