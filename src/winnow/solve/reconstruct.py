@@ -116,17 +116,14 @@ class Reconstruction:
 
     def run(self) -> Fit:
         """The fit; with no calls, the masked weights as they are."""
-        start = self._masked(
-            {n: t.float() for n, t in self.own.items()} | {n: t.clone() for n, t in self.buffers.items()}
-        )
+        buffers = {n: t.clone() for n, t in self.buffers.items()}
+        start = self._masked({n: t.float() for n, t in self.own.items()} | buffers)
         if not len(self.calls):
             return Fit(self._changed(start))
         rows = self._rows_to_cut(start)
         self.cut = rows is not None  # whether calls may be cut into examples, and examples joined
         self.fitting, self.judging, whole = split(self.calls, rows or 1)
-        self.power, self.positions = target_power(self.fitting)
-        # The dense statistics are of whole calls.
-        self._corrects = self.settings.correct and whole
+        self._corrects = self.settings.correct and whole  # the dense statistics are of whole calls
         mask = self._restored(start, correct=False) if len(self.fitting) else start
         before = self._error(mask)
         if not math.isfinite(before):
@@ -214,10 +211,9 @@ class Reconstruction:
             scale = scale.to(output).reshape(like)
             if bias is None:
                 return output * scale
-            if shift is None:
-                shift = bias
-            else:
+            if shift is not None:
                 changed[beside] = shift.to(bias)
+            shift = bias if shift is None else shift
             return (output - bias.to(output).reshape(like)) * scale + shift.to(output).reshape(like)
 
         with self._batchnorms(training=True, average=True), watching(self.module, paths, seen):
@@ -233,8 +229,7 @@ class Reconstruction:
         before = [(m, m.training, m.momentum) for m in self.norms]
         try:
             for m in self.norms:
-                m.training = training
-                m.momentum = None if average else m.momentum
+                m.training, m.momentum = training, None if average else m.momentum
             yield
         finally:
             for m, training, momentum in before:
@@ -252,7 +247,7 @@ class Reconstruction:
                 lr = s.lr * float((begin[name].square().sum() / self.masks[name].sum().clamp_min(1)).sqrt())
             groups.append({"params": [leaf], "lr": lr, "base": lr})
         optimizer = torch.optim.Adam(groups)
-        target_power = self.power / max(self.positions, 1)
+        power, positions = target_power(self.fitting)
         taken, best, least = 0, begin, self._error(begin)
         with self._batchnorms(training=True):
             for parts in MiniBatches(examples(self.fitting), s.batch, cut=self.cut, seed=self.seed).steps():
@@ -263,7 +258,7 @@ class Reconstruction:
                 for call, share in self._opened(parts):
                     state = self._masked({**leaves, **buffers})
                     delta = unpadded(self._output(state, call) - call.target, call.counts)
-                    loss = delta.float().square().mean() * (share / target_power)
+                    loss = delta.float().square().mean() * (share / (power / max(positions, 1)))
                     loss.backward()
                     value += float(loss.detach())
                     del state, delta, loss, call
@@ -301,6 +296,5 @@ class Reconstruction:
     def _changed(self, state: State) -> State:
         """Weights, and whatever else is not what it was."""
         was = {**self.own, **self.buffers}
-        return {
-            n: t.detach() for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])
-        }
+        kept = [n for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])]
+        return {n: state[n].detach() for n in kept}
