@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Literal
 
 from winnow.errors import InputError
-from winnow.masks.structure import NM, BlockShape, Coupled, Structure, Unstructured, nearest_zeros
+from winnow.masks.structure import NM, BlockShape, Coupled, Structure, Unstructured, nearest_zeros, unit_size
 from winnow.words import size
 
 IndexBits = Callable[[float], float]  # density -> index bits per weight
@@ -45,7 +45,12 @@ class Budget:
         if sparsity is not None:
             return cls("sparsity", parse_sparsity(sparsity))
         if bits_per_weight is not None:
-            return cls("bits_per_weight", _parse_bits(bits_per_weight))
+            bits = _number(bits_per_weight)
+            if bits is None or not bits > 0:
+                raise InputError(
+                    f"{bits_per_weight!r} bits per weight cannot be: write a positive number, such as 3 or 2.5"
+                )
+            return cls("bits_per_weight", bits)
         assert size is not None
         return cls("size", parse_size(size))
 
@@ -132,7 +137,7 @@ def index_bits_per_weight(structure: Structure) -> float:
     if isinstance(structure, NM):
         return (math.comb(structure.m, structure.n) - 1).bit_length() / structure.m
     if isinstance(structure, BlockShape):
-        return 1 / (structure.r * structure.c)
+        return 1 / unit_size(structure)
     return 0.0 if isinstance(structure, Coupled) else 1.0
 
 
@@ -160,7 +165,7 @@ def zeros_for(
     total = sum(numels.values())
     if total < 1:
         raise InputError("nothing is prunable here: name tensors to include, or choose another model")
-    unit = index_bits.r * index_bits.c if isinstance(index_bits, BlockShape) else 1
+    unit = 1 if callable(index_bits) else unit_size(index_bits)
     if budget.kind == "sparsity":
         zeros = min(round(budget.value * total), total - 1)
         if isinstance(index_bits, NM | BlockShape):
@@ -220,13 +225,6 @@ def _largest(dense: int | Mapping[str, int]) -> str:
         return ""
     label = max(dense, key=lambda name: dense[name])
     return f", of which {label} {size(dense[label])}"
-
-
-def _parse_bits(value: float | str) -> float:
-    bits = _number(value)
-    if bits is None or not bits > 0:
-        raise InputError(f"{value!r} bits per weight cannot be: write a positive number, such as 3 or 2.5")
-    return bits
 
 
 def _number(value: float | str) -> float | None:

@@ -14,12 +14,11 @@ from torch import nn
 
 from coupled_models import Mobile, PlainCNN, ResNet, stir, zeroed
 from families import FAMILIES, SIZES
-from winnow.coupled.bias import compensate, matrices
 from winnow.coupled.call import forward, record_blocks, tensors_in
 from winnow.coupled.cut import CutProbe
 from winnow.coupled.find import find_coupled_units, find_coupling
 from winnow.coupled.graph import Component, find_components, separate
-from winnow.coupled.select import score_units, select_units
+from winnow.coupled.select import compensate, matrices, score_units, select_units
 from winnow.coupled.unit import CoupledUnit, Entries, Member, unit_masks, unit_sizes, zero_biases
 from winnow.errors import InputError
 from winnow.inputs import InputStats

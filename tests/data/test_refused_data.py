@@ -16,7 +16,7 @@ from torch import nn
 import winnow
 from small import classifier, points
 from winnow import importing
-from winnow.data import Records, bounds, disjoint, open_data, overlap
+from winnow.data import Records, disjoint, files, open_data, overlap
 from winnow.errors import FormatError, InputError, WinnowError, sentence_of
 from winnow.measure.classification import model_order
 from winnow.models.source import open_model
@@ -28,8 +28,8 @@ from winnow.run import plain_yaml
 @pytest.fixture
 def narrow(monkeypatch):
     """Bounds small enough to be met in a test."""
-    monkeypatch.setattr(bounds, "MIN_BYTES", 1 << 16)
-    monkeypatch.setattr("winnow.machine.memory.available_memory", lambda: 1 << 21)
+    monkeypatch.setattr(files, "MIN_BYTES", 1 << 16)
+    monkeypatch.setattr(files, "available_memory", lambda: 1 << 21)
 
 
 def test_a_gzip_bomb_is_unpacked_no_further_than_its_bound(tmp_path, narrow, monkeypatch):
@@ -39,9 +39,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_bound(tmp_path, narrow, mon
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"a\n" * (8 << 20)))
     with pytest.raises(InputError, match="unpacks to more than"):
         open_data(tmp_path / "x.txt.gz")
-    assert (
-        -1 not in read and sum(read) <= bounds.unpack_limit((tmp_path / "x.txt.gz").stat().st_size) + 2 * bounds.CHUNK
-    )
+    assert -1 not in read and sum(read) <= files.unpack_limit((tmp_path / "x.txt.gz").stat().st_size) + 2 * files.CHUNK
     (tmp_path / "y.txt.gz").write_bytes(gzip.compress(b"a line\nanother\n" * 2000))
     assert len(open_data(tmp_path / "y.txt.gz")) == 4000
 

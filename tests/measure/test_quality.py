@@ -25,7 +25,7 @@ from winnow.measure.evaluation import Evaluation
 from winnow.measure.feed import Feed
 from winnow.measure.language import LanguageModelTask
 from winnow.measure.quality import open_task
-from winnow.measure.similarity import SimilarityTask
+from winnow.measure.spearman import SimilarityTask
 from words import WordTokenizer
 
 

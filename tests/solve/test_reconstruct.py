@@ -25,8 +25,7 @@ from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.scope import find_scope
 from winnow.models.source import open_model
-from winnow.solve.calls import held_out
-from winnow.solve.draw import MiniBatches
+from winnow.solve.calls import MiniBatches, held_out
 from winnow.solve.reconstruct import Call, Reconstruction
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction
@@ -148,6 +147,18 @@ def test_bias_correction_makes_output_means_equal():
     assert torch.allclose(out.mean(0), y.mean(0), atol=1e-4) and torch.allclose(out.std(0), y.std(0), rtol=1e-3)
     plain = ReconstructSettings(steps=1, lr=1e-9, bias_lr=1e-9, correct=False)
     assert Reconstruction(layer, {"weight": (prunable, keep)}, calls, plain).run().after > 2 * fit.after
+
+
+def test_the_correction_leaves_the_zeros_of_a_pruned_bias():
+    layer, x, _, keep, prunable = linear_case(shift=3.0, density=0.9)
+    kept = torch.arange(12)[:, None] % 2 == 0
+    layers = {"weight": (prunable, keep), "bias": (Prunable("bias", "", "linear", (12,)), kept)}
+    calls = CallsInMemory(batched(x, layer(x).detach()), dense_moments(layer, x))
+    settings = ReconstructSettings(steps=1, lr=1e-9, bias_lr=1e-9)
+    free = Reconstruction(layer, {"weight": (prunable, keep)}, calls, settings).run()
+    fit = Reconstruction(layer, layers, calls, settings).run()
+    assert free.after < 0.3 * free.before and fit.after <= fit.before  # a free bias makes up for most of the loss
+    assert torch.equal(fit.tensors["bias"] != 0, kept[:, 0])
 
 
 def test_steps_end_early_below_the_loss():

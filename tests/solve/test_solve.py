@@ -13,10 +13,8 @@ from winnow.masks.structure import NM, BlockShape, Coupled, Unstructured
 from winnow.quantize import Grid, round_to_nearest
 from winnow.scores import score
 from winnow.solve import Problem, parse_solver, solve, solve_group
-from winnow.solve.conjugate import masked_cg
-from winnow.solve.error import relative_error, row_errors
 from winnow.solve.factor import factor, gram_of, ridge_of, spectrum
-from winnow.solve.least_squares import least_squares
+from winnow.solve.least_squares import least_squares, masked_cg, relative_error, row_errors
 from winnow.solve.order import by_activation, orders
 from winnow.solve.sparsegpt import Band, sparsegpt
 from winnow.solve.swap import swap
@@ -518,7 +516,7 @@ def test_error_is_the_relative_output_error():
 
 def test_row_errors_over_column_chunks(monkeypatch):
     weight, inputs, stats = make_layer(6, 50)
-    monkeypatch.setattr("winnow.solve.error._COLS", 16)
+    monkeypatch.setattr("winnow.solve.least_squares._COLS", 16)
     assert torch.allclose(row_errors(weight, stats.gram), (inputs @ weight.double().T).square().sum(0), rtol=1e-4)
 
 

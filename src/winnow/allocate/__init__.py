@@ -10,7 +10,7 @@ from winnow.allocate.exact import whole_units
 from winnow.allocate.layer import LayerInfo
 from winnow.errors import InputError
 from winnow.masks.ranking import limits
-from winnow.masks.structure import NM, BlockShape, Structure, Unstructured, check, nearest_zeros
+from winnow.masks.structure import NM, Structure, Unstructured, check, nearest_zeros, unit_size
 
 __all__ = ["ALLOCATIONS", "NAMES", "LayerInfo", "allocate"]
 
@@ -73,8 +73,7 @@ def allocate(
             f"the {name} allocation has no option {', '.join(sorted(unknown))}: it takes {', '.join(known) or 'none'}"
         )
     counts = method(layers, zeros, caps, **options)
-    units = [structure.r * structure.c if isinstance(structure, BlockShape) else 1] * len(layers)
-    units = [(granularity or {}).get(layer.name, unit) for layer, unit in zip(layers, units)]
+    units = [(granularity or {}).get(layer.name, unit_size(structure)) for layer in layers]
     if max(units) > 1:
         counts = whole_units(counts, units, zeros, numels if name == "table" else caps)
     return {layer.name: count for layer, count in zip(layers, counts)}

@@ -33,12 +33,8 @@ def ranked(
 ) -> list[int]:
     """What each layer holds among the ``zeros`` lowest ``scores`` of the whole model, compared as float32, ties to the earlier
     layer."""
-    counts = global_counts(
-        {layer.name: partial(scores, layer) for layer in layers},
-        zeros,
-        {layer.name: cap for layer, cap in zip(layers, caps)},
-    )
-    return [counts[layer.name] for layer in layers]
+    sources = {layer.name: partial(scores, layer) for layer in layers}
+    return list(global_counts(sources, zeros, dict(zip(sources, caps))).values())
 
 
 def whole_units(counts: Sequence[int], granularity: Sequence[int], zeros: int, caps: Sequence[int]) -> list[int]:

@@ -27,7 +27,8 @@ def table(
             raise InputError(f"the rate {rate} of {pattern} is outside 0 to 1: write a share of zeros such as 0.6")
         if not any(layer.name == pattern or fnmatchcase(layer.name, pattern) for layer in layers):
             raise InputError(f"{pattern} of the table names no prunable layer: see winnow inspect for the names")
-    named = [_rate(layer.name, rates) for layer in layers]
+    names = [layer.name for layer in layers]
+    named = [rates.get(n, next((r for p, r in rates.items() if fnmatchcase(n, p)), None)) for n in names]
     counts = [0 if rate is None else round(rate * layer.numel) for rate, layer in zip(named, layers)]
     rest = [i for i, rate in enumerate(named) if rate is None]
     left = zeros - sum(counts)
@@ -44,12 +45,6 @@ def table(
     for i, count in zip(rest, largest_remainder(numels, left, limits(numels, left, max_rate))):
         counts[i] = count
     return counts
-
-
-def _rate(name: str, rates: Mapping[str, float]) -> float | None:
-    if name in rates:
-        return rates[name]
-    return next((rate for pattern, rate in rates.items() if fnmatchcase(name, pattern)), None)
 
 
 def _nudge(counts: list[int], layers: Sequence[LayerInfo], left: int) -> list[int]:

@@ -27,7 +27,7 @@ class SuspendedCalls:
 
     def __init__(self, walk: Walk, unit: WalkUnit, here: list[int]) -> None:
         self._walk, self._unit, self._here = walk, unit, here
-        self._targets: dict[int, torch.Tensor] = {}
+        self.targets: dict[int, torch.Tensor] = {}  # by number of the call
         self._counts: dict[int, torch.Tensor | None] = {}
         start = len(unit.path) + 1 if unit.path else 0
         self._layers = {
@@ -47,7 +47,7 @@ class SuspendedCalls:
         i, spill, device = self._here[index], self._walk.spill, self._walk.options.device
         spill.fetch(i)
         spill.fetch(self._key(i))
-        content = (*self._walk.passes[i].call, self._targets[i])
+        content = (*self._walk.passes[i].call, self.targets[i])
         if device.type != "cpu":
             content = tree_map_only(torch.Tensor, lambda t: t.to(device), content)
         elif self.copies:
@@ -87,17 +87,14 @@ class SuspendedCalls:
         inputs = {t.untyped_storage().data_ptr() for t in tensors_in(call)}
         if of != i or target.untyped_storage().data_ptr() in inputs:
             target = target.clone()  # the pass goes on with the output, and may write to it
-        self._targets[i], self._counts[i] = target, _positions(call, padding, self._unit.path)
+        self.targets[i], self._counts[i] = target, _positions(call, padding, self._unit.path)
         walk.spill.park(self._key(i), target)
-
-    def lacks_target(self, i: int) -> bool:
-        return i not in self._targets
 
     def close(self) -> None:
         """Drops the targets, on disk too."""
-        for i in self._targets:
+        for i in self.targets:
             self._walk.spill.release(self._key(i))
-        self._targets.clear()
+        self.targets.clear()
 
     def _key(self, i: int) -> int:
         return len(self._walk.passes) + i

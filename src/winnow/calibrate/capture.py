@@ -167,9 +167,7 @@ class Capture:
             if stats is None:
                 # What a hand-written step reads first, such as a state of zeros, it need not go on sharing.
                 mine = p.name in self._direct and p.name not in self._strict
-                stats = self._stats[slot] = (None if mine else self._shared(p, seen)) or InputStats.zeros(
-                    p.cols, gram=self._gram[p.name], device=self._device
-                )
+                stats = self._stats[slot] = (None if mine else self._shared(p, seen)) or self._empty(p)
             last = self._last.get(id(stats))
             if last is not None and last[0].same(seen) and slot not in last[1]:
                 last[1].add(slot)
@@ -177,6 +175,9 @@ class Capture:
             self._last[id(stats)] = (seen, {slot})
             tokens = x.reshape(-1, x.shape[-1])
             stats.update(tokens if rows is None else tokens[rows])
+
+    def _empty(self, p: Prunable) -> InputStats:
+        return InputStats.zeros(p.cols, gram=self._gram[p.name], device=self._device)
 
     def _shared(self, p: Prunable, seen: ActivationKey) -> InputStats | None:
         for slot, stats in self._stats.items():
@@ -207,18 +208,13 @@ class Capture:
                 raise InputError(
                     f"cannot see which inputs {p.name} is multiplied with: leave it out with exclude={[p.name]!r}"
                 )
-            parts = []
-            for part in range(p.parts):
-                stats = self._stats.get((p.name, part))
-                if stats is None:
-                    stats = InputStats.zeros(p.cols, gram=self._gram[p.name], device=self._device)
-                elif not stats.finite:
-                    raise InputError(
-                        f"NaN or infinite values reach {p.module or 'the model'}: check the weights and the calibration "
-                        "data, and load a half-precision model in float32 or bfloat16"
-                    )
-                parts.append(stats)
-            found[p.name] = parts
+            slots = [(p.name, part) for part in range(p.parts)]
+            found[p.name] = [self._stats.get(slot) or self._empty(p) for slot in slots]
+            if not all(stats.finite for stats in found[p.name]):
+                raise InputError(
+                    f"NaN or infinite values reach {p.module or 'the model'}: check the weights and the calibration "
+                    "data, and load a half-precision model in float32 or bfloat16"
+                )
         return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from winnow.calibrate.capture import Capture, hooked, time_first
 from winnow.calibrate.multiply import WatchMultiplications
+from winnow.calibrate.walk_units import Options
 from winnow.forward.batch import call as call_model
 from winnow.forward.batch import device_of
 from winnow.forward.padding import Padding
@@ -38,9 +39,7 @@ def weights_read_directly(
     """
     owners = {p.name: model.get_submodule(p.module) for p in prunables}
     layers = [p for p in prunables if hooked(owners[p.name], p)]
-    silent: dict[str, tuple[Prunable, torch.Tensor]] = {
-        p.name: (p, model.get_parameter(p.name)) for p in layers if owners[p.name] not in called
-    }
+    silent = {p.name: (p, model.get_parameter(p.name)) for p in layers if owners[p.name] not in called}
     found: set[str] = set()
     if silent:
         with WatchMultiplications(silent, Padding(None), lambda p, parts, x, rows: found.add(p.name)):
@@ -56,20 +55,15 @@ def watched(model: nn.Module, p: Prunable) -> bool:
     return not (hooked(owner, p) or p.kind == "experts" or attention)
 
 
-def dense_statistics(
-    model: nn.Module,
-    batches: Sequence[Any],
-    prunables: list[Prunable],
-    gram: Callable[[Prunable], bool],
-    direct: set[str],
-) -> dict[str, list[InputStats]]:
-    """Statistics of prunables that no unit's forward stops at, from forwards of the whole model as it is.
+def dense_statistics(options: Options) -> dict[str, list[InputStats]]:
+    """Statistics of prunables that no unit's forward stops at (``aside``), from forwards of the whole model as it is.
 
     Only those are returned whose inputs were seen.
     """
-    capture = Capture(model, "", prunables, gram, device_of(model), direct)
+    model = options.model
+    capture = Capture(model, "", options.aside, options.gram, device_of(model), options.direct)
     with torch.no_grad():
-        for batch in batches:
+        for batch in options.batches:
             padding = Padding(batch)
             padding.enter((), {}, whole=True, time_first=time_first(model))
             with capture.watching(padding, routed=False):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
@@ -39,7 +40,6 @@ class Ledger:
     forward: int  # temporaries of one batch in one block
     spilled: bool = False
     limit: int | None = None
-    parts: dict[str, int] = field(default_factory=dict)
 
     @property
     def need(self) -> int:
@@ -87,46 +87,29 @@ def estimate_memory(
     largest = max((p.numel for p in matrices), default=0)
     if gram:
         # Layers of one width are taken to share an input (q, k, v; gate, up): solved together.
-        shared = max((_by_width(unit) for unit in units), default=0)
+        widths: Counter[tuple[int, int]] = Counter()
+        for i, unit in enumerate(units):
+            for p in unit:
+                widths[i, p.cols] += p.numel
+        shared = max(widths.values(), default=0)
         grams = max((sum({p.cols: p.parts * p.cols**2 for p in unit}.values()) for unit in units), default=0)
         solving = 4 * COPIES * min(shared, 3 * largest) + 4 * grams + 8 * 3 * widest**2
     else:
         solving = 4 * COPIES * largest
-    if codes:
-        solving += largest
-    solving += (
-        max((sum(p.numel for p in unit) for unit in units), default=0) * itemsize * 3 // 4
-    )  # packed, until stored
+    block = max((sum(p.numel for p in unit) for unit in units), default=0)
+    solving += (largest if codes else 0) + block * itemsize * 3 // 4  # packed, until stored
     forward = batch_tokens * (4 * max(widest, tallest) * itemsize + 4 * widest)
     states = 2 if fitting is None else fitting.states
     if fitting is not None:
-        block = max((sum(p.numel for p in unit) for unit in units), default=0)
         solving = max(solving, 4 * FIT_COPIES * block + fitting.graph)
     kept = states * tokens * hidden * itemsize
     in_memory = Ledger(resident, outside_bytes, block_bytes, solving, kept, forward, limit=limit)
     if limit is None or in_memory.need <= limit * (1 - MARGIN):
         return in_memory
-    on_disk = Ledger(
-        resident,
-        outside_bytes,
-        block_bytes,
-        solving,
-        states * batch_tokens * hidden * itemsize,
-        forward,
-        spilled=True,
-        limit=limit,
-    )
+    on_disk = replace(in_memory, activations=states * batch_tokens * hidden * itemsize, spilled=True)
     if on_disk.need <= limit * (1 - MARGIN):
         return on_disk
     enough = on_disk.need / (1 - MARGIN)
     raise InputError(
         f"--ram {limit / 1e9:.2f}GB cannot be kept: this model needs about {enough / 1e9:.2f}GB; raise the limit or lower --batch-size."
     )
-
-
-def _by_width(unit: Sequence[Prunable]) -> int:
-    """The most weights that layers of equal input width have together."""
-    sums: dict[int, int] = {}
-    for p in unit:
-        sums[p.cols] = sums.get(p.cols, 0) + p.numel
-    return max(sums.values(), default=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class WatchMultiplications(TorchDispatchMode):
 
     def __init__(
         self,
-        weights: dict[str, tuple[Prunable, torch.Tensor]],
+        weights: Mapping[str, tuple[Prunable, torch.Tensor]],
         padding: Padding,
         found: Found,
         strict: Collection[str] = (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,6 @@ class Shards:
             if not path.is_file() or _stamp(path) != stamp:
                 raise WinnowError(f"{path} changed while it was in use: start again with the files as they are now.")
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.file_of
-
     def read(self, name: str) -> torch.Tensor:
         """One tensor, copied out of the file so that no mapped page stays behind."""
         with safe_open(self.file_of[name], "pt") as f:
@@ -83,11 +80,9 @@ def name_map(model: nn.Module, shards: Shards) -> dict[str, str]:
     prefix = getattr(model, "base_model_prefix", "")
     names: dict[str, str] = {}
     for name in model.state_dict():
-        bare = name.removeprefix(prefix + ".")
-        for candidate in (name, f"{prefix}.{name}", bare):
-            if candidate in shards:
-                names[name] = candidate
-                break
+        candidates = (name, f"{prefix}.{name}", name.removeprefix(prefix + "."))
+        if (found := next((c for c in candidates if c in shards.file_of), None)) is not None:
+            names[name] = found
     return names
 
 
@@ -188,16 +183,14 @@ class StreamedModel:
     @contextmanager
     def on_demand(self, unit_paths: list[str], fetch: Fetch) -> Iterator[nn.Module]:
         """An ordinary forward runs inside: each unit's weights come from ``fetch`` before it and go after it."""
-        handles = []
-        for path in unit_paths:
-            unit = self.model.get_submodule(path)
-            handles.append(unit.register_forward_pre_hook(lambda m, a, path=path: self.load(path, fetch)))
-            handles.append(unit.register_forward_hook(lambda m, a, o, path=path: self.free(path), always_call=True))
-        try:
+        with ExitStack() as stack:
+            for path in unit_paths:
+                unit = self.model.get_submodule(path)
+                before = unit.register_forward_pre_hook(lambda m, a, path=path: self.load(path, fetch))
+                after = unit.register_forward_hook(lambda m, a, o, path=path: self.free(path), always_call=True)
+                for handle in (before, after):
+                    stack.callback(handle.remove)
             yield self.model
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _output_path(self) -> str | None:
         find: Any = getattr(self.model, "get_output_embeddings", None)

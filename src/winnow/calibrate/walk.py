@@ -15,10 +15,9 @@ from torch.utils._pytree import tree_map_only
 from winnow.calibrate.calls import SuspendedCalls, tensors_in
 from winnow.calibrate.capture import ActivationKey, Capture, LastInputs, first_input, time_first
 from winnow.calibrate.directly import dense_statistics
-from winnow.calibrate.options import Options
 from winnow.calibrate.spill import Spill
 from winnow.calibrate.suspend import SuspendedPass, pool_size, stopping_at
-from winnow.calibrate.walk_units import WalkUnit
+from winnow.calibrate.walk_units import Options, WalkUnit
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
 from winnow.forward.batch import device_of
@@ -64,11 +63,8 @@ class Walk:
     def run(self) -> None:
         model = self.options.model
         with calibrating(model), stopping_at({u.module: u for u in self.units}) as self.forwards, self._spilling():
-            aside = [] if any(p.is_meta for p in model.parameters()) else self.options.aside
-            if aside:
-                self.aside = dense_statistics(
-                    model, self.options.batches, aside, self.options.gram, self.options.direct
-                )
+            if self.options.aside and not any(p.is_meta for p in model.parameters()):
+                self.aside = dense_statistics(self.options)
             try:
                 self._start()
                 while self.left and (unit := self._next()) is not None:
@@ -135,7 +131,8 @@ class Walk:
         with self._placed(unit):
             calls = None
             if unit.prunables:
-                here, twins = [i for i in here if not self._twin(i)], [i for i in here if self._twin(i)]
+                count = len(self.options.batches)
+                here, twins = [i for i in here if i < count], [i for i in here if i >= count]
                 calls = SuspendedCalls(self, unit, here) if self.fit is not None else None
                 if calls is not None:
                     self._dense(unit, twins, calls)
@@ -158,9 +155,6 @@ class Walk:
         for i in range(len(self.options.batches), len(self.passes) if self.left else 0):
             if self.passes[i].stop is unit:
                 self._settle(i)  # a twin that came back to the unit it had just left
-
-    def _twin(self, i: int) -> bool:
-        return i >= len(self.options.batches)
 
     def _give(self, unit: WalkUnit, stats: dict[str, list[InputStats]], calls: SuspendedCalls | None) -> None:
         if self.fit is not None and calls is not None:
@@ -192,7 +186,7 @@ class Walk:
         if calls is None and self._runs_once(unit):
             return self._read(unit, here)
         capture = self._capture(unit, self.options.direct)
-        routed = any(_within(path, unit.path) for path in self.routed)
+        routed = any(not unit.path or f"{path}.".startswith(f"{unit.path}.") for path in self.routed)
         writes = False
         for n, i in enumerate(here):
             self.spill.fetch(i)
@@ -205,7 +199,7 @@ class Walk:
             versions = [t._version for t in tensors]
             with capture.watching(self.paddings[i], routed=routed):
                 capture.read(unit.module, args, kwargs)
-                if calls is not None and calls.lacks_target(i):
+                if calls is not None and i not in calls.targets:
                     calls.set_target(i, calls.run(i, self.paddings[i]), i, self.paddings[i])
                 else:
                     self.forward(unit, i)
@@ -291,7 +285,3 @@ class Walk:
         self.steps += steps
         if self.options.progress is not None:
             self.options.progress(self.steps, self.total, unit.path)
-
-
-def _within(path: str, unit: str) -> bool:
-    return not unit or path == unit or path.startswith(f"{unit}.")

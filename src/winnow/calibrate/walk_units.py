@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from winnow.masks.blocks import find_blocks
@@ -78,13 +80,26 @@ def probe(units: list[WalkUnit], forward: Callable[[], Any]) -> list[str]:
     calls: list[str] = []
     with ExitStack() as stack:
         for unit in units:
-            stack.callback(unit.module.register_forward_pre_hook(_note(calls, unit.path)).remove)
+            hook = unit.module.register_forward_pre_hook(lambda module, args, path=unit.path: calls.append(path))
+            stack.callback(hook.remove)
         forward()
     return calls
 
 
-def _note(calls: list[str], path: str) -> Callable[..., None]:
-    def note(module: nn.Module, args: Any) -> None:
-        calls.append(path)
+@dataclass
+class Options:
+    """What a walk is given and notes, as :class:`winnow.calibrate.walker.Walker` takes them; the last five are found, and filled."""
 
-    return note
+    model: nn.Module
+    batches: Sequence[Any]
+    gram: Callable[[Prunable], bool]
+    device: torch.device
+    enter: Callable[[WalkUnit], None]
+    leave: Callable[[WalkUnit], None]
+    spill: Path | None
+    progress: Callable[[int, int, str], None] | None
+    loose: list[WalkUnit] = field(default_factory=list)  # with weights that no forward stops at
+    direct: set[str] = field(default_factory=set)  # weights of layers that other modules multiply with
+    aside: list[Prunable] = field(default_factory=list)  # that get the statistics of the dense model
+    notes: list[str] = field(default_factory=list)
+    unreached: list[Prunable] = field(default_factory=list)

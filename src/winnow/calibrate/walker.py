@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from winnow.calibrate.directly import recording_called, watched, weights_read_directly
-from winnow.calibrate.options import Options
 from winnow.calibrate.walk import Fit, Visit, Walk
-from winnow.calibrate.walk_units import WalkUnit, find_walk_units, one_stream, probe, whole_model
+from winnow.calibrate.walk_units import Options, WalkUnit, find_walk_units, one_stream, probe, whole_model
 from winnow.errors import InputError
 from winnow.forward.batch import call as call_model
 from winnow.forward.batch import first_example

@@ -81,7 +81,7 @@ def _settings(texts: list[str]) -> dict[str, str]:
 
 
 def _table(path: Path) -> dict[str, float]:
-    from winnow.data.bounds import require_file
+    from winnow.data.files import require_file
 
     require_file(path)
     try:

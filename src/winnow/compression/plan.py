@@ -155,7 +155,7 @@ def _training(
     times = settings.get("seeds", 1)
     steps = recipe.time if recipe.time is not None else 3 * seconds * share * settings.get("steps", 0) * times
     dense = seconds * share * max(examples.count / settings["batch"], 1)
-    kept = {k: v for k, v in asdict(ledger).items() if k != "parts"}
+    kept = asdict(ledger)
     return TrainingLedger(**kept, training=training, graph=int(left * share)), others + steps + dense
 
 

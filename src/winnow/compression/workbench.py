@@ -63,9 +63,8 @@ def coupled_masks(bench: Workbench, recipe: Recipe) -> tuple[dict[str, torch.Ten
     """
     if not isinstance(recipe.pattern, Coupled):
         return None, {}
-    from winnow.coupled.bias import compensate, matrices
     from winnow.coupled.find import find_coupled_units
-    from winnow.coupled.select import score_units, select_units
+    from winnow.coupled.select import compensate, matrices, score_units, select_units
     from winnow.coupled.unit import unit_masks, zero_biases
 
     host, scope, unit = bench.host, bench.scope, recipe.pattern.unit

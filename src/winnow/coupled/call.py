@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,8 @@ def forward(model: nn.Module, example: Any) -> Any:
 
 def crop_example(example: Any, rows: int = 2, tokens: int = 16) -> Any:
     """The first rows of a batch, and of token sequences a stretch that is not padding: enough to probe with."""
-    tensors = example if isinstance(example, Mapping) else dict(enumerate(_listed(example)))
+    listed = example if isinstance(example, (tuple, list)) else [example]
+    tensors = example if isinstance(example, Mapping) else dict(enumerate(listed))
     mask = tensors.get("attention_mask") if isinstance(example, Mapping) else None
     start = int(mask[0].bool().float().argmax()) if isinstance(mask, torch.Tensor) and mask.dim() == 2 else 0
     cropped: dict[Any, Any] = {}
@@ -112,10 +114,6 @@ def crop_example(example: Any, rows: int = 2, tokens: int = 16) -> Any:
     if isinstance(example, Mapping):
         return cropped
     return tuple(cropped.values()) if isinstance(example, (tuple, list)) else cropped[0]
-
-
-def _listed(example: Any) -> list[Any]:
-    return list(example) if isinstance(example, (tuple, list)) else [example]
 
 
 def record_blocks(model: nn.Module, example: Any, paths: Collection[str]) -> dict[str, Call]:
@@ -137,18 +135,13 @@ def record(model: nn.Module, run: Callable[[], Any], paths: Collection[str]) -> 
     """The first call of each named module while ``run`` runs; modules that are never called are left out."""
     calls: dict[str, Call] = {}
 
-    def keep(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if path not in calls:
-                calls[path] = Call(_copy(args), _copy(kwargs))
+    def keep(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if path not in calls:
+            calls[path] = Call(_copy(args), _copy(kwargs))
 
-        return hook
-
-    hooks = [model.get_submodule(p).register_forward_pre_hook(keep(p), with_kwargs=True) for p in paths]
-    try:
-        with probing_mode(model), torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack, probing_mode(model), torch.no_grad():
+        for path in paths:
+            hook = model.get_submodule(path).register_forward_pre_hook(partial(keep, path), with_kwargs=True)
+            stack.callback(hook.remove)
+        run()
     return calls

@@ -55,27 +55,30 @@ class CutProbe:
         }
         self.recorded: dict[str, list[torch.Tensor]] = {}
         self.base: dict[tuple[str, int], torch.Tensor] = {}
+
+        def record(path: str, n: int, out: torch.Tensor) -> torch.Tensor:
+            self.recorded.setdefault(path, []).append(out.clone())
+            return out
+
+        def baseline(path: str, n: int, value: torch.Tensor, axis: int | None) -> None:
+            if bool((nan := value.isnan()).any()):
+                self.base[path, n] = nan
+
         with torch.no_grad():
-            self._run(self._record, self._baseline)
+            self._run(record, baseline)
         self.sites = {path: site for path, site in self.sites.items() if path in self.recorded}
         self.producers = {path: site.outputs for path, site in self.sites.items()}
         self.consumers = {path: site.inputs for path, site in self.sites.items() if not site.through}
         self._graphs = [self._graph(False)]
-        if self._any_silent():
-            self._wake()
-
-    def _any_silent(self) -> bool:
-        """Whether some output feature answers no gradient at all: dead at the recorded values, or read by nothing."""
         heard = self.escaping()
         for consumer, features in self.consumers.items():
             for path, mask in self.sources(consumer, torch.ones(features, dtype=torch.bool)).items():
                 heard[path] |= mask
-        return not all(bool(mask.all()) for mask in heard.values())
-
-    def _wake(self) -> None:
-        # Where noise is senseless to the module (routing, say) it may fail: NaN will find the silent rows.
-        with suppress(*ERRORS):
-            self._graphs.append(self._graph(True))
+        # A feature that answers no gradient at all is dead at the recorded values, or read by nothing.
+        if not all(bool(mask.all()) for mask in heard.values()):
+            # Where noise is senseless to the module (routing, say) it may fail: NaN will find the silent rows.
+            with suppress(*ERRORS):
+                self._graphs.append(self._graph(True))
 
     def escaping(self) -> Rows:
         """Output features that reach the module's output without passing another layer."""
@@ -194,14 +197,6 @@ class CutProbe:
         with torch.enable_grad(), saved_tensors_hooks(torch.clone, lambda saved: saved):
             self._run(replace, see)
         return graph
-
-    def _record(self, path: str, n: int, out: torch.Tensor) -> torch.Tensor:
-        self.recorded.setdefault(path, []).append(out.clone())
-        return out
-
-    def _baseline(self, path: str, n: int, value: torch.Tensor, axis: int | None) -> None:
-        if bool((nan := value.isnan()).any()):
-            self.base[path, n] = nan
 
     def _run(self, replace: Replace, see: See, call: Call | None = None) -> None:
         """One pass: ``replace(path, call number, output)`` for each layer, ``see`` for all that is observed."""

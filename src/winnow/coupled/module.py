@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -152,14 +152,13 @@ def _numbered(
     units: Sequence[tuple[Kind, tuple[Member, ...], tuple[Entries, ...]]], path: str, prunables: Mapping[str, Prunable]
 ) -> list[CoupledUnit]:
     out: list[CoupledUnit] = []
-    counts: dict[tuple[str, ...], int] = {}
+    counts: Counter[tuple[str, ...]] = Counter()
     for kind, members, biases in units:
         blocks = {prunables[m.name].block for m in members}
         block = path or (blocks.pop() if len(blocks) == 1 else None) or ""
         unit = CoupledUnit(kind, block, 0, members, biases)
-        key = unit.group[1]
-        counts[key] = counts.get(key, -1) + 1
-        out.append(CoupledUnit(kind, block, counts[key], members, biases))
+        out.append(replace(unit, index=counts[unit.group[1]]))
+        counts[unit.group[1]] += 1
     return out
 
 

@@ -1,13 +1,14 @@
-"""Which coupled units go: scores of whole units, and a choice that meets a count of weights."""
+"""Which coupled units go: scores of whole units, a choice that meets a count of weights, and what makes up for them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from winnow.coupled.unit import CoupledUnit, Member, Removal, member_parts, shapes_of
 from winnow.errors import InputError
@@ -78,24 +79,13 @@ def score_units(
             for part in member_parts(member) if member.axis == "cols" else ():
                 key = (member.name, part)
                 if key not in metrics:
-                    metrics[key] = _fluctuation(
-                        weights[member.name], member.parts, part, part_stats(stats, member, part)
-                    )
+                    band = weights[member.name].chunk(member.parts)[part].double()
+                    metric = part_stats(stats, member, part).variance.double().cpu() * band.square().sum(0).cpu()
+                    spread = metric.std() if metric.numel() > 1 else metric.new_zeros(())
+                    metrics[key] = (metric - metric.mean()) / spread if spread > 0 else torch.zeros_like(metric)
                 columns.append(metrics[key][list(member.indices)])
         out[n] = torch.cat(columns).mean() * Removal(shapes).gain(unit)
     return out
-
-
-def _fluctuation(weight: torch.Tensor, parts: int, part: int, stats: InputStats) -> torch.Tensor:
-    band = weight[_band(weight, parts, part)].double()
-    metric = stats.variance.double().cpu() * band.square().sum(0).cpu()
-    spread = metric.std() if metric.numel() > 1 else metric.new_zeros(())
-    return (metric - metric.mean()) / spread if spread > 0 else torch.zeros_like(metric)
-
-
-def _band(matrix: torch.Tensor, parts: int, part: int) -> slice:
-    rows = matrix.shape[0] // parts
-    return slice(part * rows, (part + 1) * rows)
 
 
 def _sums(units: Sequence[CoupledUnit], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -117,7 +107,7 @@ def _sums(units: Sequence[CoupledUnit], scores: Mapping[str, torch.Tensor]) -> t
             for part in member_parts(member) if member.axis == "cols" else ():
                 score = scores[member.name]
                 if (member.name, part) not in cols:
-                    cols[member.name, part] = score[_band(score, member.parts, part)].double().sum(0).cpu()
+                    cols[member.name, part] = score.chunk(member.parts)[part].double().sum(0).cpu()
                 out[n] += cols[member.name, part][list(member.indices)].sum()
                 band = score.shape[0] // member.parts
                 shared = [r for r in own_rows.get(member.name, ()) if r // band == part]
@@ -175,3 +165,51 @@ def select_units(units: Sequence[CoupledUnit], scores: torch.Tensor, zeros: int,
         if gain > rest:
             break
     return Selection(tuple(sorted(chosen)), removal.zeros, zeros)
+
+
+def matrices(source: nn.Module | Mapping[str, torch.Tensor], scope: Scope) -> dict[str, torch.Tensor]:
+    """Every prunable of a model, or of stored tensors by name, as its matrix [R, C] (views where possible)."""
+    tensors = dict(source.state_dict()) if isinstance(source, nn.Module) else source
+    return {name: p.matrix(tensors[name]).detach() for name, p in scope.prunables.items() if name in tensors}
+
+
+def compensate(
+    units: Sequence[CoupledUnit], chosen: Iterable[int], weights: Mapping[str, torch.Tensor], stats: Stats
+) -> dict[str, torch.Tensor | None]:
+    """What to add to the consumers' biases: W[:, removed] @ mean(X_removed) (FLAP's bias compensation).
+
+    ``weights`` are the dense matrices [R, C] (:func:`matrices`), ``stats`` the consumers' inputs. Returns
+    bias name -> delta, float64 [R] (flattened over experts); for a consumer without a bias its weight's
+    name -> None: no parameter is invented, so that removal stays uncompensated. Rows of a consumer that
+    are themselves removed get no delta. Raises InputError when weights or statistics are missing.
+    """
+    columns: dict[tuple[str, int], set[int]] = {}
+    about = {}
+    removed_rows: dict[str, set[int]] = {}
+    for i in chosen:
+        for member in units[i].members:
+            if member.axis == "rows":
+                removed_rows.setdefault(member.name, set()).update(member.indices)
+                continue
+            about[member.name] = member
+            for part in member_parts(member):
+                columns.setdefault((member.name, part), set()).update(member.indices)
+    deltas: dict[str, torch.Tensor | None] = {}
+    for (name, part), removed in columns.items():
+        member = about[name]
+        if member.bias is None:
+            deltas[name] = None
+            continue
+        if name not in weights:
+            raise InputError(f"no weights for {name}: pass the dense matrices of every prunable layer")
+        weight, index = weights[name], sorted(removed)
+        mean = part_stats(stats, member, part).mean.double().to(weight.device)
+        band = weight.shape[0] // member.parts
+        delta = deltas.setdefault(member.bias, torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device))
+        assert delta is not None
+        rows = slice(part * band, (part + 1) * band)
+        delta[rows] += weight[rows][:, index].double() @ mean[index]
+    for name, member in about.items():
+        if member.bias is not None and name in removed_rows:
+            deltas[member.bias][sorted(removed_rows[name])] = 0  # type: ignore[index]
+    return deltas

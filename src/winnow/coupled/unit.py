@@ -141,9 +141,7 @@ def unit_masks(units: Sequence[CoupledUnit], chosen: Iterable[int], scope: Scope
             if member.axis == "rows":
                 mask[index] = False
             else:
-                band = mask.shape[0] // member.parts
-                rows = slice(None) if member.part is None else slice(member.part * band, (member.part + 1) * band)
-                mask[rows, index] = False
+                (mask if member.part is None else mask.chunk(member.parts)[member.part])[:, index] = False
     return keep
 
 

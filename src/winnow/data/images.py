@@ -179,7 +179,8 @@ def image_transform(processor: Any) -> Callable[[Any], torch.Tensor]:
     if hasattr(processor, "image_mean") and hasattr(processor, "to_dict"):
         return _from_settings(processor.to_dict())
     if callable(processor):
-        return lambda images: processor(_uint8(images))
+        as_bytes = ImageTransform(rescale=None)
+        return lambda images: processor(as_bytes(images).to(torch.uint8))
     raise InputError(
         f"a {type(processor).__name__} cannot prepare images: give a function or preprocessor_config.json."
     )
@@ -235,11 +236,6 @@ def describe_preprocessing(processor: Any, records: Records) -> str:
 
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{v:.4g}" for v in values)
-
-
-def _uint8(images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
-    raw = replace(ImageTransform(), rescale=None)(images)
-    return raw.to(torch.uint8)
 
 
 def _from_settings(settings: dict[str, Any]) -> ImageTransform:

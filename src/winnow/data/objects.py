@@ -47,7 +47,9 @@ def object_records(
     if isinstance(data, tuple) and len(data) == 2 and all(is_array(part) for part in data):
         return array_records(data[0], data[1], name)
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], list) and is_array(data[1]):
-        return _labelled(data[0], data[1], name)
+        records = object_records(data[0], column=None, label=None, limit=None, name=name)  # texts, or pairs
+        records.labels = label_array(data[1], len(records), name)
+        return records
     if isinstance(data, Mapping):
         return _mapping(dict(data), column, label, name, forward)
     if hasattr(data, "column_names") and hasattr(data, "features"):
@@ -94,13 +96,6 @@ def _listed(data: Sequence[Any], column: str | None, label: str | None, name: st
     rows = [row if isinstance(row, dict) else {"text": row} for row in data]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return table_records(keys, rows, column=column, label=label, name=name)
-
-
-def _labelled(texts: list[Any], labels: Any, name: str) -> Records:
-    """(texts, labels) or (pairs, scores)."""
-    records = object_records(texts, column=None, label=None, limit=None, name=name)
-    records.labels = label_array(labels, len(records), name)
-    return records
 
 
 def _is_text_pair(item: Any) -> bool:
@@ -205,10 +200,10 @@ def _batches(loader: Any, limit: int | None, name: str) -> Records:
         if pair and are_arrays(batch[0]) and not are_arrays(batch):
             labels.append(torch.as_tensor(batch[1]))
             batch = batch[0]
-        if isinstance(batch, Mapping):
-            batch = dict(batch)
-        elif isinstance(batch, (torch.Tensor, tuple, list)):
-            batch = (batch,) if isinstance(batch, torch.Tensor) else tuple(batch)
+        if isinstance(batch, torch.Tensor):
+            batch = (batch,)
+        elif isinstance(batch, (Mapping, tuple, list)):
+            batch = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
         if isinstance(batch, tuple) and batch and all(isinstance(part, str) for part in batch):
             collected.extend(batch)
             continue

@@ -11,8 +11,7 @@ import numpy as np
 
 from winnow import importing
 from winnow.data.arrays import Arguments, keywords, npz_keys
-from winnow.data.bounds import require_file, unpack_limit
-from winnow.data.files import TABLES, read_plain, read_table, suffix_of
+from winnow.data.files import TABLES, read_plain, read_table, require_file, suffix_of, unpack_limit
 from winnow.data.images import read_folder
 from winnow.data.objects import object_records
 from winnow.data.records import Records, evenly_spaced
@@ -59,7 +58,7 @@ def open_data(
 
     Raises:
         InputError: the data is not there, cannot be read, is empty, holds one short record, lacks the column, or unpacks to
-            more than :func:`winnow.data.bounds.unpack_limit`.
+            more than :func:`winnow.data.files.unpack_limit`.
     """
     if limit is not None and limit < 2:
         raise InputError(f"a limit of {limit} leaves too little data: give 2 or more.")

@@ -81,11 +81,9 @@ def passages(records: Records, characters: int = PASSAGE) -> Records:
         start = 0
         while start < len(text):
             end = start + characters
-            stop = -1
-            if end < len(text):
-                stop = text.find("\n", end)
-                if stop < 0 or stop > end + characters:
-                    stop = text.find(" ", end)
+            stop = text.find("\n", end)
+            if stop < 0 or stop > end + characters:
+                stop = text.find(" ", end)
             stop = stop if stop >= 0 else len(text)
             cut.append(text[start:stop])
             start = stop + 1
@@ -105,8 +103,8 @@ def overlap(a: Records, b: Records) -> int:
     if not (a.running or b.running) or (a.part_of is not None and a.part_of == b.part_of):
         seen = set(a.digests)
         return sum(digest in seen for digest in b.digests)
-    stretches = _shingles(a)
-    return len({number for stretch, number in _shingles(b).items() if stretch in stretches})
+    stretches = _spans(a)
+    return len({min(numbers) for stretch, numbers in _spans(b).items() if stretch in stretches})
 
 
 def disjoint(records: Records, held_out: Records, use: str = "calibration") -> tuple[Records, str | None]:
@@ -143,36 +141,22 @@ def _unshared(records: Records, held_out: Records) -> list[int]:
     if not (records.running or held_out.running):
         seen = set(held_out.digests)
         return [i for i, digest in enumerate(records.digests) if digest not in seen]
-    stretches = _shingles(held_out)
+    stretches = _spans(held_out)
     taken = {number for stretch, numbers in _spans(records).items() if stretch in stretches for number in numbers}
     return [i for i in range(len(records)) if i not in taken]
 
 
-def _shingles(records: Records) -> dict[bytes, int]:
-    """Stretches of consecutive lines, one from each line on, and the record that each begins in."""
-    return {stretch: min(numbers) for stretch, numbers in _spans(records).items()}
-
-
 def _spans(records: Records) -> dict[bytes, set[int]]:
     """Stretches of consecutive lines, one from each line on, and the records that each lies in."""
-    lines: list[tuple[str, int]] = []
+    texts = list(enumerate(records.inputs))
     found: dict[bytes, set[int]] = {}
-    for number, text in enumerate(records.inputs):
-        if not records.running:
-            lines.clear()
-        lines += [(line.strip(), number) for line in text.split("\n") if line.strip()]
-        if not records.running:
-            _collect(lines, found)
-    if records.running:
-        _collect(lines, found)
+    for part in [texts] if records.running else [[text] for text in texts]:
+        lines = [(line.strip(), number) for number, text in part for line in text.split("\n") if line.strip()]
+        for start, (line, _) in enumerate(lines):
+            stretch, end = line, start + 1
+            while len(stretch) < _SHINGLE and end < len(lines):
+                stretch, end = stretch + "\n" + lines[end][0], end + 1
+            if len(stretch) >= _SHINGLE:
+                name = hashlib.sha256(stretch.encode("utf-8", "surrogatepass")).digest()[:16]
+                found.setdefault(name, set()).update(number for _, number in lines[start:end])
     return found
-
-
-def _collect(lines: list[tuple[str, int]], found: dict[bytes, set[int]]) -> None:
-    for start, (line, _) in enumerate(lines):
-        stretch, end = line, start + 1
-        while len(stretch) < _SHINGLE and end < len(lines):
-            stretch, end = stretch + "\n" + lines[end][0], end + 1
-        if len(stretch) >= _SHINGLE:
-            name = hashlib.sha256(stretch.encode("utf-8", "surrogatepass")).digest()[:16]
-            found.setdefault(name, set()).update(number for _, number in lines[start:end])

@@ -36,17 +36,14 @@ def table_records(
     columns = _columns(header, column, name)
     chosen = _label(header, label, columns, name)
     position = {key: i for i, key in enumerate(header)}
-    if chosen is None and len(columns) == 1:
-        # Text alone: blank rows (as in the WikiText tables) carry nothing.
-        rows = [
-            row
-            for row in rows
-            if not _blank(row.get(columns[0]) if isinstance(row, dict) else row[position[columns[0]]])
-        ]
 
     def cells(key: str) -> list[Any]:
         return [row.get(key) if isinstance(row, dict) else row[position[key]] for row in rows]
 
+    if chosen is None and len(columns) == 1:
+        # Text alone: blank rows (as in the WikiText tables) carry nothing.
+        blank = [cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells(columns[0])]
+        rows = [row for row, empty in zip(rows, blank) if not empty]
     texts = [_texts(cells(key), key, name) for key in columns]
     labels, names = parse_labels(cells(chosen), name, chosen) if chosen is not None else (None, None)
     if len(texts) == 2:
@@ -95,12 +92,9 @@ def _columns(header: list[str], column: str | None, name: str) -> list[str]:
             raise InputError(f"{name}: {len(columns)} text columns were named: give one, or two for pairs of texts.")
         return columns
     lower = {key.lower(): key for key in header}
-    for first, second in PAIR_COLUMNS:
-        if first in lower and second in lower:
-            return [lower[first], lower[second]]
-    for key in TEXT_COLUMNS:
-        if key in lower:
-            return [lower[key]]
+    for usual in (*PAIR_COLUMNS, *((key,) for key in TEXT_COLUMNS)):
+        if all(key in lower for key in usual):
+            return [lower[key] for key in usual]
     if len(header) == 1:
         return [header[0]]
     raise InputError(
@@ -117,10 +111,6 @@ def _label(header: list[str], label: str | None, columns: list[str], name: str) 
         return label
     lower = {key.lower(): key for key in header if key not in columns}
     return next((lower[key] for key in LABEL_COLUMNS if key in lower), None)
-
-
-def _blank(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def _texts(cells: list[Any], key: str, name: str) -> list[str]:

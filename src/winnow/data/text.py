@@ -97,7 +97,7 @@ def calibration_batches(
     length = length or context_length(processor, config, model_kind)
     if model_kind == "causal-lm":
         crops = _crops(records, processor, length, samples, rng)
-        return [_unpadded(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size)]
+        return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in crops.split(batch_size)]
     rows = _encoder_rows(records, processor, length, samples, rng, model_kind)
     rows.sort(key=lambda row: len(row["input_ids"]))
     if getattr(processor, "pad_token_id", None) is None:
@@ -124,7 +124,9 @@ def _crops(records: Records, tokenizer: Any, length: int, samples: int, rng: np.
     # Four times the tokens that are needed are enough to draw from; long corpora are not tokenized whole.
     order = rng.permutation(len(texts))
     pool = 4 * samples * length
-    stream = token_stream([texts[i] for i in _until(texts, order, 12 * pool)], tokenizer, joiner, pool)
+    held = np.cumsum([len(texts[i]) for i in order])  # characters
+    part = order[: int(np.searchsorted(held, 12 * pool)) + 1]
+    stream = token_stream([texts[i] for i in part], tokenizer, joiner, pool)
     if len(stream) < length:
         raise InputError(
             f"{records.name} has {len(stream)} tokens, too few for one calibration row of {length}: give more text or a smaller length."
@@ -136,15 +138,6 @@ def _crops(records: Records, tokenizer: Any, length: int, samples: int, rng: np.
     else:
         starts = rng.integers(len(stream) - length + 1, size=samples)
     return torch.stack([stream[int(s) : int(s) + length] for s in starts])
-
-
-def _until(texts: Sequence[str], order: np.ndarray, characters: int) -> list[int]:
-    held = np.cumsum([len(texts[i]) for i in order])
-    return [int(i) for i in order[: int(np.searchsorted(held, characters)) + 1]]
-
-
-def _unpadded(ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _encoder_rows(

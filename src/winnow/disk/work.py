@@ -105,18 +105,14 @@ def _foreign(root: Path) -> str | None:
         return None if other is None else f"it holds {other}"
     own = f"{root.name.removesuffix('.work')}.partial"
     for name in names:
-        if (root / name).is_symlink():
-            return f"it holds {name}"
-        if _BEGUN.fullmatch(name) or name in (MARK, own, "activations"):
-            continue
-        if not _STAGE.fullmatch(name):
-            return f"it holds {name}"
-        if (root / name).is_dir():
-            found = _foreign_in(root / name)
-            if found is not None:
-                return f"it holds {found.relative_to(root)}"
-        elif not name.endswith(_STORED):
-            return f"it holds {name}"
+        path = root / name
+        found: Path | None = path
+        if not path.is_symlink() and (_BEGUN.fullmatch(name) or name in (MARK, own, "activations")):
+            found = None
+        elif not path.is_symlink() and _STAGE.fullmatch(name):
+            found = _foreign_in(path) if path.is_dir() else None if name.endswith(_STORED) else path
+        if found is not None:
+            return f"it holds {found.relative_to(root)}"
     return None
 
 

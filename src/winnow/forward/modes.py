@@ -15,20 +15,14 @@ CONFIG = {"use_cache": False, "_experts_implementation_internal": "eager"}
 
 
 def _configs(model: nn.Module) -> list[Any]:
+    """The configurations of a model's modules, with those that they hold."""
     found: dict[int, Any] = {}
-
-    def add(config: Any) -> None:
-        if config is None or id(config) in found or not hasattr(config, "__dict__"):
-            return
-        found[id(config)] = config
-        for value in list(vars(config).values()):
-            if hasattr(value, "to_dict") and hasattr(value, "__dict__"):
-                add(value)
-
-    for module in model.modules():
-        config = module.__dict__.get("config")
-        if hasattr(config, "to_dict"):
-            add(config)
+    waiting = [module.__dict__.get("config") for module in model.modules()]
+    while waiting:
+        config = waiting.pop()
+        if hasattr(config, "to_dict") and hasattr(config, "__dict__") and id(config) not in found:
+            found[id(config)] = config
+            waiting += vars(config).values()
     return list(found.values())
 
 

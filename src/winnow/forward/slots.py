@@ -17,7 +17,14 @@ class TensorSlots:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        by_id = _places(model)
+        by_id: dict[int, list[tuple[Any, Any]]] = {}  # where each tensor is held: (container, key)
+        for module in model.modules():
+            held: list[Any] = [(d, k, t) for d in (module._parameters, module._buffers) for k, t in d.items()]
+            if isinstance(module, nn.RNNBase):  # runs on a list of its own
+                held += [(module._flat_weights, i, t) for i, t in enumerate(module._flat_weights)]
+            for container, key, tensor in held:
+                if tensor is not None:
+                    by_id.setdefault(id(tensor), []).append((container, key))
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._places = {name: by_id.get(id(tensor), []) for name, tensor in named}
 
@@ -34,18 +41,3 @@ class TensorSlots:
         finally:
             for (_, key), (held, tensor) in before.items():
                 held[key] = tensor
-
-
-def _places(model: nn.Module) -> dict[int, list[tuple[Any, Any]]]:
-    """Where each parameter and buffer is held, by its id: (container, key)."""
-    found: dict[int, list[tuple[Any, Any]]] = {}
-    for module in model.modules():
-        held: list[tuple[Any, Any, Any]] = [
-            (d, k, t) for d in (module._parameters, module._buffers) for k, t in d.items()
-        ]
-        if isinstance(module, nn.RNNBase):  # runs on a list of its own
-            held += [(module._flat_weights, i, t) for i, t in enumerate(module._flat_weights)]
-        for container, key, tensor in held:
-            if tensor is not None:
-                found.setdefault(id(tensor), []).append((container, key))
-    return found

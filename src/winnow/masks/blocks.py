@@ -47,12 +47,8 @@ def _kind(module: nn.Module) -> tuple[type, tuple[str, ...]]:
 
 def _members(container: nn.Module) -> list[tuple[str, nn.Module]]:
     """Children that are blocks: all that have weights below them, if at least two are of one kind."""
-    seen: set[int] = set()
-    members: list[tuple[str, nn.Module]] = []
-    for name, child in container.named_children():  # leaves out a module that is listed twice
-        if id(child) not in seen and next(child.children(), None) is not None and holds_weights(child):
-            seen.add(id(child))
-            members.append((name, child))
+    children = container.named_children()  # leaves out a module that is listed twice
+    members = [(n, child) for n, child in children if next(child.children(), None) is not None and holds_weights(child)]
     kinds = [_kind(child) for _, child in members]
     return members if any(kinds.count(kind) > 1 for kind in kinds) else []
 

@@ -113,7 +113,8 @@ class _Search:
             if _own(node):
                 self.opaque, self._found[node] = True, {}
                 continue
-            branches = self._branches(node)
+            # Inputs that a product with a parameter lies behind: the others are constants, scales and shifts.
+            branches = list(dict.fromkeys(f for f, _ in node.next_functions if f is not None and self._reaches(f)))
             waiting = [b for b in branches if b not in self._found]
             if waiting:
                 stack += waiting
@@ -143,10 +144,6 @@ class _Search:
             behind |= _ancestors(end) & (ends.keys() - {end})
         return {end: name for end, name in ends.items() if end not in behind}
 
-    def _branches(self, node: Any) -> list[Any]:
-        """Inputs that a product with a parameter lies behind: the others are constants, scales and shifts."""
-        return list(dict.fromkeys(f for f, _ in node.next_functions if f is not None and self._reaches(f)))
-
     def _reaches(self, node: Any) -> bool:
         """Whether a product with a parameter lies at or behind a node."""
         stack = [node]
@@ -171,11 +168,8 @@ class _Search:
         """The matrix that a node multiplies by, None for any other node."""
         if not _PRODUCT.match(node.name()):
             return None
-        for following, _ in node.next_functions:
-            name = self._parameter(following)
-            if name is not None:
-                return name
-        return None
+        names = (self._parameter(following) for following, _ in node.next_functions)
+        return next((name for name in names if name is not None), None)
 
     def _parameter(self, node: Any) -> str | None:
         """The parameter of two dimensions or more that a node only hands on, in another shape or type."""

@@ -114,14 +114,8 @@ class Scope:
 
 _NAMED = 3  # matrices in a message; of more, the modules that own them
 _LEFT_DENSE = ("output head", "embedding", "router", "bias", "norm", "vector")
-_FIXED = (
-    "tied",
-    "not float",
-    "not init",
-    "empty",
-    "a single number",
-    "recomputed",
-)  # not even by name, or only one of them
+# Not even by name, or only one of them.
+_FIXED = ("tied", "not float", "not init", "empty", "a single number", "recomputed")
 
 
 def nothing_to_prune(skipped: Sequence[Skipped]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -70,7 +71,9 @@ def find_scope(
             continue  # counted under its first name already (two parameters that view one storage)
         shared = f"tied to {names[1]}" if len(names) > 1 else f"tied to {others[0]}, in another view" if others else ""
         reason = _fixed_reason(p) or shared or rules.reason(name, p)
-        named = next((n for n in names if _included(include, n, p, tied=bool(shared))), None)
+        by_pattern = [] if shared or is_lazy(p) or p.dim() < 2 else include
+        exact = [reading for pattern in include for reading in _readings(pattern)]
+        named = next((n for n in names if n in exact or any(_matches(pattern, n) for pattern in by_pattern)), None)
         fixed = _fixed_reason(p) or rules.recomputed(names[0])
         if named is not None and fixed:
             scope.notes.append(f"{named} was included by name but stays dense: it is {fixed}.")
@@ -113,12 +116,6 @@ def _readings(pattern: str) -> list[str]:
     if "[" not in pattern:
         return [pattern]
     return [pattern, pattern.replace("[", "[[]"), re.sub(r"(?<=[^\W\d])\[(\d+)\]|(?<=\])\[(\d+)\]", r".\1\2", pattern)]
-
-
-def _included(include: Sequence[str], name: str, p: torch.Tensor, *, tied: bool) -> bool:
-    if any(name in _readings(pattern) for pattern in include):
-        return True
-    return not tied and not is_lazy(p) and p.dim() > 1 and any(_matches(pattern, name) for pattern in include)
 
 
 def _fixed_reason(p: torch.Tensor) -> str:
@@ -189,7 +186,7 @@ class _Rules:
             return "" if block or not self.blocks else "outside the repeated blocks"
         if isinstance(owner, RNNBase):
             return "recurrent weight"
-        if key != "weight" or not (isinstance(owner, (nn.Linear, _ConvNd)) or is_transposed_linear(owner)):
+        if not self.has_inputs(name):
             table = any(word in name.lower() for word in ("embed", "token", "position"))
             return "embedding" if table else "not the weight of a linear layer or convolution"
         if block:
@@ -243,10 +240,8 @@ def _declared(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     """Paths of the output layer that a transformers model names itself."""
     declared = None
     if callable(getattr(model, "get_output_embeddings", None)):
-        try:
+        with suppress(AttributeError, NotImplementedError):  # some wrappers declare the method and have no head
             declared = model.get_output_embeddings()  # type: ignore[operator]
-        except (AttributeError, NotImplementedError):  # some wrappers declare the method and have no head
-            declared = None
     return {path for path, module in modules.items() if declared is not None and module is declared}
 
 

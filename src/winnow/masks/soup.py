@@ -81,10 +81,8 @@ def _votes(masks: Sequence[MaskSet], name: str) -> torch.Tensor:
 
 def _classes(masks: Sequence[MaskSet], how: str, name: str) -> torch.Tensor:
     votes = _votes(masks, name)
-    if how == "mean":
-        return torch.zeros_like(votes)
-    if how == "vote":
-        return votes
+    if how in ("vote", "mean"):
+        return votes if how == "vote" else torch.zeros_like(votes)
     return (votes > 0 if how == "union" else votes == len(masks)).to(torch.int16)
 
 

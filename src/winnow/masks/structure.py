@@ -165,7 +165,13 @@ def select(
 
     Raises InputError on NaN scores, a count that does not fit, or a structure that does not tile the matrix.
     """
-    rows, cols = _shape(scores, weight)
+    if scores.ndim != 2:
+        raise InputError(f"scores must be a matrix [rows, cols], not of shape {tuple(scores.shape)}: reshape them")
+    if weight is not None and weight.shape != scores.shape:
+        raise InputError(
+            f"weight {tuple(weight.shape)} and scores {tuple(scores.shape)} differ in shape: give the same matrix view"
+        )
+    rows, cols = scores.shape
     if group not in get_args(Group):
         raise InputError(f"unknown comparison group {group!r}: use layer or row")
     check(structure, rows, cols)
@@ -178,17 +184,9 @@ def select(
         return drop.logical_not().reshape(rows, cols)
     count = zeros // unit_size(structure)
     keep = (lowest(ranked, count) if group == "layer" else lowest_per_row(ranked, count)).logical_not_()
-    return _spread(keep, structure)
-
-
-def _shape(scores: torch.Tensor, weight: torch.Tensor | None) -> tuple[int, int]:
-    if scores.ndim != 2:
-        raise InputError(f"scores must be a matrix [rows, cols], not of shape {tuple(scores.shape)}: reshape them")
-    if weight is not None and weight.shape != scores.shape:
-        raise InputError(
-            f"weight {tuple(weight.shape)} and scores {tuple(scores.shape)} differ in shape: give the same matrix view"
-        )
-    return scores.shape[0], scores.shape[1]
+    if isinstance(structure, BlockShape):  # one decision per block as one per weight
+        return keep.repeat_interleave(structure.r, dim=0).repeat_interleave(structure.c, dim=1)
+    return keep
 
 
 def _ranked(scores: torch.Tensor, structure: Structure, weight: torch.Tensor | None) -> torch.Tensor:
@@ -200,10 +198,3 @@ def _ranked(scores: torch.Tensor, structure: Structure, weight: torch.Tensor | N
         scores = scores.abs().reshape(blocks).mean(dim=(1, 3), dtype=torch.float64).to(scores.dtype)
         zero = None if zero is None else zero.reshape(blocks).all(dim=3).all(dim=1)
     return scores if zero is None else scores.masked_fill(zero, -torch.inf)
-
-
-def _spread(keep: torch.Tensor, structure: Structure) -> torch.Tensor:
-    """A decision per block as one per weight."""
-    if not isinstance(structure, BlockShape):
-        return keep
-    return keep.repeat_interleave(structure.r, dim=0).repeat_interleave(structure.c, dim=1)

@@ -54,7 +54,9 @@ def identity(tensor: torch.Tensor) -> Hashable:
     """Equal for tensors that are the same elements in the same order; tensors without memory are only themselves."""
     if _storage(tensor) is None:
         return id(tensor)
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), _strides(tensor)
+    # A dimension of one element has no stride that matters.
+    strides = tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), strides
 
 
 @torch.no_grad()
@@ -84,11 +86,6 @@ def _storage(tensor: torch.Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):
         return None
-
-
-def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Strides, where a dimension of one element has none that matters."""
-    return tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _share(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -168,14 +168,12 @@ def _uncopyable(model: nn.Module, known: dict[int, torch.Tensor]) -> dict[int, A
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
             if value.grad_fn is not None:
-                found[id(value)] = (
-                    value.detach().clone().requires_grad_(value.requires_grad and not value.is_inference())
-                )
-            continue
-        if not _copies(value):
+                copied = value.detach().clone()
+                found[id(value)] = copied.requires_grad_(value.requires_grad and not value.is_inference())
+        elif _copies(value):
+            stack.extend(gc.get_referents(value))
+        else:
             found[id(value)] = value
-            continue
-        stack.extend(gc.get_referents(value))
     return found
 
 

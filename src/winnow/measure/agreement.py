@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from winnow.errors import InputError
@@ -40,7 +39,8 @@ class AgreementTask(RecordsTask):
                         "the model puts out one number, which is always its largest: agreement needs two or more outputs - "
                         "leave out --task, or give --task regression."
                     )
-                answers += list(_top(logits))
+                top = logits.argmax(-1)
+                answers += list(top.masked_fill(logits.isnan().any(-1), -1).cpu().numpy().astype(np.int32))
                 # One row of log-probabilities per example: its last position.
                 watch.log_probs(done, logits.reshape(len(rows), -1, logits.shape[-1])[:, -1])
             else:
@@ -55,7 +55,9 @@ class AgreementTask(RecordsTask):
         dense = reference.evaluation.predictions if reference is not None else predictions
         details: dict[str, Any] = {}
         if predictions.dtype.kind == "f":
-            same = _cosines(predictions, dense)
+            same = np.einsum(
+                "nd,nd->n", predictions.astype(np.float64), dense.astype(np.float64)
+            )  # cosines: of length 1
             bad = np.isnan(same)
         else:
             same = matches(predictions, dense)
@@ -71,16 +73,6 @@ class AgreementTask(RecordsTask):
         if evaluation.predictions.dtype.kind == "f":
             return {"embedding_cosine": evaluation.value}
         return super()._agreement(evaluation, dense, watch)
-
-
-def _top(logits: torch.Tensor) -> np.ndarray:
-    top = logits.argmax(-1)
-    return torch.where(logits.isnan().any(-1), torch.full_like(top, -1), top).cpu().numpy().astype(np.int32)
-
-
-def _cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosine of vectors of length 1, float64 [n]."""
-    return np.einsum("nd,nd->n", vectors.astype(np.float64), others.astype(np.float64))
 
 
 def _stacked(answers: list[np.ndarray], rows: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def model_order(records: Records, config: Any, *, trained: bool = False) -> np.n
     if enough and (records.kind == "images" or _generic(known)):
         return labels
     unknown = next(name for name in names if name.lower() not in numbers)
-    own = ", ".join(name for name, _ in sorted(known.items(), key=lambda item: item[1])[:12])
+    own = ", ".join(sorted(known, key=known.__getitem__)[:12])
     more = f" ... ({len(known)} classes)" if len(known) > 12 else ""
     raise InputError(
         f"{records.name}: label {unknown!r} is none of the model's classes ({own}{more}): name their column with --label, or use "

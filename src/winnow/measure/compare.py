@@ -13,7 +13,7 @@ from winnow.measure.classification import ClassificationTask
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.intervals import UNKNOWN, paired_mean, paired_proportions, paired_spearman
 from winnow.measure.language import LanguageModelTask
-from winnow.measure.similarity import SimilarityTask
+from winnow.measure.spearman import SimilarityTask
 from winnow.measure.task import Task
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from winnow.data.records import evenly_spaced
 from winnow.disk.files import write_atomic
 from winnow.errors import FormatError
 from winnow.run.store import Store, drop
@@ -51,8 +52,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """All but the arrays, for JSON."""
-        load_stored = ("metric", "value", "low", "high", "n", "details")
-        return {key: value for key, value in asdict(self).items() if key in load_stored}
+        return {key: value for key, value in asdict(self).items() if key not in ("per_example", "predictions", "truth")}
 
     def save(self, path: str | Path | BinaryIO) -> None:
         """Writes an .npz that :meth:`load` reads back, to a path or an open file; nothing is pickled."""
@@ -116,11 +116,16 @@ class OutputRecorder:
         read: Callable[[torch.Tensor], torch.Tensor],
         distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> None:
-        rows = self._rows(first, values)
-        if rows is None:
+        if not self.keep and self.reference is None:
             return
-        index, place = rows
-        picked = read(values[index])
+        if self.chosen is None:
+            count = min(self.total, max(1, CAP // (2 * values.shape[-1])))
+            self.chosen = evenly_spaced(self.total, count)
+        start, stop = map(int, np.searchsorted(self.chosen, [first, first + values.shape[0]]))
+        if start == stop:
+            return
+        place = slice(start, stop)
+        picked = read(values[torch.from_numpy(self.chosen[place] - first).to(values.device)])
         if self.keep:
             self._slots[place.start] = picked.to("cpu", torch.float16)
         if self.reference is not None:
@@ -133,27 +138,14 @@ class OutputRecorder:
 
     def outputs(self) -> tuple[np.ndarray, torch.Tensor]:
         chosen = self.chosen if self.chosen is not None else np.zeros(0, dtype=np.int64)
-        load_stored = [self._slots[place] for place in sorted(self._slots)]
-        return chosen, torch.cat(load_stored) if load_stored else torch.zeros(0, 0, dtype=torch.float16)
-
-    def _rows(self, first: int, values: torch.Tensor) -> tuple[torch.Tensor, slice] | None:
-        if not self.keep and self.reference is None:
-            return None
-        if self.chosen is None:
-            count = min(self.total, max(1, CAP // (2 * values.shape[-1])))
-            self.chosen = (np.arange(count, dtype=np.int64) * self.total) // count
-        start, stop = np.searchsorted(self.chosen, [first, first + values.shape[0]])
-        if start == stop:
-            return None
-        index = torch.from_numpy(self.chosen[start:stop] - first).to(values.device)
-        return index, slice(int(start), int(stop))
+        kept = [self._slots[place] for place in sorted(self._slots)]
+        return chosen, torch.cat(kept) if kept else torch.zeros(0, 0, dtype=torch.float16)
 
 
 def _kl(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(dense || other) per row in nats; the stored float16 is brought back to a distribution first."""
     p = torch.log_softmax(dense.float(), dim=-1)
-    terms = torch.where(p.exp() > 0, p.exp() * (p - other), torch.zeros_like(p))
-    return terms.sum(-1)
+    return torch.where(p.exp() > 0, p.exp() * (p - other), torch.zeros_like(p)).sum(-1)
 
 
 def _turned(dense: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ def try_first(model: nn.Module, run: Callable[[], Any], what: str) -> None:
         InputError: the model raises, whatever it is, or answers finite data with NaN: names the batch's shape and what
             the model said. Want of memory passes.
     """
-    seen: list[Any] = []
+    seen: list[Any] = [None]
     for cut in (True, False):
 
         def arrive(module: nn.Module, args: Any, kwargs: Any, cut: bool = cut) -> Any:
@@ -66,22 +66,21 @@ def try_first(model: nn.Module, run: Callable[[], Any], what: str) -> None:
         except Exception as error:  # whatever the code of a model raises
             if cut:
                 continue
-            raise InputError(_sentence(seen[0] if seen else None, what, error)) from error
+            raise InputError(_sentence(seen[0], what, error)) from error
         finally:
             handle.remove()
-        _require_numbers(answer, seen[0] if seen else None, what)
+        _require_numbers(answer, seen[0], what)
         return
 
 
 def _require_numbers(answer: Any, batch: Any, what: str) -> None:
-    tensors = [t for t in _tensors(batch) if t.is_floating_point()]
     try:
         logits = logits_of(answer)
     except InputError:
         return  # no tensor: a task will say what it misses
     if not logits.is_floating_point() or not bool(logits.isnan().any()):
         return
-    if all(bool(t.isfinite().all()) for t in tensors):
+    if all(bool(t.isfinite().all()) for t in _tensors(batch) if t.is_floating_point()):
         raise InputError(
             f"the model answers the {what} data with NaN though its input and weights are finite: repair the model, or run "
             "it in float32 (--dtype float32)."
@@ -92,23 +91,17 @@ def _sentence(batch: Any, what: str, error: Exception) -> str:
     why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200].rstrip(". ")
     if not isinstance(error, RuntimeError):
         why = f"{type(error).__name__}: {why}"
+    # "[64, 20] float32", or by their names where the tensors have some.
+    named = batch.items() if isinstance(batch, Mapping) else [("", t) for t in _tensors(batch)]
+    shapes = " and ".join(
+        f"{name} {list(t.shape)} {str(t.dtype).removeprefix('torch.')}".lstrip()
+        for name, t in named
+        if torch.is_tensor(t)
+    )
     return (
-        f"the model cannot take the {what} data, whose first batch is {_shapes(batch)} ({why}): give data of the shape "
+        f"the model cannot take the {what} data, whose first batch is {shapes or 'no tensor'} ({why}): give data of the shape "
         "that it takes, or another model."
     )
-
-
-def _shapes(batch: Any) -> str:
-    """ "[64, 20] float32", or by their names where the tensors have some."""
-    if isinstance(batch, Mapping):
-        parts = [f"{k} {_described(v)}" for k, v in batch.items() if torch.is_tensor(v)]
-    else:
-        parts = [_described(t) for t in _tensors(batch)]
-    return " and ".join(parts) or "no tensor"
-
-
-def _described(tensor: torch.Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
@@ -165,10 +158,10 @@ def check_held_out(model: nn.Module, records: Records) -> None:
     first = records.subset(range(min(2, len(records)))).inputs
     with evaluating(model), explaining_errors(first, "evaluation"):
         call(model, first)
-    real = [t for t in tensor_items(records.inputs).values() if t.is_floating_point()]
     odd = torch.zeros(len(records), dtype=torch.bool)
-    for tensor in real:
-        odd |= ~torch.isfinite(tensor).reshape(len(records), -1).all(1).cpu()
+    for tensor in tensor_items(records.inputs).values():
+        if tensor.is_floating_point():
+            odd |= ~torch.isfinite(tensor).reshape(len(records), -1).all(1).cpu()
     if not odd.any():
         return
     with evaluating(model):

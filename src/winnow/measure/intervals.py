@@ -50,9 +50,8 @@ def mean_interval(values: np.ndarray) -> Interval:
 def _variance_of_mean(values: np.ndarray) -> float:
     n = values.size
     centred = values - values.mean()
-    plain = float(centred @ centred) / (n - 1)
+    plain = robust = float(centred @ centred) / (n - 1)
     lags = min(int(4 * (n / 100) ** (2 / 9)), n - 1)
-    robust = float(centred @ centred) / (n - 1)
     for lag in range(1, lags + 1):
         robust += 2 * (1 - lag / (lags + 1)) * float(centred[lag:] @ centred[:-lag]) / (n - 1)
     return max(plain, robust) / n

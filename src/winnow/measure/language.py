@@ -67,7 +67,7 @@ class LanguageModelTask(Task):
         self.vocabulary = 0  # tokens that the model measured last knows
         self._tokenizer = tokenizer
         name = data_name or (data.name if isinstance(data, Records) else "text")
-        super().__init__(name, segments_sha256(segments), len(segments))
+        super().__init__(name, hashlib.sha256(segments.numpy().tobytes()).hexdigest(), len(segments))
 
     def describe(self) -> str:
         return f"perplexity on {self.data_name}, {self.n:,} segments of {self.length} tokens"
@@ -163,7 +163,3 @@ def _given_segments(data: Any) -> torch.Tensor | None:
     if data.ndim != 2 or data.is_floating_point() or data.shape[1] < 2:
         raise InputError(f"token segments must be whole numbers [n, length], not {data.dtype} {list(data.shape)}.")
     return data.to(torch.int64)
-
-
-def segments_sha256(segments: torch.Tensor) -> str:
-    return hashlib.sha256(segments.numpy().tobytes()).hexdigest()

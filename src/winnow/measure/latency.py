@@ -33,11 +33,6 @@ class Spread:
     q3: float
     n: int
 
-    @property
-    def iqr(self) -> float:
-        """The interquartile range: the middle half of the calls lies in it."""
-        return self.q3 - self.q1
-
 
 @dataclass(frozen=True)
 class Ratio:

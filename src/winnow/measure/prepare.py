@@ -79,10 +79,9 @@ def prepare(
         if select:
             raise InputError("--max-drop needs data to measure on: give --data (and --eval).")
         return found
-    records = open_data(data, column=column, label=label, forward=source.arguments) if data is not None else None
-    held_out = (
-        open_data(evaluation, column=column, label=label, forward=source.arguments) if evaluation is not None else None
-    )
+    opening = partial(open_data, column=column, label=label, forward=source.arguments)
+    records = opening(data) if data is not None else None
+    held_out = opening(evaluation) if evaluation is not None else None
     selection = None
     if held_out is None and task != "none" and records is not None:
         sizes = (0.25, 0.35, 0.4) if select else (0.3, 0.7)

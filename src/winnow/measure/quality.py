@@ -17,7 +17,7 @@ from winnow.measure.classification import ClassificationTask
 from winnow.measure.feed import Feed
 from winnow.measure.language import LanguageModelTask
 from winnow.measure.regression import RegressionTask
-from winnow.measure.similarity import SimilarityTask
+from winnow.measure.spearman import SimilarityTask
 from winnow.measure.task import Task
 
 _TASKS: dict[str, Callable[..., Task]] = {
@@ -65,7 +65,12 @@ def open_task(
     """
     name = _ALIASES.get(task, task) if task else _suggested(records, model_kind, config, single)
     if single and name == "classification":
-        records = _two_classes(records)
+        if not _binary(records):
+            raise InputError(
+                f"the model has a single output, which separates two classes, and the labels of {records.name} are not 0 and "
+                "1: give --task regression, or --label the column of the classes."
+            )
+        records = replace(records, labels=(np.asarray(records.labels) > 0).astype(np.int64))
     if single and name == "agreement":
         raise InputError(
             "the model puts out one number, which is always its largest: agreement needs two or more outputs - leave out "
@@ -117,13 +122,3 @@ def _binary(records: Records) -> bool:
     """Whether labels are two classes, numbered 0 and 1 or -1 and 1, of whatever type."""
     values = set(np.unique(records.labels).tolist()) if records.labels is not None else set()
     return bool(values) and (values <= {0, 1} or values == {-1, 1})
-
-
-def _two_classes(records: Records) -> Records:
-    """The same with classes 0 and 1. Raises InputError for labels that one logit cannot separate."""
-    if not _binary(records):
-        raise InputError(
-            f"the model has a single output, which separates two classes, and the labels of {records.name} are not 0 and "
-            "1: give --task regression, or --label the column of the classes."
-        )
-    return replace(records, labels=(np.asarray(records.labels) > 0).astype(np.int64))

@@ -24,13 +24,15 @@ def open_reference(
     if isinstance(reference, nn.Module):
         return open_model(reference)
     path = Path(reference).expanduser()
-    if source.factory is not None and (path.is_file() or _plain_artifact(path)):
+    if source.factory is not None and (
+        path.is_file() or (path.is_dir() and "winnow" in read_json(path / "config.json"))
+    ):
         return open_model(source.factory, path)
     found = open_model(reference, trust_remote_code=trust_remote_code)
     if found.factory is None or found.weights is not None:
         return found
-    packed = source.is_artifact and source.folder is not None
-    parent = read_json(source.folder / "manifest.json").get("parent") if packed and source.folder is not None else None
+    artifact = source.folder if source.is_artifact else None
+    parent = read_json(artifact / "manifest.json").get("parent") if artifact is not None else None
     if isinstance(parent, dict) and parent.get("sha256") == found.sha256():
         return found
     given = source.weights is not None or source.folder is not None or source.module is not None
@@ -40,7 +42,3 @@ def open_reference(
             f"dense model: give {'the file of its weights' if source.factory else 'a folder, or a module with its weights,'} as reference."
         )
     return found
-
-
-def _plain_artifact(folder: Path) -> bool:
-    return folder.is_dir() and "winnow" in read_json(folder / "config.json")

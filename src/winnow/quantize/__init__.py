@@ -1,7 +1,5 @@
 """Fewer bits a value: a grid with an exact zero, and rounding to it (inside the solvers' loop, see winnow.solve)."""
 
-from winnow.quantize.grid import Grid
-from winnow.quantize.quantized import Quantized
-from winnow.quantize.rtn import round_to_nearest
+from winnow.quantize.grid import Grid, Quantized, round_to_nearest
 
 __all__ = ["Grid", "Quantized", "round_to_nearest"]

@@ -1,4 +1,4 @@
-"""The quantization grid: its scales, and rounding to it."""
+"""The quantization grid: its scales, rounding to it, and the codes that come of it."""
 
 from __future__ import annotations
 
@@ -168,3 +168,31 @@ def _spread(importance: torch.Tensor | None, values: torch.Tensor, size: int, co
     # Relative to the largest, so that sums stay in the range of float32; all zeros (dead inputs) weigh alike.
     relative = torch.where(top > 0, importance / top.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
     return _grouped(relative.to(torch.float32)[None], size, count)
+
+
+@dataclass
+class Quantized:
+    """value[i, j] = codes[i, j] * scales[i, j // group]; code 0 is exactly zero."""
+
+    codes: torch.Tensor  # [R, C] int8, in -2^(bits-1) .. 2^(bits-1) - 1
+    scales: torch.Tensor  # [R, n_groups] float16, may be negative
+    bits: int
+    group: int | None = None  # columns a scale covers, over dense positions; None: the whole row
+
+    def dequantize(self) -> torch.Tensor:
+        """Exactly ``codes * scales.float()``, float32 [R, C]."""
+        cols = self.codes.shape[1]
+        size = cols if self.group is None else min(self.group, cols)
+        return self.codes.to(torch.float32) * spread_scales(self.scales, size, cols)
+
+
+def round_to_nearest(
+    weight: torch.Tensor, grid: Grid, keep: torch.Tensor | None = None, importance: torch.Tensor | None = None
+) -> Quantized:
+    """Each weight of ``weight`` [R, C] at its closest grid point; those that ``keep`` (bool [R, C]) removes get code 0 and
+    shape no scale.
+
+    ``importance`` [C] weighs the columns in the choice of the scales (see :meth:`Grid.fit`).
+    """
+    scales = grid.fit(weight, keep, importance)
+    return Quantized(grid.round(weight, scales, keep), scales, grid.bits, grid.group)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from winnow.masks.structure import Group, Structure, select
-from winnow.solve.conjugate import masked_cg
 from winnow.solve.factor import Spectrum
+from winnow.solve.least_squares import masked_cg
 from winnow.solve.sparsegpt import Band
 
 _STEPS = 300

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from winnow.errors import InputError
-from winnow.solve.draw import Part
 from winnow.solve.statistics import Moments
 
+Part = tuple[int, torch.Tensor | None]  # number of the call, rows of it; None: all
 HOLD = 5  # one call in so many judges what the others fitted
 
 
@@ -58,11 +58,7 @@ class Subset:
     @contextmanager
     def at(self, index: int) -> Iterator[Call]:
         with self._calls.at(self._numbers[index]) as call:
-            if self._rows is not None:
-                leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
-                picked = [x[self._rows].clone() if isinstance(x, torch.Tensor) else x for x in leaves]
-                call = Call(*tree_unflatten(picked, spec))
-            yield call
+            yield call if self._rows is None else Call(*tree_unflatten(*_picked(call, self._rows)))
 
 
 def split(calls: Calls, rows: int) -> tuple[Calls, Calls, bool]:
@@ -82,16 +78,20 @@ def split(calls: Calls, rows: int) -> tuple[Calls, Calls, bool]:
 
 def joined(calls: Calls, parts: Sequence[Part]) -> Call:
     """One call with these examples of several."""
-    found, spec = [], None
+    found = []
     for i, rows in parts:
         with calls.at(i) as call:
-            leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
-            pick = slice(None) if rows is None else rows
-            found.append([x[pick].clone() if isinstance(x, torch.Tensor) else x for x in leaves])
-    assert spec is not None
+            leaves, spec = _picked(call, slice(None) if rows is None else rows)
+            found.append(leaves)
     first = found[0]
     whole = [torch.cat([f[k] for f in found]) if isinstance(x, torch.Tensor) else x for k, x in enumerate(first)]
     return Call(*tree_unflatten(whole, spec))
+
+
+def _picked(call: Call, rows: slice | torch.Tensor) -> tuple[list[Any], TreeSpec]:
+    """Arguments and target of a call, its tensors cut to these rows, as pytree leaves."""
+    leaves, spec = tree_flatten((call.args, call.kwargs, call.target))
+    return [x[rows].clone() if isinstance(x, torch.Tensor) else x for x in leaves], spec
 
 
 def target_power(calls: Calls) -> tuple[float, int]:
@@ -129,3 +129,43 @@ def output_of(output: Any) -> torch.Tensor:
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
             return leaf
     raise InputError("a block puts out no floating tensor, so it cannot be reconstructed: choose another solver.")
+
+
+class MiniBatches:
+    """Mini-batches of calls that wait one by one: rows of a call where a call may be cut, whole calls where it may not.
+
+    Steps of about ``size`` examples, every epoch in a new order that depends on seed and epoch alone. ``examples`` [calls]:
+    how many examples each call holds. A step touches as few calls as it can, since each of them may have to come from
+    disk: a part of one long call, or several short ones.
+    """
+
+    def __init__(self, examples: Sequence[int], size: int, *, cut: bool, seed: int) -> None:
+        self.examples, self.size, self.cut, self.seed = list(examples), size, cut, seed
+        self.together = max(1, round(size / max(sum(examples) / len(examples), 1)))  # calls, or parts of calls, a step
+
+    def steps(self) -> Iterator[list[Part]]:
+        """Steps without end."""
+        epoch = 0
+        while True:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            parts = list(self._parts(generator))
+            order = torch.randperm(len(parts), generator=generator).tolist()
+            whole = max(len(parts) // self.together, 1) * self.together  # a last, smaller step is left out
+            for first in range(0, min(whole, len(parts)), self.together):
+                yield [parts[i] for i in order[first : first + self.together]]
+            epoch += 1
+
+    def _parts(self, generator: torch.Generator) -> Iterator[Part]:
+        for call, count in enumerate(self.examples):
+            if not self.cut or count <= self.size:
+                yield call, None
+            else:
+                pieces = torch.randperm(count, generator=generator).split(self.size)
+                yield from ((call, rows) for rows in pieces if len(rows) == self.size)
+
+
+def shared_rows(args: Any, target: torch.Tensor) -> int | None:
+    """How many examples the tensors of a call have in common along their first dimension; None where they differ."""
+    tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
+    count = {t.shape[0] if t.ndim else 0 for t in [*tensors, target]}
+    return count.pop() if len(count) == 1 and tensors else None

@@ -11,9 +11,8 @@ from winnow.errors import InputError
 from winnow.masks.structure import Group, check, nearest_zeros, select
 from winnow.quantize import Quantized, round_to_nearest
 from winnow.solve.alps import alps
-from winnow.solve.error import relative_error, row_errors
-from winnow.solve.factor import factor, gram_of, ridge_of, spectrum
-from winnow.solve.least_squares import least_squares
+from winnow.solve.factor import damped, factor, gram_of, ridge_of, spectrum
+from winnow.solve.least_squares import least_squares, relative_error, row_errors
 from winnow.solve.order import Order, orders
 from winnow.solve.problem import Problem, Solution
 from winnow.solve.sparsegpt import Band, sparsegpt
@@ -70,10 +69,6 @@ class _Stack:
 _Found = tuple[torch.Tensor, torch.Tensor, Quantized | None]  # weight, mask, codes and scales
 
 
-def _none(stack: _Stack, last: bool) -> None:
-    stack.mask()
-
-
 def _loop(stack: _Stack, rounding: bool) -> None:
     problem, device = stack.shared, stack.dense.device
     assert problem.stats is not None
@@ -111,7 +106,7 @@ def _alps(stack: _Stack, last: bool) -> None:
     assert problem.stats is not None
     stack.weight, stack.keep = alps(
         stack.dense,
-        _damped(gram, problem.damp),
+        damped(gram, ridge_of(gram, problem.damp)),
         spectrum(problem.stats, problem.damp, stack.dense.device, problem.where, stack.dense.dtype),
         stack.bands,
         problem.structure,
@@ -133,14 +128,8 @@ def _swap(stack: _Stack, last: bool) -> None:
     stack.updated = False
 
 
-def _damped(gram: torch.Tensor, damp: float) -> torch.Tensor:
-    hessian = gram.clone()
-    hessian.diagonal().add_(ridge_of(gram, damp)).masked_fill_(gram.diagonal() <= 0, 1.0)
-    return hessian
-
-
-_STAGES: dict[str, Callable[[_Stack, bool], None]] = {
-    "none": _none,
+_STAGES: dict[str, Callable[[_Stack, bool], object]] = {  # the flag: whether it is the last of its chain
+    "none": lambda stack, last: stack.mask(),
     "sparsegpt": _loop,
     "alps": _alps,
     "lsq": _lsq,
@@ -212,20 +201,14 @@ def solve_group(problems: list[Problem], chain: Chain) -> list[Solution]:
         problem.check()
         if problem.stats is not problems[0].stats:
             raise InputError("layers solved together must share one statistics object: solve the others separately")
-    answers: dict[int, Solution] = {}
-    for alike in _alike(problems):
-        for index, solution in zip(alike, _solve([problems[i] for i in alike], chain), strict=True):
-            answers[index] = solution
-    return [answers[i] for i in range(len(problems))]
-
-
-def _alike(problems: list[Problem]) -> list[list[int]]:
-    """Places of the problems that one pass over the columns can serve."""
-    found: dict[object, list[int]] = {}
+    alike: dict[object, list[int]] = {}  # places of the problems that one pass over the columns can serve
     for index, p in enumerate(problems):
         key = (p.structure, p.group, p.grid, p.damp, p.keep is None, p.zeros == 0, p.weight.device, p.weight.dtype)
-        found.setdefault(key, []).append(index)
-    return list(found.values())
+        alike.setdefault(key, []).append(index)
+    answers: dict[int, Solution] = {}
+    for places in alike.values():
+        answers |= zip(places, _solve([problems[i] for i in places], chain), strict=True)
+    return [answers[i] for i in range(len(problems))]
 
 
 def _solve(problems: list[Problem], chain: Chain) -> list[Solution]:

@@ -64,6 +64,13 @@ def ridge_of(gram: torch.Tensor, damp: float) -> float:
     return damp * float(diagonal[live].mean()) if bool(live.any()) else damp
 
 
+def damped(gram: torch.Tensor, ridge: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A copy of the Gram matrix with ``ridge`` on its diagonal, 1 where an input was never active: it ties nothing down."""
+    matrix = gram.to(dtype or gram.dtype, copy=True)
+    matrix.diagonal().add_(ridge).masked_fill_(gram.diagonal() <= 0, 1.0)
+    return matrix
+
+
 def factor(
     stats: InputStats,
     damp: float,
@@ -117,8 +124,7 @@ def spectrum(
     key = ("spectrum", damp, device, dtype)
     if key not in stats.cache:
         gram = gram_of(stats, device, where, dtype)
-        matrix = gram.to(torch.float64, copy=True)
-        matrix.diagonal().add_(ridge_of(gram, damp)).masked_fill_(gram.diagonal() <= 0, 1.0)
+        matrix = damped(gram, ridge_of(gram, damp), torch.float64)
         norm = matrix.diagonal().sqrt()
         values, vectors = torch.linalg.eigh(matrix / norm / norm[:, None])
         # Rounding can leave an eigenvalue of a semidefinite matrix slightly negative.

@@ -1,17 +1,17 @@
-"""Exact least squares on a fixed mask: the best values for the remaining weights."""
+"""Least squares on a fixed mask, the best values for the remaining weights: exact, by conjugate gradients, and its error."""
 
 from __future__ import annotations
 
 import torch
 
-from winnow.solve.conjugate import masked_cg
-from winnow.solve.error import row_errors
+from winnow.solve.factor import damped
 
 _DIRECT = 128  # up to this many inputs one Cholesky factorization a row is as cheap as iterating
 _BYTES = 1 << 26  # memory for the systems of the rows solved together
 _STEPS = 200
 _ROUNDING = 5e-7  # a few units in the last place of float32
 _TOLERANCE = 1e-5
+_COLS = 512  # columns a product of the error covers at a time: bounds the scratch memory to rows x 512
 
 
 def least_squares(
@@ -29,10 +29,7 @@ def least_squares(
     ``current`` in float32. No row gets worse: one whose error on G does not fall keeps its ``current`` values.
     """
     direct = gram.shape[0] <= _DIRECT if direct is None else direct
-    hessian = gram.clone()
-    diagonal = hessian.diagonal()
-    # Inputs that were never active tie nothing down: their weights stay as they are.
-    diagonal.add_(ridge).masked_fill_(gram.diagonal() <= 0, 1.0)
+    hessian = damped(gram, ridge)
     if direct:
         found = _factorized(reference, keep, hessian.double()).to(reference.dtype)
     else:
@@ -74,3 +71,70 @@ def _factorized(reference: torch.Tensor, keep: torch.Tensor, hessian: torch.Tens
         values = reference[rows].double().gather(1, index) * real + change
         result[rows] = torch.zeros_like(result[rows]).scatter_(1, index, values)
     return result
+
+
+def masked_cg(
+    reference: torch.Tensor,
+    start: torch.Tensor,
+    keep: torch.Tensor,
+    hessian: torch.Tensor,
+    steps: int,
+    tolerance: float,
+) -> torch.Tensor:
+    """Lower (w - w0)^T H (w - w0) over rows w supported on ``keep``, from ``start``; returns weights [R, C].
+
+    Conjugate gradients on H_KK w_K = (H w0)_K, preconditioned by the diagonal. A row stops when its residual has
+    fallen to ``tolerance`` of that of the pruned ``reference``, and all rows after ``steps`` steps.
+    """
+    weight = start * keep
+    scale = 1 / hessian.diagonal()
+    kept = keep.to(weight.dtype)
+    residual = ((reference - weight) @ hessian) * kept
+    goal = (((reference * (1 - kept)) @ hessian * kept).square() * scale).sum(1) * tolerance**2
+    direction = residual * scale
+    size = (residual * direction).sum(1)
+    rows = torch.arange(weight.shape[0], device=weight.device)
+    done = weight.clone()
+    for _ in range(steps):
+        active = size > goal
+        # Rows that are done leave the batch once they are enough to repay the copy.
+        if active.count_nonzero() < 0.8 * len(rows):
+            done[rows] = weight
+            rows, weight, kept, residual, direction, size, goal = (
+                t[active] for t in (rows, weight, kept, residual, direction, size, goal)
+            )
+            active = active[active]
+        if not len(rows):
+            break
+        image = (direction @ hessian) * kept
+        curvature = (image * direction).sum(1)
+        step = torch.where(active & (curvature > 0), size / curvature, 0.0)[:, None]
+        weight = weight + step * direction
+        residual = residual - step * image
+        precondition = residual * scale
+        previous, size = size, (residual * precondition).sum(1)
+        direction = precondition + (size / previous.clamp_min(torch.finfo(size.dtype).tiny))[:, None] * direction
+    done[rows] = weight
+    return done
+
+
+def row_errors(delta: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """d_i^T G d_i = ||X d_i||^2 of each row d_i of ``delta`` [R, C], float64 [R].
+
+    Products in the dtype of ``delta``, their sum in float64; G is read above its diagonal blocks only, so half of it.
+    """
+    total = torch.zeros(delta.shape[0], dtype=torch.float64, device=delta.device)
+    for start in range(0, delta.shape[1], _COLS):
+        part = delta[:, start : start + _COLS]
+        product = part @ gram[start : start + _COLS, start : start + _COLS]
+        if start:
+            product.addmm_(delta[:, :start], gram[:start, start : start + _COLS], alpha=2)
+        total += (product * part).sum(1, dtype=torch.float64)
+    return total.clamp_min_(0)
+
+
+def relative_error(weight: torch.Tensor, reference: torch.Tensor, gram: torch.Tensor) -> float:
+    """||X W^T - X W0^T||_F^2 / ||X W0^T||_F^2 for ``weight`` and ``reference`` [R, C]; 0 where both are 0."""
+    lost = float(row_errors(weight - reference, gram).sum())
+    whole = float(row_errors(reference, gram).sum())
+    return lost / whole if whole > 0 else 0.0

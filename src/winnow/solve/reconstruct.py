@@ -16,8 +16,19 @@ from winnow.errors import InputError
 from winnow.forward.slots import TensorSlots
 from winnow.masks.prunable import Prunable
 from winnow.solve.batchnorm import has_batchnorm
-from winnow.solve.calls import Call, Calls, examples, joined, output_of, split, target_power, unpadded
-from winnow.solve.draw import MiniBatches, Part, shared_rows
+from winnow.solve.calls import (
+    Call,
+    Calls,
+    MiniBatches,
+    Part,
+    examples,
+    joined,
+    output_of,
+    shared_rows,
+    split,
+    target_power,
+    unpadded,
+)
 from winnow.solve.settings import ReconstructSettings
 from winnow.solve.statistics import Moments, correction, is_conv, watching
 
@@ -105,17 +116,14 @@ class Reconstruction:
 
     def run(self) -> Fit:
         """The fit; with no calls, the masked weights as they are."""
-        start = self._masked(
-            {n: t.float() for n, t in self.own.items()} | {n: t.clone() for n, t in self.buffers.items()}
-        )
+        buffers = {n: t.clone() for n, t in self.buffers.items()}
+        start = self._masked({n: t.float() for n, t in self.own.items()} | buffers)
         if not len(self.calls):
             return Fit(self._changed(start))
         rows = self._rows_to_cut(start)
         self.cut = rows is not None  # whether calls may be cut into examples, and examples joined
         self.fitting, self.judging, whole = split(self.calls, rows or 1)
-        self.power, self.positions = target_power(self.fitting)
-        # The dense statistics are of whole calls.
-        self._corrects = self.settings.correct and whole
+        self._corrects = self.settings.correct and whole  # the dense statistics are of whole calls
         mask = self._restored(start, correct=False) if len(self.fitting) else start
         before = self._error(mask)
         if not math.isfinite(before):
@@ -192,17 +200,20 @@ class Reconstruction:
 
         def seen(name: str, layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
             pruned[name].add(output, counts, conv=is_conv(layer))
-            beside = self._bias(name)
-            bias = None if beside is None else state[beside]
-            scale, shift = correction(self.calls.moments[name], pruned[name], bias)
+            beside = f"{self.corrected[name]}.bias".lstrip(".")
+            bias = state[beside] if beside in self.own else None
+            # A bias that is pruned itself keeps its values: a correction would fill the positions that its mask removes.
+            scale, shift = correction(self.calls.moments[name], pruned[name], None if beside in self.masks else bias)
             prunable = self.layers[name][0]
             weight = prunable.matrix(state[name]) * scale[:, None].to(state[name])
             changed[name] = prunable.restore(weight)
             like = (1, -1, *[1] * (output.ndim - 2)) if is_conv(layer) else (-1,)
             scale = scale.to(output).reshape(like)
-            if beside is None or bias is None or shift is None:
+            if bias is None:
                 return output * scale
-            changed[beside] = shift.to(bias)
+            if shift is not None:
+                changed[beside] = shift.to(bias)
+            shift = bias if shift is None else shift
             return (output - bias.to(output).reshape(like)) * scale + shift.to(output).reshape(like)
 
         with self._batchnorms(training=True, average=True), watching(self.module, paths, seen):
@@ -212,19 +223,13 @@ class Reconstruction:
                     self._output(state, call)
         return {**state, **changed}
 
-    def _bias(self, weight: str) -> str | None:
-        """The bias that is added to what a weight makes, by name."""
-        name = f"{self.corrected[weight]}.bias".lstrip(".")
-        return name if name in self.own else None
-
     @contextmanager
     def _batchnorms(self, *, training: bool, average: bool = False) -> Iterator[None]:
         """Batch norms in training mode or not; with ``average`` their running statistics become plain averages."""
         before = [(m, m.training, m.momentum) for m in self.norms]
         try:
             for m in self.norms:
-                m.training = training
-                m.momentum = None if average else m.momentum
+                m.training, m.momentum = training, None if average else m.momentum
             yield
         finally:
             for m, training, momentum in before:
@@ -237,10 +242,12 @@ class Reconstruction:
         buffers = {n: begin[n].clone() for n in self.buffers}
         groups = []
         for name, leaf in leaves.items():
-            lr = s.lr * _size(begin[name], self.masks[name]) if name in self.masks else s.bias_lr
+            lr = s.bias_lr
+            if name in self.masks:  # in root mean squares of the weights that stay
+                lr = s.lr * float((begin[name].square().sum() / self.masks[name].sum().clamp_min(1)).sqrt())
             groups.append({"params": [leaf], "lr": lr, "base": lr})
         optimizer = torch.optim.Adam(groups)
-        target_power = self.power / max(self.positions, 1)
+        power, positions = target_power(self.fitting)
         taken, best, least = 0, begin, self._error(begin)
         with self._batchnorms(training=True):
             for parts in MiniBatches(examples(self.fitting), s.batch, cut=self.cut, seed=self.seed).steps():
@@ -251,7 +258,7 @@ class Reconstruction:
                 for call, share in self._opened(parts):
                     state = self._masked({**leaves, **buffers})
                     delta = unpadded(self._output(state, call) - call.target, call.counts)
-                    loss = delta.float().square().mean() * (share / target_power)
+                    loss = delta.float().square().mean() * (share / (power / max(positions, 1)))
                     loss.backward()
                     value += float(loss.detach())
                     del state, delta, loss, call
@@ -289,11 +296,5 @@ class Reconstruction:
     def _changed(self, state: State) -> State:
         """Weights, and whatever else is not what it was."""
         was = {**self.own, **self.buffers}
-        return {
-            n: t.detach() for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])
-        }
-
-
-def _size(weight: torch.Tensor, mask: torch.Tensor) -> float:
-    """Root mean square of the weights that stay."""
-    return float((weight.square().sum() / mask.sum().clamp_min(1)).sqrt())
+        kept = [n for n, t in state.items() if n in self.masks or not torch.equal(t.to(was[n].dtype), was[n])]
+        return {n: state[n].detach() for n in kept}
