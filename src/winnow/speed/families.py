@@ -16,8 +16,16 @@ from winnow.data.records import map_tensors
 from winnow.errors import InputError
 from winnow.masks.unwrap import working_copy
 from winnow.records import speed as speed_schema
-from winnow.speed.building import HALF, BuildContext, Builder, dtype_name, require_memory
-from winnow.speed.contender import Contender, TorchContender, Unavailable
+from winnow.speed.contender import (
+    HALF,
+    BuildContext,
+    Builder,
+    Contender,
+    TorchContender,
+    Unavailable,
+    dtype_name,
+    require_memory,
+)
 from winnow.speed.workload import Work
 
 if TYPE_CHECKING:

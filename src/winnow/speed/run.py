@@ -17,8 +17,7 @@ from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
-from winnow.speed.building import BuildContext
-from winnow.speed.contender import Contender, TorchContender, Unavailable
+from winnow.speed.contender import BuildContext, Contender, TorchContender, Unavailable
 from winnow.speed.families import builders
 from winnow.speed.fresh_process import measure_fresh
 from winnow.speed.race import RaceResult, race, reason

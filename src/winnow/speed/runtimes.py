@@ -25,7 +25,7 @@ from winnow.speed.contender import Contender, Unavailable, bind
 from winnow.speed.workload import Work
 
 if TYPE_CHECKING:
-    from winnow.speed.building import BuildContext, Builder
+    from winnow.speed.contender import BuildContext, Builder
 
 ROUNDED = "rounds weights and activations to int8"
 FORMS = {  # form of the graph -> its weights, and what it changes
@@ -50,7 +50,7 @@ def onnx_builders(context: BuildContext, requested: Sequence[str], need: int) ->
 def _build(
     runtime: type[_Graph], name: str, form: str, context: BuildContext, exports: Exports, need: int
 ) -> Contender:
-    from winnow.speed.building import require_memory
+    from winnow.speed.contender import require_memory
 
     missing = [package for package in runtime.PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
