@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from winnow.errors import InputError
 from winnow.fcpts.groups import Matrices
 from winnow.fcpts.line_units import LineUnits
 from winnow.fcpts.straight_through import root, step, wide
+from winnow.masks.blocks import common_path
 from winnow.masks.prunable import Scope
 
 
@@ -82,7 +82,7 @@ class Channels:
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """Keep masks of every tensor of the scope, ``zeros`` removed to within one unit.
 
-        UnitGroups go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.select.select_units`: one that
+        Units go in ascending order of magnitude / threshold, as in :func:`winnow.coupled.select.select_units`: one that
         no longer fits is passed over, and one unit of every group stays.
         Raises InputError when units cannot give so many weights, or a magnitude is NaN.
         """
@@ -142,9 +142,7 @@ def _names(units: Sequence[CoupledUnit], owner: Sequence[int], scope: Scope) -> 
         if group in names:
             continue
         paths = [scope.prunables[m.name].module for m in unit.members if m.axis == "rows"]
-        common = ".".join(
-            word[0] for word in takewhile(lambda w: len(set(w)) == 1, zip(*(p.split(".") for p in paths)))
-        )
+        common = common_path(paths)
         name = (common if common != unit.block else "") or paths[0] or unit.kind
         part = next((m.part for m in unit.members if m.part is not None), None)
         name = name if part is None else f"{name}[{part}]"

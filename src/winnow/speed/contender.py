@@ -108,7 +108,7 @@ class TorchContender(Contender):
         settings: dict[str, Any] = {}
         if work.case.what == "prefill":
             settings = {"use_cache": True, "logits_to_keep": 1}
-        args, keywords = bind(self.model, self._cast(batch), settings)
+        args, keywords = bind(self.model, cast(batch, self._dtype), settings)
         run = self._run
         return lambda: run(*args, **keywords)
 
@@ -127,8 +127,10 @@ class TorchContender(Contender):
 
         return step
 
-    def _cast(self, batch: Batch) -> Batch:
-        return map_tensors(batch, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
+
+def cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The floating-point tensors of a batch in another type."""
+    return map_tensors(batch, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def bind(model: Any, batch: Batch, settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from winnow.data.records import map_tensors
 from winnow.errors import InputError
+from winnow.kernels import native
+from winnow.kernels.dispatch import Decisions, accelerate
+from winnow.kernels.modules import PackedLayer
+from winnow.kernels.swap import packed_layers
 from winnow.masks.unwrap import working_copy
 from winnow.records import speed as speed_schema
 from winnow.speed.contender import (
@@ -23,13 +26,12 @@ from winnow.speed.contender import (
     Contender,
     TorchContender,
     Unavailable,
+    cast,
     dtype_name,
     require_memory,
 )
+from winnow.speed.runtimes import onnx_builders
 from winnow.speed.workload import Work
-
-if TYPE_CHECKING:
-    from winnow.kernels.modules import PackedLayer
 
 FAMILIES = ("dense", "bf16", "compile", "int8", "onnx", "openvino", "packed", "accelerated")
 BF16_CHANGES = "rounds weights and activations to bfloat16"
@@ -60,8 +62,6 @@ def builders(context: BuildContext) -> Iterator[tuple[str, Builder]]:
     if "int8" in requested:
         yield "torch int8", partial(_torch_int8, context, 5 * size)
     if "onnx" in requested or "openvino" in requested:
-        from winnow.speed.runtimes import onnx_builders
-
         yield from onnx_builders(context, requested, 12 * size)
     if "packed" in requested:
         for dtype in context.dtypes:
@@ -73,8 +73,6 @@ def builders(context: BuildContext) -> Iterator[tuple[str, Builder]]:
 
 def read_bytes(model: nn.Module) -> int:
     """Bytes of the weights one forward reads: everything but lookup tables that are not a head too."""
-    from winnow.kernels.swap import packed_layers
-
     tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     tables -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     packed = packed_layers(model).values()
@@ -153,14 +151,10 @@ def _torch_int8(context: BuildContext, need: int) -> Contender:
 
 def kernels_of(layers: Iterable[PackedLayer]) -> dict[str, int]:
     """Kernel -> packed layers that can come to run on it, whatever the rows of x."""
-    from winnow.kernels import native
-
     return dict(Counter(f"{way} {layer.matrix.values} {native.isa()}" for layer in layers for _, way in layer.ways))
 
 
 def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
-    from winnow.kernels.swap import packed_layers
-
     subject = context.subject
     if subject.artifact is None:
         raise Unavailable(f"{subject.source.spec} is not a folder that winnow compress wrote")
@@ -175,18 +169,11 @@ def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
 
 
 def _accelerated(context: BuildContext, dtype: torch.dtype, need: int) -> Contender:
-    from winnow.kernels.dispatch import Decisions, accelerate
-
     subject = context.subject
     require_memory(need)
     model = subject.packed(dtype) if subject.artifact is not None else _in(context, dtype)
-    fast = accelerate(
-        model,
-        rows=context.rows,
-        example=_example(context.work[0], dtype),
-        threads=context.threads,
-        progress=context.progress,
-    )
+    example = cast(context.work[0].inputs[0], dtype)
+    fast = accelerate(model, rows=context.rows, example=example, threads=context.threads, progress=context.progress)
     decided: Decisions = fast.winnow_dispatch  # type: ignore[assignment]
     kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
     made = TorchContender(_about_artifact(context, "accelerated", dtype, kernels=kernels), fast)
@@ -200,7 +187,3 @@ def _about_artifact(context: BuildContext, family: str, dtype: torch.dtype, **mo
         name=f"{family} {dtype_name(dtype)}", kind=subject.packed_kind(), weights=subject.weights(), changes=changes,
         file_bytes=subject.file_bytes("artifact"), **more,
     )  # fmt: skip
-
-
-def _example(work: Work, dtype: torch.dtype) -> Any:
-    return map_tensors(work.inputs[0], lambda t: t.to(dtype) if t.is_floating_point() else t)
