@@ -112,42 +112,40 @@ class FCPTS:
         units.select(trainer.start, start, zeros)  # a count that the structure cannot reach is found before the work
         with torch.no_grad():
             _, began = units.mask(trainer.start, start)
-        first: tuple[_Learned, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]] | None = None
         rates: list[list[float]] = []
         for i in range(s.seeds):
             place = folder if folder is None or i == 0 else folder / f"seed-{self.seed + i}"
             learned = self._learn(trainer, units, start, zeros, i, place, progress)
             rates.append(rates_of(units, learned.keeps))
-            if first is None:
+            if i == 0:
+                first = learned
                 weights, extra = trainer.outcome(learned.keeps)
                 if isinstance(units, Channels):  # biases and norms of removed units, which are zero from now on
                     extra |= units.entries(learned.keeps, trainer.model)
-                first = learned, weights, extra, self._sensitivity(trainer, units, learned, zeros)
+                rise = self._sensitivity(trainer, units, learned, zeros)
             trainer.reset()
-        assert first is not None
-        learned, weights, extra, rise = first
-        drift = trainer.drift(weights, learned.keeps)
+        drift = trainer.drift(weights, first.keeps)
         decided = units.numels.tolist()
         if isinstance(units, Patterns):  # a rate is a share of the whole tensor, whatever its pattern can take
             decided = [trainer.scope.prunables[name].numel for name in units.groups]
         layers = [
             dict(
-                name=name, numel=decided[g], rate=rates[0][g], raw_rate=float(learned.removed[g]) / decided[g],
-                start_rate=float(began[g]) / decided[g], threshold=float(learned.thresholds[g]), sensitivity=rise.get(name),
+                name=name, numel=decided[g], rate=rates[0][g], raw_rate=float(first.removed[g]) / decided[g],
+                start_rate=float(began[g]) / decided[g], threshold=float(first.thresholds[g]), sensitivity=rise.get(name),
                 drift=drift.get(name), rates=[r[g] for r in rates] if len(rates) > 1 else [],
             )
             for g, name in enumerate(units.groups)
         ]  # fmt: skip
         record = trainer.record(
-            learned.keeps, learned.trace, layers, method="fcpts", start=s.start, structure=str(self.structure),
-            target=zeros / trainer.scope.numel, raw_rate=float(learned.removed.sum()) / trainer.scope.numel,
+            first.keeps, first.trace, layers, method="fcpts", start=s.start, structure=str(self.structure),
+            target=zeros / trainer.scope.numel, raw_rate=float(first.removed.sum()) / trainer.scope.numel,
         )  # fmt: skip
         if len(rates) > 1:
             from winnow.records.allocation import Stability
 
             spread, correlation = stability([dict(zip(units.groups, r)) for r in rates])
             record.stability = Stability(seeds=len(rates), spread=spread, correlation=correlation)
-        return Fitted(learned.keeps, weights, extra, record)
+        return Fitted(first.keeps, weights, extra, record)
 
     def _learn(
         self,

@@ -19,6 +19,7 @@ from winnow.kernels.cache import TimingCache
 from winnow.kernels.contenders import DENSEST, Contender, Layer, assemble, contenders, worth_timing
 from winnow.kernels.decision import Decision, Decisions, choose, timed, unchanged
 from winnow.kernels.dense import Substitute
+from winnow.kernels.load import load
 from winnow.kernels.micro import Case, MicroTimer, Timer
 from winnow.kernels.modules import PackedLayer
 from winnow.kernels.survey import TRAINING, record_shapes, weighted_layers
@@ -78,8 +79,6 @@ def accelerate(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads={threads!r} is not a number of threads: give 1 or more")
     if isinstance(model, (str, Path)):
-        from winnow.kernels.load import load
-
         model = load(model, factory, packed=True)
     elif factory is not None:
         raise InputError("factory builds the model of a folder: leave it out when you pass the model itself")

@@ -35,11 +35,11 @@ class Check:
         """Raises InputError when the model cannot run on the example."""
         self.model, self.example = model, crop_example(example)
         try:
-            self.outputs = self._run(model)
+            self.outputs = _outputs(model, self.example)
         except ERRORS:
             self.example = example
             try:
-                self.outputs = self._run(model)
+                self.outputs = _outputs(model, example)
             except ERRORS as error:
                 why = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise InputError(
@@ -47,23 +47,15 @@ class Check:
                 ) from error
         if sum(p.numel() for p in model.parameters()) <= SMALL:
             with suppress(*ERRORS):
-                self._to_double()
+                double, wide = working_copy(model).double(), _double(self.example)
+                self.outputs = _outputs(double, wide)
+                self.model, self.example = double, wide
         self.dtype = next((t.dtype for t in self.outputs), torch.float32)
-
-    def _to_double(self) -> None:
-        double, example = working_copy(self.model).double(), _double(self.example)
-        with probing_mode(double), torch.no_grad():
-            outputs = tensors_in(forward(double, example))
-        self.model, self.example, self.outputs = double, example, outputs
-
-    def _run(self, model: nn.Module) -> list[torch.Tensor]:
-        with probing_mode(model), torch.no_grad():
-            return tensors_in(forward(model, self.example))
 
     def reason(self, plan: Mapping[str, Any]) -> str:
         """Why the model that a plan makes is not the given one; empty where it is."""
         try:
-            outputs = self._run(apply(self.model, plan))
+            outputs = _outputs(apply(self.model, plan), self.example)
         except ERRORS as error:  # InputError is a ValueError
             return f"without them the model does not run ({type(error).__name__}: {error})".splitlines()[0]
         if [t.shape for t in outputs] != [t.shape for t in self.outputs]:
@@ -77,6 +69,11 @@ class Check:
             if worst > TOLERANCE.get(self.dtype, 1e-4) * scale:
                 return f"without them the model's outputs differ (by {worst:.2g} of {scale:.2g})"
         return ""
+
+
+def _outputs(model: nn.Module, example: Any) -> list[torch.Tensor]:
+    with probing_mode(model), torch.no_grad():
+        return tensors_in(forward(model, example))
 
 
 def _double(example: Any) -> Any:
