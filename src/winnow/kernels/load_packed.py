@@ -206,10 +206,8 @@ def held_elsewhere(owner: nn.Module, key: str) -> bool:
         gc.collect()  # what is garbage holds nothing
     alive: Any = seen()
     # What nobody holds was freed with its values, which are about to be replaced.
-    if alive is None:
-        owner._parameters[key] = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-    else:
-        owner._parameters[key] = alive
+    freed = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    owner._parameters[key] = freed if alive is None else alive
     return alive is not None
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from winnow.coupled.call import ERRORS, crop_example, forward, probing_mode, tensors_in
-from winnow.coupled.unit import Refused
 from winnow.errors import InputError
 from winnow.kernels.swap import require_dense
 from winnow.masks.prunable import Scope
@@ -158,7 +157,12 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
     groups = grouped(units, scope)
     dead = DeadUnits(check.model, scope, groups, check.example)
     dead.find()
-    skipped = [Skipped("row", scope.prunables[n].module, c, r.reason) for r in refused for n, c in _rows(dead, r)]
+    skipped = [
+        Skipped("row", scope.prunables[name].module, count, r.reason)
+        for r in refused
+        for name in r.names
+        if (count := dead.zero_row_count(name))
+    ]
 
     def skip(group: Group, count: int, reason: str) -> None:
         skipped.append(Skipped(group.kind, name_of(group, scope.prunables), count, reason))
@@ -178,11 +182,6 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
         Removed(c.group.kind, name_of(c.group, scope.prunables), len(c.positions), len(c.group.units)) for c in kept
     ]
     return _best(writer, check, kept)[0], removed, skipped
-
-
-def _rows(dead: DeadUnits, refused: Refused) -> list[tuple[str, int]]:
-    counts = [(n, dead.zero_row_count(n)) for n in refused.names]
-    return [(n, c) for n, c in counts if c]
 
 
 def _removable(group: Group, scope: Scope) -> tuple[tuple[int, ...], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.kernels import native
 from winnow.kernels.dispatch import Decisions, accelerate
-from winnow.kernels.modules import PackedLayer
 from winnow.kernels.swap import packed_layers
 from winnow.masks.unwrap import working_copy
 from winnow.records import speed as speed_schema
@@ -149,11 +148,6 @@ def _torch_int8(context: BuildContext, need: int) -> Contender:
     return TorchContender(about, model, context.subject.base)
 
 
-def kernels_of(layers: Iterable[PackedLayer]) -> dict[str, int]:
-    """Kernel -> packed layers that can come to run on it, whatever the rows of x."""
-    return dict(Counter(f"{way} {layer.matrix.values} {native.isa()}" for layer in layers for _, way in layer.ways))
-
-
 def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
     subject = context.subject
     if subject.artifact is None:
@@ -162,9 +156,9 @@ def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
     layers = packed_layers(model)
     if not layers:
         raise Unavailable("no layer of this model can stay packed")
-    about = _about_artifact(
-        context, "packed", dtype, kernels=kernels_of(layers.values()), weight_bytes=read_bytes(model)
-    )
+    # Kernel -> packed layers that can come to run on it, whatever the rows of x.
+    ways = Counter(f"{way} {m.matrix.values} {native.isa()}" for m in layers.values() for _, way in m.ways)
+    about = _about_artifact(context, "packed", dtype, kernels=dict(ways), weight_bytes=read_bytes(model))
     return TorchContender(about, model)
 
 

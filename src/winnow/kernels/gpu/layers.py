@@ -41,7 +41,7 @@ class GpuLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follows ``.to(device)``; of ``.to(dtype)`` only the bias does, as the values keep their type."""
-        super()._apply(_device_only(fn), recurse)
+        super()._apply(lambda t: t.to(fn(torch.empty(0, device=t.device)).device), recurse)
         if self.bias is not None:
             self.bias = fn(self.bias)
         return self
@@ -72,13 +72,6 @@ def to_gpu(model: nn.Module, device: str | torch.device = "cuda") -> nn.Module:
         assert isinstance(layer, PackedLinear)
         swap(model, name, GpuLinear(layer.matrix, layer.bias))
     return model.to(device)
-
-
-def _device_only(fn: Any) -> Any:
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(fn(torch.empty(0, device=tensor.device)).device)
-
-    return moved
 
 
 def _triton() -> Any:
