@@ -71,7 +71,7 @@ class Patterns:
         """Keep masks of every tensor of the scope: n:m where it was taken, all True elsewhere.
 
         Tensors take the pattern in ascending order of magnitude / threshold. Then tensors are exchanged (see
-        :func:`winnow.fcpts.groups_patterns.nearest_subset`) until the zeros are off by at most half of what the smallest tensor gives, or
+        :func:`nearest_subset`) until the zeros are off by at most half of what the smallest tensor gives, or
         no single tensor added, taken back or exchanged for another brings them nearer.
         Raises InputError when ``zeros`` is more than the pattern removes in all tensors, by over half the smallest one.
         """
