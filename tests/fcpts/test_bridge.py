@@ -211,7 +211,7 @@ def test_pieces_make_no_difference(monkeypatch):
     density = {kind: whole[kind].density(t) for kind in BACK_ENDS}
     for piece in (1, 100, 1016, 1017):
         monkeypatch.setattr("winnow.fcpts.histogram._PASS", piece)
-        monkeypatch.setattr("winnow.fcpts.kde._CHUNK", piece)
+        monkeypatch.setattr("winnow.fcpts.bridge._CHUNK", piece)
         for kind in BACK_ENDS:
             again = bridge(kind, groups, sizes)
             assert torch.allclose(again.density(t), density[kind], rtol=1e-5)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from winnow.errors import InputError
-from winnow.fcpts.stability import stability
+from winnow.fcpts.method import stability
 
 
 @settings(max_examples=60, deadline=None)

@@ -26,10 +26,9 @@ from winnow.errors import InputError
 from winnow.fcpts.groups import Elements
 from winnow.fcpts.groups_blocks import Blocks
 from winnow.fcpts.groups_channels import Channels
-from winnow.fcpts.groups_patterns import Patterns
+from winnow.fcpts.groups_patterns import Patterns, nearest_subset
 from winnow.fcpts.straight_through import root, step
 from winnow.fcpts.structures import make_units
-from winnow.fcpts.subset import nearest_subset
 from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import NM, BlockShape, parse_structure

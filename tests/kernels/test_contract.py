@@ -14,8 +14,7 @@ from winnow.kernels.contenders import Layer, contenders
 from winnow.kernels.dense import unpacked
 from winnow.kernels.expanded import expand
 from winnow.kernels.modules import PackedLayer
-from winnow.kernels.spec import LayerSpec
-from winnow.kernels.swap import pack_layer
+from winnow.kernels.swap import LayerSpec, pack_layer
 
 ROWS = 9  # of x: from 8 on, every way of a packed layer is timed
 

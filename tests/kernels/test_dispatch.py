@@ -22,15 +22,13 @@ from winnow.formats import ArtifactWriter, load, pack
 from winnow.forward.batch import call
 from winnow.kernels import dispatch, native
 from winnow.kernels.cache import TimingCache
-from winnow.kernels.choose import choose
 from winnow.kernels.contenders import Contender
-from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer
+from winnow.kernels.decision import choose
+from winnow.kernels.dense import Int8Linear, RoundedLayer, RoutedLayer, ShrunkLayer
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.micro import ENOUGH, FEW, MOST, TRIES, TWO, Case, MicroTimer, time_contenders
 from winnow.kernels.modules import PackedConv2d, PackedLinear
-from winnow.kernels.routed import RoutedLayer
-from winnow.kernels.spec import LayerSpec
-from winnow.kernels.swap import pack_layer, swap
+from winnow.kernels.swap import LayerSpec, pack_layer, swap
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import Unstructured
 from winnow.quantize import Grid, Quantized, round_to_nearest

@@ -58,7 +58,7 @@ def test_a_packed_model_keeps_its_outputs():
 
 
 def test_2_of_4_says_what_it_needs():
-    from winnow.kernels.gpu.semi_structured import to_semi_structured, why_dense
+    from winnow.kernels.gpu.layers import to_semi_structured, why_dense
 
     with pytest.raises(InputError, match="NVIDIA GPUs only"):
         to_semi_structured(torch.nn.Linear(64, 64))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -110,40 +112,40 @@ class FCPTS:
         units.select(trainer.start, start, zeros)  # a count that the structure cannot reach is found before the work
         with torch.no_grad():
             _, began = units.mask(trainer.start, start)
-        first: tuple[_Learned, dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]] | None = None
         rates: list[list[float]] = []
         for i in range(s.seeds):
             place = folder if folder is None or i == 0 else folder / f"seed-{self.seed + i}"
             learned = self._learn(trainer, units, start, zeros, i, place, progress)
             rates.append(rates_of(units, learned.keeps))
-            if first is None:
+            if i == 0:
+                first = learned
                 weights, extra = trainer.outcome(learned.keeps)
-                extra |= entries_of(units, learned.keeps, trainer.model)
-                first = learned, weights, extra, self._sensitivity(trainer, units, learned, zeros)
+                if isinstance(units, Channels):  # biases and norms of removed units, which are zero from now on
+                    extra |= units.entries(learned.keeps, trainer.model)
+                rise = self._sensitivity(trainer, units, learned, zeros)
             trainer.reset()
-        assert first is not None
-        learned, weights, extra, rise = first
-        drift = trainer.drift(weights, learned.keeps)
-        decided = [weights_of(units, name, g) for g, name in enumerate(units.groups)]
+        drift = trainer.drift(weights, first.keeps)
+        decided = units.numels.tolist()
+        if isinstance(units, Patterns):  # a rate is a share of the whole tensor, whatever its pattern can take
+            decided = [trainer.scope.prunables[name].numel for name in units.groups]
         layers = [
             dict(
-                name=name, numel=decided[g], rate=rates[0][g], raw_rate=float(learned.removed[g]) / decided[g],
-                start_rate=float(began[g]) / decided[g], threshold=float(learned.thresholds[g]), sensitivity=rise.get(name),
+                name=name, numel=decided[g], rate=rates[0][g], raw_rate=float(first.removed[g]) / decided[g],
+                start_rate=float(began[g]) / decided[g], threshold=float(first.thresholds[g]), sensitivity=rise.get(name),
                 drift=drift.get(name), rates=[r[g] for r in rates] if len(rates) > 1 else [],
             )
             for g, name in enumerate(units.groups)
         ]  # fmt: skip
         record = trainer.record(
-            learned.keeps, learned.trace, layers, method="fcpts", start=s.start, structure=str(self.structure),
-            target=zeros / trainer.scope.numel, raw_rate=float(learned.removed.sum()) / trainer.scope.numel,
+            first.keeps, first.trace, layers, method="fcpts", start=s.start, structure=str(self.structure),
+            target=zeros / trainer.scope.numel, raw_rate=float(first.removed.sum()) / trainer.scope.numel,
         )  # fmt: skip
         if len(rates) > 1:
-            from winnow.fcpts.stability import stability
             from winnow.records.allocation import Stability
 
             spread, correlation = stability([dict(zip(units.groups, r)) for r in rates])
             record.stability = Stability(seeds=len(rates), spread=spread, correlation=correlation)
-        return Fitted(learned.keeps, weights, extra, record)
+        return Fitted(first.keeps, weights, extra, record)
 
     def _learn(
         self,
@@ -200,11 +202,6 @@ class FCPTS:
             return sensitivity(units, learned.thresholds, trainer.matrices(), loss_of, share)
 
 
-def weights_of(units: UnitGroups, name: str, group: int) -> int:
-    """The weights that a group's rate is a share of: of the whole tensor where it is one, whatever its pattern can take."""
-    return units.scope.prunables[name].numel if isinstance(units, Patterns) else int(units.numels[group])
-
-
 def rates_of(units: UnitGroups, keeps: Mapping[str, torch.Tensor]) -> list[float]:
     """The exact rate of every group, from the masks."""
     if not isinstance(units, Channels):
@@ -215,6 +212,33 @@ def rates_of(units: UnitGroups, keeps: Mapping[str, torch.Tensor]) -> list[float
     return (removed / units.numels).tolist()  # type: ignore[union-attr]
 
 
-def entries_of(units: UnitGroups, keeps: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Biases and norms of removed units, which are zero from now on; none where units are weights of one tensor."""
-    return units.entries(keeps, model) if isinstance(units, Channels) else {}
+def stability(rates: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """(spread, correlation) of two or more allocations, each the rate of every group by name.
+
+    spread: the largest standard deviation of one group's rate over the allocations (n - 1 in the denominator).
+    correlation: Spearman's rank correlation of the rates, the mean over all pairs of allocations. Between two
+    allocations that are each the same everywhere it is 1, between one such and another 0.
+
+    Raises InputError for fewer than two allocations, none of any group, or of different groups.
+    """
+    if len(rates) < 2:
+        raise InputError("stability compares allocations: learn two or more (--set seeds=3).")
+    groups = list(rates[0])
+    if not groups or any(set(r) != set(groups) for r in rates):
+        raise InputError("these allocations are of different groups: compare runs of one model and one structure.")
+    table = np.array([[r[g] for g in groups] for r in rates], dtype=np.float64)  # [allocations, groups]
+    spread = float(table.std(axis=0, ddof=1).max())
+    ranks = [_ranks(row) for row in table]
+    return spread, float(np.mean([_pearson(a, b) for a, b in combinations(ranks, 2)]))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[place]
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    norm = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / norm) if norm else float(not a.any() and not b.any())

@@ -33,20 +33,16 @@ def warnings_for(
         examples: of the calibration data.
         classes: width of the outputs, where they are classes.
     """
-    found = []
+    found: list[str | None] = []
     if quality is not None and floor is not None and not quality >= floor:  # NaN is below every floor
         found.append(f"Quality is {quality:.4g}, below the floor of {floor:g}: take a lower sparsity or more steps.")
-    if (collapsed := _collapsed(record)) is not None:
-        found.append(collapsed)
+    found.append(_collapsed(record))
     if record.numel is not None and record.numel < SMALL:
         found.append(
             f"The model has only {record.numel:,} prunable weights: below {SMALL:,} there is little to gain and "
             "single weights count, so look at the quality closely."
         )
-    if (few := _few(examples, classes)) is not None:
-        found.append(few)
-    if (one_sided := _one_sided(record, examples)) is not None:
-        found.append(one_sided)
+    found += [_few(examples, classes), _one_sided(record, examples)]
     stability = record.stability
     if stability is not None and (
         (stability.spread is not None and stability.spread > WIDE)
@@ -67,7 +63,7 @@ def warnings_for(
             f"{'A layer is' if len(spent) == 1 else f'{len(spent)} layers are'} at the limit, {LIMIT:.0%} pruned "
             f"({listed(spent, 3)}): what the limit kept there was pruned in other layers; use a lower sparsity."
         )
-    return found
+    return [sentence for sentence in found if sentence is not None]
 
 
 def _few(examples: int, classes: int | None) -> str | None:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 BAND = 1 << 21  # entries coded at a time: keeps the temporaries of any matrix to a few tens of MB
+POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)  # bits set in a byte
 
 
-def bands(rows: int, cols: int) -> Iterator[slice]:
-    """Slices of rows that hold about ``BAND`` entries each and cover all ``rows``."""
-    step = max(1, BAND // max(cols, 1))
-    for start in range(0, rows, step):
+def bands(rows: int, cols: int, size: int | None = None, first: int = 0) -> Iterator[slice]:
+    """Slices of rows that hold about ``size`` (default ``BAND``) entries each and cover the rows from ``first`` to ``rows``."""
+    step = max(1, (size or BAND) // max(cols, 1))
+    for start in range(first, rows, step):
         yield slice(start, min(start + step, rows))
 
 

@@ -100,30 +100,23 @@ def _check_entries(path: Path, entries: dict[str, Any], checksums: Any, shared: 
         raise damaged(path, "its tensors are not the ones that were written")
     spans = []
     for key, entry in entries.items():
+        about: Any = entry if isinstance(entry, dict) else {}
+        dtype, shape, offsets = about.get("dtype"), about.get("shape"), about.get("data_offsets")
         checksum = checksums.get(key)
         fits = (
-            isinstance(entry, dict)
-            and (
-                key not in checksums
-                or (
-                    isinstance(checksum, list)
-                    and len(checksum) == 3
-                    and checksum[:2] == [entry.get("dtype"), entry.get("shape")]
-                )
-            )
-            and isinstance(entry.get("dtype"), str)
-            and entry["dtype"] in DTYPES
-            and isinstance(entry.get("shape"), list)
-            and len(entry["shape"]) <= _MOST_DIMENSIONS
-            and all(type(length) is int and 0 <= length < 1 << 62 for length in entry["shape"])
-            and isinstance(entry.get("data_offsets"), list)
-            and len(entry["data_offsets"]) == 2
-            and all(type(offset) is int for offset in entry["data_offsets"])
+            isinstance(dtype, str)
+            and dtype in DTYPES
+            and isinstance(shape, list)
+            and len(shape) <= _MOST_DIMENSIONS
+            and all(type(length) is int and 0 <= length < 1 << 62 for length in shape)
+            and isinstance(offsets, list)
+            and [type(offset) for offset in offsets] == [int, int]
         )
-        if not fits:
+        summed = isinstance(checksum, list) and len(checksum) == 3 and checksum[:2] == [dtype, shape]
+        if not fits or (key in checksums and not summed):
             raise damaged(path, f"the header entry of {key} is not the one that was written")
-        begin, end = entry["data_offsets"]
-        if end - begin != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+        begin, end = offsets
+        if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
             raise damaged(path, f"the length of {key} does not fit its shape")
         spans.append((begin, end))
     at = 0

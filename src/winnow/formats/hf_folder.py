@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -73,8 +74,6 @@ def check_whole(files: Iterable[Path]) -> None:
 
 def refuse_pointer(path: Path) -> None:
     """Raises FormatError for the text that git-lfs leaves where a file was not fetched."""
-    from winnow.disk.regular import open_regular
-
     with open_regular(path) as f:
         if f.read(len(LFS)) == LFS:
             raise FormatError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull there.")
@@ -91,7 +90,8 @@ def quantization(config: dict[str, Any]) -> str | None:
     for part in (config, *(v for k, v in config.items() if k.endswith("_config") and isinstance(v, dict))):
         about = part.get("quantization_config")
         if isinstance(about, dict) and about.get("quant_method") != "winnow":
-            return str(about.get("quant_method") or ("bitsandbytes" if _bitsandbytes(about) else "unknown method"))
+            bitsandbytes = about.get("load_in_8bit") or about.get("load_in_4bit")
+            return str(about.get("quant_method") or ("bitsandbytes" if bitsandbytes else "unknown method"))
     return None
 
 
@@ -103,8 +103,6 @@ def refuse_quantized(spec: str, method: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no such file. Raises InputError where it is garbled."""
-    from winnow.disk.regular import read_regular
-
     if not path.exists():
         return {}
     refuse_pointer(path)
@@ -113,10 +111,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): restore the file.") from None
     return data if isinstance(data, dict) else {}
-
-
-def _bitsandbytes(about: dict[str, Any]) -> bool:
-    return bool(about.get("load_in_8bit") or about.get("load_in_4bit"))
 
 
 def _listed(folder: Path, index: Path) -> list[Path]:

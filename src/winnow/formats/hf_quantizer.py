@@ -87,11 +87,10 @@ class WinnowQuantizer(HfQuantizer):
                 target = _target(key, expected, model.base_model_prefix)
                 if target is not None:
                     _same_shape(where, key, file.shape(key), expected[target])
-        if type(model).__name__ in (
-            getattr(model.config, "architectures", None) or ()
-        ):  # the very model that was stored
-            different = stored ^ (expected.keys() - (model.all_tied_weights_keys or {}).keys())
-            if different - (model.all_tied_weights_keys or {}).keys():
+        if type(model).__name__ in (getattr(model.config, "architectures", None) or ()):  # the very one that was stored
+            tied = (model.all_tied_weights_keys or {}).keys()
+            different = stored ^ (expected.keys() - tied)
+            if different - tied:
                 raise FormatError(
                     f"{where} does not fit {type(model).__name__} ({min(different)}): copy the whole folder again"
                 )

@@ -40,7 +40,10 @@ class OutputFolder:
             try:
                 if self._aside.exists() and not self.final.exists():
                     os.rename(self._aside, self.final)
-                self._clear()
+                # What a kill left: a partial folder, and an earlier output that was replaced already.
+                shutil.rmtree(self.path, ignore_errors=True)
+                if self._aside.exists():
+                    remove_folder(self._aside, self.final)
                 self.path.mkdir()
             except BaseException:
                 self._work.release()
@@ -79,12 +82,6 @@ class OutputFolder:
         """Remove what was written so far; the final name stays untouched. After :meth:`publish` there is nothing to remove."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._work.release()
-
-    def _clear(self) -> None:
-        """Takes away what a kill left: a partial folder, and an earlier output that was replaced already."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._aside.exists():
-            remove_folder(self._aside, self.final)
 
     def _set_aside(self) -> None:
         if not any(self.final.iterdir()):

@@ -103,9 +103,7 @@ class PackedTensor:
         stored = FLOATS.get(self.values, torch.float32)
         out = torch.empty(self.rows, self.cols, dtype=dtype or stored)
         for rows, band in self.bands():
-            if self.values in INTEGERS:
-                band = self._quantized(band, rows).dequantize()
-            out[rows] = band if self.values in INTEGERS else band.view(stored)
+            out[rows] = self._quantized(band, rows).dequantize() if self.values in INTEGERS else band.view(stored)
         return out
 
     def quantized(self) -> Quantized:

@@ -25,6 +25,11 @@ def stored_key(name: str, suffix: str) -> str:
     return f"{name}.winnow_{suffix}"
 
 
+def stored_keys(file: TensorFile, name: str) -> dict[str, str]:
+    """Suffix -> key of the parts that a file holds of one packed tensor."""
+    return {suffix: key for suffix in SUFFIXES if (key := stored_key(name, suffix)) in file}
+
+
 def flatten(
     packed: dict[str, tuple[Prunable, PackedTensor]], dense: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -132,16 +137,14 @@ def _prunable(name: str, description: dict[str, Any]) -> Prunable:
 
 def read_packed(file: TensorFile, name: str, description: dict[str, Any]) -> PackedTensor:
     """One packed tensor of a file, checksums, counts and shapes verified."""
-    keys = {suffix: stored_key(name, suffix) for suffix in SUFFIXES}
-    return PackedTensor.from_tensors(
-        description, {suffix: file.read(key) for suffix, key in keys.items() if key in file}
-    )
+    parts = {suffix: file.read(key) for suffix, key in stored_keys(file, name).items()}
+    return PackedTensor.from_tensors(description, parts)
 
 
 def stored_parts(file: TensorFile, name: str) -> dict[str, torch.Tensor]:
     """The parts of one packed tensor of a file by their keys, without the values: on the meta device."""
-    keys = [stored_key(name, suffix) for suffix in SUFFIXES]
-    return {k: torch.empty(file.shape(k), dtype=file.dtype(k), device="meta") for k in keys if k in file}
+    keys = stored_keys(file, name).values()
+    return {key: torch.empty(file.shape(key), dtype=file.dtype(key), device="meta") for key in keys}
 
 
 def split_keys(file: TensorFile) -> tuple[dict[str, Any], list[str]]:

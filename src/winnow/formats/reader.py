@@ -13,7 +13,7 @@ from winnow.disk.regular import read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats.header import check_version, parse_json
 from winnow.formats.packed import PackedTensor
-from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
+from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_keys
 from winnow.formats.shards import INDEX
 from winnow.formats.tensorfile import TensorFile, sha256
 from winnow.formats.validation import FLOATS
@@ -53,16 +53,14 @@ class Artifact:
             )
         self.aliases: dict[str, str] = described.get("aliases", {})
         self.factory: str | None = described.get("factory")
-        if self._packed.keys() & self._dense.keys() or not self._aliases_sound():
+        stored = self._packed.keys() | self._dense.keys()
+        sound = isinstance(self.aliases, dict) and all(
+            isinstance(target, str) and target in stored and name not in stored for name, target in self.aliases.items()
+        )
+        if self._packed.keys() & self._dense.keys() or not sound:
             raise FormatError(f"{self.folder} names a tensor twice: copy or write it again")
         self.manifest = read_manifest(self.folder)
         check_listed(self.folder, ["config.json"], self.manifest)
-
-    def _aliases_sound(self) -> bool:
-        stored = self._packed.keys() | self._dense.keys()
-        return isinstance(self.aliases, dict) and all(
-            isinstance(target, str) and target in stored and name not in stored for name, target in self.aliases.items()
-        )
 
     @property
     def names(self) -> list[str]:
@@ -105,11 +103,8 @@ class Artifact:
         in_place = {"bitmask": SUFFIXES, "dense": SUFFIXES, "nm": ("values", "scales")}.get(encoding, ("scales",))
         if encoding == "block" and about.get("values") == "int8" and about.get("pattern") == [1, 4]:
             in_place = SUFFIXES
-        parts = {}
-        for suffix in SUFFIXES:
-            key = stored_key(name, suffix)
-            if key in file:
-                parts[suffix] = file.map(key) if suffix in in_place else file.read(key)
+        keys = stored_keys(file, name).items()
+        parts = {suffix: file.map(key) if suffix in in_place else file.read(key) for suffix, key in keys}
         return PackedTensor.from_tensors(about, parts)
 
     def dense(self, name: str) -> torch.Tensor:
@@ -144,9 +139,8 @@ class Artifact:
         headers. They add up to all files of the folder."""
         sizes = dict.fromkeys(("values", "masks", "scales", "dense"), 0)
         for name, (file, _) in self._packed.items():
-            for suffix, category in (("values", "values"), ("mask", "masks"), ("scales", "scales")):
-                key = stored_key(name, suffix)
-                sizes[category] += file.nbytes(key) if key in file else 0
+            for suffix, key in stored_keys(file, name).items():
+                sizes["masks" if suffix == "mask" else suffix] += file.nbytes(key)
         sizes["dense"] = sum(file.nbytes(name) for name, file in self._dense.items())
         total = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return {**sizes, "other": total - sum(sizes.values())}
@@ -154,11 +148,8 @@ class Artifact:
     @property
     def other_files(self) -> list[Path]:
         """The files of the folder that are neither shards nor winnow's own (tokenizer, report, licence ...)."""
-        return [
-            path
-            for path in sorted(self.folder.iterdir())
-            if path.is_file() and path.name not in self._files and path.name not in OWN_FILES
-        ]
+        own = {*self._files, *OWN_FILES}
+        return [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name not in own]
 
     def verify(self) -> None:
         """Read every file once and check every checksum: of each tensor, and of each file in the manifest."""

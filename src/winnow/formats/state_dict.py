@@ -13,6 +13,7 @@ from torch import nn
 
 from winnow.errors import FormatError, InputError
 from winnow.formats.hf_folder import refuse_pointer
+from winnow.masks.blocks import common_path
 from winnow.masks.ties import tensors_of, tied
 
 Shapes = Mapping[str, Sequence[int]]
@@ -196,13 +197,8 @@ def _common(names: Shapes) -> str:
     most = max(firsts.values(), key=len, default=[])
     if not most or 2 * len(most) < len(names):
         return ""
-    parts = [name.split(".")[:-1] for name in most]
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return "".join(f"{part}." for part in shared)
+    shared = common_path(name.rpartition(".")[0] for name in most)
+    return f"{shared}." if shared else ""
 
 
 def _foreign(missing: Sequence[str], extra: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import torch
 
-from winnow.formats import nm
+from winnow.formats import bits, nm
 from winnow.formats.layout import Encoding
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ INTEGERS = {"int8": 8, "int4": 4}
 WEIGHTS_PER_BYTE = 8192
 _SMALL = 1 << 20
 _CHUNK = 1 << 16  # numbers looked at together: little memory beside a mapped tensor
-_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 def problem_of(packed: PackedTensor) -> str | None:
@@ -63,7 +62,7 @@ def _mask_problem(packed: PackedTensor) -> str | None:
     if packed.encoding == "nm":
         assert pattern is not None
         return None if packed.zeros * pattern[1] == packed.numel * (pattern[1] - pattern[0]) else "count of zeros"
-    kept = math.prod(layout.block) * int(_POPCOUNT[mask.numpy()].sum(dtype=np.int64))
+    kept = math.prod(layout.block) * int(bits.POPCOUNT[mask.numpy()].sum(dtype=np.int64))
     return None if kept == packed.numel - packed.zeros else "count of zeros"
 
 

@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 from winnow.kernels import native
-from winnow.kernels.dense import Int8Linear, RoundedLayer, ShrunkLayer, torch_int8_works, unpacked
+from winnow.kernels.dense import Int8Linear, RoundedLayer, RoutedLayer, ShrunkLayer, torch_int8_works, unpacked
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
-from winnow.kernels.routed import RoutedLayer
-from winnow.kernels.spec import LayerSpec, live
-from winnow.kernels.swap import pack_layer
+from winnow.kernels.swap import LayerSpec, live, pack_layer
 
 PACK_LIMIT = 4 << 30  # bytes of values that a packed matrix can address
 DENSEST = 0.85  # share of kept weights above which the index costs what the missing values save
@@ -56,8 +54,14 @@ class Layer:
         return isinstance(self.module, PackedLayer)
 
     @property
+    def given(self) -> PackedLayer:
+        """The given layer, a packed one."""
+        assert isinstance(self.module, PackedLayer)
+        return self.module
+
+    @property
     def matrix(self) -> PackedMatrix:
-        return _given(self).matrix
+        return self.given.matrix
 
     @property
     def dtype(self) -> str:
@@ -163,7 +167,7 @@ def _substitute(layer: Layer, label: str, member: str, nbytes: int, build: Calla
 
     def build_it() -> nn.Module:
         matrix = layer.matrix if build is Int8Linear else layer.spec.matrix(layer.weight())
-        return build(layer.spec, matrix, _bias(layer))
+        return build(layer.spec, matrix, layer.module.bias)
 
     return Contender(label, member, nbytes, lambda: layer.made(member, build_it))
 
@@ -185,7 +189,7 @@ def _packed(layer: Layer, values: str, activations: str) -> list[Contender]:
         return layer.made(f"packed {values}", lambda: _pack(layer, values))
 
     def make_rounding() -> nn.Module:
-        return layer.made(f"packed {values} int8", lambda: _like(_given(layer), layer.matrix, "int8"))
+        return layer.made(f"packed {values} int8", lambda: _like(layer.given, layer.matrix, "int8"))
 
     def entered(way: str, make: Callable[[], nn.Module], note: str = "") -> Contender:
         return Contender(f"{way} {values} {native.isa()}{note}", f"packed {values}{note}", size, make, way)
@@ -193,7 +197,7 @@ def _packed(layer: Layer, values: str, activations: str) -> list[Contender]:
     if layer.spec.geometry is not None:
         return [entered(way, make) for way in ("spmm", "expanded")]
     note = " int8 activations"
-    if own and _given(layer).activations == "int8":
+    if own and layer.given.activations == "int8":
         return [entered(way, make, note) for way in layer.matrix.ways("int8")]
     found = [entered(way, make) for way in ("packed", "expanded", "spmm")]
     if own and activations == "int8":
@@ -218,11 +222,6 @@ def _like(given: PackedLayer, matrix: PackedMatrix, activations: str = "keep") -
     )
 
 
-def _given(layer: Layer) -> PackedLayer:
-    assert isinstance(layer.module, PackedLayer)
-    return layer.module
-
-
 def _with_ways(module: nn.Module, ways: list[tuple[float, str]]) -> PackedLayer:
     """The same packed layer with other ways."""
     assert isinstance(module, PackedLayer)
@@ -234,12 +233,6 @@ def _with_ways(module: nn.Module, ways: list[tuple[float, str]]) -> PackedLayer:
 def _merged(entries: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
     """Entries (up to, what) without those that the next one covers."""
     return [entry for entry, after in zip(entries, [*entries[1:], None]) if after is None or after[1] != entry[1]]
-
-
-def _bias(layer: Layer) -> torch.Tensor | None:
-    bias = layer.module.bias
-    assert bias is None or isinstance(bias, torch.Tensor)
-    return bias
 
 
 def _has_codes(layer: Layer) -> bool:

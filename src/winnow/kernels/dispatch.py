@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache as once
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,14 @@ from torch.nn.parameter import is_lazy
 from winnow.errors import InputError
 from winnow.kernels import native
 from winnow.kernels.cache import TimingCache
-from winnow.kernels.choose import choose
 from winnow.kernels.contenders import DENSEST, Contender, Layer, assemble, contenders, worth_timing
-from winnow.kernels.decision import Decision, Decisions, timed, unchanged
+from winnow.kernels.decision import Decision, Decisions, choose, timed, unchanged
 from winnow.kernels.dense import Substitute
+from winnow.kernels.load import load
 from winnow.kernels.micro import Case, MicroTimer, Timer
 from winnow.kernels.modules import PackedLayer
-from winnow.kernels.spec import LayerSpec
 from winnow.kernels.survey import TRAINING, record_shapes, weighted_layers
-from winnow.kernels.swap import swap
+from winnow.kernels.swap import LayerSpec, swap
 from winnow.machine.cache import last_level_cache
 from winnow.masks.unwrap import plain_module, working_copy
 
@@ -79,8 +79,6 @@ def accelerate(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads={threads!r} is not a number of threads: give 1 or more")
     if isinstance(model, (str, Path)):
-        from winnow.kernels.load import load
-
         model = load(model, factory, packed=True)
     elif factory is not None:
         raise InputError("factory builds the model of a folder: leave it out when you pass the model itself")
@@ -89,15 +87,19 @@ def accelerate(
             f"accelerate takes a torch module or a folder of winnow compress, not a {type(model).__name__}"
         )
     model = plain_module(model)
-    fast = working_copy(
-        model, [*model.parameters(), *model.buffers()]
-    )  # another tree of modules around the same tensors
+    # Another tree of modules around the same tensors.
+    fast = working_copy(model, [*model.parameters(), *model.buffers()])
     before = {decision.name: decision for decision in getattr(model, "winnow_dispatch", ())}
     decided: dict[str, Decision] = {}
     # Not inference_mode: what is packed here may be used where gradients flow, too.
     with native.torch_threads(threads), torch.inference_mode(False), torch.no_grad():
         found = list(weighted_layers(fast))
-        _must_be_for_inference(reason for _, _, reason in found)
+        reasons = {reason for _, _, reason in found}
+        if TRAINING in reasons and None not in reasons:  # nothing would be done
+            raise InputError(
+                "the model is in training mode, and accelerate is for inference: call model.eval() first, on a copy if you "
+                "go on training it"
+            )
         traffic = sum(_weight_bytes(module) for _, module, _ in found)
         dispatcher = _Dispatcher(allowed, activations, prefer, TimingCache.open(cache), timer or MicroTimer(), traffic)
         shapes = None
@@ -174,16 +176,6 @@ class _Dispatcher:
         return known
 
 
-def _must_be_for_inference(reasons: Iterable[str | None]) -> None:
-    """Raises InputError where nothing would be done because the layers are in training."""
-    given = list(reasons)
-    if TRAINING in given and not any(reason is None for reason in given):
-        raise InputError(
-            "the model is in training mode, and accelerate is for inference: call model.eval() first, on a copy if you go on "
-            "training it"
-        )
-
-
 def _weight_bytes(module: nn.Module) -> int:
     if isinstance(module, PackedLayer):
         return module.matrix.nbytes
@@ -193,14 +185,8 @@ def _weight_bytes(module: nn.Module) -> int:
 
 def _call(contender: Contender) -> Callable[[torch.Tensor], object]:
     """Runs the contender; its module is made at the first call."""
-    made: list[nn.Module] = []
-
-    def call(x: torch.Tensor) -> object:
-        if not made:
-            made.append(contender.module())
-        return made[0](x)
-
-    return call
+    module = once(contender.module)
+    return lambda x: module()(x)
 
 
 def _case(layer: Layer, count: int, activations: str, traffic: int) -> Case:

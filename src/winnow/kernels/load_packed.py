@@ -72,7 +72,14 @@ def packed_plain(artifact: Artifact, build: Callable[[], nn.Module], dtype: torc
     their values while it is built, derives others from them, or keeps a parameter elsewhere too, is built once more as
     usual.
     """
-    return _without_values(build, lambda model: _plain(artifact, model, dtype))
+
+    def fill(model: nn.Module) -> None:
+        expected = model.state_dict()
+        require_match(artifact, model)
+        floating = {name for name, tensor in expected.items() if tensor.is_floating_point()}
+        _fill(model, artifact, dict.fromkeys(floating, dtype) if dtype else {}, artifact.aliases)
+
+    return _without_values(build, fill)
 
 
 def _without_values(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:
@@ -89,13 +96,6 @@ def _without_values(build: Callable[[], Any], fill: Callable[[Any], None]) -> An
     model = build()
     fill(model)
     return model
-
-
-def _plain(artifact: Artifact, model: nn.Module, dtype: torch.dtype | None) -> None:
-    expected = model.state_dict()
-    require_match(artifact, model)
-    floating = {name for name, tensor in expected.items() if tensor.is_floating_point()}
-    _fill(model, artifact, dict.fromkeys(floating, dtype) if dtype else {}, artifact.aliases)
 
 
 @contextmanager
@@ -138,10 +138,8 @@ def _fill(model: nn.Module, artifact: Artifact, dtypes: dict[str, torch.dtype], 
         reason = _pack(model, artifact, name, dtypes, shared)
         outcome[name] = reason
         if reason != "packed":
-            packed = artifact.packed(name)
-            _assign(
-                model, shared[name], unpacked(artifact.prunable(name), packed, dtypes.get(name, FLOATS[packed.dtype]))
-            )
+            tensor = unpacked(artifact.prunable(name), artifact.packed(name), dtypes.get(name))
+            _assign(model, shared[name], tensor)
     _report(artifact, outcome)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     for path, module in model.named_modules():
@@ -208,10 +206,8 @@ def held_elsewhere(owner: nn.Module, key: str) -> bool:
         gc.collect()  # what is garbage holds nothing
     alive: Any = seen()
     # What nobody holds was freed with its values, which are about to be replaced.
-    if alive is None:
-        owner._parameters[key] = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-    else:
-        owner._parameters[key] = alive
+    freed = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    owner._parameters[key] = freed if alive is None else alive
     return alive is not None
 
 

@@ -15,12 +15,8 @@ from winnow.machine.cache import last_level_cache
 Calls = Mapping[str, Callable[[torch.Tensor], object]]
 
 LEAST_FLUSH = 64 << 20  # bytes; caches that nobody reports exist (a hypervisor's view, a shared victim cache)
-TWO, FEW, ENOUGH, MOST = (
-    2,
-    3,
-    7,
-    21,
-)  # rounds: to drop the hopeless, the clearly slower, to be sure, to break a near tie
+# Rounds: to drop the hopeless, the clearly slower, to be sure, to break a near tie.
+TWO, FEW, ENOUGH, MOST = 2, 3, 7, 21
 HOPELESS, CLEAR = 4.0, 1.5  # times the best: dropped after TWO rounds, after FEW rounds
 TRIES = 3  # of one timed call, until nothing else took the processor meanwhile
 NEAR = 1.1  # medians closer than this are measured up to MOST rounds: the decision is at 1.05

@@ -11,8 +11,7 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.formats.validation import INTEGERS
 from winnow.kernels import expanded, multiply, ops
-from winnow.kernels.expanded import convolve
-from winnow.kernels.geometry import Geometry
+from winnow.kernels.expanded import Geometry, convolve
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.quantize import Grid, Quantized

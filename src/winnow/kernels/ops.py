@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from winnow.kernels import expanded, multiply
-from winnow.kernels.expanded import convolve, convolve_back, transposed_product
-from winnow.kernels.geometry import Geometry
+from winnow.kernels.expanded import Geometry, convolve, convolve_back, transposed_product
 from winnow.kernels.matrix import PackedMatrix
 
 # What an operator needs to know of a packed matrix: tensors first, so that a compiled graph takes them as inputs.
@@ -27,17 +26,9 @@ def describe(matrix: PackedMatrix) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _matrix(
-    starts: torch.Tensor,
-    data: torch.Tensor,
-    mask: torch.Tensor | None,
-    scales: torch.Tensor | None,
-    rows: int,
-    cols: int,
-    values: str,
-    block: int,
-    group: int | None,
-) -> PackedMatrix:
+def _matrix(*described: Any) -> PackedMatrix:
+    """The inverse of :func:`describe`."""
+    starts, data, mask, scales, rows, cols, values, block, group = described
     known = PackedMatrix.known(starts, data)
     # The tensors of a matrix that was freed, or copies that a compiler made, are checked again.
     return known or PackedMatrix(rows, cols, values, mask, data, scales, block=block, group=group)
@@ -78,8 +69,7 @@ def choose(ways: str, rows: int) -> str:
 
 
 def _unflatten(geometry: list[int]) -> Geometry:
-    pairs = [(geometry[i], geometry[i + 1]) for i in range(0, 8, 2)]
-    return Geometry(*pairs)
+    return Geometry(*zip(geometry[::2], geometry[1::2], strict=True))
 
 
 def _define(name: str, arguments: str, body: Any, fake: Any) -> Any:

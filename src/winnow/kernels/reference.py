@@ -6,7 +6,6 @@ Every function goes band by band, so that the dense matrix never exists whole. S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +17,10 @@ from winnow.formats.validation import INTEGERS
 from winnow.quantize.grid import spread_scales
 
 if TYPE_CHECKING:
-    from winnow.kernels.geometry import Geometry
+    from winnow.kernels.expanded import Geometry
     from winnow.kernels.matrix import PackedMatrix
 
 _BAND = 1 << 20  # weights expanded at a time
-_POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 def linear(
@@ -30,7 +28,7 @@ def linear(
 ) -> None:
     """y [batch, rows] = x [batch, cols] Wᵀ (+ bias), summed in float32 or, with int8 activations, in integers."""
     digits, scale = quantize_rows(x) if int8_activations else (None, None)
-    for rows in _bands(matrix, slice(0, matrix.rows)):
+    for rows in bits.bands(matrix.rows, matrix.cols, _BAND):
         if digits is None or scale is None:
             out = x.float() @ _dequantized(matrix, rows).T
         else:
@@ -47,14 +45,14 @@ def linear_many(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None
 
 def times(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """y [rows, n] = W x [cols, n] (+ bias of each row), float32."""
-    for rows in _bands(matrix, slice(0, matrix.rows)):
+    for rows in bits.bands(matrix.rows, matrix.cols, _BAND):
         out = _dequantized(matrix, rows) @ x
         y[rows] = out if bias is None else out + bias[rows, None]
 
 
 def expand(matrix: PackedMatrix, start: int, stop: int, out: torch.Tensor) -> None:
     """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
-    for rows in _bands(matrix, slice(start, stop)):
+    for rows in bits.bands(stop, matrix.cols, _BAND, start):
         band = _stored(matrix, rows) if out.dtype == torch.int8 else _dequantized(matrix, rows)
         out[rows.start - start : rows.stop - start] = band
 
@@ -78,7 +76,7 @@ def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
         if entries % 8 and np.any(mask[:, -1] >> (entries % 8)):
             return False
         for rows in bits.bands(matrix.rows, mask.shape[1]):
-            counts[rows] = _POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
+            counts[rows] = bits.POPCOUNT[mask[rows]].sum(axis=1, dtype=np.int64) * matrix.block
     sizes = bits.nibble_bytes(counts) if matrix.values == "int4" else counts * matrix.data.element_size()
     ends = np.cumsum(sizes)
     if matrix.rows and ends[-1] >= 1 << 32:
@@ -107,12 +105,6 @@ def _integer_product(matrix: PackedMatrix, rows: slice, digits: torch.Tensor) ->
         # Integers below 2**53 are exact in float64.
         out += (digits[:, part].double() @ codes[:, part].T).float() * scales[:, group]
     return out
-
-
-def _bands(matrix: PackedMatrix, rows: slice) -> Iterator[slice]:
-    step = max(1, _BAND // max(matrix.cols, 1))
-    for start in range(rows.start, rows.stop, step):
-        yield slice(start, min(start + step, rows.stop))
 
 
 def _dequantized(matrix: PackedMatrix, rows: slice) -> torch.Tensor:

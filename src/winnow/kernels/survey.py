@@ -77,15 +77,7 @@ def _reason(
         return "its weight is tied to another layer's"
     if module.training and weight.requires_grad:
         return TRAINING
-    return _why_dense(model, path, module)
-
-
-def _why_dense(model: nn.Module, path: str, module: nn.Module) -> str | None:
-    if path:
-        return why_dense(model, path)
-    root = nn.Module()  # the model is itself a layer
-    root.add_module("layer", module)
-    return why_dense(root, "layer")
+    return why_dense(model, path)
 
 
 def record_shapes(model: nn.Module, layers: dict[str, nn.Module], example: Any) -> dict[str, list[torch.Size]]:

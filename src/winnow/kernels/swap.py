@@ -1,12 +1,13 @@
-"""Putting packed layers into a model, and finding them there."""
+"""Putting packed layers into a model, finding them there, and what a layer computes apart from its numbers."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from winnow.errors import InputError
-from winnow.kernels.geometry import Geometry
+from winnow.kernels.expanded import Geometry
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
@@ -52,7 +53,8 @@ def swap(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def why_dense(model: nn.Module, path: str, key: str = "weight") -> str | None:
-    """Why the parameter ``key`` of the layer at ``path`` cannot be packed in memory; None where it can."""
+    """Why the parameter ``key`` of the layer at ``path`` ("": the model itself) cannot be packed in memory; None where
+    it can."""
     layer = model.get_submodule(path)
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(layer, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
@@ -82,15 +84,13 @@ def pack_layer(layer: nn.Module, matrix: PackedMatrix | None = None, dtype: torc
 
     The bias is the layer's own, and may be filled in later. Raises InputError for a layer that cannot be packed.
     """
-    root = nn.Module()
-    root.layer = layer
-    reason = why_dense(root, "layer")
+    reason = why_dense(layer, "")
     if reason is not None:
         raise InputError(f"this layer cannot be packed ({reason}): leave it dense")
     weight, transposed = layer.weight, is_transposed_linear(layer)
     assert isinstance(weight, torch.Tensor)
     if matrix is None:
-        matrix = PackedMatrix.from_dense((weight.t() if transposed else weight).reshape(_rows(layer), -1))
+        matrix = PackedMatrix.from_dense((weight.t() if transposed else weight).flatten(1))
     dtype = dtype or weight.dtype
     if isinstance(layer, nn.Conv2d):
         geometry = _geometry(layer)
@@ -101,12 +101,6 @@ def pack_layer(layer: nn.Module, matrix: PackedMatrix | None = None, dtype: torc
     return PackedLinear(matrix, bias, dtype=dtype, transposed=transposed)
 
 
-def _rows(layer: nn.Module) -> int:
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[1] if is_transposed_linear(layer) else weight.shape[0]
-
-
 def _geometry(layer: nn.Conv2d) -> Geometry | None:
     """How a convolution walks; None where it pads one side more than the other."""
     kernel, stride, dilation = ((t[0], t[1]) for t in (layer.kernel_size, layer.stride, layer.dilation))
@@ -114,3 +108,77 @@ def _geometry(layer: nn.Conv2d) -> Geometry | None:
     if isinstance(layer.padding, str):
         return Geometry(kernel, stride, (top, left), dilation) if (left, top) == (right, bottom) else None
     return Geometry(kernel, stride, (layer.padding[0], layer.padding[1]), dilation)
+
+
+class LayerSpec:
+    """What a layer computes apart from its numbers: matrix [rows, cols] to stored weight and back, and the product.
+
+    Attributes
+    ----------
+    kind: "linear", "conv1d" (GPT-2's transposed linear layer) or "conv".
+    shape: of the weight as the state dict holds it.
+    dtype: of that weight.
+    geometry: how a convolution walks, None for the others.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        packed = isinstance(layer, PackedLayer)
+        transposed = layer.transposed if isinstance(layer, PackedLinear) else is_transposed_linear(layer)
+        self.kind = "conv" if weight.dim() == 4 else "conv1d" if transposed else "linear"
+        self.shape = tuple(weight.shape)
+        self.dtype = weight.dtype
+        self.geometry: Geometry | None = None
+        if self.kind == "conv":
+            assert isinstance(layer, (nn.Conv2d, PackedConv2d))
+            self.geometry = layer.geometry if packed else _geometry(layer)  # type: ignore[union-attr, arg-type, assignment]
+
+    @property
+    def rows(self) -> int:
+        return self.shape[1] if self.kind == "conv1d" else self.shape[0]
+
+    @property
+    def cols(self) -> int:
+        return torch.Size(self.shape).numel() // max(self.rows, 1)
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def axis(self) -> int:
+        """Along which x and y hold features."""
+        return -1 if self.geometry is None else -3
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """[rows, cols] of a stored weight, a view."""
+        return weight.t() if self.kind == "conv1d" else weight.reshape(self.rows, self.cols)
+
+    def restore(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The stored weight of [rows, cols]."""
+        return matrix.t().contiguous() if self.kind == "conv1d" else matrix.reshape(self.shape)
+
+    def filters(self, matrix: torch.Tensor) -> torch.Tensor:
+        """[r, c] as :meth:`multiply` takes it: for a convolution [r, c / kernel, height, width]."""
+        return matrix if self.geometry is None else matrix.reshape(matrix.shape[0], -1, *self.geometry.kernel)
+
+    def multiply(self, x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.geometry is None:
+            return F.linear(x, filters, bias)
+        _, stride, padding, dilation = self.geometry
+        return F.conv2d(x, filters, bias, stride, padding, dilation)
+
+    def count(self, x: torch.Tensor) -> int:
+        """Rows of x: vectors of features; for a convolution places of all images of its output."""
+        if self.geometry is None:
+            return x.numel() // max(self.cols, 1)
+        high, wide = self.geometry.out_size(*x.shape[-2:])
+        return (x.shape[0] if x.dim() == 4 else 1) * high * wide
+
+
+def live(spec: LayerSpec, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the rows, and of the columns (for a convolution: input channels), that hold anything but zeros."""
+    kept = spec.filters(matrix) != 0
+    kept = kept if kept.dim() == 2 else kept.flatten(2).any(2)
+    return kept.any(1).nonzero()[:, 0], kept.any(0).nonzero()[:, 0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -18,6 +19,12 @@ class Block:
 
     path: str  # "model.layers.0"
     module: nn.Module
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The dotted beginning that all paths share, "" where they share none."""
+    levels = zip(*(path.split(".") for path in paths))
+    return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def is_transposed_linear(module: nn.Module) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from winnow.shrinking.rebuild import apply, kept_rows_cols
-from winnow.shrinking.submatrix import nonzero_rows_cols, shrink_matrix
+from winnow.shrinking.rebuild import apply, kept_rows_cols, nonzero_rows_cols, shrink_matrix
 from winnow.shrinking.verb import Removed, ShrinkResult, Skipped, plan, shrink
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from winnow.coupled.call import ERRORS
 from winnow.coupled.site import site_of
+from winnow.masks.blocks import common_path
 from winnow.masks.prunable import Prunable
 from winnow.shrinking.dead_units import Group
 from winnow.shrinking.rebuild import apply
@@ -30,7 +31,7 @@ NEURONS = (
 def carriers(group: Group, prunables: Mapping[str, Prunable], model: nn.Module) -> list[str]:
     """Paths of the modules that hold a group's layers, up to the one that holds them all."""
     modules = dict.fromkeys(prunables[m.name].module for m in group.units[0].members)
-    common = _common(list(modules))
+    common = common_path(modules)
     found: dict[str, None] = {}
     for path in modules:
         while len(path) > len(common):
@@ -44,16 +45,8 @@ def carriers(group: Group, prunables: Mapping[str, Prunable], model: nn.Module) 
 def name_of(group: Group, prunables: Mapping[str, Prunable]) -> str:
     """The module a group of units is called after: the one that holds its layers, else its first layer."""
     producer = prunables[next(m.name for m in group.units[0].members if m.axis == "rows")].module
-    common = _common([prunables[m.name].module for m in group.units[0].members])
+    common = common_path(prunables[m.name].module for m in group.units[0].members)
     return common if common and common != group.units[0].block else producer
-
-
-def _common(paths: Sequence[str]) -> str:
-    parts = [path.split(".") for path in paths]
-    shared = 0
-    while all(len(p) > shared for p in parts) and len({p[shared] for p in parts}) == 1:
-        shared += 1
-    return ".".join(parts[0][:shared])
 
 
 def module_edits(module: nn.Module, kind: str, total: int, kept: int) -> dict[str, int]:

@@ -24,11 +24,8 @@ from winnow.shrinking.tree import find_tensor, replace_tensor, shared_copy
 
 FLAT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold)  # no gradient over half a line
 EXTENT = 3  # pixels a side from which a map has a middle and a border
-AROUND = (
-    "output head",
-    "outside the repeated blocks",
-    "transposed convolution",
-)  # reasons of layers that may lose inputs
+# Reasons of layers that may lose inputs.
+AROUND = ("output head", "outside the repeated blocks", "transposed convolution")
 CHEAP = 24  # layers of a model that is also probed as a whole where its blocks have units of their own
 DIRECT = "its module reads its weights directly, so the bias that stays cannot move on"
 UNFOLDED = "its constant output has no bias of the next layer to go to"
@@ -58,11 +55,8 @@ def wide_scope(model: nn.Module) -> Scope:
         skipped = find_scope(model).skipped
     except InputError:
         return Scope()
-    around = []
-    for entry in skipped:
-        path, _, key = entry.name.rpartition(".")
-        if entry.reason in AROUND and key == "weight":
-            around += [entry.name] if site_of(model.get_submodule(path)) is not None else []
+    parts = [(*entry.name.rpartition("."), entry.name) for entry in skipped if entry.reason in AROUND]
+    around = [n for path, _, key, n in parts if key == "weight" and site_of(model.get_submodule(path)) is not None]
     return find_scope(model, include=around)
 
 
@@ -126,12 +120,8 @@ def grouped(units: Sequence[CoupledUnit], scope: Scope) -> list[Group]:
     groups: dict[Any, Group] = {}
     for unit in units:
         stacked = any(scope.prunables[m.name].kind == "experts" for m in unit.members)
-        key = (
-            (unit.kind, unit.block, tuple(sorted({(m.name, m.axis) for m in unit.members})))
-            if stacked
-            else ((unit.kind, *unit.group))
-        )
-        groups.setdefault(key, Group([])).units.append(unit)
+        shared = (unit.block, tuple(sorted({(m.name, m.axis) for m in unit.members}))) if stacked else unit.group
+        groups.setdefault((unit.kind, *shared), Group([])).units.append(unit)
     return list(groups.values())
 
 
@@ -187,20 +177,21 @@ class DeadUnits:
         rows = [m for m in unit.members if m.axis == "rows"]
         if all(self._unread(m) for m in cols):
             return {}
-        if not self._silenced(unit, rows):
+        norms = (b for b in unit.biases if b.name.endswith("weight"))
+        # Something in the weights has to silence the unit: all rows of a layer, or a normalization's scale.
+        if not any(map(self._silent, rows)) and not any(self._zero(b.name, b.indices) for b in norms):
             return None
+        live = not all(self._zero(b.name, b.indices) for b in unit.biases)
         if any(site_of(self.model.get_submodule(self.prunables[m.name].module)) is None for m in rows):
             # Read directly (packed attention, experts): the finder has shown that zero rows and biases give zero.
             if not all(self._silent(m) for m in rows):
                 return None
-            if not all(self._zero(b.name, b.indices) for b in unit.biases):
+            if live:
                 group.refused[i] = DIRECT
-                return None
-            return {}
+            return None if live else {}
         if any(self._borders(m, ranges) for m in rows):
             group.refused[i] = BORDER
             return None
-        live = not all(self._zero(b.name, b.indices) for b in unit.biases)
         if live and any(self._tiny(m, ranges) for m in unit.members):
             group.refused[i] = TINY
             return None
@@ -228,12 +219,6 @@ class DeadUnits:
 
     def _silent(self, m: Member) -> bool:
         return all(self.zero_rows[m.name][r] for r in m.indices)
-
-    def _silenced(self, unit: CoupledUnit, rows: Sequence[Member]) -> bool:
-        """Whether something in the weights silences the unit: all rows of a layer, or a normalization's scale."""
-        return any(self._silent(m) for m in rows) or any(
-            b.name.endswith("weight") and self._zero(b.name, b.indices) for b in unit.biases
-        )
 
     def _zero(self, name: str, indices: Sequence[int]) -> bool:
         tensor = find_tensor(self.model, name)[2].detach().flatten()

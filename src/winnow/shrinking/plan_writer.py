@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.coupled.unit import CoupledUnit, Member
+from winnow.coupled.unit import CoupledUnit
 from winnow.masks.prunable import Scope
 from winnow.shrinking.attributes import carriers, config_edits, module_edits, rebuilds
 from winnow.shrinking.dead_units import Group, norms_of
@@ -59,8 +59,9 @@ class PlanWriter:
             if p.kind == "experts":
                 band = p.rows // p.parts
                 out, into = (2, 1) if p.transposed else (1, 2)
+                experts = range(m.parts) if m.part is None else (m.part,)
                 for i in m.indices:
-                    where = [(i // band, i % band)] if m.axis == "rows" else [(e, i) for e in _experts(m)]
+                    where = [(i // band, i % band)] if m.axis == "rows" else [(e, i) for e in experts]
                     for expert, index in where:
                         _add(drops, m.name, out if m.axis == "rows" else into, expert, index)
             else:
@@ -71,10 +72,8 @@ class PlanWriter:
         for b in unit.biases:
             shape = find_tensor(self.model, b.name)[2].shape
             for i in b.indices:
-                if len(shape) == 2:  # experts
-                    _add(drops, b.name, 1, i // shape[1], i % shape[1])
-                else:
-                    _add(drops, b.name, 0, -1, i)
+                entry = (1, i // shape[1], i % shape[1]) if len(shape) == 2 else (0, -1, i)  # two axes: experts
+                _add(drops, b.name, *entry)
             for buffer in norms_of(self.model, b.name):
                 for i in b.indices:
                     _add(drops, buffer, 0, -1, i)
@@ -89,10 +88,8 @@ class PlanWriter:
     def _follow(self, choice: Choice, drops: Drops, plan: dict[str, Any]) -> None:
         """What is no weight of the units and yet counts them: attributes, and tables with a column a head."""
         group, kept = choice.group, choice.kept
-        total, stay = len(group.units), len(kept)
-        experts = {p.parts for m in group.units[0].members if (p := self.prunables[m.name]).kind == "experts"}
-        if experts:
-            total, stay = total // max(experts), stay // max(experts)
+        share = self._experts(group)
+        total, stay = len(group.units) // share, len(kept) // share
         for path in carriers(group, self.prunables, self.model):
             module = self.model.get_submodule(path)
             if group.kind == "head" and isinstance(module, nn.MultiheadAttention):
@@ -149,10 +146,7 @@ class PlanWriter:
             sizes: dict[int, set[int]] = {}
             for group in self.groups:
                 if group.kind == kind and group.units[0].block:
-                    experts = [
-                        p.parts for m in group.units[0].members if (p := self.prunables[m.name]).kind == "experts"
-                    ]
-                    share = max(experts, default=1)
+                    share = self._experts(group)
                     choice = chosen.get(id(group))
                     stay = len(choice.kept) if choice else len(group.units)
                     sizes.setdefault(len(group.units) // share, set()).add(stay // share)
@@ -168,6 +162,11 @@ class PlanWriter:
                 edits += self._configs[key]
         return edits
 
+    def _experts(self, group: Group) -> int:
+        """How many experts share the units of a group, 1 where there are none."""
+        among = (self.prunables[m.name] for m in group.units[0].members)
+        return max((p.parts for p in among if p.kind == "experts"), default=1)
+
     def _head_width(self, group: Group) -> int | None:
         """Features of one head: the fewest rows of a layer that belong to one unit (of keys, with grouped queries)."""
         if group.kind != "head":
@@ -177,10 +176,6 @@ class PlanWriter:
             if isinstance(width, int):
                 return width
         return min(len(m.indices) for m in group.units[0].members if m.axis == "rows")
-
-
-def _experts(m: Member) -> range:
-    return range(m.parts) if m.part is None else range(m.part, m.part + 1)
 
 
 def _add(drops: Drops, name: str, axis: int, expert: int, index: int) -> None:

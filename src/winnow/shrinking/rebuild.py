@@ -114,11 +114,29 @@ def _fold(model: nn.Module, fold: Mapping[str, Any]) -> None:
     weight = find_tensor(model, fold["weight"])[2].detach()
     if not weight.is_meta:
         inputs = torch.tensor(fold["inputs"], device=weight.device)
-        part = (
-            weight.index_select(fold["axis"], inputs).double().flatten(2).sum(2)
-            if weight.dim() > 2
-            else (weight.index_select(fold["axis"], inputs).double())
-        )
+        part = weight.index_select(fold["axis"], inputs).double()
+        part = part.flatten(2).sum(2) if weight.dim() > 2 else part
         part = part.t() if fold["axis"] == 0 else part
         delta = part @ torch.tensor(fold["values"], dtype=torch.float64, device=weight.device)
         replace_tensor(owner, key, (bias.detach().double() + delta).to(bias.dtype))
+
+
+def nonzero_rows_cols(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of a matrix [R, C] that hold any non-zero: (rows kept, columns kept), int64, ascending.
+
+    ``y = x Wᵀ`` needs no other: with ``small = shrink_matrix(weight, rows, cols)``,
+    ``y[..., rows] = x[..., cols] @ small.T`` and every other entry of ``y`` is zero.
+    """
+    used = weight != 0  # NaN counts as used
+    return used.any(1).nonzero().flatten(), used.any(0).nonzero().flatten()
+
+
+def shrink_matrix(
+    weight: torch.Tensor, rows: torch.Tensor | None = None, cols: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The submatrix [len(rows), len(cols)] of the given rows and columns (None: all), contiguous, in new memory."""
+    if rows is not None:
+        weight = weight.index_select(0, rows.to(weight.device))
+    if cols is not None:
+        weight = weight.index_select(1, cols.to(weight.device))
+    return weight.contiguous() if rows is not None or cols is not None else weight.clone().contiguous()

@@ -3,23 +3,85 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
-from winnow.coupled.unit import Refused
+from winnow.coupled.call import ERRORS, crop_example, forward, probing_mode, tensors_in
 from winnow.errors import InputError
 from winnow.kernels.swap import require_dense
 from winnow.masks.prunable import Scope
-from winnow.masks.unwrap import plain_module, require_initialised
+from winnow.masks.unwrap import plain_module, require_initialised, working_copy
 from winnow.shrinking.attributes import name_of
-from winnow.shrinking.check import Check
 from winnow.shrinking.dead_units import DeadUnits, Group, coupled_units, grouped, wide_scope
 from winnow.shrinking.example import make_example
 from winnow.shrinking.plan_writer import Choice, PlanWriter
 from winnow.shrinking.rebuild import apply
+
+SMALL = 1 << 27  # weights of a model that is checked in float64
+# Largest difference, relative to the largest output: float64 runs keep float32 islands (norms, softmax, rotary tables).
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+
+
+class Check:
+    """Runs the given model once and every smaller one on the same input."""
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        """Raises InputError when the model cannot run on the example."""
+        self.model, self.example = model, crop_example(example)
+        try:
+            self.outputs = _outputs(model, self.example)
+        except ERRORS:
+            self.example = example
+            try:
+                self.outputs = _outputs(model, example)
+            except ERRORS as error:
+                why = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise InputError(
+                    f"the model cannot be run on the example: give what its forward takes ({why})"
+                ) from error
+        if sum(p.numel() for p in model.parameters()) <= SMALL:
+            with suppress(*ERRORS):
+                double, wide = working_copy(model).double(), _double(self.example)
+                self.outputs = _outputs(double, wide)
+                self.model, self.example = double, wide
+        self.dtype = next((t.dtype for t in self.outputs), torch.float32)
+
+    def reason(self, plan: Mapping[str, Any]) -> str:
+        """Why the model that a plan makes is not the given one; empty where it is."""
+        try:
+            outputs = _outputs(apply(self.model, plan), self.example)
+        except ERRORS as error:  # InputError is a ValueError
+            return f"without them the model does not run ({type(error).__name__}: {error})".splitlines()[0]
+        if [t.shape for t in outputs] != [t.shape for t in self.outputs]:
+            return "without them the model's outputs have another shape"
+        for new, old in zip(outputs, self.outputs):
+            if not torch.equal(new.isnan(), old.isnan()):
+                return "without them the model puts out NaN elsewhere"
+            new, old = (t.double().nan_to_num(0.0) for t in (new, old))
+            worst = float((new - old).abs().max()) if old.numel() else 0.0
+            scale = float(old.abs().max()) if old.numel() else 0.0
+            if worst > TOLERANCE.get(self.dtype, 1e-4) * scale:
+                return f"without them the model's outputs differ (by {worst:.2g} of {scale:.2g})"
+        return ""
+
+
+def _outputs(model: nn.Module, example: Any) -> list[torch.Tensor]:
+    with probing_mode(model), torch.no_grad():
+        return tensors_in(forward(model, example))
+
+
+def _double(example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return {k: _double(v) for k, v in example.items()}
+    if isinstance(example, (tuple, list)):
+        return tuple(map(_double, example))
+    return example.double() if isinstance(example, torch.Tensor) and example.is_floating_point() else example
+
 
 LAST = "all of them are zero, and one has to stay"
 UNEVEN = "experts are stacked in one tensor: each has to lose as many, to a width that grouped products take"
@@ -95,7 +157,12 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
     groups = grouped(units, scope)
     dead = DeadUnits(check.model, scope, groups, check.example)
     dead.find()
-    skipped = [Skipped("row", scope.prunables[n].module, c, r.reason) for r in refused for n, c in _rows(dead, r)]
+    skipped = [
+        Skipped("row", scope.prunables[name].module, count, r.reason)
+        for r in refused
+        for name in r.names
+        if (count := dead.zero_row_count(name))
+    ]
 
     def skip(group: Group, count: int, reason: str) -> None:
         skipped.append(Skipped(group.kind, name_of(group, scope.prunables), count, reason))
@@ -115,11 +182,6 @@ def _decide(model: nn.Module, example: Any) -> tuple[dict[str, Any], list[Remove
         Removed(c.group.kind, name_of(c.group, scope.prunables), len(c.positions), len(c.group.units)) for c in kept
     ]
     return _best(writer, check, kept)[0], removed, skipped
-
-
-def _rows(dead: DeadUnits, refused: Refused) -> list[tuple[str, int]]:
-    counts = [(n, dead.zero_row_count(n)) for n in refused.names]
-    return [(n, c) for n, c in counts if c]
 
 
 def _removable(group: Group, scope: Scope) -> tuple[tuple[int, ...], str]:

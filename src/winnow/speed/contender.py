@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +15,10 @@ from torch import nn
 from winnow.data.records import map_tensors
 from winnow.data.text import Batch
 from winnow.forward.model import forward_parameters, logits_of
+from winnow.machine.memory import available_memory
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
+from winnow.speed.subject import Subject
 from winnow.speed.workload import Work
 
 COMPARED = 4  # tokens whose logits are compared in decoding
@@ -104,7 +108,7 @@ class TorchContender(Contender):
         settings: dict[str, Any] = {}
         if work.case.what == "prefill":
             settings = {"use_cache": True, "logits_to_keep": 1}
-        args, keywords = bind(self.model, self._cast(batch), settings)
+        args, keywords = bind(self.model, cast(batch, self._dtype), settings)
         run = self._run
         return lambda: run(*args, **keywords)
 
@@ -123,8 +127,10 @@ class TorchContender(Contender):
 
         return step
 
-    def _cast(self, batch: Batch) -> Batch:
-        return map_tensors(batch, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
+
+def cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The floating-point tensors of a batch in another type."""
+    return map_tensors(batch, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def bind(model: Any, batch: Batch, settings: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -149,3 +155,48 @@ def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 def _gone(*_: Any, **__: Any) -> Any:
     raise Unavailable("it was closed")
+
+
+HALF = torch.bfloat16
+
+
+@dataclass
+class BuildContext:
+    """What the families need to build their contenders: the subject, where files may go, and one dense model to copy."""
+
+    subject: Subject
+    scratch: Path
+    threads: int
+    bf16: bool
+    names: Sequence[str]
+    dense: nn.Module  # float32, what dense contenders are copies of
+    work: Sequence[Work]
+    progress: Callable[[int, int, str], None] | None = None  # of the dispatcher's own measuring
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of x that linear layers will mostly see."""
+        seen = {w.case.batch * (w.case.length or 1) if w.tokens is None else w.case.batch for w in self.work}
+        return tuple(sorted(seen))
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        return [torch.float32, HALF] if self.bf16 else [torch.float32]
+
+    def about(self, name: str, dtype: torch.dtype, changes: str | None, **more: object) -> speed_schema.Contender:
+        """The description of a dense contender."""
+        return speed_schema.Contender(name=name, kind="dense", weights=dtype_name(dtype), changes=changes, **more)  # type: ignore[arg-type]
+
+
+Builder = Callable[[], Contender]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def require_memory(need: int) -> None:
+    """Raises Unavailable where so many bytes are not free."""
+    free = available_memory()
+    if need > 0.8 * free:
+        raise Unavailable(f"needs about {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from winnow.data.records import map_tensors
 from winnow.errors import InputError
+from winnow.kernels import native
+from winnow.kernels.dispatch import Decisions, accelerate
+from winnow.kernels.swap import packed_layers
 from winnow.masks.unwrap import working_copy
 from winnow.records import speed as speed_schema
-from winnow.speed.building import HALF, BuildContext, Builder, dtype_name, require_memory
-from winnow.speed.contender import Contender, TorchContender, Unavailable
+from winnow.speed.contender import (
+    HALF,
+    BuildContext,
+    Builder,
+    Contender,
+    TorchContender,
+    Unavailable,
+    cast,
+    dtype_name,
+    require_memory,
+)
+from winnow.speed.runtimes import onnx_builders
 from winnow.speed.workload import Work
-
-if TYPE_CHECKING:
-    from winnow.kernels.modules import PackedLayer
 
 FAMILIES = ("dense", "bf16", "compile", "int8", "onnx", "openvino", "packed", "accelerated")
 BF16_CHANGES = "rounds weights and activations to bfloat16"
@@ -52,8 +61,6 @@ def builders(context: BuildContext) -> Iterator[tuple[str, Builder]]:
     if "int8" in requested:
         yield "torch int8", partial(_torch_int8, context, 5 * size)
     if "onnx" in requested or "openvino" in requested:
-        from winnow.speed.runtimes import onnx_builders
-
         yield from onnx_builders(context, requested, 12 * size)
     if "packed" in requested:
         for dtype in context.dtypes:
@@ -65,8 +72,6 @@ def builders(context: BuildContext) -> Iterator[tuple[str, Builder]]:
 
 def read_bytes(model: nn.Module) -> int:
     """Bytes of the weights one forward reads: everything but lookup tables that are not a head too."""
-    from winnow.kernels.swap import packed_layers
-
     tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     tables -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     packed = packed_layers(model).values()
@@ -143,16 +148,7 @@ def _torch_int8(context: BuildContext, need: int) -> Contender:
     return TorchContender(about, model, context.subject.base)
 
 
-def kernels_of(layers: Iterable[PackedLayer]) -> dict[str, int]:
-    """Kernel -> packed layers that can come to run on it, whatever the rows of x."""
-    from winnow.kernels import native
-
-    return dict(Counter(f"{way} {layer.matrix.values} {native.isa()}" for layer in layers for _, way in layer.ways))
-
-
 def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
-    from winnow.kernels.swap import packed_layers
-
     subject = context.subject
     if subject.artifact is None:
         raise Unavailable(f"{subject.source.spec} is not a folder that winnow compress wrote")
@@ -160,25 +156,18 @@ def _packed(context: BuildContext, dtype: torch.dtype) -> Contender:
     layers = packed_layers(model)
     if not layers:
         raise Unavailable("no layer of this model can stay packed")
-    about = _about_artifact(
-        context, "packed", dtype, kernels=kernels_of(layers.values()), weight_bytes=read_bytes(model)
-    )
+    # Kernel -> packed layers that can come to run on it, whatever the rows of x.
+    ways = Counter(f"{way} {m.matrix.values} {native.isa()}" for m in layers.values() for _, way in m.ways)
+    about = _about_artifact(context, "packed", dtype, kernels=dict(ways), weight_bytes=read_bytes(model))
     return TorchContender(about, model)
 
 
 def _accelerated(context: BuildContext, dtype: torch.dtype, need: int) -> Contender:
-    from winnow.kernels.dispatch import Decisions, accelerate
-
     subject = context.subject
     require_memory(need)
     model = subject.packed(dtype) if subject.artifact is not None else _in(context, dtype)
-    fast = accelerate(
-        model,
-        rows=context.rows,
-        example=_example(context.work[0], dtype),
-        threads=context.threads,
-        progress=context.progress,
-    )
+    example = cast(context.work[0].inputs[0], dtype)
+    fast = accelerate(model, rows=context.rows, example=example, threads=context.threads, progress=context.progress)
     decided: Decisions = fast.winnow_dispatch  # type: ignore[assignment]
     kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
     made = TorchContender(_about_artifact(context, "accelerated", dtype, kernels=kernels), fast)
@@ -192,7 +181,3 @@ def _about_artifact(context: BuildContext, family: str, dtype: torch.dtype, **mo
         name=f"{family} {dtype_name(dtype)}", kind=subject.packed_kind(), weights=subject.weights(), changes=changes,
         file_bytes=subject.file_bytes("artifact"), **more,
     )  # fmt: skip
-
-
-def _example(work: Work, dtype: torch.dtype) -> Any:
-    return map_tensors(work.inputs[0], lambda t: t.to(dtype) if t.is_floating_point() else t)

@@ -20,7 +20,6 @@ from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.micro import Calls, Case, Timer, flush_bytes
 from winnow.kernels.multiply import linear
 from winnow.machine.bandwidth import Bandwidth
-from winnow.masks.prunable import Prunable
 from winnow.measure.latency import Begin, interleave
 from winnow.records.speed import LayerSpeed
 from winnow.speed.workload import Work
@@ -35,7 +34,7 @@ def rows_seen(model: nn.Module, artifact: Artifact, work: Work) -> dict[str, int
 
     Convolutions and experts are not among them: their product alone is not what they do.
     """
-    owners = {artifact.prunable(name).module: name for name in artifact.packed_names if _timed(artifact.prunable(name))}
+    owners = {p.module: name for name in artifact.packed_names if (p := artifact.prunable(name)).kind in LINEAR}
     seen: dict[str, int] = {}
     hooks = []
     for path, module in model.named_modules():
@@ -82,9 +81,9 @@ def layer_speeds(
             matrix = PackedMatrix.from_packed(packed)
         except InputError:  # values without a kernel: the layer is expanded, and that is the whole model's figure
             continue
-        case = _case(artifact.prunable(name), matrix, n)
+        case = _case(matrix, n)
         like = known.get(case.key)
-        times = like.times if like is not None else _times(artifact.prunable(name), matrix, n, bf16, timer)
+        times = like.times if like is not None else _times(matrix, n, bf16, timer)
         one = LayerSpeed(
             name=name, kind=artifact.prunable(name).kind, rows=matrix.rows, cols=matrix.cols, sparsity=packed.zeros / packed.numel,
             values=matrix.values, inputs=n, packed_bytes=matrix.nbytes, dense_bytes=4 * packed.numel,
@@ -133,11 +132,7 @@ class ColdTimer:
         return {name: 1e6 * statistics.median(times) for name, times in taken.items()}
 
 
-def _timed(prunable: Prunable) -> bool:
-    return prunable.kind in LINEAR
-
-
-def _case(prunable: Prunable, matrix: PackedMatrix, rows: int, dtype: torch.dtype = torch.float32) -> Case:
+def _case(matrix: PackedMatrix, rows: int, dtype: torch.dtype = torch.float32) -> Case:
     share = round(20 * matrix.density) / 20
     return Case(
         kind="linear", shape=matrix.shape, dtype=str(dtype).removeprefix("torch."), values=matrix.values, density=share,
@@ -146,7 +141,7 @@ def _case(prunable: Prunable, matrix: PackedMatrix, rows: int, dtype: torch.dtyp
 
 
 @torch.inference_mode()
-def _times(prunable: Prunable, matrix: PackedMatrix, rows: int, bf16: bool, timer: Timer) -> dict[str, float]:
+def _times(matrix: PackedMatrix, rows: int, bf16: bool, timer: Timer) -> dict[str, float]:
     """Kernel -> median milliseconds."""
     found: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16)[: 1 + bf16]:
@@ -158,6 +153,6 @@ def _times(prunable: Prunable, matrix: PackedMatrix, rows: int, bf16: bool, time
         }
         for way in matrix.ways():
             calls[f"{way} {matrix.values} {native.isa()}{note}"] = lambda x, way=way: linear(matrix, x, way=way)  # type: ignore[misc]
-        case = _case(prunable, matrix, rows, dtype)
+        case = _case(matrix, rows, dtype)
         found |= {name: micro / 1e3 for name, micro in timer(case, calls, x).items()}
     return found

@@ -17,11 +17,11 @@ from winnow.machine.bandwidth import read_bandwidth
 from winnow.measure.latency import Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
-from winnow.speed.building import BuildContext
-from winnow.speed.contender import Contender, TorchContender, Unavailable
+from winnow.speed.contender import BuildContext, Contender, TorchContender, Unavailable
 from winnow.speed.families import builders
 from winnow.speed.fresh_process import measure_fresh
-from winnow.speed.race import RaceResult, race, reason
+from winnow.speed.layers import layer_speeds, rows_seen
+from winnow.speed.race import race, reason
 from winnow.speed.subject import Subject
 from winnow.speed.workload import Work
 
@@ -73,17 +73,12 @@ class BenchRun:
         self._build(context)
         references = {base: _outputs(self.contenders[0], self.work)}
         if base != "artifact" and any(c.base == "artifact" for c in self.contenders):
-            expanded = self._dense_artifact()
+            about = speed_schema.Contender(name="expanded", kind="dense", weights="float32")
+            expanded = TorchContender(about, self.subject.dense("artifact"))
             references["artifact"] = _outputs(expanded, self.work)
             expanded.close()
-        finish: RaceResult = race(
-            self.contenders,
-            self.work,
-            references,
-            self.rounds,
-            bandwidth=self.bandwidth,
-            progress=self._stage("measuring"),
-        )
+        stage = self._stage("measuring")
+        finish = race(self.contenders, self.work, references, self.rounds, bandwidth=self.bandwidth, progress=stage)
         self.found.cases, self.found.measures = finish.cases, finish.measures
         self.found.interrupted = finish.interrupted
         seen = {m.contender for m in finish.measures}
@@ -101,10 +96,6 @@ class BenchRun:
                 if name == "dense float32":
                     raise
                 self.found.absent.append(Absent(name=name, reason=reason(error)))
-
-    def _dense_artifact(self) -> Contender:
-        about = speed_schema.Contender(name="expanded", kind="dense", weights="float32")
-        return TorchContender(about, self.subject.dense("artifact"))
 
     def _energy(self) -> None:
         """Joules of one call of the last case of batch 1 (of the first case where there is none)."""
@@ -126,8 +117,6 @@ class BenchRun:
             meter.close()
 
     def _rows(self) -> dict[str, int]:
-        from winnow.speed.layers import rows_seen
-
         if self.subject.artifact is None:
             self.found.notes.append("layers are timed for folders that winnow compress wrote: this one is not.")
             return {}
@@ -136,8 +125,6 @@ class BenchRun:
         return rows_seen(dense.model, self.subject.artifact, _decoding_or_first(self.work))
 
     def _layers(self, rows: dict[str, int]) -> None:
-        from winnow.speed.layers import layer_speeds
-
         if not rows or self.subject.artifact is None:
             return
         left = len(self.subject.artifact.packed_names) - len(rows)

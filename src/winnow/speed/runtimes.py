@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,8 @@ from winnow.data.text import Batch
 from winnow.forward.model import logits_of
 from winnow.measure.latency import Begin, Step
 from winnow.records import speed as speed_schema
-from winnow.speed.contender import Contender, Unavailable, bind
+from winnow.speed.contender import BuildContext, Builder, Contender, Unavailable, bind, require_memory
 from winnow.speed.workload import Work
-
-if TYPE_CHECKING:
-    from winnow.speed.building import BuildContext, Builder
 
 ROUNDED = "rounds weights and activations to int8"
 FORMS = {  # form of the graph -> its weights, and what it changes
@@ -50,8 +47,6 @@ def onnx_builders(context: BuildContext, requested: Sequence[str], need: int) ->
 def _build(
     runtime: type[_Graph], name: str, form: str, context: BuildContext, exports: Exports, need: int
 ) -> Contender:
-    from winnow.speed.building import require_memory
-
     missing = [package for package in runtime.PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise Unavailable(f"not installed: pip install {' '.join(missing)}")

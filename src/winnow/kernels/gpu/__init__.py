@@ -2,4 +2,4 @@
 
 from winnow.kernels.gpu.layers import GpuLinear as GpuLinear
 from winnow.kernels.gpu.layers import to_gpu as to_gpu
-from winnow.kernels.gpu.semi_structured import to_semi_structured as to_semi_structured
+from winnow.kernels.gpu.layers import to_semi_structured as to_semi_structured

@@ -1,4 +1,5 @@
-"""A packed linear layer whose tensors lie on a GPU."""
+"""Linear layers on an NVIDIA GPU: packed weights through Triton kernels, 2:4 weights through torch's semi-structured tensors
+(Mishra et al. 2021, arXiv:2104.08378)."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class GpuLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follows ``.to(device)``; of ``.to(dtype)`` only the bias does, as the values keep their type."""
-        super()._apply(_device_only(fn), recurse)
+        super()._apply(lambda t: t.to(fn(torch.empty(0, device=t.device)).device), recurse)
         if self.bias is not None:
             self.bias = fn(self.bias)
         return self
@@ -73,16 +74,46 @@ def to_gpu(model: nn.Module, device: str | torch.device = "cuda") -> nn.Module:
     return model.to(device)
 
 
-def _device_only(fn: Any) -> Any:
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(fn(torch.empty(0, device=tensor.device)).device)
-
-    return moved
-
-
 def _triton() -> Any:
     try:
         from winnow.kernels.gpu import bitmask
     except ImportError as error:
         raise InputError(f"packed weights on a GPU need triton ({error}): pip install triton") from None
     return bitmask
+
+
+def to_semi_structured(model: nn.Module) -> dict[str, str]:
+    """Put the weights of every linear layer that has at least two zeros in each four inputs into torch's 2:4 spec.
+
+    ``model`` lies on a CUDA device and is changed. Returns what stayed dense: layer -> reason. Raises InputError where
+    there is no such device: the form exists on NVIDIA GPUs of compute capability 8.0 and later only.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        raise InputError(f"2:4 kernels exist on NVIDIA GPUs only and the model is on {device}: move it to cuda first")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise InputError(
+            f"{torch.cuda.get_device_name(device)} has no 2:4 units: they begin with compute capability 8.0"
+        )
+    dense = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            reason = why_dense(module.weight)
+            if reason is None:
+                packed = torch.sparse.to_sparse_semi_structured(module.weight.detach())
+                module.weight = nn.Parameter(packed, requires_grad=False)
+            else:
+                dense[name] = reason
+    return dense
+
+
+def why_dense(weight: torch.Tensor) -> str | None:
+    """Why a weight [out, in] has no 2:4 spec, None where it has one."""
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"its type is {weight.dtype}, and the kernels take float16 and bfloat16"
+    rows, cols = weight.shape
+    if rows % 32 or cols % 64:
+        return f"{rows} x {cols} is no multiple of 32 x 64"
+    if bool(((weight.reshape(rows, -1, 4) != 0).sum(-1) > 2).any()):
+        return "it is not 2:4"
+    return None
