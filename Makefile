@@ -24,8 +24,8 @@ sanitize:
 	build/sanitize/sanitize 2000
 
 lint: setup-dev
-	$(PY) -m ruff check src tests benchmarks
-	$(PY) -m ruff format --check src tests benchmarks
+	$(PY) -m ruff check src tests benchmarks docs
+	$(PY) -m ruff format --check src tests benchmarks docs
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 

@@ -96,11 +96,10 @@ def test_peak_stays_below_the_whole_model(tmp_path):
 import torch
 torch.set_num_threads(1)
 import winnow
-from winnow.compression import setup
+import winnow.compression.setup, winnow.report.compression.page, jinja2, scipy.stats
 from winnow.machine.memory import peak_rss, resident, reset_peak
 from transformers import LlamaForCausalLM
 import accelerate
-setup._import_ahead()
 reset_peak()
 before = resident()
 result = winnow.compress({str(tmp_path / "model")!r}, {str(tmp_path / "text.txt")!r}, sparsity=0.5, method="wanda", task="none",
