@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from winnow.calibrate.walk_units import WalkUnit
+from winnow.calibrate.spill import Spill
+from winnow.calibrate.suspend import SuspendedPass
+from winnow.calibrate.walk_units import Options, WalkUnit
 from winnow.forward.padding import Padding
 from winnow.solve.calls import Call, held_out, output_of
 from winnow.solve.statistics import Moments, corrected, is_conv, watching
 
-if TYPE_CHECKING:
-    from winnow.calibrate.walk import Walk
+
+class WalkState(Protocol):
+    """Of a :class:`winnow.calibrate.walk.Walk`: the passes that wait, and how one is run."""
+
+    options: Options
+    passes: list[SuspendedPass]
+    spill: Spill
+
+    def forward(self, unit: WalkUnit, i: int) -> Any: ...
 
 
 class SuspendedCalls:
@@ -25,7 +34,7 @@ class SuspendedCalls:
     beside them. A unit that writes to its own inputs gets copies of them.
     """
 
-    def __init__(self, walk: Walk, unit: WalkUnit, here: list[int]) -> None:
+    def __init__(self, walk: WalkState, unit: WalkUnit, here: list[int]) -> None:
         self._walk, self._unit, self._here = walk, unit, here
         self.targets: dict[int, torch.Tensor] = {}  # by number of the call
         self._counts: dict[int, torch.Tensor | None] = {}

@@ -75,7 +75,7 @@ def total_zeros(
 ) -> int:
     """The number of zeros the budget comes to over all prunable weights.
 
-    Of a size it is where :func:`winnow.compression.sizes.fit_size` begins, which weighs the file: what the header is
+    Of a size it is where :func:`winnow.compression.sizing.fit_size` begins, which weighs the file: what the header is
     reckoned at, at most, refuses nothing.
     """
 

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from winnow.budget import parse_size
-from winnow.compression.counts import per_tensor, stored_bits, unheld
+from winnow.compression.counts import per_tensor, unheld
 from winnow.compression.hosts import Host, dense_tensors, written_names
 from winnow.compression.recipe import Recipe
-from winnow.compression.recovery import LEARNED
-from winnow.errors import InputError
 from winnow.formats.packed import outline
 from winnow.formats.packed_file import describe, split_keys, stored_key, stored_parts
 from winnow.formats.shards import SHARD_BYTES, Layout, weights_bytes
 from winnow.formats.tensorfile import TensorFile
 from winnow.masks.prunable import Scope
-from winnow.masks.structure import Structure, unit_size, within_tensor
+from winnow.masks.structure import Structure, within_tensor
 from winnow.masks.ties import tensors_of
-from winnow.words import size
 
 if TYPE_CHECKING:
-    from winnow.compression.setup import Setup
+    pass
 
 STREAMED_SHARD = 64 << 20  # bytes: what waits for its shard waits in memory
 _QUICK = 20_000_000  # weights whose allocation is worked out for the plan; of more, every tensor is taken to lose alike
-AIM, NEAR = 0.998, 0.985  # shares of the size: where a draft is steered to, and from where on it is near enough
-DRAFTS = 8
 
 
 def shard_bytes(host: Host) -> int:
@@ -117,63 +110,3 @@ def _equal_shares(scope: Scope, zeros: int) -> dict[str, int]:
         shares[name] = zeros * seen // scope.numel - assigned
         assigned += shares[name]
     return shares
-
-
-def fit_size(setup: Setup, weigh: Callable[[Recipe], int]) -> None:
-    """Gives the job's recipe the number of zeros whose file is as close below the requested size as drafts come.
-
-    Drafts are made by magnitude, which costs no forward, and their files measured with headers by ``weigh``, in bytes.
-
-    Raises:
-        InputError: even next to nothing kept does not fit.
-    """
-    assert setup.job.size is not None
-    recipe, total = setup.recipes[0], setup.scope.numel
-    limit = parse_size(setup.job.size) - _slack(setup, recipe)
-    unit = unit_size(recipe.pattern)
-    a_zero = stored_bits(setup.host, setup.scope, recipe.values, recipe.group_size) / 8  # bytes that one more saves
-    least, most = setup.existing, (total - 1) // unit * unit
-    zeros, tried = min(max(recipe.zeros, least), most), dict[int, int]()
-    while len(tried) < DRAFTS and zeros not in tried:
-        tried[zeros] = weigh(_draft(recipe.model_copy(update=dict(zeros=zeros))))
-        if NEAR * limit <= tried[zeros] <= limit:
-            break
-        zeros = _next(tried, AIM * limit, limit, a_zero, unit, least, most)
-    fitting = [z for z, size in tried.items() if size <= limit]
-    if not fitting:
-        raise InputError(
-            f"--size {setup.job.size} cannot be met: with next to nothing kept the file takes "
-            f"{size(min(tried.values()))}; raise the limit, or choose narrower --values."
-        )
-    zeros = min(fitting)
-    setup.recipes[0] = recipe.model_copy(update=dict(zeros=zeros, sparsity=round(zeros / total, 4)))
-
-
-def _slack(setup: Setup, recipe: Recipe) -> int:
-    """Bytes that other masks of the same counts may take more: half-filled bytes at the ends of int4 rows, digits of counts."""
-    if recipe.score == "magnitude" and recipe.solver == "none" and recipe.group == "layer":
-        return 0
-    rows = sum(p.rows for p in setup.scope.prunables.values())
-    return 8 + (math.ceil(1.5 * math.sqrt(rows)) if recipe.values == "int4" else 0)
-
-
-def _next(tried: dict[int, int], aim: float, limit: int, a_zero: float, unit: int, least: int, most: int) -> int:
-    """Where the next draft is made: by the bytes that a zero saves, between the drafts that are too large and those that fit."""
-    last, size = list(tried.items())[-1]
-    guess = last + math.ceil((size - aim) / a_zero / unit) * unit
-    low = max((z for z, s in tried.items() if s > limit), default=least - 1)
-    high = min((z for z, s in tried.items() if s <= limit), default=most + 1)
-    if not low < guess < high:
-        guess = (low + high) // 2 // unit * unit
-    return min(max(guess, least), most)
-
-
-def _draft(recipe: Recipe) -> Recipe:
-    """A recipe that comes to the same counts without a forward."""
-    split = "uniform" if recipe.allocation in (LEARNED, "owl") else recipe.allocation
-    return recipe.model_copy(
-        update=dict(
-            method="draft", score="magnitude", group="layer", solver="none", recalibrate=False, settings={}, time=None,
-            allocation=split, table=recipe.table if split == "table" else None,
-        )
-    )  # fmt: skip

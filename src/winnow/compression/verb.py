@@ -19,7 +19,7 @@ from winnow.compression.plan import Plan
 from winnow.compression.result import Result, finish
 from winnow.compression.runner import Progress, Runner
 from winnow.compression.setup import Setup, set_up
-from winnow.compression.sizes import fit_size
+from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_folder

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from winnow.errors import InputError
+from winnow.run.jobs import Done, Function, R
 
-R = TypeVar("R")
-Function = Callable[[Any, Any], R]  # of (shared, item)
-Done = Callable[[int, R], None] | None  # called with (index of the item, result)
 EXECUTORS = ("local", "ray")
 
 

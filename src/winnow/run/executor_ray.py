@@ -10,14 +10,12 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from winnow.errors import InputError, WinnowError
-
-if TYPE_CHECKING:
-    from winnow.run.executor import Done, Function, R
+from winnow.run.jobs import Done, Function, R
 
 LOOK = 5.0  # seconds between two looks at which machines are there, while nothing ends
 PATIENCE = 60.0  # seconds to wait for a machine large enough for a job
