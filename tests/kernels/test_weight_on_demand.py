@@ -19,10 +19,10 @@ from winnow.formats import ArtifactWriter, load, pack
 from winnow.kernels import expanded
 from winnow.kernels.contenders import Layer
 from winnow.kernels.dense import Int8Linear, RoundedLayer, RoutedLayer, ShrunkLayer
-from winnow.kernels.expanded import Geometry
 from winnow.kernels.lazy import LazyWeight
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLinear
+from winnow.kernels.operands import Geometry
 from winnow.kernels.swap import LayerSpec
 from winnow.masks.scope import find_scope
 from winnow.masks.structure import Unstructured

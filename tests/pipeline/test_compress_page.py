@@ -122,7 +122,7 @@ def test_compress_after_training_is_compared_with_it(folder, tmp_path, monkeypat
 
 def test_a_ticket_that_nothing_was_measured_of():
     """The file alone is reported, and the model it was packed from is still no dense one."""
-    from winnow.pipeline.compress_page import _name_ticket
+    from winnow.pipeline.stages.compress_page import _name_ticket
 
     report = schema.Report(
         title="m: 50% zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
@@ -152,8 +152,8 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_plain_quantization_is_said_in_a_recipes_words(folder, tmp_path, monkeypatch, method, values):
-    from winnow.pipeline.compress_page import _take
     from winnow.pipeline.stages.compress import Compress
+    from winnow.pipeline.stages.compress_page import _take
 
     group = 32 if values == "int4" else None
     plain = schema.Candidate(name="plain", kind="quantized", values=values, group_size=group, method=method)

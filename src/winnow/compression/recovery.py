@@ -6,13 +6,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel
 from torch import nn
 
 from winnow.calibrate.walk_units import WalkUnit
+from winnow.compression.fields import RecipeFields
 from winnow.errors import InputError
 from winnow.fcpts.method import FCPTS
 from winnow.fcpts.settings import FcptsSettings
@@ -26,9 +27,6 @@ from winnow.solve.reconstruct import Calls, Fit, Reconstruction
 from winnow.solve.settings import ReconstructSettings
 from winnow.train.distil.fit import Distil, Fitted
 from winnow.train.distil.settings import DistilSettings
-
-if TYPE_CHECKING:
-    from winnow.compression.recipe import Recipe
 
 Masks = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]  # keep masks, and biases that change with them, by name
 
@@ -50,12 +48,12 @@ class Recovery:
     def needs_data(self) -> bool:
         return self.by_block or self.trains
 
-    def settings_of(self, recipe: Recipe) -> Any:
+    def settings_of(self, recipe: RecipeFields) -> Any:
         """The recipe's settings, checked. Raises InputError: one is unknown or out of range."""
         assert self.settings is not None
         return read_settings(self.settings, recipe.settings, recipe.method)
 
-    def follows_dense(self, recipe: Recipe) -> bool:
+    def follows_dense(self, recipe: RecipeFields) -> bool:
         """Whether blocks are fitted to the dense model's outputs, and so its hidden states are kept as well."""
         return False
 
@@ -74,10 +72,10 @@ class ReconstructBlocks(Recovery):
 
     by_block, settings = True, ReconstructSettings
 
-    def follows_dense(self, recipe: Recipe) -> bool:
+    def follows_dense(self, recipe: RecipeFields) -> bool:
         return self.settings_of(recipe).target == "dense"
 
-    def settings_of(self, recipe: Recipe) -> ReconstructSettings:
+    def settings_of(self, recipe: RecipeFields) -> ReconstructSettings:
         """Raises InputError also for structures that remove whole units."""
         if isinstance(recipe.pattern, Coupled):
             raise InputError(
@@ -88,7 +86,7 @@ class ReconstructBlocks(Recovery):
 
     def fit_block(
         self,
-        recipe: Recipe,
+        recipe: RecipeFields,
         unit: WalkUnit,
         solutions: list[tuple[Prunable, Solution]],
         stats: Mapping[str, list[InputStats]],
@@ -128,7 +126,7 @@ class Distillation(Recovery):
     trains, alone, settings = True, True, DistilSettings
 
     def train(
-        self, recipe: Recipe, model: nn.Module, batches: Sequence[Any], masks: Callable[[], Masks], **common: Any
+        self, recipe: RecipeFields, model: nn.Module, batches: Sequence[Any], masks: Callable[[], Masks], **common: Any
     ) -> Fitted:
         """Trains ``model`` in place.
 
@@ -149,7 +147,7 @@ class LearnedAllocation(Recovery):
     after = (*Recovery.after, "method", "score", "group", "solver")
 
     def train(
-        self, recipe: Recipe, model: nn.Module, batches: Sequence[Any], masks: Callable[[], Masks], **common: Any
+        self, recipe: RecipeFields, model: nn.Module, batches: Sequence[Any], masks: Callable[[], Masks], **common: Any
     ) -> Fitted:
         settings = self.settings_of(recipe)
         method = FCPTS(settings, structure=recipe.structure, time=recipe.time, table=recipe.table, seed=recipe.seed)

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from winnow.errors import InputError
 from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.operands import Geometry
 from winnow.kernels.reference import quantize_rows
-
-
-class Geometry(NamedTuple):
-    """How a 2-D convolution of one group walks over an image, (height, width) each; zeros pad it."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def out_size(self, height: int, width: int) -> tuple[int, int]:
-        sides = zip((height, width), *self, strict=True)
-        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
-        return high, wide
-
 
 # Bytes of a panel, measured on 4096 x 4096 weights, bfloat16 and float32, 1 thread: with few rows of x a panel should still
 # be in the second-level cache when it is multiplied; with many, torch spends more on laying x out again for every panel, and

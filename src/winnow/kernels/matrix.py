@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -16,6 +16,7 @@ from winnow.formats import bits
 from winnow.formats.packed import PackedTensor, pack
 from winnow.formats.validation import FLOATS, INTEGERS
 from winnow.kernels import native, reference
+from winnow.kernels.operands import PackedTensors
 from winnow.masks.structure import BlockShape, Unstructured
 from winnow.quantize import Grid, Quantized, round_to_nearest
 
@@ -30,7 +31,7 @@ _alive: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
-class PackedMatrix:
+class PackedMatrix(PackedTensors):
     """A matrix [rows, cols] as the kernels read it; never changed once made, so it may be shared by threads and copies.
 
     Bit ``c // block`` of a row of ``mask`` (lowest bit of the first byte first) says whether column c is kept, and the
@@ -40,17 +41,6 @@ class PackedMatrix:
     Making one checks everything that a kernel relies on. Raises FormatError where parts do not fit each other and
     InputError for what cannot be packed in memory: float64 values, int8 with several scales a row, and 4 GiB of values.
     """
-
-    rows: int
-    cols: int
-    values: str  # "float32" | "float16" | "bfloat16" | "int8" | "int4"
-    mask: torch.Tensor | None = field(repr=False)  # uint8 [rows, ceil(cols / block / 8)]; None: nothing is pruned
-    data: torch.Tensor = field(repr=False)  # 1-D, of the values' type; int4: uint8
-    scales: torch.Tensor | None = field(default=None, repr=False)  # float16 [rows, ceil(cols / group)]; None for floats
-    zeros: int = 0  # pruned positions
-    block: int = 1  # columns that one bit of the mask stands for: 1, or 4 (int8 only)
-    group: int | None = None  # columns that share a scale (int4); None: the whole row
-    starts: torch.Tensor = field(init=False, repr=False)  # int32 [rows + 1] holding uint32: byte of data of each row
 
     def __post_init__(self) -> None:
         _check(self)
@@ -138,11 +128,6 @@ class PackedMatrix:
     def backend(self) -> tuple[Any, Any]:
         """The module whose kernels multiply by this matrix here, native or reference, and what its functions take as it."""
         return (native, self.view) if native.available() else (reference, self)
-
-    @property
-    def group_size(self) -> int:
-        """Columns that share a scale."""
-        return self.cols if self.group is None else min(self.group, self.cols)
 
     @property
     def nbytes(self) -> int:

@@ -11,9 +11,10 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.formats.validation import INTEGERS
 from winnow.kernels import expanded, multiply, ops
-from winnow.kernels.expanded import Geometry, convolve
+from winnow.kernels.expanded import convolve
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.operands import Geometry
 from winnow.quantize import Grid, Quantized
 
 Ways = Iterable[tuple[float, str]]

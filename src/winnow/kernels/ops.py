@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from winnow.kernels import expanded, multiply
-from winnow.kernels.expanded import Geometry, convolve, convolve_back, transposed_product
+from winnow.kernels.expanded import convolve, convolve_back, transposed_product
 from winnow.kernels.matrix import PackedMatrix
+from winnow.kernels.operands import Geometry
 
 # What an operator needs to know of a packed matrix: tensors first, so that a compiled graph takes them as inputs.
 _MATRIX = (

@@ -6,25 +6,20 @@ Every function goes band by band, so that the dense matrix never exists whole. S
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from winnow.formats import bits
 from winnow.formats.validation import INTEGERS
+from winnow.kernels.operands import Geometry, PackedTensors
 from winnow.quantize.grid import spread_scales
-
-if TYPE_CHECKING:
-    from winnow.kernels.expanded import Geometry
-    from winnow.kernels.matrix import PackedMatrix
 
 _BAND = 1 << 20  # weights expanded at a time
 
 
 def linear(
-    matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, int8_activations: bool = False
+    matrix: PackedTensors, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, int8_activations: bool = False
 ) -> None:
     """y [batch, rows] = x [batch, cols] Wᵀ (+ bias), summed in float32 or, with int8 activations, in integers."""
     digits, scale = quantize_rows(x) if int8_activations else (None, None)
@@ -36,21 +31,21 @@ def linear(
         y[:, rows] = out if bias is None else out + bias[rows]
 
 
-def linear_many(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+def linear_many(matrix: PackedTensors, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """The same by :func:`times`: x laid out feature-major, float32 sums."""
     columns = torch.empty((matrix.rows, x.shape[0]))
     times(matrix, x.t().float().contiguous(), bias, columns)
     y.copy_(columns.t())
 
 
-def times(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+def times(matrix: PackedTensors, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """y [rows, n] = W x [cols, n] (+ bias of each row), float32."""
     for rows in bits.bands(matrix.rows, matrix.cols, _BAND):
         out = _dequantized(matrix, rows) @ x
         y[rows] = out if bias is None else out + bias[rows, None]
 
 
-def expand(matrix: PackedMatrix, start: int, stop: int, out: torch.Tensor) -> None:
+def expand(matrix: PackedTensors, start: int, stop: int, out: torch.Tensor) -> None:
     """Rows [start, stop) dense into ``out`` [stop - start, cols]; int8 means the integer codes."""
     for rows in bits.bands(stop, matrix.cols, _BAND, start):
         band = _stored(matrix, rows) if out.dtype == torch.int8 else _dequantized(matrix, rows)
@@ -58,7 +53,7 @@ def expand(matrix: PackedMatrix, start: int, stop: int, out: torch.Tensor) -> No
 
 
 def convolve(
-    matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry, y: torch.Tensor
+    matrix: PackedTensors, x: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry, y: torch.Tensor
 ) -> None:
     """y [N, rows, H', W'] = the convolution of x [N, C, H, W] with the filters in the rows of the matrix (+ bias)."""
     kernel, stride, padding, dilation = geometry
@@ -67,7 +62,7 @@ def convolve(
         times(matrix, windows, bias, out.view(matrix.rows, -1))
 
 
-def fill_starts(matrix: PackedMatrix, starts: torch.Tensor) -> bool:
+def fill_starts(matrix: PackedTensors, starts: torch.Tensor) -> bool:
     """Fill ``starts`` (int32 holding uint32, [rows + 1]) with the byte at which each row's values begin; False where a
     row has index bits beyond the last column or the rows do not fill the values exactly."""
     counts = np.full(matrix.rows, matrix.cols, dtype=np.int64)
@@ -94,7 +89,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(x / torch.where(scale == 0, 1.0, scale)), scale
 
 
-def _integer_product(matrix: PackedMatrix, rows: slice, digits: torch.Tensor) -> torch.Tensor:
+def _integer_product(matrix: PackedTensors, rows: slice, digits: torch.Tensor) -> torch.Tensor:
     """sum over groups of (exact integer sum) * (scale of the group): [batch, r], before the scales of x."""
     assert matrix.scales is not None
     codes, scales = _stored(matrix, rows).double(), matrix.scales[rows].float()
@@ -107,7 +102,7 @@ def _integer_product(matrix: PackedMatrix, rows: slice, digits: torch.Tensor) ->
     return out
 
 
-def _dequantized(matrix: PackedMatrix, rows: slice) -> torch.Tensor:
+def _dequantized(matrix: PackedTensors, rows: slice) -> torch.Tensor:
     """float32 [r, cols]."""
     band = _stored(matrix, rows).float()
     if matrix.scales is not None:
@@ -115,7 +110,7 @@ def _dequantized(matrix: PackedMatrix, rows: slice) -> torch.Tensor:
     return band
 
 
-def _stored(matrix: PackedMatrix, rows: slice) -> torch.Tensor:
+def _stored(matrix: PackedTensors, rows: slice) -> torch.Tensor:
     """Dense rows [r, cols] as they are stored: floats of the values' type, integer codes as int8."""
     starts = matrix.starts.numpy().view(np.uint32)
     count = rows.stop - rows.start

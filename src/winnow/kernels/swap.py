@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from winnow.errors import InputError
-from winnow.kernels.expanded import Geometry
 from winnow.kernels.lazy import WeightOnDemand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedConv2d, PackedLayer, PackedLinear
+from winnow.kernels.operands import Geometry
 from winnow.masks.blocks import is_transposed_linear
 
 # Where the modules of quantized layers are defined: by torch, by its extensions, by what transformers puts into models.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from winnow.disk.work import work_folder
 from winnow.measure.evaluation import stored_path
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.located import about
-from winnow.pipeline.stage import Progress
 from winnow.run.executor import Executor
 from winnow.run.store import Store, drop
+
+Progress = Callable[[str], Callable[[int, int, str], None]]
 
 
 @dataclass

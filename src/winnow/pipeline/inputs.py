@@ -15,8 +15,8 @@ from winnow.formats import is_artifact
 from winnow.models.kind import model_kind
 from winnow.models.source import ModelSource, open_model
 from winnow.pipeline.located import Where, about
+from winnow.pipeline.part import Part, Source
 from winnow.pipeline.schema import Pipeline
-from winnow.pipeline.stage import Source, Stage
 from winnow.seeding import torch_seed
 
 HELD_OUT = {True: (0.8, 0.2), False: (0.3, 0.7)}  # a recipe that trains needs the data itself; calibration needs little
@@ -49,7 +49,7 @@ class RecipeInputs:
     kind: str  # of the model: see winnow.measure.prepare
     data: Records | None
     held_out: Records | None  # the evaluation data
-    own: dict[Stage, Records] = field(default_factory=dict)  # data that a stage names for itself
+    own: dict[Part, Records] = field(default_factory=dict)  # data that a stage names for itself
     notes: list[str] = field(default_factory=list)
 
     @property

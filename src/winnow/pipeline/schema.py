@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from winnow.errors import InputError
-from winnow.pipeline.stage import Part, Stage
+from winnow.pipeline.part import Part
 
 
 class Pipeline(Part):
@@ -34,11 +34,11 @@ class Pipeline(Part):
         """Whether some stage trains on the data."""
         return any(s.trains for s in self.stages)
 
-    def index(self, kind: type[Stage], before: int | None = None) -> int | None:
+    def index(self, kind: type[Part], before: int | None = None) -> int | None:
         """The number of the first stage of a kind, of those before stage ``before`` where that is given; None without one."""
         return next((i for i, s in enumerate(self.stages[:before]) if isinstance(s, kind)), None)
 
-    def first(self, kind: type[Stage], before: int | None = None) -> Any:
+    def first(self, kind: type[Part], before: int | None = None) -> Any:
         """The stage of :meth:`index`, or None."""
         number = self.index(kind, before)
         return None if number is None else self.stages[number]

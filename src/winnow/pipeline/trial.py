@@ -9,9 +9,9 @@ from typing import Any
 
 from winnow.disk.work import work_folder
 from winnow.errors import InputError
+from winnow.pipeline.execution import Progress
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs, open_inputs
 from winnow.pipeline.reading import located, read_recipe
-from winnow.pipeline.stage import Progress
 from winnow.pipeline.stages.eval import Evaluate
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train

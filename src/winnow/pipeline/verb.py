@@ -12,11 +12,10 @@ import torch
 
 from winnow.disk.work import check_output
 from winnow.errors import InputError
-from winnow.pipeline.execution import Execution, PlannedStage, StageResult, plan_stages
+from winnow.pipeline.execution import Execution, PlannedStage, Progress, StageResult, plan_stages
 from winnow.pipeline.inputs import open_inputs
 from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, located, read_recipe
-from winnow.pipeline.stage import Progress
 from winnow.records.parts import finite
 from winnow.run.executor import Executor, executor_named
 from winnow.run.store import code_version

@@ -103,7 +103,7 @@ class Attached:
         self.zeros = 0
         self._handles: list[Any] = []
         self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
-        self.factors = Factors(self, self._masks)
+        self.factors = Factors(self.method, self.weights, self.optimizers, self._masks)
         if state is None:
             method.start(self)
             self.factors.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +11,6 @@ from torch import nn
 from winnow.errors import InputError
 from winnow.train.masking import zero
 from winnow.train.targets import held
-
-if TYPE_CHECKING:
-    from winnow.train.attach import Attached
 
 
 class Factors:
@@ -31,9 +28,14 @@ class Factors:
         tensors: the factors by name; empty where the method has no ``split``.
     """
 
-    def __init__(self, attached: Attached, masks: Mapping[str, torch.Tensor]) -> None:
-        self._method: Any = attached.method
-        self._weights, self._optimizers, self._masks = attached.weights, attached.optimizers, masks
+    def __init__(
+        self,
+        method: Any,
+        weights: Mapping[str, nn.Parameter],
+        optimizers: Sequence[torch.optim.Optimizer],
+        masks: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._method, self._weights, self._optimizers, self._masks = method, weights, optimizers, masks
         self.tensors: dict[str, nn.Parameter] = {}
         self._entered: set[torch.optim.Optimizer] = set()
 

@@ -11,12 +11,13 @@ from winnow.compression.options import Options, Texts, rates_of
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
 from winnow.measure.evaluation import Evaluation
-from winnow.pipeline.compress_page import Dense, compress_report
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import RecipeInputs
 from winnow.pipeline.located import in_fields
+from winnow.pipeline.part import require_settings
 from winnow.pipeline.schema import Pipeline
-from winnow.pipeline.stage import Publication, Stage, require_settings
+from winnow.pipeline.stage import Publication, Stage
+from winnow.pipeline.stages.compress_page import Dense, compress_report
 from winnow.pipeline.stages.eval import Evaluate
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
@@ -106,7 +107,8 @@ class Compress(Options, Stage):
         """The report of what was packed and its model card, compared with the dense model where the recipe measured one."""
         ticket = execution.inputs.pipeline.index(Ticket, before=number)
         dense = None if ticket is None else self._dense(execution, number, ticket)
-        report = compress_report(execution, number, ticket, dense)
+        own_zeros = self.method is None and self.depends_on(execution.inputs, number)["method"] == "zeros"
+        report = compress_report(execution, number, ticket, dense, own_zeros)
         return None if report is None else Publication(FILES, report, (page.write, card.write))
 
     def _dense(self, execution: Execution, number: int, ticket: int) -> Dense | None:

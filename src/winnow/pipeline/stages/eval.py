@@ -14,10 +14,11 @@ from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
-from winnow.pipeline.execution import Execution
+from winnow.pipeline.execution import Execution, Progress
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
+from winnow.pipeline.part import Source
 from winnow.pipeline.schema import Pipeline
-from winnow.pipeline.stage import Progress, Source, Stage, content, figures_of
+from winnow.pipeline.stage import Stage, content, figures_of
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
 from winnow.run.store import Store, stage_key

@@ -14,8 +14,9 @@ from winnow.errors import InputError
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
+from winnow.pipeline.part import require_no_truth, require_settings
 from winnow.pipeline.schema import Pipeline
-from winnow.pipeline.stage import Publication, require_no_truth, require_settings
+from winnow.pipeline.stage import Publication
 from winnow.pipeline.stages.train import PAGES, FineTuning, Train
 from winnow.records.ticket import TicketReport
 from winnow.report.ticket.page import PAGE, read, write

@@ -6,9 +6,9 @@ import math
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from winnow.compression.examples import changed_rows, class_rows
+from winnow.compression.options import Options as CompressOptions
 from winnow.compression.reporting import below_floor, known
 from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winner
 from winnow.measure.compare import Comparison, compare
@@ -16,14 +16,11 @@ from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import RecipeInputs
+from winnow.pipeline.stages.ticket import Ticket
 from winnow.records.compression import Candidate, Report
 from winnow.report.compression.page import DATA, read
 from winnow.report.compression.phrases import quality
 from winnow.words import percent, size
-
-if TYPE_CHECKING:
-    from winnow.pipeline.stages.compress import Compress
-    from winnow.pipeline.stages.ticket import Ticket
 
 FIGURES = "run.json has the figures of all stages."
 ORDER = ("good", "mixed", "bad")
@@ -40,7 +37,9 @@ class Dense:
     made_by: str
 
 
-def compress_report(execution: Execution, number: int, ticket: int | None, dense: Dense | None) -> Report | None:
+def compress_report(
+    execution: Execution, number: int, ticket: int | None, dense: Dense | None, own_zeros: bool
+) -> Report | None:
     """The report that compress stage ``number`` left, speaking of the folder that is published; None where it left none.
 
     It is completed here and not when the stage ends: a ticket that starts from the recipe's model does not depend on the
@@ -49,6 +48,7 @@ def compress_report(execution: Execution, number: int, ticket: int | None, dense
     Args:
         ticket: the stage whose ticket was packed; None where a dense model was.
         dense: what the recipe measured of a dense model before that ticket.
+        own_zeros: the budget was just the zeros of that ticket.
     """
     inputs, made, out = execution.inputs, execution.folder(number), execution.out
     if not (made / DATA).is_file():
@@ -56,13 +56,13 @@ def compress_report(execution: Execution, number: int, ticket: int | None, dense
     report = read(made)
     for c in report.candidates:
         c.folder = str(out) if c.chosen and c.folder is not None else None
-    stage: Compress = inputs.pipeline.stages[number]
+    stage: CompressOptions = inputs.pipeline.stages[number]
     sparse: Ticket | None = None if ticket is None else inputs.pipeline.stages[ticket]
     judged = judge_recipe(report, stage, sparse, str(out), dense)
     report.verdict.sentence, report.verdict.tone, report.next_step = judged.sentence, judged.tone, judged.next_step
     report.undo = _undo(inputs, out)
     if ticket is not None and sparse is not None:
-        if stage.method is None and stage.options(sparse)["method"] == "zeros":
+        if own_zeros:
             report.requested.budget = f"{percent(sparse.sparsity, 4)} zeros, of the ticket stage"
         _name_ticket(report, execution.results[ticket].figures["sparsity"])
         if dense is not None:
@@ -144,7 +144,9 @@ def _stored_smaller(report: Report, inputs: RecipeInputs) -> list[str]:
     ]
 
 
-def judge_recipe(report: Report, stage: Compress, ticket: Ticket | None, place: str, dense: Dense | None) -> Judgement:
+def judge_recipe(
+    report: Report, stage: CompressOptions, ticket: Ticket | None, place: str, dense: Dense | None
+) -> Judgement:
     """What to think of a recipe's packed model.
 
     Args:
@@ -196,7 +198,7 @@ def _options(ticket: Ticket | None) -> Options:
     return Options(measure="give `eval` in the recipe", less=less, smaller=smaller, more="`eval` in the recipe")
 
 
-def _take(better: Candidate, stage: Compress) -> str:
+def _take(better: Candidate, stage: CompressOptions) -> str:
     """How the recipe makes another candidate; nothing where it asks for a size or a quality, which have rates of their own."""
     own = stage.bits_per_weight, stage.size, stage.max_drop, stage.table, stage.allocation, stage.score, stage.solver
     if any(part is not None for part in own) or better.values is None:
