@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long test-triton sanitize lint setup setup-dev clean
+.PHONY: demo test test-long test-triton sanitize lint docs setup setup-dev clean
 
 demo: setup
 	$(PY) -m winnow demo --out demo-out
@@ -29,6 +29,10 @@ lint: setup-dev
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 
+# The documentation site, in site/: the notebooks run, and a broken link or example stops it.
+docs: $(VENV)/.docs
+	PATH="$(abspath $(VENV))/bin:$$PATH" NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --site-dir site
+
 # The Triton kernels in Triton's interpreter, in an environment of their own.
 test-triton:
 	test -x .venv-triton/bin/python || python3 -m venv .venv-triton
@@ -50,5 +54,9 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[hf,data,ray,dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-out build *.egg-info
+	rm -rf $(VENV) demo-out site build *.egg-info

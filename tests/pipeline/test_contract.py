@@ -57,8 +57,8 @@ def test_it_is_read_and_written_down(small):
     assert [s.kind for s in small.stages] == list(SMALL) and [s.kind for s in small.stages if s.makes] == ORDER
     assert yaml.safe_load(recipe(SMALL))["stages"] == dump(small)["stages"]
     for kind in KINDS:
-        assert (REPO / "README.md").read_text().count(f"- {kind}") and KINDS[kind].__doc__, (
-            f"{kind}: say in README.md what it does"
+        assert (REPO / "docs/guide/training.md").read_text().count(f"- {kind}") and KINDS[kind].__doc__, (
+            f"{kind}: say in docs/guide/training.md what it does"
         )
 
 

@@ -35,12 +35,11 @@ class ArtifactWriter:
     Everything goes to a folder beside it, which gets its name at :meth:`finish`: nothing half-written is ever seen.
     Use it as a context manager; leaving without :meth:`finish` (an error, Ctrl-C) removes the partial folder.
 
-    Parameters
-    ----------
-    folder: where the artifact will be. An earlier output of winnow there is replaced at :meth:`finish`; a folder that
-        holds anything else is refused with InputError.
-    shard_bytes: size of one ``model-*.safetensors`` file, and so of what waits in memory.
-    publish: False fills ``folder`` itself, which is there and is its owner's to publish or to remove.
+    Args:
+        folder: where the artifact will be. An earlier output of winnow there is replaced at :meth:`finish`; a folder that
+            holds anything else is refused with InputError.
+        shard_bytes: size of one ``model-*.safetensors`` file, and so of what waits in memory.
+        publish: False fills ``folder`` itself, which is there and is its owner's to publish or to remove.
     """
 
     def __init__(self, folder: Path | str, shard_bytes: int = SHARD_BYTES, publish: bool = True) -> None:
@@ -121,13 +120,12 @@ class ArtifactWriter:
     ) -> Path:
         """Write the last shard, the configuration and the manifest, and give the folder its name.
 
-        Parameters
-        ----------
-        config: the model's ``config.json`` (transformers), or None for a plain torch model.
-        files: to be copied beside it (tokenizer, generation configuration, licence ...).
-        recipe, manifest: written to ``recipe.yaml`` and ``manifest.json``; the manifest gains the format version and
-            the SHA-256 of every file.
-        factory: ``package.module:function`` that builds a plain torch model, or None.
+        Args:
+            config: the model's ``config.json`` (transformers), or None for a plain torch model.
+            files: to be copied beside it (tokenizer, generation configuration, licence ...).
+            recipe, manifest: written to ``recipe.yaml`` and ``manifest.json``; the manifest gains the format version and
+                the SHA-256 of every file.
+            factory: ``package.module:function`` that builds a plain torch model, or None.
         """
         unknown = {*self._aliases.values()} - self._names
         if unknown or (self._aliases and config is not None):

@@ -188,14 +188,13 @@ def pack(
 ) -> PackedTensor:
     """Pack a pruned matrix [R, C].
 
-    Parameters
-    ----------
-    matrix: the pruned weights, float; stored in this type (cast to bfloat16 first to store bfloat16). With
-        ``quantized`` only its shape and type count.
-    keep: bool [R, C], True where the weight stays; None: nothing is pruned.
-    structure: the shape the pattern has; n:m and block patterns are checked, group by group.
-    quantized: integer codes to store instead of floats; codes of pruned positions are 0.
-    dtype: type of the tensor in the model, by default that of ``matrix``.
+    Args:
+        matrix: the pruned weights, float; stored in this type (cast to bfloat16 first to store bfloat16). With
+            ``quantized`` only its shape and type count.
+        keep: bool [R, C], True where the weight stays; None: nothing is pruned.
+        structure: the shape the pattern has; n:m and block patterns are checked, group by group.
+        quantized: integer codes to store instead of floats; codes of pruned positions are 0.
+        dtype: type of the tensor in the model, by default that of ``matrix``.
 
     Raises InputError for NaN or infinite weights, for non-zero weights at pruned positions, and for a pattern that
     is not of the structure.

@@ -128,10 +128,9 @@ def weights_bytes(
     """Bytes of the weights files that :class:`ArtifactWriter` would write, headers included: exact, and nothing is read.
     With ``described`` False, of plain safetensors files.
 
-    Parameters
-    ----------
-    dense: name -> tensor of everything that is stored as it is, in the order in which it would be added.
-    packed: for each packed tensor its parts by their keys in the file, and {name: description} (``units.describe``).
+    Args:
+        dense: name -> tensor of everything that is stored as it is, in the order in which it would be added.
+        packed: for each packed tensor its parts by their keys in the file, and {name: description} (``units.describe``).
     """
     sizes = _Sizes(Path(), shard_bytes, described)
     for name, tensor in dense.items():

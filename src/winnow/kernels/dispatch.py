@@ -52,21 +52,20 @@ def accelerate(
     the arguments allow, with its weights out of the caches unless the whole model fits them; it is replaced only where
     that was faster by more than 5 %. ``winnow_dispatch`` of the result lists what each layer runs on, and why.
 
-    Parameters
-    ----------
-    model: a dense model with zeros in it, one from ``winnow.load(DIR, packed=True)``, or the folder itself.
-    rows: rows of x (batch x sequence) that calls will have. A call with another number runs as with the next larger.
-    values: "keep", or value types that layers may be rounded to: "bfloat16" (then x may be rounded to it as well).
-    activations: "int8" lets layers with integer values round x to int8 row by row.
-    prefer: "speed" may keep a second copy of a layer's weights where numbers of rows disagree; "memory" keeps one, never
-        larger than the given one.
-    threads: of torch, while timing; default: as set now. Run the model with the same number.
-    example: what the model is called with (a tensor, a tuple of arguments, a dict of named ones). Its numbers of rows
-        are timed too; convolutions are left as they are without it.
-    factory: builds the model of a folder that is no transformers model, as in :func:`winnow.load`.
-    cache: keep timings in ``~/.cache/winnow`` (or in this folder), and use those kept there.
-    timer: takes the timings, by default :class:`winnow.kernels.micro.MicroTimer`.
-    progress: called with (layers done, layers, name).
+    Args:
+        model: a dense model with zeros in it, one from ``winnow.load(DIR, packed=True)``, or the folder itself.
+        rows: rows of x (batch x sequence) that calls will have. A call with another number runs as with the next larger.
+        values: "keep", or value types that layers may be rounded to: "bfloat16" (then x may be rounded to it as well).
+        activations: "int8" lets layers with integer values round x to int8 row by row.
+        prefer: "speed" may keep a second copy of a layer's weights where numbers of rows disagree; "memory" keeps one, never
+            larger than the given one.
+        threads: of torch, while timing; default: as set now. Run the model with the same number.
+        example: what the model is called with (a tensor, a tuple of arguments, a dict of named ones). Its numbers of rows
+            are timed too; convolutions are left as they are without it.
+        factory: builds the model of a folder that is no transformers model, as in :func:`winnow.load`.
+        cache: keep timings in ``~/.cache/winnow`` (or in this folder), and use those kept there.
+        timer: takes the timings, by default :class:`winnow.kernels.micro.MicroTimer`.
+        progress: called with (layers done, layers, name).
 
     Layers in training mode and those that are shared, tied, hooked or of a class of their own are left alone. Zeros are
     not multiplied: where x holds NaN or infinity, y may lack it. Loading a state dict changes shared parameters, in the

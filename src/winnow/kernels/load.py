@@ -24,16 +24,15 @@ def load(
 ) -> torch.nn.Module:
     """The model of an artifact, every checksum, shape and zero count verified; its weights dense in memory, or packed.
 
-    Parameters
-    ----------
-    folder: an artifact of ``winnow compress``.
-    factory: for a plain torch model, the function (or ``package.module:function``) that builds it. The name that the
-        folder itself records is never run, because that would be running code a file asks for.
-    dtype: of the floating-point weights; default: the ones the model had.
-    packed: leave packed what is packed: linear layers and convolutions become :mod:`winnow.kernels.modules`, their
-        weights pages of the file, and no dense copy is ever made. For inference on the CPU. ``dtype`` then is that of
-        everything else. ``model.winnow_packed`` says of every packed tensor whether it stayed packed, or why not; the
-        folder's files must stay whole while the model is used.
+    Args:
+        folder: an artifact of ``winnow compress``.
+        factory: for a plain torch model, the function (or ``package.module:function``) that builds it. The name that the
+            folder itself records is never run, because that would be running code a file asks for.
+        dtype: of the floating-point weights; default: the ones the model had.
+        packed: leave packed what is packed: linear layers and convolutions become :mod:`winnow.kernels.modules`, their
+            weights pages of the file, and no dense copy is ever made. For inference on the CPU. ``dtype`` then is that of
+            everything else. ``model.winnow_packed`` says of every packed tensor whether it stayed packed, or why not; the
+            folder's files must stay whole while the model is used.
 
     Raises FormatError for a damaged folder or one that does not fit the model, InputError where ``factory`` is missing
     or the architecture is unknown. The model is in evaluation mode.

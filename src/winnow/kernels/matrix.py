@@ -76,11 +76,10 @@ class PackedMatrix(PackedTensors):
     ) -> PackedMatrix:
         """Pack ``weight`` [R, C]; its zeros are what is dropped.
 
-        Parameters
-        ----------
-        values: "keep" (the weight's own type), a float type to round to, or "int8" (per-row scales) or "int4" (one scale
-            for every ``group`` columns), rounded to nearest.
-        block: 4 keeps or drops columns by fours (int8 only): a block with one weight in it is kept whole.
+        Args:
+            values: "keep" (the weight's own type), a float type to round to, or "int8" (per-row scales) or "int4" (one scale
+                for every ``group`` columns), rounded to nearest.
+            block: 4 keeps or drops columns by fours (int8 only): a block with one weight in it is kept whole.
         """
         weight = weight.detach()
         keep = _kept(weight, block)

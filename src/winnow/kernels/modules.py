@@ -28,11 +28,10 @@ class PackedLayer(WeightOnDemand):
     is, and y always has the type of x. The packed tensors are shared by copies of the layer (they never change) and stay on
     the CPU.
 
-    Attributes
-    ----------
-    matrix: the packed weight.
-    ways: ``[(rows of x up to this number, way), ...]`` in rising order, the last up to ``math.inf``.
-    activations: "keep", or "int8": x is rounded to int8 row by row (integer values only).
+    Attributes:
+        matrix: the packed weight.
+        ways: ``[(rows of x up to this number, way), ...]`` in rising order, the last up to ``math.inf``.
+        activations: "keep", or "int8": x is rounded to int8 row by row (integer values only).
     """
 
     bias: torch.Tensor | None
@@ -120,13 +119,12 @@ class PackedLayer(WeightOnDemand):
 class PackedLinear(PackedLayer):
     """A linear layer, y = x Wᵀ + b, with W packed. x [..., in_features], y of the same type.
 
-    Parameters
-    ----------
-    matrix: W [out_features, in_features].
-    bias: [out_features] or None.
-    dtype: type of the dense weight (default: that of the values, float32 for integers).
-    transposed: the dense layer stores W [in, out], as transformers' Conv1D does.
-    activations: "keep" or "int8".
+    Args:
+        matrix: W [out_features, in_features].
+        bias: [out_features] or None.
+        dtype: type of the dense weight (default: that of the values, float32 for integers).
+        transposed: the dense layer stores W [in, out], as transformers' Conv1D does.
+        activations: "keep" or "int8".
     """
 
     def __init__(

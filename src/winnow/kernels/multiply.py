@@ -22,14 +22,13 @@ def linear(
 ) -> torch.Tensor:
     """y = x Wᵀ (+ bias): x [..., cols] float32, bfloat16 or float16, y [..., rows] of the same type.
 
-    Parameters
-    ----------
-    bias: [rows] or None.
-    activations: "int8" rounds each row of x to int8 (scale max|x| / 127, half to even) and sums integers: integer
-        values only.
-    way: "packed" reads the packed rows once for every 16 rows of x. "expanded" expands a panel of rows at a time,
-        in x's type, and lets torch multiply it (int8 activations: where torch's integer sums are exact, else the
-        same as "packed"). "spmm" lays x out feature-major and adds multiples of its rows (float32 sums).
+    Args:
+        bias: [rows] or None.
+        activations: "int8" rounds each row of x to int8 (scale max|x| / 127, half to even) and sums integers: integer
+            values only.
+        way: "packed" reads the packed rows once for every 16 rows of x. "expanded" expands a panel of rows at a time,
+            in x's type, and lets torch multiply it (int8 activations: where torch's integer sums are exact, else the
+            same as "packed"). "spmm" lays x out feature-major and adds multiples of its rows (float32 sums).
 
     Raises InputError for another shape, type or way.
     """

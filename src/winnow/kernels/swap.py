@@ -77,10 +77,9 @@ def why_dense(model: nn.Module, path: str, key: str = "weight") -> str | None:
 def pack_layer(layer: nn.Module, matrix: PackedMatrix | None = None, dtype: torch.dtype | None = None) -> PackedLayer:
     """The packed layer that does what ``layer`` (nn.Linear, Conv1D or nn.Conv2d) does.
 
-    Parameters
-    ----------
-    matrix: its packed weight; default: the layer's own weight, packed as it is.
-    dtype: type of the dense weight (default: the layer's).
+    Args:
+        matrix: its packed weight; default: the layer's own weight, packed as it is.
+        dtype: type of the dense weight (default: the layer's).
 
     The bias is the layer's own, and may be filled in later. Raises InputError for a layer that cannot be packed.
     """
@@ -113,12 +112,11 @@ def _geometry(layer: nn.Conv2d) -> Geometry | None:
 class LayerSpec:
     """What a layer computes apart from its numbers: matrix [rows, cols] to stored weight and back, and the product.
 
-    Attributes
-    ----------
-    kind: "linear", "conv1d" (GPT-2's transposed linear layer) or "conv".
-    shape: of the weight as the state dict holds it.
-    dtype: of that weight.
-    geometry: how a convolution walks, None for the others.
+    Attributes:
+        kind: "linear", "conv1d" (GPT-2's transposed linear layer) or "conv".
+        shape: of the weight as the state dict holds it.
+        dtype: of that weight.
+        geometry: how a convolution walks, None for the others.
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -53,8 +53,8 @@ def bench(
 
     Args:
         folder: what ``winnow compress`` wrote; any other model is benched too, without the packed contenders.
-        batch, length: of the cases, several as a list or "1,8"; by default 1 and 8 inputs, of 32 and 128 tokens (a decoder: one
-            prompt of 128).
+        batch: inputs of a case, several as a list or "1,8"; by default 1 and 8 (a decoder: 1).
+        length: tokens of an input, likewise; by default 32 and 128 (a decoder: 128).
         tokens: decoded after the prompt, one at a time.
         rounds: of every case; fewer than 6 give no interval.
         threads: of every contender (default: as many as torch uses).

@@ -53,7 +53,8 @@ def attach(
         optimizer: what trains the prunable weights. Of several (Muon for the matrices, AdamW for the rest) give all, the
             one that steps last at the end: its steps are counted. Wrappers of accelerate are looked through.
         method: :class:`winnow.train.Fixed` masks, :class:`winnow.train.Gradual` ones, or your own :class:`SparseMethod`.
-        include, exclude: names or patterns of prunable tensors, as for :func:`winnow.compress`.
+        include: names or patterns of tensors that are prunable as well, as for :func:`winnow.compress`.
+        exclude: of tensors that are not.
         scope: what is prunable, in place of the two.
         state: an :meth:`Attached.state_dict` to go on from, after model and optimizer were loaded: the method is restored
             and not started.

@@ -21,10 +21,9 @@ class GpuLinear(nn.Module):
     """y = x Wᵀ + b with W packed, on the device of its buffers: up to four rows of x by a kernel that reads the packed
     weights, more by expanding the layer for the call. Inference only. Needs triton.
 
-    Parameters
-    ----------
-    matrix: W [out_features, in_features].
-    bias: [out_features] or None.
+    Args:
+        matrix: W [out_features, in_features].
+        bias: [out_features] or None.
     """
 
     bias: torch.Tensor | None

@@ -21,7 +21,8 @@ class Gradual:
 
     Args:
         sparsity: S, a share of the prunable weights or text such as "80%".
-        begin, end: optimizer steps between which it rises.
+        begin: optimizer step at which it starts to rise.
+        end: step at which it is reached.
         every: steps between two changes.
         power: 3 is the cubic; 1 a straight line.
         max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
