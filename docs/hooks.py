@@ -14,6 +14,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks/scripts.md",
 }  # file, page of the site
+_ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):(?=<code>)")
 _LINK = re.compile(r"\]\((?P<file>[\w./-]+)(?P<anchor>#[\w-]+)?\)")
 
 
@@ -36,3 +37,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return found[0]
 
     return _LINK.sub(linked, markdown).replace("] [", "] \\[")
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Sphinx's roles of the docstrings stand before the names in vain."""
+    return _ROLE.sub("", html)
