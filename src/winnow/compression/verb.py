@@ -23,7 +23,7 @@ from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_folder
-from winnow.errors import GateError, InputError
+from winnow.errors import GateError, InputError, meant
 from winnow.measure.chance import at_chance
 from winnow.run.store import Store
 
@@ -111,7 +111,9 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
     names = {c.name for c in (*requested, *others)}
     if unknown := sorted(set(setup.job.keep) - names):
         raise InputError(
-            f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.", option="keep"
+            f"--keep {unknown[0]!r}{meant(unknown[0], names)} is not among the candidates of this run: "
+            f"{', '.join(sorted(names))}.",
+            option="keep",
         )
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]
