@@ -44,9 +44,9 @@ def compress(
 
     options = given(options)
     if dry_run:
-        plan: Any = run(model, data, eval=eval, out=out, dry_run=True, **options)
+        plan = run(model, data, eval=eval, out=out, dry_run=True, **options)
         show(plan_table(plan), plan, as_json)
         return
     with Bars(quiet=as_json) as bars:
-        result: Any = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
+        result = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
     show_report(summary, result.report, Path(result.folder) / "report.html", as_json)

@@ -68,14 +68,14 @@ def run(
         raise InputError("--poc and --dry-run are mutually exclusive: give one of them.", option="poc")
     options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work)
     if dry_run:
-        stages: Any = run_recipe(recipe, out, dry_run=True, **options)
+        stages = run_recipe(recipe, out, dry_run=True, **options)
         put(json.dumps([vars(s) for s in stages])) if as_json else console().print(planned_table(stages))
         return
     with Bars(quiet=as_json) as bars:
         if poc is not None:
             verdict = try_recipe(recipe, poc, out, sets=sets or (), progress=bars.stage)
         else:
-            ran: Any = run_recipe(recipe, out, progress=bars.stage, command=command_line(), **options)
+            ran = run_recipe(recipe, out, progress=bars.stage, command=command_line(), **options)
     if poc is not None:
         put(json.dumps(finite(trial(verdict)), indent=1)) if as_json else console().print(trial_table(verdict))
         raise typer.Exit(verdict.exit_code)

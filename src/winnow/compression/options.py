@@ -199,7 +199,7 @@ class Inputs(BaseModel):
     eval_limit: int | None = EVAL_LIMIT
     dtype: Dtype = DTYPE
     weights: str | Path | None = option(None, "State dict (.safetensors) for package.module:function.", DATA)
-    tokenizer: Any = None
+    tokenizer: Any = option(None, "Tokenizer or image processor, in place of the one in the model's folder.", DATA)
     trust_remote_code: bool = option(False, "Run code that comes with the model folder.")
     mean: Pixels | None = option(
         None, "Pixel mean, for images with pixels in [0, 1]: one number, or 0.485,0.456,0.406.", DATA

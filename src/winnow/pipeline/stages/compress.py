@@ -89,7 +89,7 @@ class Compress(Options, Stage):
         inputs, start = execution.inputs, execution.model
         pipeline = inputs.pipeline
         with torch_seed(pipeline.seed):
-            result: Any = compress(
+            result = compress(
                 start.spec, inputs.data, weights=start.weights, eval=inputs.held_out, task=pipeline.task,
                 length=pipeline.length, seed=pipeline.seed, out=execution.folder(number),
                 progress=execution.progress(number), command=execution.command, **self.depends_on(inputs, number),
