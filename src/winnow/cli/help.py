@@ -80,6 +80,7 @@ def greeting(promise: str) -> str:
 
 def nearest(error: Any) -> None:
     """Makes a usage error about a flag that does not exist name the nearest one that does."""
-    if known := getattr(error, "possibilities", None):
-        error.message += meant(error.option_name, known)
+    name, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    if name and known:
+        error.message = error.message.rstrip(".") + meant(name, known)
         error.possibilities = None
