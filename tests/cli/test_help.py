@@ -204,6 +204,7 @@ def test_the_nearest_name_inside_open_values_and_data(argv, near, tmp_path, monk
         ("TEXT", ["text", "label"], "text"),
         ("mag", ["magnitude", "lamp"], "magnitude"),  # the beginning of one
         ("a", ["alps", "alps-lamp"], None),  # of two
+        ("int9", ["keep", "int8", "int4"], None),  # as near to the one as to the other
         ("", ["a"], None),
         ("zzz", ["alps"], None),
     ],
