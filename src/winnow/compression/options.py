@@ -155,7 +155,9 @@ class Options(BaseModel):
     device: str = option("cpu", "Device for block-wise computation, e.g. cuda.", names=("cpu", "cuda"))
     dtype: Dtype = DTYPE
     speed: bool = option(True, "Measure the speed on this machine at the end (quick).", OUTPUT)
-    settings: dict[str, Any] = option({}, "A setting of the method, e.g. steps=300; repeatable.", METHOD)
+    settings: dict[str, Any] = option(
+        {}, "A setting of fcpts, distil or reconstruct, e.g. steps=300; repeatable.", METHOD
+    )
     time: float | str | None = option(
         None, "Time limit for training, e.g. 60s or 2m, in place of a number of steps.", METHOD
     )
