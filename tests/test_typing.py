@@ -74,6 +74,9 @@ def test_what_keywords_widen_is_taken():
 def test_signature_and_docstring_list_the_options(function, fields):
     parameters = inspect.signature(function).parameters
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if function is winnow.compress:  # in the order of the help: the budget first
+        own = ["model", "data", "out", "dry_run", "progress", "command"]
+        assert list(parameters)[: len(own) + 2] == [*own, "sparsity", "bits_per_weight"]
     for name, field in fields.model_fields.items():
         assert name in parameters
         if name not in ("model", "data", "out"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
@@ -19,6 +19,8 @@ BUDGETS = ("sparsity", "bits_per_weight", "size", "max_drop")
 
 class Job(Inputs, Options):
     """The arguments of :func:`winnow.compress`, checked: whatever is wrong about them alone is an InputError here."""
+
+    verb: ClassVar[str] = "compress"
 
     model: Any
     data: Any = None

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from winnow.compression.options import (
+    PANELS,
     Allocation,
     AnyTask,
     Baselines,
@@ -22,6 +23,7 @@ from winnow.compression.options import (
     Score,
     Sequential,
     Values,
+    panel_of,
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,8 +93,8 @@ def listing(keywords: type, fields: type[BaseModel]) -> Callable[[F], F]:
         signature = inspect.signature(function)
         *own, _ = signature.parameters.values()
         made, lines = [], []
-        for name, kind in keywords.__annotations__.items():
-            field = fields.model_fields[name]
+        listed = [(fields.model_fields[name], name, kind) for name, kind in keywords.__annotations__.items()]
+        for field, name, kind in sorted(listed, key=lambda one: PANELS.index(panel_of(one[0]))):  # as in the help
             kind = getattr(kind, "__forward_arg__", kind)  # as it is written: Method, not its seventeen names
             made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
             text = f"{name}: {field.description}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -194,6 +194,8 @@ class Inputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    verb: ClassVar[str] = "evaluate"  # the function of winnow that takes these
+
     task: AnyTask = option("auto", f"Task: {one_of(Task)}.", DATA, names=get_args(Task))
     column: str | None = option(None, "Column of the text (two for pairs: a,b).", DATA)
     label: str | None = option(None, "Column of the label.", DATA)
@@ -219,7 +221,8 @@ class Inputs(BaseModel):
         cause = first.get("ctx", {}).get("error")
         text = str(cause) if isinstance(cause, InputError) else f"{flag(str(name))} {complaint(first)}."
         if first["type"] == "extra_forbidden":
-            text = f"there is no option {name!r}{meant(str(name), type(self).model_fields)}: the options are the fields of {type(self).__module__}.{type(self).__name__}."
+            near = meant(str(name), type(self).model_fields)
+            text = f"there is no option {name!r}{near}: help(winnow.{self.verb}) lists them all."
         raise InputError(text, option=getattr(cause, "option", None) or name)
 
 
