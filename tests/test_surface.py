@@ -49,6 +49,7 @@ def test_verbs_and_flags():
         for name, sub in command.commands.items()
     }
     assert found == FLAGS
+    assert {p.opts[0] for p in command.params} == {"--version", "--install-completion", "--show-completion"}
 
 
 def test_every_flag_of_compress_is_an_option_in_python():

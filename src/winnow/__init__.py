@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from winnow.errors import GateError as GateError
     from winnow.errors import InputError as InputError
     from winnow.errors import WinnowError as WinnowError
-    from winnow.formats import export_dense as export_dense
-    from winnow.formats import load as load
+    from winnow.exports.verb import export_dense as export_dense
     from winnow.kernels.dispatch import accelerate as accelerate
+    from winnow.kernels.load import load as load
     from winnow.masks.mask import Mask as Mask
     from winnow.masks.mask import MaskSet as MaskSet
     from winnow.masks.scope import find_scope as find_scope

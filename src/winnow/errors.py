@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,19 @@ class GateError(WinnowError):
     """A quality gate said no, and nothing was replaced (exit code 3)."""
 
     exit_code = 3
+
+
+def meant(name: object, known: Iterable[object]) -> str:
+    """What a sentence about an unknown name adds where a known one is near: " (did you mean wanda?)"."""
+    from difflib import SequenceMatcher, get_close_matches
+
+    by_text = {str(one).lower(): str(one) for one in known}
+    text = str(name).lower()
+    begun = [one for one in by_text if text and one.startswith(text)]
+    near = begun if len(begun) == 1 else get_close_matches(text, list(by_text), 2)
+    if len({SequenceMatcher(None, one, text).ratio() for one in near}) < len(near):
+        return ""  # int9 is as near to int4 as to int8
+    return f" (did you mean {by_text[near[0]]}?)" if near else ""
 
 
 @contextmanager

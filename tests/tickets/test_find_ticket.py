@@ -374,7 +374,9 @@ def test_sparsities_are_read_from_numbers_and_text():
 
 
 def test_unknown_methods_and_settings_are_named():
-    with pytest.raises(InputError, match=r"'imps' is not known: choose one of ticket, random, .*\(or dense"):
+    with pytest.raises(
+        InputError, match=r"'imps' is not known \(did you mean imp\?\): choose one of ticket, random, .*\(or dense"
+    ):
         find_ticket(mlp(), rows(40), sparsity=0.5, method="imps")
     with pytest.raises(InputError, match="no setting 'rates'"):
         find_ticket(mlp(), rows(40), sparsity=0.5, method="imp", settings={"rates": 0.2})

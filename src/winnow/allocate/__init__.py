@@ -8,7 +8,7 @@ from importlib import import_module
 
 from winnow.allocate.exact import whole_units
 from winnow.allocate.layer import LayerInfo
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.masks.ranking import limits
 from winnow.masks.structure import NM, Structure, Unstructured, check, nearest_zeros, unit_size
 
@@ -45,7 +45,7 @@ def allocate(
     or scores.
     """
     if name not in NAMES:
-        raise InputError(f"unknown allocation {name!r}: use one of {', '.join(NAMES)}")
+        raise InputError(f"unknown allocation {name!r}{meant(name, NAMES)}: use one of {', '.join(NAMES)}")
     if (table is not None) != (name == "table"):
         raise InputError(
             "a table of rates belongs to the table allocation: "

@@ -14,6 +14,7 @@ from winnow.cli.compress import compress
 from winnow.cli.demo import demo
 from winnow.cli.eval import eval
 from winnow.cli.export import export
+from winnow.cli.help import Command, Group, greeting, nearest
 from winnow.cli.inspect import inspect
 from winnow.cli.output import put
 from winnow.cli.report import report
@@ -23,25 +24,32 @@ from winnow.terminal.legible import legible_logs, visible
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
+PROMISE = "Prune trained neural networks into smaller, faster models, and measure whether it was worth it."
+
 app = typer.Typer(
-    help="Prune trained neural networks into smaller, faster models, and measure whether it was worth it.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    help=PROMISE,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 for command in (compress, run, eval, inspect, bench, report, export):
-    app.command(no_args_is_help=True)(command)
-app.command()(demo)
+    app.command(cls=Command, no_args_is_help=True)(command)
+app.command(cls=Command)(demo)
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if show:
+def alone(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """``winnow`` without a command. The help is that of the app."""
+    if version:
         from winnow.version import __version__
 
         put(f"winnow {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(greeting(PROMISE))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         show = getattr(error, "show", None)  # a usage error of the command line: it knows how to say itself
         if show is None:
             raise
+        nearest(error)
         said = io.StringIO()
         show(said)
         print(visible(said.getvalue().rstrip("\n"), keep="\n"), file=sys.stderr)

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import Json, given, with_options
+from winnow.cli.flags import Json, given, known, with_options
 from winnow.cli.output import show_report
+from winnow.compression.options import DATA, METHOD, OUTPUT
+from winnow.speed.names import FAMILIES
 
 
 @with_options("column")
@@ -17,22 +19,36 @@ def bench(
     folder: Annotated[
         str, typer.Argument(metavar="DIR", help="A folder that compress wrote (any other model is timed dense only).")
     ],
-    batch: Annotated[str | None, typer.Option(help="Batch sizes, e.g. 1,8.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes, e.g. 1,8.", rich_help_panel=DATA)] = None,
     length: Annotated[
-        str | None, typer.Option(help="Sequence lengths in tokens, e.g. 32,128; for a decoder, of the prompt.")
+        str | None,
+        typer.Option(
+            help="Sequence lengths in tokens, e.g. 32,128; for a decoder, of the prompt.", rich_help_panel=DATA
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens decoded after the prompt, one at a time.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Rounds of each case, in which all backends are interleaved.")] = 15,
-    threads: Annotated[int | None, typer.Option(help="Threads of every backend.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens decoded after the prompt, one at a time.", rich_help_panel=DATA)
+    ] = 32,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds of each case, in which all backends are interleaved.", rich_help_panel=METHOD)
+    ] = 15,
+    threads: Annotated[int | None, typer.Option(help="Threads of every backend.", rich_help_panel=METHOD)] = None,
     contenders: Annotated[
         str | None,
         typer.Option(
-            "--with", help="Backends: dense, bf16, compile, int8, onnx, openvino, packed, accelerated; default all."
+            "--with",
+            help=f"Backends: {', '.join(FAMILIES)}; default all.",
+            rich_help_panel=METHOD,
+            metavar="<names>",
+            **known(FAMILIES, joined=","),
         ),
     ] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Also time every packed matrix alone.")] = False,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also time every packed matrix alone.", rich_help_panel=METHOD)
+    ] = False,
     data: Annotated[
-        str | None, typer.Option(help="Real inputs; by default random ones of the kind the model reads.")
+        str | None,
+        typer.Option(help="Real inputs; by default random ones of the kind the model reads.", rich_help_panel=DATA),
     ] = None,
     *,
     factory: Annotated[
@@ -42,7 +58,10 @@ def bench(
         str | None, typer.Option(help="The dense original; by default the packed model expanded to dense.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSON file, with an HTML page beside it; by default in DIR.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="JSON file, with an HTML page beside it; by default in DIR.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     as_json: Json = False,
     **options: Any,

@@ -10,22 +10,24 @@ import typer
 from winnow.cli.flags import DryRun, Json, Model, given, with_options
 from winnow.cli.output import show, show_report
 from winnow.compression.job import Job
+from winnow.compression.options import DATA, OUTPUT, Inputs
 from winnow.errors import InputError
 
 OWN = ("model", "data", "out", "eval", "tokenizer")
 
 
-@with_options(*(name for name in Job.model_fields if name not in OWN))
+@with_options(*dict.fromkeys(name for name in (*Inputs.model_fields, *Job.model_fields) if name not in OWN))
 def compress(
     model: Model,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Calibration data: text, jsonl, csv, tsv, parquet (also .gz), npz, a folder of images, a data set name, or package.module:function."
+            help="Calibration data: text, jsonl, csv, tsv, parquet (also .gz), npz, a folder of images, a data set name, or package.module:function.",
+            rich_help_panel=DATA,
         ),
     ] = None,
-    eval: Annotated[str | None, typer.Option(help=Job.model_fields["eval"].description)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.")] = None,
+    eval: Annotated[str | None, typer.Option(help=Job.model_fields["eval"].description, rich_help_panel=DATA)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.", rich_help_panel=OUTPUT)] = None,
     *,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -42,9 +44,9 @@ def compress(
 
     options = given(options)
     if dry_run:
-        plan: Any = run(model, data, eval=eval, out=out, dry_run=True, **options)
+        plan = run(model, data, eval=eval, out=out, dry_run=True, **options)
         show(plan_table(plan), plan, as_json)
         return
     with Bars(quiet=as_json) as bars:
-        result: Any = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
+        result = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
     show_report(summary, result.report, Path(result.folder) / "report.html", as_json)

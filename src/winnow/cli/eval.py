@@ -9,19 +9,27 @@ import typer
 
 from winnow.cli.flags import Json, Model, given, with_options
 from winnow.cli.output import show
-from winnow.compression.options import Inputs
+from winnow.compression.options import DATA, METHOD, Inputs
 
 
 @with_options(*(name for name in Inputs.model_fields if name != "tokenizer"))
 def eval(
     model: Model,
-    data: Annotated[str, typer.Option(help="Evaluation data.")],
+    data: Annotated[str, typer.Option(help="Evaluation data.", rich_help_panel=DATA)],
     reference: Annotated[
         str | None,
-        typer.Option(help="Compare with this (dense) model, or these weights of it: paired change, agreement, KL."),
+        typer.Option(
+            help="Compare with this (dense) model, or these weights of it: paired change, agreement, KL.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    harness: Annotated[list[str] | None, typer.Option(help="Also run this local lm-eval task; repeatable.")] = None,
-    harness_path: Annotated[Path | None, typer.Option(help="Folder of the lm-eval task files.")] = None,
+    harness: Annotated[
+        list[str] | None,
+        typer.Option(help="Also run this local lm-eval task; repeatable.", metavar="<name>", rich_help_panel=METHOD),
+    ] = None,
+    harness_path: Annotated[
+        Path | None, typer.Option(help="Folder of the lm-eval task files.", rich_help_panel=METHOD)
+    ] = None,
     *,
     as_json: Json = False,
     **options: Any,

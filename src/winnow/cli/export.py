@@ -7,21 +7,22 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli.flags import Folder, Json, Out
+from winnow.cli.flags import Folder, Json, Out, known
 from winnow.cli.output import put
-from winnow.errors import InputError
+
+FORMS = ("dense",)
 
 
 def export(
     folder: Folder,
     out: Out,
-    to: Annotated[str, typer.Option(help="dense: a folder that loads without winnow.")] = "dense",
+    to: Annotated[
+        str, typer.Option(help="dense: a folder that loads without winnow.", metavar="<name>", **known(FORMS, "to"))
+    ] = "dense",
     as_json: Json = False,
 ) -> None:
     """Write a packed folder in another form."""
     from winnow.formats import export_dense
 
-    if to != "dense":
-        raise InputError(f"--to {to!r} is not known: choose dense.", option="to")
     written = export_dense(folder, out)
     put(json.dumps({"folder": str(written)}) if as_json else f"wrote {written}: it loads without winnow.")

@@ -8,35 +8,49 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import DryRun, Json
+from winnow.cli.flags import DryRun, Json, known
 from winnow.cli.output import put
+from winnow.compression.options import METHOD, OUTPUT
 from winnow.errors import InputError
+from winnow.run.executor import EXECUTORS
 
 
 def run(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A YAML file of stages: train, ticket, compress, eval.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.", rich_help_panel=OUTPUT)] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="STAGE.FIELD=VALUE",
             help="Override a recipe value, e.g. ticket.sparsity=0.9 or seed=1; repeatable.",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(help="Executor for independent jobs: local or ray; the results are the same.")
+        str | None,
+        typer.Option(
+            help="Executor for independent jobs: local or ray; the results are the same.",
+            metavar="<name>",
+            **known(EXECUTORS, "executor"),
+        ),
     ] = None,
     keep_work: Annotated[
-        bool, typer.Option("--keep-work", help="Keep finished stages in DIR.work, to be reused by a changed recipe.")
+        bool,
+        typer.Option(
+            "--keep-work",
+            help="Keep finished stages in DIR.work, to be reused by a changed recipe.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     dry_run: DryRun = False,
     poc: Annotated[
         float | None,
         typer.Option(
             metavar="MINUTES",
+            rich_help_panel=METHOD,
             help="Time-boxed trial of the ticket stage: writes nothing and says whether the run is worth it. Exit codes: 0 go, 3 no-go, 1 undecided (or failed: then without a verdict), 2 bad arguments.",
         ),
     ] = None,
@@ -54,14 +68,14 @@ def run(
         raise InputError("--poc and --dry-run are mutually exclusive: give one of them.", option="poc")
     options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work)
     if dry_run:
-        stages: Any = run_recipe(recipe, out, dry_run=True, **options)
+        stages = run_recipe(recipe, out, dry_run=True, **options)
         put(json.dumps([vars(s) for s in stages])) if as_json else console().print(planned_table(stages))
         return
     with Bars(quiet=as_json) as bars:
         if poc is not None:
             verdict = try_recipe(recipe, poc, out, sets=sets or (), progress=bars.stage)
         else:
-            ran: Any = run_recipe(recipe, out, progress=bars.stage, command=command_line(), **options)
+            ran = run_recipe(recipe, out, progress=bars.stage, command=command_line(), **options)
     if poc is not None:
         put(json.dumps(finite(trial(verdict)), indent=1)) if as_json else console().print(trial_table(verdict))
         raise typer.Exit(verdict.exit_code)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
-from winnow.compression.options import Inputs, Options, Texts, flag, option, rates_of
+from winnow.compression.options import DATA, OUTPUT, Inputs, Options, Texts, flag, option, rates_of
 from winnow.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ BUDGETS = ("sparsity", "bits_per_weight", "size", "max_drop")
 class Job(Inputs, Options):
     """The arguments of :func:`winnow.compress`, checked: whatever is wrong about them alone is an InputError here."""
 
+    verb: ClassVar[str] = "compress"
+
     model: Any
     data: Any = None
     out: Path | None = None
-    eval: Any = option(None, "Evaluation data; by default a part of --data is held out.")
-    keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.")
+    eval: Any = option(None, "Evaluation data; by default a part of --data is held out.", DATA)
+    keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.", OUTPUT)
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
-    compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.")
+    compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.", OUTPUT)
 
     def __init__(self, model: Any, data: Any = None, **options: Any) -> None:
         super().__init__(model=model, data=data, **options)

@@ -9,7 +9,7 @@ from torch import nn
 
 from winnow.allocate import NAMES as ALLOCATIONS
 from winnow.compression.recovery import LEARNED, RECOVERIES, fitting_of, parse_recovery
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.structure import NM, Coupled, Structure
 from winnow.scores import NAMES as SCORES
@@ -98,7 +98,9 @@ def resolve(method: str, **named: str | None) -> dict[str, Any]:
 
 def _check_known(option: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
-        raise InputError(f"there is no {option} {name!r}: choose one of {', '.join(known)}.", option=option)
+        raise InputError(
+            f"there is no {option} {name!r}{meant(name, known)}: choose one of {', '.join(known)}.", option=option
+        )
 
 
 def _check_zeros(solver: str | None, **named: str | None) -> None:

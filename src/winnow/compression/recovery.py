@@ -14,7 +14,7 @@ from torch import nn
 
 from winnow.calibrate.walk_units import WalkUnit
 from winnow.compression.fields import RecipeFields
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.fcpts.method import FCPTS
 from winnow.fcpts.settings import FcptsSettings
 from winnow.inputs import InputStats
@@ -169,7 +169,8 @@ def parse_recovery(solver: str) -> tuple[Chain, Recovery]:
     for place, name in enumerate(names, 1):
         if name not in NAMES and name not in RECOVERIES:
             raise InputError(
-                f"unknown solver {name!r}: choose from {', '.join([*NAMES, *RECOVERIES])}, joined with '+'"
+                f"unknown solver {name!r}{meant(name, (*NAMES, *RECOVERIES))}: "
+                f"choose from {', '.join([*NAMES, *RECOVERIES])}, joined with '+'"
             )
         if name in RECOVERIES and RECOVERIES[name].alone and len(names) > 1:
             raise InputError(f"{name} trains all remaining weights by itself: give it as the only solver.")

@@ -15,7 +15,7 @@ from torch import nn
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
 from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
 from winnow.compression.sizes import shard_bytes
-from winnow.errors import InputError, disk_errors
+from winnow.errors import InputError, disk_errors, meant
 from winnow.formats.artifact import ArtifactWriter, read_artifact
 from winnow.formats.output import OutputFolder
 from winnow.formats.packed import PackedTensor
@@ -77,8 +77,10 @@ class Result:
         """
         outcome = next((o for o in self.outcomes if candidate in (None, o.name)), None)  # the chosen one is the first
         if outcome is None:
-            names = ", ".join(o.name for o in self.outcomes)
-            raise InputError(f"there is no candidate {candidate!r}: choose one of {names}.")
+            names = [o.name for o in self.outcomes]
+            raise InputError(
+                f"there is no candidate {candidate!r}{meant(candidate, names)}: choose one of {', '.join(names)}."
+            )
         folder = Path(out)
         output = OutputFolder(folder, inputs=inputs_of(self._setup))
         try:

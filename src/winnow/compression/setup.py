@@ -96,7 +96,8 @@ def set_up(job: Job) -> Setup:
     learned_pattern = job.learns and isinstance(job.pattern, NM)  # leaves tensors dense that do not take it
     if not host.streamed:  # NaN is found before an hour of work; streamed blocks are checked when they are read
         require_sound(host.model, scope.prunables)
-    method, reason = job.method, "exactly the model’s zeros are kept" if job.keeps_zeros else "named by you"
+    method: str = job.method
+    reason = "exactly the model’s zeros are kept" if job.keeps_zeros else "named by you"
     if method == "auto":
         recurrent = recurrent_weights(scope, host.model)
         method, reason = choose(scope, has_data=job.data is not None, pattern=job.pattern, recurrent=recurrent)

@@ -7,13 +7,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
+from typing_extensions import Unpack
 
 from winnow.compression.candidates import VALUES, baselines, primary
 from winnow.compression.goal import nothing_holds, safest_first, search, within
 from winnow.compression.job import Job
+from winnow.compression.keywords import Keywords, listing
 from winnow.compression.outcome import Outcome
 from winnow.compression.plan import Plan
 from winnow.compression.result import Result, finish
@@ -23,13 +25,47 @@ from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_folder
-from winnow.errors import GateError, InputError
+from winnow.errors import GateError, InputError, meant
 from winnow.measure.chance import at_chance
 from winnow.run.store import Store
 
 ProgressFactory = Callable[[str], Progress]
 
 
+@overload
+def compress(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    dry_run: Literal[False] = False,
+    progress: ProgressFactory | None = None,
+    command: str | None = None,
+    **options: Unpack[Keywords],
+) -> Result: ...
+@overload
+def compress(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    dry_run: Literal[True],
+    progress: ProgressFactory | None = None,
+    command: str | None = None,
+    **options: Unpack[Keywords],
+) -> Plan: ...
+@overload
+def compress(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    dry_run: bool,
+    progress: ProgressFactory | None = None,
+    command: str | None = None,
+    **options: Unpack[Keywords],
+) -> Result | Plan: ...
+@listing(Keywords, Job)
 def compress(
     model: str | Path | nn.Module,
     data: Any = None,
@@ -38,7 +74,7 @@ def compress(
     dry_run: bool = False,
     progress: ProgressFactory | None = None,
     command: str | None = None,
-    **options: Any,
+    **options: Unpack[Keywords],
 ) -> Result | Plan:
     """Prunes a model to a budget, packs it, measures it against the dense model and plain quantization.
 
@@ -51,7 +87,7 @@ def compress(
         dry_run: return the :class:`Plan` and write nothing.
         progress: called with a stage's name, gives a function (done, total, what).
         command: the command line to name in the report.
-        options: the other fields of :class:`winnow.compression.job.Job`, which have the help texts of
+        options: the other fields of :class:`winnow.compression.job.Job`, listed below as in
             ``winnow compress --help``. Exactly one budget: ``sparsity`` (in [0, 1), or several), ``bits_per_weight``,
             ``size`` or ``max_drop`` (points, or per cent of perplexity, that the paired upper 95% bound may lose);
             none with ``method="zeros"``, which packs a sparse model as it is. ``settings`` is a dict (see
@@ -111,7 +147,9 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
     names = {c.name for c in (*requested, *others)}
     if unknown := sorted(set(setup.job.keep) - names):
         raise InputError(
-            f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.", option="keep"
+            f"--keep {unknown[0]!r}{meant(unknown[0], names)} is not among the candidates of this run: "
+            f"{', '.join(sorted(names))}.",
+            option="keep",
         )
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]

@@ -25,7 +25,7 @@ from winnow.data.arrays import (
 from winnow.data.images import decode
 from winnow.data.records import Records, first_tensor, parse_labels
 from winnow.data.tables import LABEL_COLUMNS, table_records
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 
 
 def object_records(
@@ -118,7 +118,10 @@ def _hub_table(data: Any, column: str | None, label: str | None, name: str) -> R
     if image in names and type(data.features[image]).__name__ == "Image":
         key = label or next((k for k in (*LABEL_COLUMNS, "fine_label") if k in names), None)
         if key is not None and key not in names:
-            raise InputError(f"{name} has no column {key!r}: give --label one of {', '.join(names)}.", option="label")
+            raise InputError(
+                f"{name} has no column {key!r}{meant(key, names)}: give --label one of {', '.join(names)}.",
+                option="label",
+            )
         labels, words = parse_labels(list(data[key]), name, key) if key else (None, None)
         records = Records("images", [decode(item) for item in data[image]], labels, words, name=name)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from winnow.data.records import Records, parse_labels
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 
 _HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: no tokenizer takes one alone
 TEXT_COLUMNS = ("text", "sentence", "content", "document")
@@ -84,7 +84,7 @@ def _columns(header: list[str], column: str | None, name: str) -> list[str]:
         for key in columns:
             if key not in header:
                 raise InputError(
-                    f"{name} has no column {key!r}: give --column one of {_listed(header)} "
+                    f"{name} has no column {key!r}{meant(key, header)}: give --column one of {_listed(header)} "
                     "(or its number, counted from 0, if the file has no header line).",
                     option="column",
                 )
@@ -107,7 +107,10 @@ def _columns(header: list[str], column: str | None, name: str) -> list[str]:
 def _label(header: list[str], label: str | None, columns: list[str], name: str) -> str | None:
     if label is not None:
         if label not in header:
-            raise InputError(f"{name} has no column {label!r}: give --label one of {_listed(header)}.", option="label")
+            raise InputError(
+                f"{name} has no column {label!r}{meant(label, header)}: give --label one of {_listed(header)}.",
+                option="label",
+            )
         return label
     lower = {key.lower(): key for key in header if key not in columns}
     return next((lower[key] for key in LABEL_COLUMNS if key in lower), None)

@@ -15,7 +15,7 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.masks.blocks import Block, find_blocks, is_transposed_linear
 from winnow.masks.experts import find_experts
 from winnow.masks.prunable import Prunable, Scope, Skipped, nothing_to_prune
@@ -56,8 +56,9 @@ def find_scope(
     everything = list(parameters)
     for pattern in [*include, *exclude]:
         if not any(_matches(pattern, name) for name in everything):
+            places = {name.rsplit(".", depth)[0]: None for name in everything for depth in range(name.count(".") + 1)}
             raise InputError(
-                f"the pattern {pattern!r} matches no parameter or module of this model: "
+                f"the pattern {pattern!r} matches no parameter or module of this model{meant(pattern, places)}: "
                 f"take a name such as {everything[0]!r} from `winnow inspect`"
                 if everything
                 else f"the pattern {pattern!r} matches nothing: the model has no parameters"

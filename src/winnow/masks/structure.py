@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.masks.ranking import comparable, lowest, lowest_of_groups, lowest_per_row
 
 Unit = Literal["neuron", "head", "channel"]
@@ -89,7 +89,7 @@ def parse_structure(text: str) -> Structure:
     if found := re.fullmatch(r"block:(\d{1,6})x(\d{1,6})", word):
         return BlockShape(int(found[1]), int(found[2]))
     raise InputError(
-        f"unknown structure {text!r}: use unstructured, n:m such as 2:4 (2 kept of 4), block:RxC such as block:1x4, "
+        f"unknown structure {text!r}{meant(word, ('unstructured', *get_args(Unit)))}: use unstructured, n:m such as 2:4 (2 kept of 4), block:RxC such as block:1x4, "
         "neuron, head or channel"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from winnow.data.records import Records
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.forward.model import call, evaluating, has_logits, logits_of
 from winnow.measure.agreement import AgreementTask
 from winnow.measure.classification import ClassificationTask
@@ -77,7 +77,9 @@ def open_task(
             "--task, or give --task regression."
         )
     if name not in _TASKS:
-        raise InputError(f"the task {task!r} is not known: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}.")
+        raise InputError(
+            f"the task {task!r} is not known{meant(task, (*TASKS, *_ALIASES))}: give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}."
+        )
     return _TASKS[name](records, processor, length=length, limit=limit, config=config)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.pipeline.located import FieldError, Where, in_fields
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Stage
@@ -129,7 +128,7 @@ def _stage(document: Document, number: int, entry: Any) -> Stage:
     kind, fields = next(iter(entry.items()))
     if kind not in KINDS:
         raise document.error(
-            (*where, kind), f"there is no such stage{_meant(kind, KINDS)}: choose one of {', '.join(KINDS)}"
+            (*where, kind), f"there is no such stage{meant(kind, KINDS)}: choose one of {', '.join(KINDS)}"
         )
     if not isinstance(fields, dict):
         raise document.error((*where, kind), "must be a mapping of fields")
@@ -150,7 +149,7 @@ def _model(document: Document, kind: type[Any], given: dict[str, Any], where: Wh
         message = complaint(first)
         if first["type"] == "extra_forbidden":
             name = str(first["loc"][-1])
-            message = f"is no field of {what}{_meant(name, kind.model_fields)}"
+            message = f"is no field of {what}{meant(name, kind.model_fields)}"
         elif first["type"] == "missing":
             message = "is missing"
         raise document.error(at, message) from None
@@ -166,11 +165,6 @@ def _written(place: Sequence[Any], given: Any) -> Where:
         found.append(part)
         given = given[part]
     return tuple(found)
-
-
-def _meant(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _override(document: Document, text: str) -> None:
@@ -204,7 +198,8 @@ def _target(document: Document, keys: list[str], where: str) -> tuple[dict[str, 
     stages = stages if isinstance(stages, list) else []
     found = [(i, s) for i, s in enumerate(stages) if isinstance(s, dict) and keys[0] in s]
     if not found:
-        raise InputError(f"{where}: the recipe has no stage {keys[0]}: name one of its stages.")
+        kinds = [kind for stage in stages if isinstance(stage, dict) for kind in stage]
+        raise InputError(f"{where}: the recipe has no stage {keys[0]}{meant(keys[0], kinds)}: name one of its stages.")
     kind, number = keys.pop(0), 1
     if keys[0].isascii() and keys[0].isdigit() and len(keys[0]) < 5 and len(keys) > 1:
         number = int(keys.pop(0))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -32,6 +32,42 @@ class RunResult:
     pages: list[tuple[str, str]] = field(default_factory=list)
 
 
+@overload
+def run_recipe(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    executor: str | Executor | None = None,
+    keep_work: bool = False,
+    dry_run: Literal[False] = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> RunResult: ...
+@overload
+def run_recipe(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    executor: str | Executor | None = None,
+    keep_work: bool = False,
+    dry_run: Literal[True],
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> list[PlannedStage]: ...
+@overload
+def run_recipe(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    executor: str | Executor | None = None,
+    keep_work: bool = False,
+    dry_run: bool,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> RunResult | list[PlannedStage]: ...
 def run_recipe(
     recipe: str | Path,
     out: str | Path | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.run.jobs import Done, Function, R
 
 EXECUTORS = ("local", "ray")
@@ -50,7 +50,9 @@ def executor_named(name: str, **options: Any) -> Executor:
         InputError: an unknown name or option, or Ray is not installed.
     """
     if name not in EXECUTORS:
-        raise InputError(f"there is no executor {name!r}: choose one of {', '.join(EXECUTORS)}.")
+        raise InputError(
+            f"there is no executor {name!r}{meant(name, EXECUTORS)}: choose one of {', '.join(EXECUTORS)}."
+        )
     if name == "local":
         if options:
             raise InputError(f"the local executor takes no {', '.join(options)}: leave it out, or use executor ray.")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.inputs import InputStats
 from winnow.scores.magnitude import magnitude
 from winnow.scores.random import random
@@ -29,7 +29,7 @@ def needs_data(name: str) -> bool:
         InputError: the name is unknown.
     """
     if name not in NAMES:
-        raise InputError(f"unknown score {name!r}: choose one of {', '.join(NAMES)}")
+        raise InputError(f"unknown score {name!r}{meant(name, NAMES)}: choose one of {', '.join(NAMES)}")
     return "stats" in inspect.signature(_SCORES[name]).parameters
 
 

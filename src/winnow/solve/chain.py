@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.masks.structure import Group, check, nearest_zeros, select
 from winnow.quantize import Quantized, round_to_nearest
 from winnow.solve.alps import alps
@@ -167,7 +167,9 @@ def parse_solver(solver: str) -> Chain:
     names = tuple(name.strip() for name in solver.split("+"))
     for place, name in enumerate(names):
         if name not in NAMES:
-            raise InputError(f"unknown solver {name!r}: choose from {', '.join(NAMES)}, joined with '+'")
+            raise InputError(
+                f"unknown solver {name!r}{meant(name, NAMES)}: choose from {', '.join(NAMES)}, joined with '+'"
+            )
         if place and name in ("none", "alps"):
             raise InputError(f"{name!r} cannot follow another solver in {solver!r}: put it first")
     return Chain(names)

@@ -18,6 +18,7 @@ from winnow.kernels.dispatch import Decisions, accelerate
 from winnow.kernels.swap import packed_layers
 from winnow.masks.unwrap import working_copy
 from winnow.records import speed as speed_schema
+from winnow.settings import not_known
 from winnow.speed.contender import (
     HALF,
     BuildContext,
@@ -29,10 +30,10 @@ from winnow.speed.contender import (
     dtype_name,
     require_memory,
 )
+from winnow.speed.names import FAMILIES
 from winnow.speed.runtimes import onnx_builders
 from winnow.speed.workload import Work
 
-FAMILIES = ("dense", "bf16", "compile", "int8", "onnx", "openvino", "packed", "accelerated")
 BF16_CHANGES = "rounds weights and activations to bfloat16"
 
 
@@ -44,7 +45,7 @@ def families(names: Sequence[str]) -> list[str]:
     """
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:
-        raise InputError(f"--with {unknown[0]!r} is not known: choose from {', '.join(FAMILIES)}.")
+        raise InputError(f"--with {not_known(unknown[0], FAMILIES)}.")
     return [name for name in FAMILIES if name == "dense" or name in names]
 
 

@@ -47,7 +47,7 @@ def run(
         f"winnow compress {FACTORY} --weights {data.weights} --data {data.calibration} --eval {data.test} "
         f"--sparsity {sparsity} --values int4 --out {out}"
     )
-    return compress(  # type: ignore[return-value]
+    return compress(
         FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
         progress=progress, command=command,
     )  # fmt: skip

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
+from winnow.compression.keywords import InputKeywords, listing
+from winnow.compression.options import Inputs
 from winnow.errors import InputError
 from winnow.formats.artifact import read_artifact
 from winnow.forward.dtypes import has_half_weights, to_float32
@@ -53,6 +56,7 @@ class Measured:
     notes: list[str] = field(default_factory=list)  # how images are fed, and what makes the figures doubtful
 
 
+@listing(InputKeywords, Inputs)
 def evaluate(
     model: str | Path | nn.Module,
     data: Any,
@@ -61,7 +65,7 @@ def evaluate(
     harness_tasks: Sequence[str] = (),
     harness_path: Path | None = None,
     progress: Stage | None = None,
-    **options: Any,
+    **options: Unpack[InputKeywords],
 ) -> Measured:
     """Measures a model on data; see ``winnow eval``.
 
@@ -69,13 +73,11 @@ def evaluate(
         reference: a dense model to compare with: paired change with its 95% interval, agreement and KL. For a plain
             torch model its dense weights' file will do.
         harness_tasks: local lm-eval tasks to run too, found in ``harness_path``.
-        options: fields of :class:`winnow.compression.options.Inputs`, described there: task, column, label, length,
-            eval_limit, dtype, weights, tokenizer, trust_remote_code, mean, std.
+        options: fields of :class:`winnow.compression.options.Inputs`, listed below.
 
     Raises:
         InputError: the model or the data cannot be read, or the task does not fit them.
     """
-    from winnow.compression.options import Inputs
     from winnow.measure.compare import compare
     from winnow.measure.fits import require_sound
     from winnow.measure.prepare import prepare

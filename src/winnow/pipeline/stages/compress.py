@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import field_validator
 
 from winnow.compression.job import BUDGETS, Job
-from winnow.compression.options import Options, Texts, rates_of
+from winnow.compression.options import Method, Options, Texts, rates_of
 from winnow.errors import InputError
 from winnow.fcpts.settings import FcptsSettings
 from winnow.measure.evaluation import Evaluation
@@ -34,7 +34,7 @@ class Compress(Options, Stage):
 
     kind = "compress"
 
-    method: str | None = None  # type: ignore[assignment]  # None: auto, or the ticket's zeros
+    method: Method | None = None  # type: ignore[assignment]  # None: auto, or the ticket's zeros
     include: Texts | None = None  # type: ignore[assignment]  # None: as the ticket stage has it
     exclude: Texts | None = None  # type: ignore[assignment]
 
@@ -89,7 +89,7 @@ class Compress(Options, Stage):
         inputs, start = execution.inputs, execution.model
         pipeline = inputs.pipeline
         with torch_seed(pipeline.seed):
-            result: Any = compress(
+            result = compress(
                 start.spec, inputs.data, weights=start.weights, eval=inputs.held_out, task=pipeline.task,
                 length=pipeline.length, seed=pipeline.seed, out=execution.folder(number),
                 progress=execution.progress(number), command=execution.command, **self.depends_on(inputs, number),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from winnow.budget import parse_sparsity
 from winnow.data import Records
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 from winnow.measure.evaluation import Evaluation
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
@@ -57,7 +57,7 @@ class Ticket(FineTuning):
         if value != "ticket" and value not in METHODS:
             known = dict.fromkeys(["ticket", *METHODS])
             raise ValueError(
-                f"there is no method {value!r}: choose one of {', '.join(m for m in known if m != 'dense')}"
+                f"there is no method {value!r}{meant(value, known)}: choose one of {', '.join(m for m in known if m != 'dense')}"
             )
         return value
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from winnow.errors import InputError
+from winnow.errors import InputError, meant
 
 if TYPE_CHECKING:
     from winnow.tickets.method import Method
@@ -59,6 +59,7 @@ def known(method: str) -> str:
     if name not in METHODS:
         names = ", ".join(m for m in METHODS if m != "dense")
         raise InputError(
-            f"the method {method!r} is not known: choose one of ticket, {names} (or dense, training without pruning)."
+            f"the method {method!r} is not known{meant(method, ('ticket', *METHODS))}: "
+            f"choose one of ticket, {names} (or dense, training without pruning)."
         )
     return name
