@@ -122,4 +122,4 @@ def figure(value: float | None, task: TaskInfo) -> str:
 
 
 def _amount(value: float) -> str:
-    return signed(value).lstrip("+")
+    return signed(value, 2 if abs(value) < 100 else 0).lstrip("+")

@@ -105,12 +105,12 @@ class Table:
         need = max(cell_len(name) for name in [*names, self.first])
         lead = 2 if any(row.chosen for row in self.rows) else 0
         # What stays longest, width, side, title and cells of each column.
-        shown: list[tuple[tuple[int, int], int, bool, list[str]]] = []
+        shown: list[tuple[tuple[int, int, int], int, bool, list[str]]] = []
         for i, c in enumerate(self.columns):
             for k, room, title in ((0, c.room, c.title), (1, c.under_room, c.under_title)):
                 texts = [visible(text) for text in (title, *(row.cells[i][k] for row in self.rows))]
                 if any(texts[1:]):
-                    stays = (max(ROOMS[c.room], ROOMS[room]), i)
+                    stays = (max(ROOMS[c.room], ROOMS[room]), i, k)
                     shown.append((stays, max(map(cell_len, texts)), c.left, texts))
         while len(shown) > 1:
             last = max(shown)
