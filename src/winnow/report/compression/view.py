@@ -80,12 +80,12 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
         was = dense.quality if dense is not None and dense is not picked else None
         path = f"{phrases.quality(was, task)} → {value}" if was is not None else value if moved else ""
         left = phrases.recovered(picked, report)
-        path += f", {left} recovered" if path and left else ""
         interval = phrases.change_span(picked, task) if moved else phrases.span(picked.low, picked.high, task)
         more = [f"95% interval {interval}" if interval else ""]
         if report.ticket is not None and moved:
             more.append(f"against {'the ticket' if report.dense is None else 'dense'}")
-        tiles.append((words.capital(task.metric), moved or value, [path, "; ".join(filter(None, more))]))
+        under = [path, f"{left} recovered" if left else "", "; ".join(filter(None, more))]
+        tiles.append((words.capital(task.metric), moved or value, under))
     total = report.cost.seconds_total
     if total is None and report.timing:
         total = sum(s.seconds for s in report.timing)
