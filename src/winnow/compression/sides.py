@@ -20,12 +20,14 @@ class Sides:
     """The words for a baseline beside the chosen model. Better and worse are said by the paired interval alone.
 
     ``file_bytes``: of the chosen model. ``of``: what was quantized, where that is not the dense model (" of the ticket").
+    ``label``: the chosen model as a person reads it, where the sentence has not named it yet.
     """
 
     baseline: Baseline
     file_bytes: int
     task: TaskInfo
     of: str = ""
+    label: str = ""
 
     @property
     def clause(self) -> str:
@@ -55,7 +57,8 @@ class Sides:
         """What the baseline has in place of the chosen model's bytes and quality."""
         b = self.baseline
         its, own = size(b.file_bytes), size(self.file_bytes)
-        room = f"the same {own}" if its == own else f"{its} instead of {own}"
+        than = f"the {own} of {self.label}" if self.label else own
+        room = f"the same {own}" if its == own else f"{its} instead of {than}"
         return f"{b.label or b.name} has {room} and {self.difference}"
 
     @property

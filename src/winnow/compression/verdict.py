@@ -131,7 +131,7 @@ def weigh(
         sentence = _lost_too_much(label, before, after, worse, sides)
         return Judgement(sentence, tone, f"Ask for less: {options.less}.", None, found)
     if found.dominates:
-        return Judgement(sides.dominated, "bad", "", found.name, found)
+        return Judgement(replace(sides, label=label).dominated, "bad", "", found.name, found)
     if before <= after:
         return Judgement(
             f"The file did not get smaller ({size(before)} to {size(after)}): {worse}{sides.clause}.",
