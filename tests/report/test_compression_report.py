@@ -21,6 +21,7 @@ import report_samples
 from html_page import Page
 from winnow import words
 from winnow.errors import FormatError, InputError, WinnowError
+from winnow.naming import title_of
 from winnow.records.compression import Candidate, ChangedExample, Layer, ModelInfo, Report, TaskInfo, Verdict
 from winnow.report.compression import card, layer_map, phrases
 from winnow.report.compression import page as html
@@ -487,7 +488,11 @@ def test_language_models_have_the_tail_of_the_divergence() -> None:
     page = Page(html.render(text)).text
     away = math.log(46.9 / 42.82)
     assert f"{1.1 * away:.4f} nats per token; 99th percentile {7 * away:.4f}" in page
-    assert "KL divergence (nats/token, 99% below)" in page and "99% below" not in Page(html.render(images)).text
+    assert "KL divergence (nats/token)" in page and "the 99th percentile below the KL divergence" in page
+    assert "99th percentile" not in Page(html.render(images)).text
+    shown = io.StringIO()
+    Console(file=shown, width=180).print(summary(text))
+    assert "KL divergence (nats/token)  99th percentile" in shown.getvalue()
 
 
 def test_layers_are_arranged_by_block() -> None:
@@ -544,3 +549,26 @@ def test_summary_marks_the_chosen_one() -> None:
     for figure in ("SparseGPT 50 % + int4", "50%", "3.13", "7.0 MB", "46.90", "+9.53%", "+8.7 to +10.3"):
         assert figure in chosen
     assert "dense bf16" in out.getvalue() and "4 more in the report" in out.getvalue()
+
+
+def test_the_baseline_of_the_verdict_is_a_row_of_the_terminals_table() -> None:
+    report = report_samples.language_model()
+    assert report.baseline is not None
+    report.baseline.name = "int8 RTN"  # 8.08 bits, far from the chosen model's 3.13
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(summary(report))
+    assert "int8 RTN" in shown.getvalue() and "4 more in the report" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("spec", "title"),
+    [
+        ("winnow.demo_data:digits_vit", "digits_vit"),
+        ("models:resnet20", "resnet20"),
+        ("org/name", "org/name"),
+        ("a b: 50% zeros", "a b: 50% zeros"),
+        ("Stack", "Stack"),
+    ],
+)
+def test_a_heading_has_the_models_name_and_no_python_path(spec: str, title: str) -> None:
+    assert title_of(spec) == title

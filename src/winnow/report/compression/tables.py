@@ -22,7 +22,7 @@ def bits(item: Candidate | Layer) -> str:
 
 def candidates(report: Report) -> Table:
     task, ticket = report.task, report.ticket is not None
-    tokens = task.segment_length is not None or task.metric == "perplexity"
+    tokens = task.metric == "perplexity"
     given, unit = " from ticket" if ticket else "", "nats/token" if tokens else "nats"
 
     tailed = tokens and any(c.kl_p99 is not None for c in report.candidates)
@@ -40,7 +40,7 @@ def candidates(report: Report) -> Table:
         Column("Recovered", lambda c: phrases.recovered(c, report), "extra"),
         Column("Sparsity", lambda c: words.percent(c.sparsity), "extra"),
         Column(f"Agreement{' with ticket' if ticket else ''}", lambda c: words.percent(c.agreement, fixed=True), "extra"),
-        Column(f"KL divergence{given} ({unit}{', 99% below' if tailed else ''})", lambda c: _divergence(c.kl), "roomy", tail, under_room="roomy", under_title="KL 99th percentile"),
+        Column(f"KL divergence{given} ({unit})", lambda c: _divergence(c.kl), "roomy", tail, under_room="roomy", under_title="99th percentile"),
         Column("Time", lambda c: words.duration(c.seconds), "roomy"),
     ]  # fmt: skip
 

@@ -185,10 +185,12 @@ def _changed(report: Report) -> Section:
 
 
 def _frontier(report: Report) -> Section:
-    given = phrases.against(report)
+    given, tailed = phrases.against(report), any(c.kl_p99 is not None for c in report.candidates)
+    tail = " and the 99th percentile below the KL divergence" if tailed and report.task.metric == "perplexity" else ""
     caption = (
         f"Each mark is a model measured on the same data; whiskers are 95% intervals of its change against {given}, paired by "
-        "example, lines join the best of each family. A number such as #7 is a row of the table, which has the bits per weight."
+        "example, lines join the best of each family. A number such as #7 is a row of the table, where bits per weight stand below the "
+        f"file size{tail}."
     )
     legend = [(sample(k), name) for k, name in frontier.KINDS.items() if any(c.kind == k for c in report.candidates)]
     if report.picked is not None:
