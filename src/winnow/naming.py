@@ -22,6 +22,13 @@ def name_of(spec: str | Path) -> str:
     return text
 
 
+def title_of(spec: str | Path) -> str:
+    """What a heading calls a model: the function's own name of ``package.module:function``, else :func:`name_of`."""
+    name = name_of(spec)
+    place, colon, function = name.rpartition(":")
+    return function if colon and function.isidentifier() and place.replace(".", "").isidentifier() else name
+
+
 def without_paths(value: Any, given: Iterable[Any] = ()) -> Any:
     """``value`` (texts, lists, dicts) with every path in ``given`` that says where it lies by its name in every text.
 

@@ -10,7 +10,8 @@ from winnow.compression.candidates import Candidate, baselines, primary
 from winnow.compression.goal import GRID, safest_first, search, within
 from winnow.compression.outcome import Outcome
 from winnow.compression.recipe import Recipe
-from winnow.compression.verdict import doubtful, judge, winner
+from winnow.compression.rivals import winner
+from winnow.compression.verdict import doubtful, judge
 from winnow.errors import GateError
 from winnow.measure.compare import Comparison
 from winnow.measure.evaluation import Evaluation
@@ -22,19 +23,22 @@ def recipe(sparsity, values="keep", **more):
     return Recipe(method="magnitude", sparsity=sparsity, zeros=round(1000 * sparsity), values=values, **more)
 
 
+def answers(value, n=1000):
+    """Examples that are right in order, so that of two models one is right wherever the other is."""
+    right = (np.arange(n) < (0 if math.isnan(value) else round(value * n))).astype(float)
+    return Evaluation("accuracy", value, value - 0.01, value + 0.01, right, np.zeros(n, int), n)
+
+
 def outcome(candidate, drop, size, half=0.2):
-    value = 0.9 - drop / 100
-    evaluation = Evaluation("accuracy", value, value - 0.01, value + 0.01, np.zeros(4), np.zeros(4, int), 4)
-    return Outcome(
-        candidate, None, evaluation, Comparison(drop, drop - half, drop + half, False, 4, "given"), size, 1.0
-    )
+    loss = Comparison(drop, drop - half, drop + half, False, 1000, "given")
+    return Outcome(candidate, None, answers(0.9 - drop / 100), loss, size, 1.0)
 
 
 class Task:
     metric, scale, higher_is_better, unit = "accuracy", 100.0, True, "points"
 
 
-DENSE = Evaluation("accuracy", 0.9, 0.88, 0.92, np.zeros(4), np.zeros(4, int), 4)
+DENSE = answers(0.9)
 
 
 def drop_of(candidate):
@@ -86,7 +90,7 @@ def test_plain_quantization_wins_only_when_no_larger_and_no_worse():
 @pytest.mark.parametrize(
     ("drop", "others", "tone", "words"),
     [
-        (0.1, [], "good", "2.00x smaller"),
+        (0.1, [], "good", "2.0× smaller"),
         (1.0, [], "mixed", "points"),
         (9.0, [], "bad", "lost too much"),
         (math.nan, [], "bad", "lost too much"),
@@ -148,7 +152,7 @@ def test_a_small_bad_row_is_not_recommended_for_being_small():
     found = judge(chosen, [outcome(plain[0], 43.0, 60), outcome(plain[1], 0.6, 90)], Task(), DENSE, 1000, "out")
     assert found.better == "int4-g32-gptq" and found.tone == "bad"
     alone = judge(chosen, [outcome(plain[0], 43.0, 60)], Task(), DENSE, 1000, "out")
-    assert alone.better is None and "so did everything within that size" in alone.sentence
+    assert alone.better is None and "So did everything within that size" in alone.sentence
     assert alone.tone == "bad" and "Ask for less" in alone.next_step
     # A size that was asked for is what others may use, whatever the chosen one came to.
     assert winner(chosen, [outcome(plain[1], 0.6, 120)]) is None

@@ -109,6 +109,8 @@ def test_agreement_and_kl_by_brute_force(monkeypatch, cap):
     assert reference.chosen.tolist() == chosen
     p, q = before.log_softmax(-1)[chosen], after.log_softmax(-1)[chosen]
     assert found.details["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=5e-3)
+    tail = np.percentile((p.exp() * (p - q)).sum(-1).numpy(), 99)
+    assert found.details["kl_p99"] == pytest.approx(float(tail), rel=5e-3) and tail > found.details["kl"]
     itself = task.evaluate(dense, reference)
     assert itself.details["agreement"] == 1 and 0 <= itself.details["kl"] < 1e-5
     assert itself.value == reference.evaluation.value

@@ -146,7 +146,10 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
     assert "Against the dense model: accuracy" in report.verdict.sentence
     named = report.verdict.sentence
     again = ran(folder, monkeypatch, out, stages, keep_work=True, sets=sets)[1]
-    assert again.picked.values == sets[0].partition("=")[2] and f"gives {words.size(again.picked.file_bytes)}" in named
+    assert (
+        again.picked.values == sets[0].partition("=")[2]
+        and f"has {words.size(again.picked.file_bytes)} instead of" in named
+    )
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -166,9 +169,48 @@ def test_plain_quantization_is_said_in_a_recipes_words(folder, tmp_path, monkeyp
         assert _take(plain, Compress(**own)) == ""
 
 
+def packed_ticket(baseline, **picked):
+    """A report as compress leaves it of a ticket of 1,000 bytes: 89.0% before packing, no more than the packed one loses."""
+    values = dict(name="s90", kind="pruned", file_bytes=200, quality=88.9, drop=0.1, drop_low=-0.1, drop_high=0.3)
+    return schema.Report(
+        title="t", verdict=schema.Verdict(sentence="As compress said."), model=schema.ModelInfo(name="m"),
+        task=schema.TaskInfo(metric="accuracy", unit="%", n=500), sizes=schema.Sizes(dense_file=1000, file=200),
+        baseline=baseline,
+        candidates=[
+            schema.Candidate(name="dense", kind="dense", file_bytes=1000, quality=89.0, drop=0.0),
+            schema.Candidate(chosen=True, **values | picked),
+            schema.Candidate(name="int4-g32-rtn", kind="quantized", file_bytes=300, quality=88.0, drop=1.0),
+        ],
+    )  # fmt: skip
+
+
+def test_a_packed_tickets_verdict_names_the_plain_quantization_of_the_ticket():
+    from winnow.pipeline.stages.compress import Compress
+    from winnow.pipeline.stages.compress_page import judge_recipe
+    from winnow.pipeline.stages.ticket import Ticket
+
+    ticket = Ticket(sparsity=0.9, steps=10)
+    plain = dict(name="int4-g32-rtn", label="int4 g32 RTN", file_bytes=300, quality=88.0, n=500)
+    worse = schema.Baseline(drop=-0.9, drop_low=-1.5, drop_high=-0.3, chosen_is="better", **plain)
+    found = judge_recipe(packed_ticket(worse), Compress(), ticket, "out", None)
+    first, _, rest = found.sentence.partition(". ")
+    assert "the nearest plain quantization of the ticket, int4 g32 RTN, has 300 bytes (1.50× larger)" in first
+    assert first.endswith("accuracy 88.00%, worse by 0.90 points (95% interval 0.30 to 1.50)")
+    assert found.tone == "mixed" and rest == "It depends on what the ticket itself lost."
+
+    better = schema.Baseline(drop=0.5, drop_low=0.2, drop_high=0.8, chosen_is="worse", **plain)
+    found = judge_recipe(packed_ticket(better), Compress(), ticket, "out", None)
+    assert found.tone == "mixed" and "what counts more, a file 1.50× smaller or the accuracy of int4" in found.sentence
+    found = judge_recipe(packed_ticket(schema.Baseline(missing="plain quantization was not measured (baselines: none)")), Compress(), ticket, "out", None)  # fmt: skip
+    assert "; plain quantization was not measured (baselines: none)." in found.sentence
+    # What compress said of a dense model stands as it was.
+    found = judge_recipe(packed_ticket(better), Compress(), None, "out", None)
+    assert found.sentence == "As compress said."
+
+
 def test_a_change_that_rounds_to_nothing_has_no_sign():
-    assert change(Comparison(0.001, -1.0, 0.004, False, 9, "")) == "0.00 points, 95\u00a0% interval 0.00 to +1.00"
-    assert change(Comparison(0.5, 0.0, 1.0, False, 9, "")) == "−0.50 points, 95\u00a0% interval −1.00 to 0.00"
+    assert change(Comparison(0.001, -1.0, 0.004, False, 9, "")) == "0.00 points, 95% interval 0.00 to +1.00"
+    assert change(Comparison(0.5, 0.0, 1.0, False, 9, "")) == "−0.50 points, 95% interval −1.00 to 0.00"
     assert [words.signed(v) for v in (-0.0, 0.0, -0.004, 0.006, -1.0)] == ["0.00", "0.00", "0.00", "+0.01", "−1.00"]
 
 

@@ -227,6 +227,7 @@ def test_nothing_measured_is_told() -> None:
     report = reporting.build(tickets, None, owner)
     assert "quality was not measured" in report.verdict.sentence and report.verdict.tone == "mixed"
     text = Page(page.render(report)).text
+    assert "Quality not measured" in text and "Trade-off" not in text
     assert "Differences are paired" not in text and "1 T" in text
 
 
@@ -290,6 +291,14 @@ def test_sentence() -> None:
         "ISP at 80% sparsity: accuracy 90.00%, −0.40 points against dense (−0.90 to +0.60), in 1.4 T (700 steps); "
         "full IMP takes 8 T."
     )
+
+
+def test_a_trade_off_says_on_what_it_depends() -> None:
+    assert verdict(4.9, 6.0)[1].endswith("It depends on whether that sparsity is worth 4.90 points of accuracy.")
+    assert verdict(0.9, 2.0)[1].endswith(
+        "It depends on whether more than 1 point is lost, which these runs leave open."
+    )
+    assert "depends" not in verdict(0.4, 0.9)[1] + verdict(5.1, 6.0)[1]
 
 
 def test_verdict_is_about_the_highest_sparsity_that_costs_little(several: TicketReport) -> None:

@@ -8,6 +8,7 @@ import struct
 import zlib
 
 from winnow.records.compression import (
+    Baseline,
     Candidate,
     ChangedExample,
     ClassQuality,
@@ -61,7 +62,7 @@ def _ppl(name: str, kind: str, bits: float, quality: float, *, dense: float = 42
         if known:
             away = abs(math.log(quality / dense))
             more |= {"drop_low": drop - width, "drop_high": drop + width}
-            more |= {"agreement": max(0.04, 1 - away * 0.9), "kl": away * 1.1}
+            more |= {"agreement": max(0.04, 1 - away * 0.9), "kl": away * 1.1, "kl_p99": away * 7}
     return Candidate(name=name, kind=kind, quality=quality, **more)
 
 
@@ -140,6 +141,18 @@ def language_model(layers: int = 42) -> Report:
             calibration_tokens=32_768,
         ),
         chosen="SparseGPT 50 % + int4",
+        baseline=Baseline(
+            name="int3 GPTQ g128",
+            label="int3 g128 GPTQ",
+            file_bytes=6_992_298,
+            quality=45.7,
+            dominates=True,
+            drop=2.63,
+            drop_low=2.1,
+            drop_high=3.2,
+            chosen_is="worse",
+            n=1182,
+        ),
         candidates=candidates,
         layers=rows,
         requested=Requested(

@@ -22,7 +22,7 @@ from winnow.machine.memory import peak_rss
 from winnow.measure.chance import at_chance, too_good
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task, written_unit
-from winnow.naming import name_of, without_paths
+from winnow.naming import name_of, title_of, without_paths
 from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import (
     Candidate,
@@ -73,7 +73,8 @@ def build_report(
     limit = parse_size(job.size) if job.size is not None else None
     doubts = _doubts(task, dense, [main, *outcomes])
     others = [o for o in outcomes if o is not main]
-    verdict = doubtful(judge(main, others, task, dense, setup.dense_file, place, limit), doubts)
+    judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines)
+    verdict = doubtful(judged, doubts)
     classes = class_rows(task, dense, main.evaluation)
     allocation = _allocation(setup, main, classes=len(classes))
     below = None
@@ -82,7 +83,7 @@ def build_report(
             task.scale * main.evaluation.value, job.floor, task.metric, written_unit(task), task.higher_is_better
         )
     if below is not None:
-        verdict = replace(verdict, sentence=f"{verdict.sentence} {below}", tone="bad")
+        verdict = replace(verdict, sentence=f"{verdict.sentence} {below}", tone="bad", answer=None)
     # An allocation's own warnings speak of the floor where higher is better.
     warned = allocation is not None and task is not None and task.higher_is_better
     floor_note = [below] if below is not None and not warned else []
@@ -90,9 +91,9 @@ def build_report(
     texts = prepared.kind in ("causal-lm", "encoder", "seq2seq")
     tokens = token_count(prepared.batches) or None if texts else None
     return Report(
-        title=f"{_short(setup.source.spec)}: {main.candidate.label}",
+        title=f"{title_of(setup.source.spec)}: {main.candidate.label}",
         created=datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
-        verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone),
+        verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone, answer=verdict.answer),
         next_step=verdict.next_step,
         undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.sha256()[:12]}). "
         f"`winnow export {quote(place)} --out {quote(place + '-dense')}` writes this one for use without winnow.",
@@ -121,6 +122,7 @@ def build_report(
             calibration_tokens=tokens,
         ),
         chosen=main.name,
+        baseline=verdict.baseline,
         candidates=[
             *([_dense_row(setup, task, dense)] if task is not None and dense is not None else []),
             *(_row(o, o is main, folders.get(o.name), task) for o in outcomes),
@@ -245,6 +247,7 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, task: Task | None) -> Ca
         drop_high=known(c.high) if c else None,
         agreement=known(details.get("agreement")),
         kl=known(details.get("kl")),
+        kl_p99=known(details.get("kl_p99")),
         seconds=o.seconds,
         folder=str(folder) if folder is not None else None,
         chosen=chosen,

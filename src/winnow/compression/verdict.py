@@ -1,36 +1,39 @@
-"""What the figures say, in one sentence a person can act on."""
+"""What the figures say, in a sentence or two that a person can act on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
 from winnow.compression.outcome import Outcome
+from winnow.compression.rivals import baseline, beside, winner
+from winnow.compression.sides import LARGE_DROP, SMALL_DROP, Sides, figure
 from winnow.measure.chance import too_good
 from winnow.measure.compare import Comparison
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task, written_unit
-from winnow.words import number, signed, size
+from winnow.records.compression import Baseline, TaskInfo
+from winnow.words import ratio, signed, size
 
-if TYPE_CHECKING:
-    from winnow.records.compression import Candidate
-
-SMALL_DROP = 1.0  # points, or per cent of perplexity: what most users accept without asking
-LARGE_DROP = 5.0
 Tone = Literal["good", "mixed", "bad"]
-T = TypeVar("T", Outcome, "Candidate")
+# In place of "Trade-off": one of the same run is ahead in size or quality; the figures may not be what they seem.
+OTHER, CHECK = "Take another candidate", "Check the figures first"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The sentence, its tone, what to do next, and the candidate that is the better answer (None: the chosen one is)."""
+    """The sentence, its tone, what to do next, and the candidate that is the better answer (None: the chosen one is).
+
+    ``baseline``: the plain quantization that stands in the first sentence; ``answer``: see :class:`Verdict`.
+    """
 
     sentence: str
     tone: Tone
     next_step: str
     better: str | None
+    baseline: Baseline | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,49 +59,65 @@ def judge(
     dense_file: int,
     next_folder: str,
     limit: int | None = None,
+    level: str = "all",
 ) -> Judgement:
-    """Compares the chosen candidate with the dense model and with everything else that was measured within its size.
+    """Compares the chosen candidate with the dense model, the nearest plain quantization, and everything else that was
+    measured within its size.
 
-    ``limit``: bytes that were allowed, where a size was requested; otherwise the chosen candidate's own.
+    ``limit``: bytes that were allowed, where a size was requested; otherwise the chosen candidate's own. ``level``: the
+    baselines that were asked for.
     """
     label = chosen.candidate.label
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
         return unmeasured(label, dense_file, chosen.file_bytes)
-    better = winner(chosen, others, limit)
-    if better is not None and better.comparison is not None and tone_of(better.comparison) == "bad":
-        lost = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)}"
-        sentence = (
-            f"{_shrank(label, dense_file, chosen.file_bytes)}, but it lost too much: {lost}; so did everything within that "
-            f"size, the best of it {better.candidate.label} with {_value(task, better.evaluation)} in {size(better.file_bytes)}."
-        )
-        return Judgement(sentence, "bad", f"Ask for less: {COMMAND.less}.", None)
-    if better is not None:
-        gain = (
-            f"{size(better.file_bytes)} instead of {size(chosen.file_bytes)}, "
-            f"{task.metric} {_value(task, better.evaluation)} instead of {_value(task, chosen.evaluation)}"
-        )
-        if better.candidate.kind == "quantized":
-            sentence = f"Plain quantization is the better answer here: {better.candidate.label} gives {gain}."
-        elif better.candidate.recipe is not None and _same_zeros(chosen, better):
-            sentence = f"Store the same zeros in narrower values: {better.candidate.label} gives {gain}."
-        else:
-            sentence = f"Another candidate is the better answer here: {better.candidate.label} gives {gain}."
-        step = f"Take that model instead: add `--keep {better.name}` to the command, and it is written to {next_folder}/{better.name}."
-        return Judgement(sentence, "bad" if better.candidate.kind == "quantized" else "mixed", step, better.name)
-    worse = f"{task.metric} {_value(task, dense)} to {_value(task, chosen.evaluation)} ({change(chosen.comparison)})"
-    return weigh(label, dense_file, chosen.file_bytes, worse, chosen.comparison, next_folder)
+    info = TaskInfo(metric=task.metric, unit=written_unit(task), higher_is_better=task.higher_is_better)
+    found = baseline(chosen, others, task, limit, level)
+    sides = Sides(found, chosen.file_bytes, info)
+    worse = moved(info, task.scale * dense.value, task.scale * chosen.evaluation.value, chosen.comparison)
+    judged = weigh(label, dense_file, chosen.file_bytes, worse, chosen.comparison, next_folder, sides=sides)
+    best = winner(chosen, others, limit)
+    if best is None or best.evaluation is None or best.comparison is None:
+        return judged
+    sentence = judged.sentence
+    if tone_of(best.comparison) == "bad":
+        value = figure(task.scale * best.evaluation.value, info)
+        which = f", the best of it {best.candidate.label} with {value} in {size(best.file_bytes)}"
+        sentence = _lost_too_much(label, dense_file, chosen.file_bytes, worse, sides)
+        sentence += f" So did everything within that size{which if best.name != found.name else ''}."
+        return Judgement(sentence, "bad", f"Ask for less: {COMMAND.less}.", None, found)
+    if best.name != found.name:
+        if judged.tone == "mixed":  # what it depends on is beside the point where another candidate is ahead
+            sentence = f"{_shrank(label, dense_file, chosen.file_bytes)}, {worse}{sides.clause}."
+        what = "Store the same zeros in narrower values" if _same_zeros(chosen, best) else "Another candidate is ahead"
+        ahead = replace(sides, baseline=beside(chosen, best, task, dominates=True))
+        sentence += f" {what}: {ahead.instead}."
+    quantized = best.candidate.kind == "quantized"
+    step = f"Take that model instead: add `--keep {best.name}` to the command, and it is written to {next_folder}/{best.name}."
+    return Judgement(sentence, "bad" if quantized else "mixed", step, best.name, found, None if quantized else OTHER)
 
 
 def unmeasured(label: str, before: int, after: int, options: Options = COMMAND) -> Judgement:
     """Of a file alone."""
-    shrank = f"{_shrank(label, before, after)}; quality was not measured."
-    return Judgement(shrank, "mixed", f"Measure it: {options.measure}.", None)
+    shrank = (
+        f"{_shrank(label, before, after)}. Whether that pays depends on its quality, which was not measured, nor was plain "
+        "quantization beside it."
+    )
+    missing = Baseline(missing="plain quantization is compared where quality is measured")
+    return Judgement(shrank, "mixed", f"Measure it: {options.measure}.", None, missing, "Quality not measured")
 
 
 def weigh(
-    label: str, before: int, after: int, worse: str, loss: Comparison, folder: str, options: Options = COMMAND
+    label: str,
+    before: int,
+    after: int,
+    worse: str,
+    loss: Comparison,
+    folder: str,
+    options: Options = COMMAND,
+    *,
+    sides: Sides,
 ) -> Judgement:
-    """Of a model that nothing measured beats.
+    """Of a model by itself, its loss against the model it was made of, and the nearest plain quantization.
 
     Args:
         label: what it is, as a person reads it.
@@ -107,23 +126,29 @@ def weigh(
         loss: the same in figures.
         folder: where it is written.
     """
-    shrank = _shrank(label, before, after)
-    tone = tone_of(loss)
+    tone, found = tone_of(loss), sides.baseline
     if tone == "bad":
-        return Judgement(f"{shrank}, but it lost too much: {worse}.", tone, f"Ask for less: {options.less}.", None)
+        sentence = _lost_too_much(label, before, after, worse, sides)
+        return Judgement(sentence, tone, f"Ask for less: {options.less}.", None, found)
+    if found.dominates:
+        return Judgement(replace(sides, label=label).dominated, "bad", "", found.name, found)
     if before <= after:
         return Judgement(
-            f"The file did not get smaller ({size(before)} to {size(after)}): {worse}.",
+            f"The file did not get smaller ({size(before)} to {size(after)}): {worse}{sides.clause}.",
             "bad",
             f"Ask for more zeros or narrower values, e.g. {options.smaller}.",
             None,
+            found,
         )
+    conditions = [*(sides.price(loss, before) if tone == "mixed" else []), *sides.choice]
+    depends = f" It depends on {', and on '.join(conditions)}." if conditions else ""
     following = (
-        f"Use it: `winnow.load({folder!r})`, or `from_pretrained` after `import winnow`."
-        if tone == "good"
-        else f"Check the examples below that changed; with more evaluation data ({options.more}) the interval narrows."
+        f"Check the examples below that changed; with more evaluation data ({options.more}) the interval narrows."
+        if conditions
+        else f"Use it: `winnow.load({folder!r})`, or `from_pretrained` after `import winnow`."
     )
-    return Judgement(f"{shrank}; {worse}.", tone, following, None)
+    sentence = f"{_shrank(label, before, after)}, {worse}{sides.clause}.{depends}"
+    return Judgement(sentence, "mixed" if conditions else "good", following, None, found)
 
 
 def tone_of(loss: Comparison) -> Tone:
@@ -133,24 +158,13 @@ def tone_of(loss: Comparison) -> Tone:
     return "good" if loss.high <= SMALL_DROP or loss.drop <= 0 else "mixed"
 
 
-def winner(chosen: T, others: Sequence[T], limit: int | None = None) -> T | None:
-    """The best candidate of at most ``limit`` bytes (the size of ``chosen``, unless more was allowed) that measured no
-    worse than ``chosen``, strictly ahead in quality or size; or None. Both are outcomes, or rows of a report.
+def moved(info: TaskInfo, before: float, after: float, loss: Comparison) -> str:
+    """What became of a figure: "accuracy 97.80% to 97.60% (...)"."""
+    return f"{info.metric} {figure(before, info)} to {figure(after, info)} ({change(loss)})"
 
-    The best in quality, and of equals the smallest: no other within the size is better, so what is named is never
-    dominated. Plain quantization that was requested is overruled as any other candidate is. A drop that is not a number
-    (the outputs hold NaN) is worse than any other.
-    """
-    if chosen.file_bytes is None or chosen.drop is None:
-        return None
-    room, lost = max(chosen.file_bytes, limit or 0), math.inf if math.isnan(chosen.drop) else chosen.drop
-    ahead = [
-        (o.drop, o.file_bytes, i)
-        for i, o in enumerate(others)
-        if o.file_bytes is not None and o.drop is not None and o.file_bytes <= room and o.drop <= lost
-        if o.file_bytes < chosen.file_bytes or o.drop < lost
-    ]
-    return others[min(ahead)[2]] if ahead else None
+
+def _lost_too_much(label: str, before: int, after: int, worse: str, sides: Sides) -> str:
+    return f"{_shrank(label, before, after)}, but it lost too much: {worse}{sides.clause}."
 
 
 def doubtful(judgement: Judgement, doubts: Sequence[str]) -> Judgement:
@@ -158,15 +172,17 @@ def doubtful(judgement: Judgement, doubts: Sequence[str]) -> Judgement:
     if not doubts:
         return judgement
     sentences = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
-    tone: Tone = "mixed" if judgement.tone == "good" else judgement.tone
-    return replace(judgement, sentence=f"{judgement.sentence} {sentences}", tone=tone)
+    judgement = replace(judgement, sentence=f"{judgement.sentence} {sentences}")
+    return replace(judgement, tone="mixed", answer=CHECK) if judgement.tone == "good" else judgement
 
 
 def recalibrated_note(task: Task, dense: Evaluation, again: Evaluation, loss: Comparison, samples: int) -> str:
     """What new batch norms alone do to the dense model: a part of every row of the table but its own."""
+    info = TaskInfo(unit=written_unit(task))
+    before, after = (figure(task.scale * e.value, info) for e in (dense, again))
     note = (
         f"batch norms of every row but the dense one were estimated anew on up to {samples:,} calibration examples; of the "
-        f"dense weights that alone makes {task.metric} {_value(task, again)} from {_value(task, dense)} ({change(loss)})."
+        f"dense weights that alone makes {task.metric} {after} from {before} ({change(loss)})."
     )
     if too_good(loss):
         note += " The dense model gains by it: its inputs are not what it was trained on, look at how they are fed."
@@ -180,17 +196,10 @@ def _same_zeros(chosen: Outcome, other: Outcome) -> bool:
 
 def change(c: Comparison) -> str:
     """The paired change with its interval as a reader expects the signs: minus is worse (perplexity: plus)."""
-    unit, sign = (" per cent", 1) if c.relative else (" points", -1)
+    unit, sign = ("%", 1) if c.relative else (" points", -1)
     low, high = sorted((sign * c.low, sign * c.high))
-    return f"{signed(sign * c.drop)}{unit}, 95\u00a0% interval {signed(low)} to {signed(high)}"
+    return f"{signed(sign * c.drop)}{unit}, 95% interval {signed(low)} to {signed(high)}"
 
 
 def _shrank(label: str, before: int, after: int) -> str:
-    return f"{label}: the file is {before / max(after, 1):.2f}x smaller ({size(before)} to {size(after)})"
-
-
-def _value(task: Task, evaluation: Evaluation | None) -> str:
-    assert evaluation is not None
-    unit = written_unit(task)
-    space = "\u00a0" if unit else ""
-    return f"{number(task.scale * evaluation.value)}{space}{unit}"
+    return f"{label}: the file is {ratio(before, after)} ({size(before)} to {size(after)})"

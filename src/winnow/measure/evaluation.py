@@ -136,6 +136,11 @@ class OutputRecorder:
         """Mean KL(dense || this) in nats, or mean 1 - cosine; None without a reference."""
         return float(torch.cat(self._distances).mean()) if self._distances else None
 
+    @property
+    def tail(self) -> float | None:
+        """99th percentile of the same distances (linear between neighbours): what the mean of many easy answers hides."""
+        return float(np.quantile(torch.cat(self._distances).numpy(), 0.99)) if self._distances else None
+
     def outputs(self) -> tuple[np.ndarray, torch.Tensor]:
         chosen = self.chosen if self.chosen is not None else np.zeros(0, dtype=np.int64)
         kept = [self._slots[place] for place in sorted(self._slots)]

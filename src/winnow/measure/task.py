@@ -60,7 +60,8 @@ class Task(ABC):
 
         Args:
             reference: the dense model's answers (:meth:`reference`); ``details`` then holds "agreement" (share of equal
-                top-1 answers) with "agreement_low" and "agreement_high", and "kl" (mean KL(dense || model), nats).
+                top-1 answers) with "agreement_low" and "agreement_high", "kl" (mean KL(dense || model) over the answers, of a
+                text its tokens, in nats) and "kl_p99" (its 99th percentile).
             progress: called with (examples done, examples in all) after each batch.
         """
         return self._run(model, reference, keep=False, progress=progress)[0]
@@ -85,7 +86,8 @@ class Task(ABC):
     def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         same = matches(evaluation.predictions, dense.predictions)
         low, high = bounded(mean_interval(same))
-        return {"agreement": float(same.mean()), "agreement_low": low, "agreement_high": high, "kl": watch.distance}
+        agreement = {"agreement": float(same.mean()), "agreement_low": low, "agreement_high": high}
+        return {**agreement, "kl": watch.distance, "kl_p99": watch.tail}
 
     @abstractmethod
     def _answers(self) -> int:

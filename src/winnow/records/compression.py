@@ -27,6 +27,29 @@ class Verdict(Part):
 
     sentence: Text
     tone: Literal["good", "mixed", "bad"] = "good"
+    answer: Text | None = None  # the two or three words before the sentence, where the tone's own would mislead
+
+
+class Baseline(Part):
+    """The nearest plain-quantized model, which the chosen one is judged by.
+
+    It is the best of those that are no larger (or within the size asked for) and measured no worse; where there is none, the
+    one closest in bytes, and of those within 1% of its size the best in quality. The difference is paired by example: ``drop``
+    is what the chosen model lost against it, with its 95% interval, positive where the chosen model is worse.
+    """
+
+    name: Text | None = None  # of a candidate
+    label: Text | None = None
+    file_bytes: Count | None = None
+    quality: float | None = None
+    dominates: bool = False  # by the first of the two rules
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    chosen_is: Literal["better", "worse", "undecided"] | None = None  # by that interval; None where outputs hold NaN
+    n: Count | None = None  # examples (segments of a text) that both were measured on
+    needed: Count | None = None  # about as many would tell an undecided difference from zero; None: no practical number
+    missing: Text | None = None  # why there is none
 
 
 class ModelInfo(Part):
@@ -75,7 +98,8 @@ class Candidate(Part):
     drop_low: float | None = None
     drop_high: float | None = None
     agreement: Share | None = None  # same top-1 answer as the model that was packed
-    kl: float | None = None  # nats
+    kl: float | None = None  # nats, mean over the answers (tokens of a text)
+    kl_p99: float | None = None  # its 99th percentile over them
     seconds: float | None = None
     folder: Text | None = None
     chosen: bool = False
@@ -221,6 +245,7 @@ class Report(Record):
     model: ModelInfo
     task: TaskInfo = Field(default_factory=TaskInfo)
     chosen: Text | None = None  # name of a candidate
+    baseline: Baseline | None = None
     candidates: list[Candidate] = Field(default_factory=list)
     layers: list[Layer] = Field(default_factory=list)
     allocation: AllocationRecord | None = None  # where rates were learned, or weights fitted under fixed ones

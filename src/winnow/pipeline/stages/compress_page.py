@@ -10,16 +10,17 @@ from pathlib import Path
 from winnow.compression.examples import changed_rows, class_rows
 from winnow.compression.options import Options as CompressOptions
 from winnow.compression.reporting import below_floor, known
-from winnow.compression.verdict import Judgement, Options, change, tone_of, unmeasured, weigh, winner
+from winnow.compression.rivals import winner
+from winnow.compression.sides import Sides
+from winnow.compression.verdict import Judgement, Options, moved, tone_of, unmeasured, weigh
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import RecipeInputs
 from winnow.pipeline.stages.ticket import Ticket
-from winnow.records.compression import Candidate, Report
+from winnow.records.compression import Baseline, Candidate, Report, Verdict
 from winnow.report.compression.page import DATA, read
-from winnow.report.compression.phrases import quality
 from winnow.words import percent, size
 
 FIGURES = "run.json has the figures of all stages."
@@ -59,7 +60,8 @@ def compress_report(
     stage: CompressOptions = inputs.pipeline.stages[number]
     sparse: Ticket | None = None if ticket is None else inputs.pipeline.stages[ticket]
     judged = judge_recipe(report, stage, sparse, str(out), dense)
-    report.verdict.sentence, report.verdict.tone, report.next_step = judged.sentence, judged.tone, judged.next_step
+    report.verdict = Verdict(sentence=judged.sentence, tone=judged.tone, answer=judged.answer)
+    report.next_step = judged.next_step
     report.undo = _undo(inputs, out)
     if ticket is not None and sparse is not None:
         if own_zeros:
@@ -158,26 +160,28 @@ def judge_recipe(
     options, picked, given = _options(ticket), report.picked, report.dense
     sizes = report.sizes.dense_file or 0, report.sizes.file or 0
     label = "" if picked is None else picked.label or picked.name
+    as_made = report.verdict.sentence, report.verdict.tone, report.verdict.answer
     if picked is None or given is None or picked.quality is None:
-        return replace(unmeasured(label, *sizes, options), sentence=report.verdict.sentence)
+        return replace(unmeasured(label, *sizes, options), sentence=as_made[0], tone=as_made[1], answer=as_made[2])
     better = winner(picked, [c for c in report.candidates if c is not picked and c is not given])
     loss = _loss(picked, report.task.n or 0, not report.task.higher_is_better)
-    before, after = given.quality, picked.quality
+    before, after = math.nan if given.quality is None else given.quality, picked.quality
     if dense is not None:
         loss = compare(dense.evaluation, dense.packed, higher_is_better=dense.task.higher_is_better)
         before, after = (dense.task.scale * e.value for e in (dense.evaluation, dense.packed))
-    moved = f"{report.task.metric} {_value(before, report)} to {_value(after, report)} ({change(loss)})"
+    lost = moved(report.task, before, after, loss)
     if ticket is None:
-        judged = weigh(label, *sizes, moved, loss, place, options)
-        judged = replace(judged, sentence=report.verdict.sentence, tone=report.verdict.tone)
+        judged = weigh(label, *sizes, lost, loss, place, options, sides=_sides(report, ""))
+        judged = replace(judged, sentence=as_made[0], tone=as_made[1], answer=as_made[2])
     elif better is not None:
-        more = "The dense model was not measured." if dense is None else f"Against the dense model: {moved}."
-        tone = max(report.verdict.tone, "mixed" if dense is None else tone_of(loss), key=ORDER.index)
-        judged = Judgement(f"{report.verdict.sentence} {more}", tone, "", better.name)
+        more = "The dense model was not measured." if dense is None else f"Against the dense model: {lost}."
+        tone = max(as_made[1], "mixed" if dense is None else tone_of(loss), key=ORDER.index)
+        answer = as_made[2] if tone == as_made[1] else None
+        judged = Judgement(f"{as_made[0]} {more}", tone, "", better.name, report.baseline, answer)
     else:
-        alone = f"packing alone: {moved}; the dense model was not measured"
-        worse = alone if dense is None else f"against the dense model {moved}"
-        judged = weigh(label, *sizes, worse, loss, place, options)
+        alone = f"packing alone: {lost}; the dense model was not measured"
+        worse = alone if dense is None else f"against the dense model {lost}"
+        judged = weigh(label, *sizes, worse, loss, place, options, sides=_sides(report, " of the ticket"))
         below = below_floor(
             picked.quality, stage.floor, report.task.metric, report.task.unit, report.task.higher_is_better
         )
@@ -185,8 +189,13 @@ def judge_recipe(
             judged = replace(judged, sentence=f"{judged.sentence} {below}", tone="bad")
         if dense is None and judged.tone == "good":
             step = "Measure what the ticket itself lost: put a train stage and an eval stage before it."
-            judged = replace(judged, tone="mixed", next_step=step)
+            on = " It depends on what the ticket itself lost."
+            judged = replace(judged, sentence=judged.sentence + on, tone="mixed", next_step=step)
     return judged if better is None else replace(judged, next_step=_take(better, stage))
+
+
+def _sides(report: Report, of: str) -> Sides:
+    return Sides(report.baseline or Baseline(), report.sizes.file or 0, report.task, of)
 
 
 def _options(ticket: Ticket | None) -> Options:
@@ -217,7 +226,3 @@ def _take(better: Candidate, stage: CompressOptions) -> str:
 def _loss(picked: Candidate, n: int, relative: bool) -> Comparison:
     drop, low, high = (math.nan if v is None else v for v in (picked.drop, picked.drop_low, picked.drop_high))
     return Comparison(drop, low, high, relative, n, "as compress measured it")
-
-
-def _value(value: float | None, report: Report) -> str:
-    return quality(value, report.task).replace(" ", "\u00a0") if value is not None else "not a number"

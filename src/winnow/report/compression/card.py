@@ -38,6 +38,8 @@ def card(report: Report) -> str:
                 moved = phrases.with_interval(moved, phrases.change_span(chosen, task))
                 given = "the ticket" if phrases.against(report) == "ticket" else "dense"
                 rows.append((f"against {given}", *("" for _ in before), moved))
+            if left := phrases.recovered(chosen, report):
+                rows.append((f"{task.metric} recovered", *("" for _ in before), left))
         lines += [f"| {' | '.join(map(prose, row))} |" for row in rows]
         if report.task.evaluation_data:
             said = f"{prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples)"

@@ -16,7 +16,8 @@ ROWS = 12  # more candidates than this: the page has them all
 
 def summary(report: Report) -> Summary:
     """Verdict, table of candidates, allocation, notes and the next step."""
-    kept = _nearest(report.ranked, report.picked)
+    beside = report.baseline.name if report.baseline is not None else None
+    kept = _nearest(report.ranked, report.picked, beside)
     more = f"{len(report.candidates) - len(kept)} more in the report" if len(kept) < len(report.candidates) else ""
     table = replace(candidates(report.model_copy(update={"candidates": kept})), more=more)
     found = report.allocation
@@ -28,12 +29,13 @@ def summary(report: Report) -> Summary:
     return Summary(report.verdict.tone, report.verdict.sentence, [table, *parts, lines])
 
 
-def _nearest(ranked: list[Candidate], picked: Candidate | None) -> list[Candidate]:
-    """At most ROWS candidates: dense, ticket and chosen always, then those nearest the chosen one's bits per weight."""
+def _nearest(ranked: list[Candidate], picked: Candidate | None, beside: str | None) -> list[Candidate]:
+    """At most ROWS candidates: dense, ticket, chosen and the baseline that the verdict names always, then those nearest the
+    chosen one's bits per weight."""
     around = picked.bits_per_weight or 0.0 if picked is not None else 0.0
 
     def far(c: Candidate) -> float:
-        if c is picked or c.unpacked:
+        if c is picked or c.unpacked or c.name == beside:
             return -1.0
         return abs(c.bits_per_weight - around) if c.bits_per_weight is not None else math.inf
 

@@ -62,6 +62,16 @@ def change_span(candidate: Candidate, task: TaskInfo) -> str:
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
+def recovered(candidate: Candidate, report: Report) -> str:
+    """The share of the yardstick's quality that is left, "99.8%": of a figure where lower is better its inverse; nothing where
+    the yardstick's figure is not above zero."""
+    given, its = report.yardstick, candidate.quality
+    if given is None or candidate is given or given.quality is None or its is None or given.quality <= 0:
+        return ""
+    share = its / given.quality if report.task.higher_is_better else given.quality / its if its > 0 else math.nan
+    return f"{100 * share:.1f}%" if math.isfinite(share) else ""
+
+
 def from_what(report: Report) -> str:
     """What was packed, for the words around it: "dense", or "the ticket"."""
     return "dense" if report.ticket is None else "the ticket"

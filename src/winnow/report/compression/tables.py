@@ -22,18 +22,25 @@ def bits(item: Candidate | Layer) -> str:
 
 def candidates(report: Report) -> Table:
     task, ticket = report.task, report.ticket is not None
+    tokens = task.metric == "perplexity"
+    given, unit = " from ticket" if ticket else "", "nats/token" if tokens else "nats"
+
+    tailed = tokens and any(c.kl_p99 is not None for c in report.candidates)
 
     def moved(c: Candidate) -> str:
         return phrases.change(c, task)
 
+    def tail(c: Candidate) -> str:
+        return _divergence(c.kl_p99) if tailed else ""
+
     columns: list[Column[Candidate]] = [
-        Column("Bits/weight", bits),
-        Column("File size", lambda c: words.size(c.file_bytes)),
+        Column("File size", lambda c: words.size(c.file_bytes), below=lambda c: f"{bits(c)} bits" if bits(c) else "", under_room="", under_title="Per weight"),
         Column(words.capital(words.clip(task.metric, 16)), lambda c: phrases.quality(c.quality, task), below=lambda c: phrases.span(c.low, c.high, task), under_room="roomy", brief=moved),
         Column("Change", moved, "elsewhere", lambda c: phrases.change_span(c, task), under_room="extra"),
+        Column("Recovered", lambda c: phrases.recovered(c, report), "extra"),
         Column("Sparsity", lambda c: words.percent(c.sparsity), "extra"),
         Column(f"Agreement{' with ticket' if ticket else ''}", lambda c: words.percent(c.agreement, fixed=True), "extra"),
-        Column(f"KL divergence {'from ticket ' if ticket else ''}(nats)", _divergence, "roomy"),
+        Column(f"KL divergence{given} ({unit})", lambda c: _divergence(c.kl), "roomy", tail, under_room="roomy", under_title="99th percentile"),
         Column("Time", lambda c: words.duration(c.seconds), "roomy"),
     ]  # fmt: skip
 
@@ -46,12 +53,12 @@ def candidates(report: Report) -> Table:
     return Table.of("Model", report.ranked, columns, row, "ranked")
 
 
-def _divergence(c: Candidate) -> str:
-    if c.kl is None:
+def _divergence(nats: float | None) -> str:
+    if nats is None:
         return ""
-    if abs(c.kl) < 0.00005:  # rounding may leave it below zero
+    if abs(nats) < 0.00005:  # rounding may leave it below zero
         return "< 0.0001"
-    return words.number(c.kl) if c.kl >= 1 else f"{c.kl:.4f}"
+    return words.number(nats) if nats >= 1 else f"{nats:.4f}"
 
 
 def layers(report: Report) -> Table:

@@ -6,7 +6,8 @@ import math
 from functools import partial
 
 from winnow import words
-from winnow.records.compression import Report, SkippedTensor
+from winnow.naming import title_of
+from winnow.records.compression import Candidate, Report, SkippedTensor
 from winnow.records.speed import Bench
 from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
@@ -25,7 +26,8 @@ def view(report: Report, bench: Bench | None = None) -> Page:
     """The page of a compression; ``bench``: what ``winnow bench`` found."""
     model, tiles = report.model, _tiles(report)
     parameters = f"{words.bulk(model.parameters)} parameters" if model.parameters else ""
-    subtitle = (model.name, model.architecture or "", model.kind or "", parameters)
+    own = model.architecture or ""  # which may be the end of the name, or all of it
+    subtitle = (model.name, "" if own == title_of(model.name) else own, model.kind or "", parameters)
     footer = (
         "Sizes are decimal: 1 MB is 1,000,000 bytes. Bits per weight count masks and scales over the prunable weights. "
     )
@@ -35,6 +37,7 @@ def view(report: Report, bench: Bench | None = None) -> Page:
         subtitle=[words.clip_middle(part, 80) for part in subtitle],
         created=words.when(report.created),
         tone=report.verdict.tone,
+        answer=report.verdict.answer or "",
         sentence=report.verdict.sentence,
         tiles=tiles,
         summary=Facts(_target(report), "summary"),
@@ -76,11 +79,13 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
         value, moved = phrases.quality(picked.quality, task), phrases.change(picked, task)
         was = dense.quality if dense is not None and dense is not picked else None
         path = f"{phrases.quality(was, task)} → {value}" if was is not None else value if moved else ""
+        left = phrases.recovered(picked, report)
         interval = phrases.change_span(picked, task) if moved else phrases.span(picked.low, picked.high, task)
         more = [f"95% interval {interval}" if interval else ""]
         if report.ticket is not None and moved:
             more.append(f"against {'the ticket' if report.dense is None else 'dense'}")
-        tiles.append((words.capital(task.metric), moved or value, [path, "; ".join(filter(None, more))]))
+        under = [path, f"{left} recovered" if left else "", "; ".join(filter(None, more))]
+        tiles.append((words.capital(task.metric), moved or value, under))
     total = report.cost.seconds_total
     if total is None and report.timing:
         total = sum(s.seconds for s in report.timing)
@@ -151,9 +156,14 @@ def _change(report: Report) -> list[tuple[str, str]]:
         if dense is None and report.ticket is not None:
             rows.append((f"{task.metric}, dense", "not measured"))
     given = phrases.from_what(report)
+    rows.append(("Recovered", phrases.recovered(picked, report)))
     rows.append((f"Agreement with {given}", words.percent(picked.agreement)))
     if picked.kl is not None:
-        rows.append((f"KL divergence from {given}", f"{words.number(max(picked.kl, 0.0))} nats"))
+        tokens = task.metric == "perplexity"
+        tail = (
+            f" per token; 99th percentile {words.number(picked.kl_p99)}" if tokens and picked.kl_p99 is not None else ""
+        )
+        rows.append((f"KL divergence from {given}", f"{words.number(max(picked.kl, 0.0))} nats{tail}"))
     return [(words.capital(k), v) for k, v in rows]
 
 
@@ -175,9 +185,12 @@ def _changed(report: Report) -> Section:
 
 
 def _frontier(report: Report) -> Section:
+    given, tailed = phrases.against(report), any(c.kl_p99 is not None for c in report.candidates)
+    tail = " and the 99th percentile below the KL divergence" if tailed and report.task.metric == "perplexity" else ""
     caption = (
-        "Each mark is a model that was measured on the same data; whiskers and the small figures in the table are 95% "
-        "intervals, lines join the best of each family. A number such as #7 is a row of the table."
+        f"Each mark is a model measured on the same data; whiskers are 95% intervals of its change against {given}, paired by "
+        "example, lines join the best of each family. A number such as #7 is a row of the table, where bits per weight stand below the "
+        f"file size{tail}."
     )
     legend = [(sample(k), name) for k, name in frontier.KINDS.items() if any(c.kind == k for c in report.candidates)]
     if report.picked is not None:
@@ -191,23 +204,20 @@ def _frontier(report: Report) -> Section:
 
 
 def _rival(report: Report) -> str:
-    """One sentence that sets the chosen model beside the best plain quantization of no more bits."""
-    picked, task = report.picked, report.task
-    if picked is None or picked.bits_per_weight is None or picked.quality is None or "pruned" not in picked.kind:
+    """One sentence on the plain quantization that the verdict names: by which rule it was taken, and the paired difference."""
+    b, task = report.baseline, report.task
+    if b is None or report.picked is None or report.picked.quality is None:
         return ""
-    plain = [c for c in report.candidates if c.kind == "quantized" and c.quality is not None and c.bits_per_weight]
-    if not plain:
-        return "Plain quantization was not measured in this run."
-    here = f"{words.short(picked.bits_per_weight)} bits per weight"
-    near = [c for c in plain if c.bits_per_weight <= picked.bits_per_weight * 1.02]  # type: ignore[operator]
-    if not near:
-        return f"No plain quantization was measured at {here} or fewer."
-    best = (max if task.higher_is_better else min)(near, key=lambda c: c.quality)  # type: ignore[arg-type, return-value]
-    of = " of the ticket" if report.ticket is not None else ""
-    return (
-        f"At {here} or fewer, the best plain quantization{of} measured is {best.name}: {task.metric} "
-        f"{phrases.quality(best.quality, task)}, against {phrases.quality(picked.quality, task)} for the chosen model."
-    )
+    if b.name is None:
+        return f"{words.capital(b.missing)}." if b.missing else ""
+    rule = "the best plain quantization of no more bytes" if b.dominates else "the plain quantization closest in bytes"
+    of = " (of the ticket)" if report.ticket is not None else ""
+    text = f"The chosen model is set beside {rule}{of}, {b.name}"
+    pair = Candidate(name="", kind="pruned", drop=b.drop, drop_low=b.drop_low, drop_high=b.drop_high)
+    if moved := phrases.change(pair, task):
+        text += f": from it to the chosen model {task.metric} changes by {moved}, 95% interval {phrases.change_span(pair, task)}"
+        text += " (paired by example)"
+    return f"{text}."
 
 
 def _layers(report: Report) -> Section:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from winnow import words
 
+SPOT = 1.5  # pixels: marks as near are one
+CROSSED = 25.0  # pixels: a label rather stands so much farther off than across a whisker
 Point = tuple[float, float]
 Segment = tuple[float, float, float, float]
 
@@ -82,18 +85,27 @@ def fit(text: str, width: float, font: float) -> str:
     return words.clip_middle(text, limit)
 
 
-def place(wanted: list[Wanted], font: float, lines: list[list[Point]], taken: list[Box]) -> list[Label]:
+def place(
+    wanted: list[Wanted],
+    font: float,
+    lines: list[list[Point]],
+    taken: list[Box],
+    whiskers: Sequence[list[Point]] = (),
+) -> list[Label]:
     """Places what fits, in the order given; a point whose every text would overlap stays without a label.
 
-    ``lines`` are polylines that labels had better not cover, ``taken`` are places that they must not.
+    ``lines`` are polylines that labels had better not cover, still less the ``whiskers``; ``taken`` are places that they must
+    not.
     """
-    markers = {w.key: Box(w.x - w.radius, w.y - w.radius, w.x + w.radius, w.y + w.radius) for w in wanted}
+    posts = [(*line[0], *line[-1]) for line in whiskers]
+    markers = [(w, Box(w.x - w.radius, w.y - w.radius, w.x + w.radius, w.y + w.radius)) for w in wanted]
     trail = [p for line in lines for p in _dots(line)]
     placed: list[Label] = []
     for want in wanted:
-        others = [box for key, box in markers.items() if key != want.key]
+        # A mark on the very spot is no obstacle: what keeps clear of the one keeps clear of the other.
+        others = [box for w, box in markers if math.dist((w.x, w.y), (want.x, want.y)) > SPOT]
         for text in want.texts:
-            label = _best(want, text, font, others, placed, trail, taken)
+            label = _best(want, text, font, others, placed, trail, taken, posts)
             if label is not None:
                 placed.append(label)
                 break
@@ -101,7 +113,14 @@ def place(wanted: list[Wanted], font: float, lines: list[list[Point]], taken: li
 
 
 def _best(
-    want: Wanted, text: str, font: float, others: list[Box], placed: list[Label], trail: list[Point], taken: list[Box]
+    want: Wanted,
+    text: str,
+    font: float,
+    others: list[Box],
+    placed: list[Label],
+    trail: list[Point],
+    taken: list[Box],
+    posts: list[Segment],
 ) -> Label | None:
     wide, tall = text_width(text, font, want.bold), font * 1.15
     labelled = [label.box for label in placed]
@@ -109,7 +128,7 @@ def _best(
     best, least = None, math.inf
     for distance in (want.radius + 4, want.radius + 12, want.radius + 24, want.radius + 40, want.radius + 60):
         for turn, (dx, dy) in enumerate(_DIRECTIONS):
-            away = distance * 0.7 if dx and dy else distance
+            away = max(distance * 0.7, want.radius + 1) if dx and dy else distance
             cx, cy = want.x + dx * (away + wide / 2), want.y + dy * (away + tall / 2)
             box = Box(cx - wide / 2, cy - tall / 2, cx + wide / 2, cy + tall / 2)
             if not box.inside(want.area):
@@ -129,7 +148,8 @@ def _best(
             if any((leader is not None and _meet(leader, line)) or _segment_hits(line, box) for line in leaders):
                 continue
             covered = sum(box.left < x < box.right and box.top < y < box.bottom for x, y in trail)
-            cost = distance + 1.5 * covered + 0.6 * turn + (14 if unclear else 0)
+            crossed = sum(_segment_hits(post, box) for post in posts)
+            cost = distance + 1.5 * covered + CROSSED * crossed + 0.6 * turn + (14 if unclear else 0)
             if cost < least:
                 best, least = Label(want.key, text, box.left, cy + font * 0.35, box, want.bold, leader), cost
     return best

@@ -67,16 +67,6 @@ class Scale:
         return []
 
 
-def bit_ticks(scale: Scale, spacing: float) -> list[float]:
-    """Ticks for bits per weight: powers of two first, then the values between while there is room."""
-    kept: list[float] = []
-    for value in (16, 4, 2, 8, 1, 32, 3, 6, 0.5, 12, 1.5, 5, 24, 7, 10, 0.75, 2.5, 64, 0.25):
-        inside = scale.low <= value <= scale.high
-        if inside and all(abs(scale(value) - scale(k)) >= spacing for k in kept):
-            kept.append(value)
-    return sorted(kept)
-
-
 def _linear_steps(low: float, high: float) -> list[list[float]]:
     base = 10.0 ** math.floor(math.log10(high - low))
     found = []
@@ -168,9 +158,10 @@ class Plot:
         lines: list[list[tuple[float, float]]],
         taken: list[Box],
         titles: Mapping[int, str],
+        whiskers: list[list[tuple[float, float]]] | None = None,
     ) -> None:
         """Names beside their points, as far as they find a place."""
-        for label in place(wanted, self.font, lines, taken):
+        for label in place(wanted, self.font, lines, taken, whiskers or []):
             if label.leader is not None:
                 self.canvas.line(*label.leader, "leader")
             css = "name chosen" if label.bold else "name"

@@ -29,8 +29,8 @@ class Column(Generic[T]):
     """One quantity: its title, and how an item's value reads ("" where it has none).
 
     Where there is no room, "roomy" columns give way first, then "extra" ones; "elsewhere" ones on a narrow page only, which
-    shows them as the ``brief`` of another. ``below`` is a smaller second figure; in the tables that a terminal shows it is an
-    interval, with a column of its own there.
+    shows them as the ``brief`` of another. ``below`` is a smaller second figure, which on a terminal has a column of its own,
+    titled ``under_title``.
     """
 
     title: str
@@ -38,6 +38,7 @@ class Column(Generic[T]):
     room: str = ""
     below: Callable[[T], str] = nothing
     under_room: str = "below"
+    under_title: str = "95% interval"
     brief: Callable[[T], str] = nothing
     left: bool = False
 
@@ -104,12 +105,12 @@ class Table:
         need = max(cell_len(name) for name in [*names, self.first])
         lead = 2 if any(row.chosen for row in self.rows) else 0
         # What stays longest, width, side, title and cells of each column.
-        shown: list[tuple[tuple[int, int], int, bool, list[str]]] = []
+        shown: list[tuple[tuple[int, int, int], int, bool, list[str]]] = []
         for i, c in enumerate(self.columns):
-            for k, room, title in ((0, c.room, c.title), (1, c.under_room, "95% interval")):
+            for k, room, title in ((0, c.room, c.title), (1, c.under_room, c.under_title)):
                 texts = [visible(text) for text in (title, *(row.cells[i][k] for row in self.rows))]
                 if any(texts[1:]):
-                    stays = (max(ROOMS[c.room], ROOMS[room]), i)
+                    stays = (max(ROOMS[c.room], ROOMS[room]), i, k)
                     shown.append((stays, max(map(cell_len, texts)), c.left, texts))
         while len(shown) > 1:
             last = max(shown)

@@ -30,7 +30,8 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
     head = f"{words.capital(name)} at {words.percent(row.sparsity)} sparsity"
     if row.figure is None:
         said = f"{head}, found and trained {took}; its quality was not measured"
-        return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone="mixed"), row.sparsity
+        sentence = _whole(f"{said}{'; ' + full if full else ''}.")
+        return Verdict(sentence=sentence, tone="mixed", answer="Quality not measured"), row.sparsity
     said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
     if row.drop is not None:
         against = f"{phrases.amount(change(row.drop, task), unit(task))} against dense"
@@ -41,7 +42,22 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
         value = phrases.quality(theirs.figure.value, task)
         said += f"; {report.named(reference)} reaches {value} in {passes(theirs.passes)}"
         full = "" if reference == "imp" else full
-    return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}."), tone=_tone(row.drop)), row.sparsity
+    tone = _tone(row.drop)
+    depends = _depends(row.drop, report) if tone == "mixed" else ""
+    return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}.{depends}"), tone=tone), row.sparsity
+
+
+def _depends(drop: Figure | None, report: TicketReport) -> str:
+    """What a mixed verdict depends on."""
+    task = report.task
+    if drop is None:
+        return " It depends on what is lost against the dense model, which was not measured."
+    if drop.value > SMALL_DROP:
+        price = phrases.amount(change(drop, task), unit(task)).lstrip("+" + words.MINUS)
+        lost = f"{price} of {task.metric}" if task.higher_is_better else f"{task.metric} {price} higher"
+        return f" It depends on whether that sparsity is worth {lost}."
+    bound = f"{SMALL_DROP:g} point" if task.higher_is_better else f"{SMALL_DROP:g}%"
+    return f" It depends on whether more than {bound} is lost, which these runs leave open."
 
 
 def _whole(sentence: str) -> str:

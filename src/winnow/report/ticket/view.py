@@ -35,6 +35,7 @@ def view(report: TicketReport) -> Page:
         subtitle=[words.clip_middle(part, 80) for part in subtitle],
         created=words.when(report.created),
         tone=report.verdict.tone,
+        answer=report.verdict.answer or "",
         sentence=report.verdict.sentence,
         tiles=_tiles(report),
         notes=report.warnings,
