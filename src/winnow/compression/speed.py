@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from winnow.speed.race import RaceResult
     from winnow.speed.workload import Work
 
-PATIENCE = 60.0  # seconds that it may take at most
-EXPORTS = 20.0  # seconds after its start when no other runtime is begun with: an export cannot be stopped
+PATIENCE = 30.0  # seconds that it takes at most, on a machine that has nothing else to do
+EXPORTS = 15.0  # seconds after its start when no other runtime is begun with: an export cannot be stopped
 SPENT = 6.0  # seconds of rounds in each case
 ROUNDS = (8, 25)  # at least, at most
 SLOT = 0.005  # seconds a contender is called for in a row, where calls are shorter
@@ -40,7 +40,7 @@ RUNTIMES = {"ONNX Runtime float32": "onnxruntime", "OpenVINO float32": "openvino
 
 
 def quick_speed(setup: Setup, outcome: Outcome) -> Speed:
-    """Times dense models and the accelerated packed one of ``outcome``, alternating, within a minute.
+    """Times dense models and the accelerated packed one of ``outcome``, alternating, in half a minute.
 
     The result says why where nothing was measured: no measurement is worth failing a compression for.
     """
@@ -205,7 +205,7 @@ def _accelerated(outcome: Outcome, packed: nn.Module, works: list[Work]) -> tupl
     assert outcome.pruned is not None
     distinct = {(x.rows, x.cols, round(20 * x.sparsity)) for x in outcome.pruned.layers}
     rows = tuple(sorted({1 if w.tokens is not None else w.case.batch * (w.case.length or 1) for w in works}))
-    if LAYER * 4 * len(distinct) * len(rows) > PATIENCE / 2:
+    if LAYER * 4 * len(distinct) * len(rows) > PATIENCE:
         return packed, "packed", {}
     example = works[0].inputs[0] if works[0].tokens is None else {"input_ids": works[0].tokens[:, :1]}
     fast = accelerate(packed, rows=rows, example=example, timer=MicroTimer(LAYER))

@@ -11,6 +11,7 @@ from winnow.records.speed import Bench, LayerSpeed
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
 from winnow.report.draw.plot import Scale
+from winnow.report.speed.doubt import unsteady
 
 CSS = {"dense": "dense", "quantized": "quantized", "pruned": "pruned", "pruned+quantized": "both"}
 BEYOND = 3.0  # times dense: longer bars are cut there, so that the others can be told apart
@@ -49,7 +50,8 @@ def draw_cases(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
             c, t = about[m.contender], m.times
             title = f"{m.contender}: median {milli(t.median)}, p95 {milli(t.p95)}, IQR {milli(t.q1)} to {milli(t.q3)}"
             leads = len(found) > 1 and not bars
-            note = "  ".join(filter(None, (times(m.ratio), "fastest" if leads else "")))
+            ratio = "" if unsteady(m.ratio_low, m.ratio_high) else times(m.ratio)
+            note = "  ".join(filter(None, (ratio, "fastest" if leads else "")))
             base = m.contender == bench.measures[0].contender
             bars.append(
                 Bar(c.name, CSS[c.kind], t.median, note, t.q1, t.q3, t.p95, m.limit, title, first=leads, base=base)

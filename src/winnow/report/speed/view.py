@@ -21,6 +21,7 @@ from winnow.report.speed.chart import BEYOND, ROWS, distinct, draw_cases, draw_l
 from winnow.report.speed.doubt import busy, doubt
 
 OWN = ("packed", "accelerated")  # the first word of contenders that run the packed weights
+FAR = 0.05  # of the largest output: what is farther away from the float32 model is said with the name
 LAYERS = 12  # distinct ones at most on a terminal: the page has them all
 STOPPED = "The run was stopped before its end: this is what was measured by then."
 
@@ -159,24 +160,33 @@ def headline(bench: Bench) -> tuple[str, str]:
     winner, place = rows[0], words.capital(case.name)
     cores, threads = bench.machine.get("cores"), bench.machine.get("threads")
     if not own:
-        said = f"{place}: {winner.contender} is the fastest of {len(rows)} measured, {_took(winner, case)}"
+        said = f"{place}: {_named(winner)} is the fastest of {len(rows)} measured, {_took(winner, case)}"
         hurry = busy(bench.others, cores, threads)
         return f"{said}; {hurry}, so times are too long." if hurry else f"{said}.", "mixed"
     best = own[0]
     assert best.ratio is not None
     if reason := doubt(best.ratio_low, best.ratio_high, bench.others, cores, threads):
         both = f"{best.contender} takes {_took(best, case)}, {dense.contender} {milli(dense.times.median)}"
+        both += f", {_named(winner)}, the fastest, {milli(winner.times.median)}" if winner not in (best, dense) else ""
         return f"{place}: {both}; no speedup is stated, because {reason}.", "mixed"
     assert best.ratio_low is not None and best.ratio_high is not None
     wins, loses = best.ratio_low > 1, best.ratio_high < 1
     against = f"{times(best.ratio)} speedup" if wins or loses else "no significant difference"
     against = f"{against} against {dense.contender} ({milli(dense.times.median)})"
     if winner is best:
-        return f"{place}: {best.contender} is fastest here, {_took(best, case)}, {against}.", "good" if wins else "bad"
-    said = f"{place}: {winner.contender} is fastest here, {_took(winner, case)}; {best.contender} takes {_took(best, case)}"
+        return f"{place}: {_named(best)} is fastest here, {_took(best, case)}, {against}.", "good" if wins else "bad"
+    said = (
+        f"{place}: {_named(winner)} is fastest here, {_took(winner, case)}; {best.contender} takes {_took(best, case)}"
+    )
     if winner is dense:
         return f"{said}, {times(best.ratio)} speedup." if loses else f"{said}, no significant difference.", "bad"
     return f"{said}, {against}.", "mixed" if wins else "bad"
+
+
+def _named(m: Measure) -> str:
+    """A backend by its name, with a remark where it is fast at the price of other outputs."""
+    far = m.difference is not None and m.difference > FAR
+    return f"{m.contender} (outputs up to {tables.off(m.difference)} away)" if far else m.contender
 
 
 def _took(m: Measure, case: Case) -> str:
