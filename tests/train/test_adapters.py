@@ -149,6 +149,20 @@ def test_what_cannot_be_merged_is_one_sentence_and_nothing_has_changed(sparse):
         merge(tuned(filled))
 
 
+def test_a_model_whose_empty_units_were_cut_away(sparse):
+    """The zeros that went with them are not looked for."""
+    model = winnow.load(sparse)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, layer.mlp.down_proj.weight.t()):
+                weight[:8] = 0
+    small = winnow.shrink(model).model
+    assert small.get_parameter("model.layers.0.mlp.up_proj.weight").shape[0] == 40
+    merged = merge(tuned(small))
+    zeros = sum(int((merged.get_parameter(n) == 0).sum()) for n in small.winnow_zeros)
+    assert zeros == sum(small.winnow_zeros.values()) < sum(model.winnow_zeros.values())
+
+
 def test_the_model_card_names_what_keeps_the_zeros(sparse):
     card = (sparse / "README.md").read_text()
     for name in re.findall(r"winnow\.train\.(\w+)", card):
