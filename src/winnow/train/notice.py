@@ -6,10 +6,11 @@ when ``transformers.trainer`` is imported; it looks at the model once, before th
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
-from transformers import TrainerCallback, trainer
+from transformers.trainer_callback import TrainerCallback
 
 from winnow.masks.unwrap import unwrap
 from winnow.train.attach import is_attached
@@ -43,6 +44,6 @@ class ZerosNotice(TrainerCallback):  # type: ignore[misc]
 
 def enlist() -> None:
     """Enters the notice in the list, once; a transformers that keeps no such list goes without it."""
-    callbacks = getattr(trainer, "DEFAULT_CALLBACKS", None)
+    callbacks = getattr(sys.modules.get("transformers.trainer"), "DEFAULT_CALLBACKS", None)
     if isinstance(callbacks, list) and ZerosNotice not in callbacks:
         callbacks.append(ZerosNotice)
