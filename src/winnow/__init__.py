@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from winnow.formats.hf import install_hook
+from winnow.formats.hf import install_hook, when_imported
 from winnow.version import __version__
 
 _HOME = {
@@ -53,7 +53,15 @@ if TYPE_CHECKING:
     from winnow.verbs.evaluate import evaluate as evaluate
     from winnow.verbs.inspect import inspect as inspect
 
+
+def _notify() -> None:
+    from winnow.train.notice import enlist
+
+    enlist()
+
+
 install_hook()  # AutoModel.from_pretrained reads packed folders from here on; transformers is not imported for it
+when_imported("transformers.trainer", _notify)  # a plain Trainer warns before it fills the zeros of a sparse model
 
 
 def __getattr__(name: str) -> Any:

@@ -134,7 +134,7 @@ def test_a_compiled_part_is_called_by_its_plain_name():
         (lambda: torch.jit.trace(mlp(), X[:2]), "TorchScript"),
         (lambda: _sparse(), "to_dense"),
         (lambda: _like("FullyShardedDataParallel", "torch.distributed.fsdp"), "gather its state dict"),
-        (lambda: _like("LoraLayer", "peft.tuners"), "merge_and_unload"),
+        (lambda: _like("LoraLayer", "peft.tuners"), "winnow.train.merge"),
         (lambda: torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear}, torch.qint8), "quantized already"),
     ],
 )

@@ -260,7 +260,7 @@ def gptq_without_saying(folder):
 ODD = [
     (emptied, "is empty"),
     (adapter_alone, "holds an adapter, not a model: load org/base"),
-    (adapter_beside, "adapter beside the model.*merge_and_unload"),
+    (adapter_beside, "adapter beside the model.*winnow.train.merge"),
     (moved("model-Q4_K.gguf"), "GGUF.*give the original"),
     (moved("model.onnx"), "ONNX"),
     (moved("tf_model.h5"), "TensorFlow or Flax"),

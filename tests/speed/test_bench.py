@@ -378,7 +378,15 @@ def test_the_bars_stay_in_the_picture():
     [
         (1.5, 1.4, 1.6, "good", "1.50× speedup"),
         (1.02, 0.9, 1.1, "bad", "no significant difference"),
-        (0.6, 0.5, 0.7, "bad", "0.60× speedup"),
+        (0.6, 0.5, 0.7, "bad", "dense float32 is fastest here, 12 ms (83.30 tokens per second)"),
+        (
+            3.0,
+            0.44,
+            17.23,
+            "mixed",
+            "no speedup is stated, because the 95% interval of the ratio is too wide (0.44 to 17.23)",
+        ),
+        (1.5, None, None, "mixed", "no speedup is stated, because fewer than six rounds"),
     ],
 )
 def test_the_headline_says_what_the_interval_allows(ratio, low, high, tone, words):
@@ -392,7 +400,9 @@ def test_the_headline_names_a_faster_rival():
         if m.contender == "torch int8":
             m.times = m.times.model_copy(update={"median": 2.0})
     said, tone = view.headline(found)
-    assert tone == "mixed" and "torch int8 is faster, 2 ms" in said
+    assert (
+        tone == "mixed" and "torch int8 is fastest here, 2 ms" in said and "1.50× speedup against dense float32" in said
+    )
 
 
 def test_the_console_shows_every_contender():
@@ -447,7 +457,10 @@ def quick(ratio: float, low: float | None, high: float | None) -> Speed:
 def test_the_speed_line_claims_only_what_was_seen():
     assert line(quick(0.976, 0.95, 1.01)).startswith("one image: dense float32 12.1 ms, packed 12.4 ms: no gain here")
     assert outcome(quick(1.53, 1.49, 1.58)) == "1.53× speedup"
-    assert outcome(quick(0.5, 0.4, 0.6)) == "slower here, 0.50×"
+    assert outcome(quick(3.0, 0.44, 17.23)) == "not clear"
+    wide = line(quick(3.0, 0.44, 17.23))
+    assert "3.00×" not in wide and "no speedup is stated, because the 95% interval of the ratio is too wide" in wide
+    assert outcome(quick(0.5, 0.41, 0.6)) == "slower here, 0.50×"
     assert outcome(quick(1.01, 1.001, 1.02)) == "no gain here"  # told apart from 1, and still nothing to speak of
     assert line(Speed(what="one call", missing="no data")) == "not measured: no data"
     assert line(None) == ""
@@ -472,6 +485,12 @@ def test_compress_measures_a_model_with_layers_worth_it(tmp_path):
     assert found is not None and found.missing is None, found
     assert found.dense.median > 0 and found.fast.median > 0 and found.ratio > 0 and found.difference < 1e-4
     assert found.runs_on == "accelerated" and sum(found.kernels.values()) >= 3 and found.arithmetic == "float32"
+    assert [c.what for c in found.cases] == ["one input", "8 inputs at once"] and found.what == "one input"
+    for case in found.cases:
+        assert {"float32", "bfloat16"} == set(case.dense) | (set(found.left_out) & {"bfloat16"})
+        assert case.rival == min(case.dense, key=lambda name: case.dense[name].median) and case.rounds >= 8
+    assert found.dense == found.cases[0].dense[found.rival] and found.ratio == found.cases[0].ratio
+    assert 0 <= found.others <= found.cores
     assert "Speed here" in Page((tmp_path / "out" / "report.html").read_text()).text
     assert html.read(tmp_path / "out").speed == found
 

@@ -67,6 +67,7 @@ class Result:
         assert self.chosen.pruned is not None
         self._setup.host.as_stored()
         with self.chosen.pruned.in_place(self._setup.host, self._setup.scope) as model:
+            model.winnow_zeros = {layer.name: layer.zeros for layer in self.layers}  # type: ignore[assignment]
             return model
 
     def save(self, out: str | Path, candidate: str | None = None) -> Path:

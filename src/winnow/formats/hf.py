@@ -2,7 +2,7 @@
 
 Nothing of transformers (or torch) is imported here. Where the quantizer registry of transformers is loaded already,
 winnow registers at once; otherwise a finder on ``sys.meta_path`` waits for that one module and registers when it has
-been executed.
+been executed. The Trainer's notice about zeros (``winnow.train.notice``) comes to it in the same way.
 """
 
 from __future__ import annotations
@@ -19,32 +19,42 @@ _REGISTRY = "transformers.quantizers.auto"
 
 def install_hook() -> None:
     """Make transformers load winnow folders, now or when it is imported. Calling it again changes nothing."""
-    if _REGISTRY in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegistryFinder())
+    when_imported(_REGISTRY, _register)
 
 
-class _RegistryFinder(importlib.abc.MetaPathFinder):
-    """Finds the registry as the other finders do, and registers winnow once it has been executed."""
+def when_imported(module: str, action: Callable[[], None]) -> None:
+    """Does something once a module has been executed, now if it has been. A second action for a module is left out."""
+    if module in sys.modules:
+        action()
+    elif not any(isinstance(finder, _Finder) and finder.module == module for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(module, action))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module as the other finders do, and acts once it has been executed."""
+
+    def __init__(self, module: str, action: Callable[[], None]) -> None:
+        self.module, self.action = module, action
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _REGISTRY:
+        if fullname != self.module:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader.exec_module = _then_register(spec.loader.exec_module)  # type: ignore
+                spec.loader.exec_module = _then(self.action, spec.loader.exec_module)  # type: ignore
                 return spec
         return None
 
 
-def _then_register(execute: Callable[[types.ModuleType], None]) -> Callable[[types.ModuleType], None]:
+def _then(
+    action: Callable[[], None], execute: Callable[[types.ModuleType], None]
+) -> Callable[[types.ModuleType], None]:
     def exec_module(module: types.ModuleType) -> None:
         execute(module)
-        _register()
+        action()
 
     return exec_module
 

@@ -54,7 +54,7 @@ def check_folder(folder: Path) -> list[Path]:
     if (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{folder} holds an adapter beside the model, which from_pretrained adds only where peft is installed: merge it "
-            "(model.merge_and_unload()) and save that, or move adapter_config.json away."
+            "(peft's PeftModel.from_pretrained, then winnow.train.merge) and save that, or move adapter_config.json away."
         )
     return files
 
@@ -147,7 +147,7 @@ def _what_instead(folder: Path, config: bool = True) -> str:
     if "adapter_config.json" in names:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
         return (
-            f"{folder} holds an adapter, not a model: load {base} with it, merge them (peft: model.merge_and_unload()), "
+            f"{folder} holds an adapter, not a model: load {base} with it, merge them (winnow.train.merge(model)), "
             "and give the folder that save_pretrained writes of that."
         )
     if gguf := having(".gguf"):

@@ -106,6 +106,7 @@ class WinnowQuantizer(HfQuantizer):
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if self._dtypes.get(name, tensor.dtype) != tensor.dtype and tensor.is_floating_point():
                 tensor.data = tensor.data.to(self._dtypes[name])
+        model.winnow_zeros = {name: about["zeros"] for name, (_, about, _) in self._unpack.targets.items()}
         return model
 
     def is_serializable(self) -> bool:

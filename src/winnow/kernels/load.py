@@ -34,6 +34,10 @@ def load(
             everything else. ``model.winnow_packed`` says of every packed tensor whether it stayed packed, or why not; the
             folder's files must stay whole while the model is used.
 
+    Dense in memory it can be trained: ``model.winnow_zeros`` holds the number of zeros by tensor, which
+    :class:`winnow.train.WinnowCallback` keeps, and :func:`winnow.train.merge` when adapters of peft are merged. Adapters can be
+    trained on packed linear layers too, and are then merged into the dense model.
+
     Raises FormatError for a damaged folder or one that does not fit the model, InputError where ``factory`` is missing
     or the architecture is unknown. The model is in evaluation mode.
     """
@@ -86,4 +90,5 @@ def _load_plain(artifact: Artifact, model: torch.nn.Module, dtype: torch.dtype |
     for name, tensor in artifact.state_dict():
         # .data keeps the Parameter object, and with it any tie or optimizer that holds it.
         own[name].data = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+    model.winnow_zeros = {name: about["zeros"] for name, about in artifact.descriptions.items()}  # type: ignore[assignment]
     return model.eval()

@@ -47,7 +47,7 @@ class PackedLayer(WeightOnDemand):
         activations: str,
         ways: Ways,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not of the dense class beside this one: it would allocate a weight
         if bias is not None and tuple(bias.shape) != (matrix.rows,):
             raise InputError(f"the bias has shape {list(bias.shape)}, a layer of {matrix.rows} outputs needs one each")
         self.matrix = matrix
@@ -116,8 +116,10 @@ class PackedLayer(WeightOnDemand):
         return f"{list(self._shape)}, bias={self.bias is not None}, {self.matrix.values}, {kept}"
 
 
-class PackedLinear(PackedLayer):
+class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[override, misc]  # weight: read where it is used
     """A linear layer, y = x Wᵀ + b, with W packed. x [..., in_features], y of the same type.
+
+    It passes for a frozen nn.Linear wherever layers are chosen by class, so that peft puts its adapters around it.
 
     Args:
         matrix: W [out_features, in_features].

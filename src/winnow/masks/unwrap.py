@@ -218,7 +218,7 @@ def _require_plain(model: nn.Module) -> None:
             )
         if type(module).__module__.partition(".")[0] == "peft":
             raise InputError(
-                "the model carries adapters of peft beside its weights: give model.merge_and_unload(), which is one model."
+                "the model carries adapters of peft beside its weights: give winnow.train.merge(model), which is one model."
             )
     for name, p in (*model.named_parameters(), *model.named_buffers()):
         if type(p).__name__ == "DTensor" or type(getattr(p, "data", None)).__name__ == "DTensor":

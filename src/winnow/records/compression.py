@@ -208,14 +208,35 @@ class Times(Part):
     n: Count
 
 
-class Speed(Part):
-    """The quick measurement that ends a compression: dense against the packed model, at batch 1 (``winnow bench`` is the whole one).
+class SpeedCase(Part):
+    """One kind of input in the quick measurement: every dense way to run the model, and the packed model.
 
-    ``ratio``: how many times faster than dense, with its 95 % interval.
+    ``ratio`` is how many times faster than ``rival`` the packed model is, paired by round, with its 95 % interval.
     """
 
-    what: Text  # "one image", "a text of 128 tokens", "one token after 128"
+    what: Text  # "one text of 31 tokens, the data's median", "one token after 128"
+    unit: Text  # what is counted per second: "requests", "samples", "tokens"
+    per_call: Count = 1  # of them in one call
+    rounds: Count = 0
+    dense: dict[str, Times] = Field(default_factory=dict)  # "float32", "bfloat16", "ONNX Runtime float32"
+    fast: Times
+    rival: Text  # the fastest of ``dense``
+    ratio: float
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    difference: float | None = None  # of its output from the dense model's: largest one, over the largest output
+
+
+class Speed(Part):
+    """The quick measurement that ends a compression: the packed model against the fastest dense one (``winnow bench`` is the
+    whole one).
+
+    ``what`` to ``difference`` are those of the first case, ``dense`` the times of its ``rival``.
+    """
+
+    what: Text  # "one image", "one token after 128"
     dense: Times | None = None
+    rival: Text | None = None  # which dense way was the fastest; None in older reports: the type in ``arithmetic``
     fast: Times | None = None
     runs_on: Text | None = None  # "packed", "accelerated"
     kernels: dict[str, int] = Field(default_factory=dict)  # kernel -> layers that run on it
@@ -223,7 +244,11 @@ class Speed(Part):
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
-    difference: float | None = None  # of their outputs: largest one, over the largest output
+    difference: float | None = None
+    cases: list[SpeedCase] = Field(default_factory=list)
+    left_out: dict[str, Text] = Field(default_factory=dict)  # a dense way -> why it is not among them
+    others: float | None = None  # cores that other programs kept busy meanwhile
+    cores: Count | None = None  # that could be used
     threads: Count | None = None
     seconds: float | None = None  # that the measurement took
     missing: Text | None = None  # why nothing was measured

@@ -119,8 +119,13 @@ class Bench(Record):
     energy: Text | None = None  # the meter, or why there is none
     notes: list[Text] = Field(default_factory=list)
     interrupted: bool = False
+    others: float | None = None  # cores that other programs kept busy during the rounds
     machine: dict[str, Any] = Field(default_factory=dict)
     written: str | None = Field(default=None, exclude=True)  # the JSON file, of a bench that was just made
 
     def measure(self, contender: str, case: str) -> Measure | None:
         return next((m for m in self.measures if (m.contender, m.case) == (contender, case)), None)
+
+    def ranked(self, case: str) -> list[Measure]:
+        """The measures of a case, the fastest first."""
+        return sorted((m for m in self.measures if m.case == case), key=lambda m: m.times.median)

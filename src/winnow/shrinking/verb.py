@@ -134,7 +134,11 @@ def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:
     """
     model = plain_module(model)
     made, removed, skipped = _decide(model, example)
-    return ShrinkResult(apply(model, made), removed, skipped, made)
+    small = apply(model, made)
+    if known := getattr(small, "winnow_zeros", None):  # units that are gone took their zeros with them
+        left = dict(small.named_parameters())
+        small.winnow_zeros = {n: int((left[n] == 0).sum()) for n in known if n in left}  # type: ignore[assignment]
+    return ShrinkResult(small, removed, skipped, made)
 
 
 def plan(model: nn.Module, example: Any = None) -> dict[str, Any]:

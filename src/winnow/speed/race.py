@@ -27,6 +27,7 @@ class RaceResult:
     cases: list[Case] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
     dropped: dict[tuple[str, str], str] = field(default_factory=dict)  # (contender, case) -> why
+    taken: dict[str, list[Round]] = field(default_factory=dict)  # case -> its rounds
     interrupted: bool = False
 
 
@@ -75,6 +76,7 @@ def race(
         except KeyboardInterrupt:
             found.interrupted = True
         if taken:
+            found.taken[work.case.name] = taken
             found.cases.append(work.case.model_copy(update={"rounds": len(taken)}))
             found.measures += _measures(contenders, work.case, taken, differences, bandwidth)
         if found.interrupted:

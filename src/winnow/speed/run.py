@@ -14,6 +14,7 @@ import torch
 from winnow.errors import InputError, WinnowError
 from winnow.machine import energy
 from winnow.machine.bandwidth import read_bandwidth
+from winnow.machine.load import OtherPrograms
 from winnow.measure.latency import Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
@@ -78,7 +79,9 @@ class BenchRun:
             references["artifact"] = _outputs(expanded, self.work)
             expanded.close()
         stage = self._stage("measuring")
-        finish = race(self.contenders, self.work, references, self.rounds, bandwidth=self.bandwidth, progress=stage)
+        with OtherPrograms() as others:
+            finish = race(self.contenders, self.work, references, self.rounds, bandwidth=self.bandwidth, progress=stage)
+        self.found.others = others.busy
         self.found.cases, self.found.measures = finish.cases, finish.measures
         self.found.interrupted = finish.interrupted
         seen = {m.contender for m in finish.measures}

@@ -87,7 +87,7 @@ def _lengths(
 ) -> Sequence[int | None]:
     if kind in ("vision", "tensors"):
         return (None,)
-    most = _context(source.config, processor)
+    most = context_of(source.config, processor)
     if requested:
         if most is not None and max(requested) + extra > most:
             more = f" and {extra} tokens" if extra else ""
@@ -98,7 +98,7 @@ def _lengths(
     return sorted({max(1, min(n, (most or n + extra) - extra)) for n in LENGTHS[kind]})
 
 
-def _context(config: Any, processor: Any) -> int | None:
+def context_of(config: Any, processor: Any) -> int | None:
     """The most tokens the model can take at once; None where nothing says so."""
     config = getattr(config, "text_config", None) or config
     names = ("max_position_embeddings", "n_positions", "max_sequence_length")

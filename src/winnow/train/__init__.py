@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from winnow.train.adapters import Merged, merge
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
@@ -15,9 +16,11 @@ __all__ = [
     "Attached",
     "Fixed",
     "Gradual",
+    "Merged",
     "SparseMethod",
     "WinnowCallback",
     "attach",
+    "merge",
     "read_state",
     "write_state",
 ]

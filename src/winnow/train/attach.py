@@ -68,6 +68,11 @@ def attach(
     return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
 
 
+def is_attached(model: nn.Module) -> bool:
+    """Whether masks are on a model now."""
+    return any(attached.model is unwrap(model) for attached in _live)
+
+
 class Attached:
     """Masks on a model in training. Made by :func:`attach`.
 

@@ -14,8 +14,10 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.scope import find_scope
+from winnow.masks.unwrap import unwrap
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod, unfinished
+from winnow.train.methods.fixed import Fixed
 from winnow.train.state_file import read_state, write_state
 
 try:
@@ -31,6 +33,8 @@ _log = logging.getLogger(__name__)
 class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     """Trains under masks with the Trainer: ``Trainer(..., callbacks=[WinnowCallback(Gradual(0.9, end=1000))])``.
 
+    ``WinnowCallback()`` alone fine-tunes a model that is sparse already: the zeros it has are the masks, and stay.
+
     Attaches when training begins and detaches when it ends; what is left is a plain model with its zeros. Steps are the
     Trainer's ``global_step``. Every checkpoint folder gets masks and the method's state (``winnow_train.safetensors``), and
     ``resume_from_checkpoint`` goes on from it. With ``load_best_model_at_end`` the masks are the best checkpoint's, which a
@@ -38,7 +42,8 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     warned about (UserWarning) before the first step and at the end.
 
     Args:
-        method, include, exclude: as for :func:`winnow.train.attach`.
+        method: as for :func:`winnow.train.attach`; by default :class:`winnow.train.Fixed`, the model's own zeros.
+        include, exclude: as for :func:`winnow.train.attach`.
 
     Attributes:
         attached: the hook while training goes on; None before and after.
@@ -49,8 +54,11 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
             belong to other weights.
     """
 
-    def __init__(self, method: SparseMethod, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        self.method, self.include, self.exclude = method, include, exclude
+    def __init__(
+        self, method: SparseMethod | None = None, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> None:
+        self.method: SparseMethod = Fixed() if method is None else method
+        self.include, self.exclude, self._own_zeros = include, exclude, method is None
         self.attached: Attached | None = None
         self.masks: MaskSet | None = None
 
@@ -59,7 +67,9 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self.attached is not None:  # the training before this one ended in an error
             self.attached.release()
-        scope, saved = find_scope(model, include=self.include, exclude=self.exclude), None
+        # What was pruned by name only, such as a head, is in no scope by itself.
+        pruned = getattr(unwrap(model), "winnow_zeros", ()) if self._own_zeros else ()
+        scope, saved = find_scope(model, include=[*self.include, *pruned], exclude=self.exclude), None
         if state.global_step:
             path = _resumed(args, state.global_step)
             saved = read_state(path)

@@ -12,6 +12,11 @@ from winnow.report.compression.tables import bits
 from winnow.report.compression.view import notes
 from winnow.report.draw.markdown import fenced, prose
 
+FINE_TUNE = (
+    "Training without masks fills the zeros in. Fine-tune with LoRA, then `winnow.train.merge(peft_model)`: it merges the adapters "
+    "and leaves pruned weights zero. Or train all weights with `Trainer(..., callbacks=[winnow.train.WinnowCallback()])`."
+)
+
 
 def card(report: Report) -> str:
     """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load."""
@@ -57,6 +62,8 @@ def card(report: Report) -> str:
             f'model = {architecture}.from_pretrained("this folder")',
         ]
     lines += ["", "## Load", "", *fenced("\n".join(code), "python"), ""]
+    if report.model.kind != "plain torch" and chosen is not None and chosen.sparsity:
+        lines += ["## Fine-tune", "", FINE_TUNE, ""]
     if report.undo:
         lines += ["## Undo", "", prose(report.undo), ""]
     if report.command:

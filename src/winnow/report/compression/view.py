@@ -16,7 +16,7 @@ from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page,
 from winnow.report.draw.plot import renditions
 from winnow.report.speed import view as speed
 from winnow.report.speed.chart import milli
-from winnow.report.speed.tables import outcome
+from winnow.report.speed.tables import outcome, unsure
 
 CLASSES_FIRST, CHANGED_FIRST = 5, 4  # how many the first screen shows
 EXCERPT = 260  # characters of an example; the whole text is in report.json
@@ -96,7 +96,9 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
     speed = report.speed
     if speed is not None and speed.dense is not None and speed.fast is not None and speed.ratio is not None:
         path = f"{milli(speed.dense.median)} → {milli(speed.fast.median)}"
-        tiles.insert(min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), [path, speed.what]))
+        tiles.insert(
+            min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), [path, speed.what, unsure(speed)])
+        )
     elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
         limit = words.size(report.memory.limit_bytes or None)
         allowed = f"of {limit} allowed" if limit else ""

@@ -11,6 +11,7 @@ from winnow.records.speed import Bench, LayerSpeed
 from winnow.report.draw.figures import Canvas
 from winnow.report.draw.labels import fit, text_width
 from winnow.report.draw.plot import Scale
+from winnow.report.speed.doubt import unsteady
 
 CSS = {"dense": "dense", "quantized": "quantized", "pruned": "pruned", "pruned+quantized": "both"}
 BEYOND = 3.0  # times dense: longer bars are cut there, so that the others can be told apart
@@ -32,20 +33,29 @@ class Bar:
     limit: float | None = None
     title: str = ""
     thin: bool = False
+    first: bool = False  # of several, the fastest
+    base: bool = False  # what the others are compared with
 
 
 def draw_cases(bench: Bench, canvas: Canvas) -> tuple[str, str] | None:
-    """Every contender of every case; one scale for each case, from 0."""
+    """Every contender of every case, the fastest first; one scale for each case, from 0."""
     if not bench.measures:
         return None
     about = {c.name: c for c in bench.contenders}
     groups = []
     for case in bench.cases:
-        bars = []
-        for m in (m for m in bench.measures if m.case == case.name and m.contender in about):
+        bars: list[Bar] = []
+        found = [m for m in bench.ranked(case.name) if m.contender in about]
+        for m in found:
             c, t = about[m.contender], m.times
             title = f"{m.contender}: median {milli(t.median)}, p95 {milli(t.p95)}, IQR {milli(t.q1)} to {milli(t.q3)}"
-            bars.append(Bar(c.name, CSS[c.kind], t.median, times(m.ratio), t.q1, t.q3, t.p95, m.limit, title))
+            leads = len(found) > 1 and not bars
+            ratio = "" if unsteady(m.ratio_low, m.ratio_high) else times(m.ratio)
+            note = "  ".join(filter(None, (ratio, "fastest" if leads else "")))
+            base = m.contender == bench.measures[0].contender
+            bars.append(
+                Bar(c.name, CSS[c.kind], t.median, note, t.q1, t.q3, t.p95, m.limit, title, first=leads, base=base)
+            )
         groups.append((words.capital(case.name) + (", one token" if case.what == "decode" else ""), bars))
     _draw(groups, canvas)
     heading, first = groups[0]
@@ -140,39 +150,41 @@ def _draw(groups: list[tuple[str, list[Bar]]], canvas: Canvas, shared: bool = Fa
 
 
 def _row(canvas: Canvas, bar: Bar, scale: Scale, y: float, line: float, left: float, stacked: bool) -> float:
-    thick = line * (0.52 if bar.thin else 0.66)
+    """A name, a bar and its median behind it; what spreads around the median is drawn below the bar."""
+    thick = line * (0.52 if bar.thin else 0.6)
+    css = "label chosen" if bar.first else "label"
     if stacked:
-        canvas.text(0, y + line * 0.8, fit(bar.name, canvas.width, canvas.font), "label", title=bar.name)
+        canvas.text(0, y + line * 0.8, fit(bar.name, canvas.width, canvas.font), css, title=bar.name)
         y += line
-    middle = y + line * 0.62
+    middle = y + line * 0.56
     if not stacked:
-        canvas.text(0, middle + canvas.font * 0.35, fit(bar.name, left - 8, canvas.font), "label", title=bar.name)
+        canvas.text(0, middle + canvas.font * 0.35, fit(bar.name, left - 8, canvas.font), css, title=bar.name)
     end = scale.clamp(bar.value)
     canvas.rect(scale(0), middle - thick / 2, max(end - scale(0), 1.5), thick, f"bar {bar.css}", bar.title)
-    reach = end
+    below = middle + thick / 2 + 3.5
     if bar.value > scale.high:  # cut: two strokes of paper say that it goes on
         for shift in (10.0, 15.0):
             canvas.line(end - shift - 2, middle + thick / 2 + 1, end - shift + 2, middle - thick / 2 - 1, "cut")
     elif bar.q1 is not None and bar.q3 is not None:
         low, high = scale.clamp(bar.q1), scale.clamp(bar.q3)
-        canvas.line(low, middle, high, middle, f"spread {bar.css}")
+        canvas.line(low, below, high, below, f"spread {bar.css}")
         for x in (low, high):
-            canvas.line(x, middle - thick * 0.26, x, middle + thick * 0.26, f"spread {bar.css}")
-        reach = max(reach, high)
+            canvas.line(x, below - 2, x, below + 2, f"spread {bar.css}")
     if bar.p95 is not None and bar.p95 <= scale.high:
-        canvas.dot(scale(bar.p95), middle, 2.3, f"p95 {bar.css}", f"95th percentile {milli(bar.p95)}")
-        reach = max(reach, scale(bar.p95) + 2)
+        canvas.dot(scale(bar.p95), below, 2.0, f"p95 {bar.css}", f"95th percentile {milli(bar.p95)}")
     if bar.limit is not None and bar.limit <= scale.high:
         x = scale(bar.limit)
         told = f"its weights over this machine's memory bandwidth: {milli(bar.limit)}"
-        canvas.line(x, middle - thick / 2 - 3, x, middle + thick / 2 + 3, "limit", told)
-    canvas.text(reach + 7, middle + canvas.font * 0.35, milli(bar.value), "value")
+        canvas.line(x, middle - thick / 2 - 3, x, middle + thick / 2 + 1, "limit", told)
+        end = max(end, x)  # the figure stands clear of it
+    canvas.text(end + 7, middle + canvas.font * 0.35, milli(bar.value), "value")
     if bar.note:
-        canvas.text(reach + 7 + text_width(milli(bar.value) + "  ", canvas.font), middle + canvas.font * 0.35, bar.note)
-    return y + line * 1.24
+        canvas.text(end + 7 + text_width(milli(bar.value) + "  ", canvas.font), middle + canvas.font * 0.35, bar.note)
+    return y + line * (1.24 if bar.thin else 1.36)
 
 
 def _high(bars: Sequence[Bar]) -> float:
-    """Where the scale of some bars ends: at the longest, or at three times the first (dense) where some are beyond."""
+    """Where the scale of some bars ends: at the longest, or at three times dense where some are beyond."""
     ends = [max(bar.value, bar.p95 or 0.0, bar.q3 or 0.0) for bar in bars]
-    return max(min(end, BEYOND * bars[0].value) for end in ends) or 1.0
+    base = next((bar for bar in bars if bar.base), bars[0])
+    return max(min(end, BEYOND * base.value) for end in ends) or 1.0

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 
 from winnow import words
-from winnow.records.compression import Speed
+from winnow.records.compression import Speed, SpeedCase
 from winnow.records.speed import Bench, Case, Contender, LayerSpeed, Measure
 from winnow.report.draw import table
 from winnow.report.draw.figures import square
 from winnow.report.draw.table import Column, Table
 from winnow.report.speed.chart import CSS, distinct, fastest, milli, times
+from winnow.report.speed.doubt import doubt, unsteady
 
 
 def case(bench: Bench, which: Case) -> Table:
-    """What each contender takes, and how it compares with dense."""
+    """What each contender takes, the fastest first, and how it compares with dense."""
     kinds = {c.name: c.kind for c in bench.contenders}
     columns: list[Column[Measure]] = [
         Column("Median", lambda m: milli(m.times.median)),
@@ -25,8 +26,13 @@ def case(bench: Bench, which: Case) -> Table:
         Column("Bandwidth bound", lambda m: milli(m.limit), "extra"),
         Column("Max. relative output difference", lambda m: off(m.difference), "roomy"),
     ]
-    found = [m for m in bench.measures if m.case == which.name]
-    return Table.of("Backend", found, columns, lambda m: table.Row(m.contender, square(CSS[kinds[m.contender]])))
+    found = bench.ranked(which.name)
+    first = found[0].contender if len(found) > 1 else None  # the fastest
+
+    def row(m: Measure) -> table.Row:
+        return table.Row(m.contender, square(CSS[kinds[m.contender]]), chosen=m.contender == first)
+
+    return Table.of("Backend", found, columns, row)
 
 
 def contenders(bench: Bench) -> Table:
@@ -74,12 +80,13 @@ def layers(bench: Bench) -> Table:
 
 def facts(bench: Bench) -> list[tuple[str, str]]:
     """How it was measured."""
-    b = bench.bandwidth
+    b, cores = bench.bandwidth, bench.machine.get("cores")
     read = f"{b.bytes_per_second / 1e9:.1f} GB/s read by {b.threads} thread{'s' if b.threads > 1 else ''}" if b else ""
     return [
         ("Dense model", bench.reference),
         ("Inputs", bench.inputs),
         ("Threads", words.count(bench.machine.get("threads"))),
+        ("Other programs", f"{bench.others:.1f} of {cores} cores busy" if bench.others is not None and cores else ""),
         ("Memory bandwidth", f"{read} from {words.size(b.buffer)} (largest cache {words.size(b.cache)})" if b else ""),
         ("Energy", bench.energy or ""),
         ("Measured", words.when(bench.created)),
@@ -87,7 +94,7 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
     ]
 
 
-def interval(m: Measure | Speed) -> str:
+def interval(m: Measure | Speed | SpeedCase) -> str:
     return f"{m.ratio_low:.2f} to {m.ratio_high:.2f}" if m.ratio_low is not None and m.ratio_high is not None else ""
 
 
@@ -113,21 +120,61 @@ def kernels(found: dict[str, int]) -> str:
     return ", ".join(f"{name} × {n}" if n > 1 else name for name, n in ordered)
 
 
+def quick(speed: Speed | None) -> Table:
+    """The cases of the quick measurement that ends a compression."""
+    columns: list[Column[SpeedCase]] = [
+        Column("Fastest dense", lambda c: c.rival, left=True),
+        Column("Dense", lambda c: milli(c.dense[c.rival].median)),
+        Column(words.capital(speed.runs_on) if speed and speed.runs_on else "Packed", lambda c: milli(c.fast.median)),
+        Column("Per second", lambda c: rate(c), "extra"),
+        Column("Speedup", lambda c: "" if unsteady(c.ratio_low, c.ratio_high) else times(c.ratio), below=interval),
+        Column("Max. relative output difference", lambda c: off(c.difference), "roomy"),
+    ]
+
+    def row(c: SpeedCase) -> table.Row:
+        others = [f"{name} {milli(t.median)}" for name, t in sorted(c.dense.items(), key=lambda x: x[1].median)]
+        return table.Row(words.capital(c.what), under=[f"dense: {', '.join(others)}"] if len(others) > 1 else [])
+
+    return Table.of("Input", speed.cases if speed is not None else [], columns, row)
+
+
+def rate(case: SpeedCase) -> str:
+    """How much the packed model does in a second: "141 tokens"."""
+    return f"{words.number(1e3 * case.per_call / case.fast.median)} {case.unit}" if case.fast.median > 0 else ""
+
+
 def line(speed: Speed | None) -> str:
-    """The speed line that ends a compression: "one image: dense 12.1 ms, accelerated 7.9 ms: 1.53× speedup (1.49 to 1.58)"."""
+    """The speed line that ends a compression: "one image: dense float32 12.1 ms, accelerated 7.9 ms: 1.53× speedup (1.49 to
+    1.58)"; without the speedup, and with the reason, where the measurement does not bear one."""
     if speed is None:
         return ""
     if speed.missing is not None or speed.dense is None or speed.fast is None or speed.ratio is None:
         return f"not measured: {speed.missing}" if speed.missing else ""
-    dense = f"dense {speed.arithmetic}" if speed.arithmetic else "dense"
-    both = f"{speed.what}: {dense} {milli(speed.dense.median)}, {speed.runs_on} {milli(speed.fast.median)}"
+    name = speed.rival or speed.arithmetic
+    both = f"{speed.what}: {fastest_of(speed)}dense {name or ''}".rstrip()
+    both += f" {milli(speed.dense.median)}, {speed.runs_on} {milli(speed.fast.median)}"
+    if speed.cases and speed.cases[0].unit == "tokens":
+        both += f" ({rate(speed.cases[0])} per second)"
+    if reason := unsure(speed):
+        return f"{both}; no speedup is stated, because {reason}; run `winnow bench` when the machine is idle"
     span = f" ({interval(speed)})" if interval(speed) else ""
     return f"{both}: {outcome(speed)}{span}; quick measurement; run `winnow bench` for the full benchmark"
 
 
+def fastest_of(speed: Speed) -> str:
+    return "fastest " if speed.cases and len(speed.cases[0].dense) > 1 else ""
+
+
+def unsure(speed: Speed) -> str:
+    """Why the quick measurement bears no headline; "" where it does. Older reports did not know how busy the machine was."""
+    return doubt(speed.ratio_low, speed.ratio_high, speed.others, speed.cores, speed.threads)
+
+
 def outcome(speed: Speed) -> str:
-    """Faster or slower only where the interval says so."""
+    """Faster or slower only where the interval says so, and nothing where the measurement bears no headline."""
     assert speed.ratio is not None
+    if unsure(speed):
+        return "not clear"
     low = speed.ratio_low if speed.ratio_low is not None else speed.ratio
     high = speed.ratio_high if speed.ratio_high is not None else speed.ratio
     if low > 1.0 and speed.ratio >= 1.02:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from winnow import words
 from winnow.records.compression import Speed
-from winnow.records.speed import Bench, Measure
+from winnow.records.speed import Bench, Case, Measure
 from winnow.report.draw.figures import square, swatch
 from winnow.report.draw.page import ANSWERS, Block, Bullets, Facts, Figure, Fold, Page, Section, Text, plain_rows
 from winnow.report.draw.plot import renditions
@@ -18,8 +18,10 @@ from winnow.report.draw.summary import Line, Summary
 from winnow.report.draw.table import Table
 from winnow.report.speed import tables
 from winnow.report.speed.chart import BEYOND, ROWS, distinct, draw_cases, draw_layers, milli, times
+from winnow.report.speed.doubt import busy, doubt
 
 OWN = ("packed", "accelerated")  # the first word of contenders that run the packed weights
+FAR = 0.05  # of the largest output: what is farther away from the float32 model is said with the name
 LAYERS = 12  # distinct ones at most on a terminal: the page has them all
 STOPPED = "The run was stopped before its end: this is what was measured by then."
 
@@ -92,15 +94,18 @@ def chapter(bench: Bench | None, quick: Speed | None) -> list[Block | Table | No
     """What is known of the speed: the quick measurement of a compression, and a bench."""
     line = words.capital(tables.line(quick))
     kernels = tables.kernels(quick.kernels) if quick is not None else ""
+    left = [f"{name} ({why})" for name, why in quick.left_out.items()] if quick is not None else []
     found: list[Block | Table | None] = [
         Text(f"{line}." if line else "", "lead"),
+        tables.quick(quick),
+        Text(f"Dense, but left out of this: {'; '.join(left)}." if left else ""),
         Text(f"Its layers run on: {kernels}." if kernels else ""),
     ]
     if bench is None:
         return found
     first = {m.case: m.times.median for m in reversed(bench.measures)}  # of dense
     far = any(m.times.median > BEYOND * first[m.case] for m in bench.measures)
-    caption = "Medians of all calls; the whisker is the interquartile range, the dot the 95th percentile."
+    caption = "Bars and figures are medians of all calls, the fastest first; below a bar the line is the interquartile range, the dot the 95th percentile."
     caption += " Bars with two cuts go on beyond three times dense." if far else ""
     bound = any(m.limit is not None for m in bench.measures)
     how = "Backends were interleaved in one run; the speedup is the median over rounds of dense’s time over theirs in the same round."
@@ -143,34 +148,48 @@ def _cached(bench: Bench) -> str:
 
 
 def headline(bench: Bench) -> tuple[str, str]:
-    """The answer in a sentence, and its tone: the packed model against dense, and against the best of the others.
+    """The answer in a sentence, and its tone: the fastest of all, and the packed model against dense.
 
-    Speaks of decoding where there is some, else of the first case.
+    Speaks of decoding where there is some, else of the first case. No speedup is stated where the machine was busy or the
+    interval is wide.
     """
     case = next((c for c in bench.cases if c.what == "decode"), bench.cases[0])
-    rows = [m for m in bench.measures if m.case == case.name]
+    dense, rows = bench.measures[0], bench.ranked(case.name)
+    dense = next((m for m in rows if m.contender == dense.contender), rows[0])
     own = [m for m in rows if m.contender.split()[0] in OWN and m.ratio is not None]
-    others = [m for m in rows if m not in own]
-    best_other = min(others, key=_median, default=None)
-    place = words.capital(case.name)
+    winner, place = rows[0], words.capital(case.name)
+    cores, threads = bench.machine.get("cores"), bench.machine.get("threads")
     if not own:
-        assert best_other is not None
-        return f"{place}: {best_other.contender} is the fastest of {len(rows)} measured, {_milli(best_other)}.", "mixed"
-    best = min(own, key=_median)
-    dense = rows[0]
+        said = f"{place}: {_named(winner)} is the fastest of {len(rows)} measured, {_took(winner, case)}"
+        hurry = busy(bench.others, cores, threads)
+        return f"{said}; {hurry}, so times are too long." if hurry else f"{said}.", "mixed"
+    best = own[0]
     assert best.ratio is not None
-    said = f"{place}: {best.contender} takes {_milli(best)}, {dense.contender} {_milli(dense)}, "
-    wins = (best.ratio_low if best.ratio_low is not None else best.ratio) > 1
-    loses = (best.ratio_high if best.ratio_high is not None else best.ratio) < 1
-    said += f"{times(best.ratio)} speedup" if wins or loses else "no significant difference"
-    if best_other is not None and best_other is not dense and _median(best_other) < _median(best):
-        return f"{said}; {best_other.contender} is faster, {_milli(best_other)}.", "mixed" if wins else "bad"
-    return f"{said}.", "good" if wins else "bad"
+    if reason := doubt(best.ratio_low, best.ratio_high, bench.others, cores, threads):
+        both = f"{best.contender} takes {_took(best, case)}, {dense.contender} {milli(dense.times.median)}"
+        both += f", {_named(winner)}, the fastest, {milli(winner.times.median)}" if winner not in (best, dense) else ""
+        return f"{place}: {both}; no speedup is stated, because {reason}.", "mixed"
+    assert best.ratio_low is not None and best.ratio_high is not None
+    wins, loses = best.ratio_low > 1, best.ratio_high < 1
+    against = f"{times(best.ratio)} speedup" if wins or loses else "no significant difference"
+    against = f"{against} against {dense.contender} ({milli(dense.times.median)})"
+    if winner is best:
+        return f"{place}: {_named(best)} is fastest here, {_took(best, case)}, {against}.", "good" if wins else "bad"
+    said = (
+        f"{place}: {_named(winner)} is fastest here, {_took(winner, case)}; {best.contender} takes {_took(best, case)}"
+    )
+    if winner is dense:
+        return f"{said}, {times(best.ratio)} speedup." if loses else f"{said}, no significant difference.", "bad"
+    return f"{said}, {against}.", "mixed" if wins else "bad"
 
 
-def _median(m: Measure) -> float:
-    return m.times.median
+def _named(m: Measure) -> str:
+    """A backend by its name, with a remark where it is fast at the price of other outputs."""
+    far = m.difference is not None and m.difference > FAR
+    return f"{m.contender} (outputs up to {tables.off(m.difference)} away)" if far else m.contender
 
 
-def _milli(m: Measure) -> str:
-    return milli(m.times.median)
+def _took(m: Measure, case: Case) -> str:
+    """Its time, and of tokens how many a second."""
+    rate = f" ({words.number(m.per_second)} tokens per second)" if case.unit == "tokens" else ""
+    return f"{milli(m.times.median)}{rate}"
