@@ -6,6 +6,7 @@ from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
+from winnow.train.methods.sign_in import SignIn
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ __all__ = [
     "Attached",
     "Fixed",
     "Gradual",
+    "SignIn",
     "SparseMethod",
     "WinnowCallback",
     "attach",

@@ -39,7 +39,7 @@ class SparseMethod(Protocol):
         """The inverse of :meth:`state`."""
 
 
-def unfinished(attached: Attached, last: int | None = None) -> str | None:
-    """A warning of the method where training ends now, or after step ``last``."""
-    find = getattr(attached.method, "unfinished", None)
+def unfinished(attached: Attached, last: int | None = None, method: SparseMethod | None = None) -> str | None:
+    """A warning of the method (one within ``attached.method``, where given) where training ends now, or after ``last``."""
+    find = getattr(method or attached.method, "unfinished", None)
     return None if find is None else find(attached, last)

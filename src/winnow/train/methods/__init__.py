@@ -5,5 +5,6 @@ from __future__ import annotations
 from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
+from winnow.train.methods.sign_in import SignIn
 
-METHODS: dict[str, type[SparseMethod]] = {"fixed": Fixed, "gradual": Gradual}
+METHODS: dict[str, type[SparseMethod]] = {"fixed": Fixed, "gradual": Gradual, "sign-in": SignIn}
