@@ -63,9 +63,11 @@ def require_zeros(attached: Attached) -> None:
         keep = attached.scope.prunables[name].restore(attached.keeps[name])
         state = [t for t in attached.optimizer.state[weight].values() if t.ndim]
         assert len(state) == 2
-        factors = [attached.factors.tensors[name].detach()] if attached.factors.tensors else []
-        for tensor in (weight.detach(), *([] if weight.grad is None else [weight.grad]), *state, *factors):
-            assert not tensor[..., ~keep].count_nonzero(), name
+        if name in attached.factors:  # they and their moments exist of what stays only
+            assert {t.shape[1:] for t in (*state, attached.factors.tensors[name])} == {(int(keep.sum()),)}
+            state = []
+        for tensor in (weight.detach(), *([] if weight.grad is None else [weight.grad]), *state):
+            assert not tensor[~keep].count_nonzero(), name
     assert attached.zeros == attached.masks.zeros
 
 

@@ -176,13 +176,14 @@ def test_weights_that_come_back_or_that_somebody_writes_are_split_anew():
         loss(attached.model).backward()
         attached.optimizer.step()
     name, weight = next(iter(attached.weights.items()))
-    back, factors = ~attached.keeps[name], attached.factors.tensors[name].detach()
-    kept = factors[:, ~back].clone()
-    assert not factors[:, back].count_nonzero()
+    back, moments = ~attached.keeps[name], attached.optimizer.state[weight]
+    kept, moved = attached.factors.tensors[name].detach().clone(), moments["exp_avg"].clone()
+    assert kept.shape == moved.shape == (2, int((~back).sum()))  # of what stays, no more
     attached.set({name: torch.ones_like(back)})
+    factors = attached.factors.tensors[name].detach()
     assert bool((factors[0][back] == 1).all()) and not factors[1][back].count_nonzero()
     assert torch.equal(factors[:, ~back], kept) and not weight[back].count_nonzero()
-    assert not attached.optimizer.state[weight]["exp_avg"][:, back].count_nonzero()
+    assert torch.equal(moments["exp_avg"][:, ~back], moved) and not moments["exp_avg"][:, back].count_nonzero()
     loss(attached.model).backward()
     attached.optimizer.step()
     assert weight[back].count_nonzero() == back.sum()
@@ -191,6 +192,9 @@ def test_weights_that_come_back_or_that_somebody_writes_are_split_anew():
         weight[0] = 7.0
     torch.testing.assert_close(attached.factors.state()[name].prod(0)[0], torch.full_like(weight[0], 7.0).detach())
     assert torch.equal(factors[:, 1:], others)
+    attached.set({name: ~back})  # and gone again
+    assert attached.factors.tensors[name].shape == moments["exp_avg"].shape == (2, int((~back).sum()))
+    assert torch.equal(attached.factors.tensors[name].prod(0), weight[~back])
 
 
 def test_an_error_inside_a_step_leaves_no_factors_behind():

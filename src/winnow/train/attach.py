@@ -193,7 +193,7 @@ class Attached:
             zero(weight, mask, name)
             if weight.grad is not None:
                 weight.grad = masked(weight.grad, mask, name)
-            for moment in moments(self.optimizers, weight):
+            for moment in () if name in self.factors else moments(self.optimizers, weight):
                 zero(moment, mask, name)
         self.factors.follow(zeros=True)
 
@@ -243,6 +243,7 @@ class Attached:
             rows, cols = self.keeps[name].shape
             if tuple(bits.shape) != (rows, (cols + 7) // 8):
                 raise InputError(f"the checkpoint's mask of {name} is of another shape: attach to the model it is of.")
+        self.factors.expect(state.get("factors", {}))
         self.set({n: Mask(bits.cpu(), tuple(self.keeps[n].shape)).unpack() for n, bits in masks.items()})  # type: ignore[arg-type]
         self.step = int(state["step"])
         self.method.restore(state["method"])

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from winnow.errors import InputError
-from winnow.train.masking import zero
 from winnow.train.targets import held
 
 
 class Factors:
-    """Tensors [k, *shape], by weight name, that an optimizer steps in the place of weights theta = merge(factors).
+    """Tensors that an optimizer steps in the place of weights theta = merge(factors), by weight name: [k, *shape], or, where a
+    mask removes weights, [k, n] of the n that stay, in their order: at 90% sparsity two factors and their momentum take less
+    memory than the momentum of the dense weight.
 
     Only inside ``optimizer.step`` do they stand in its parameter groups, with gradients by the chain rule from those of
     the weights. At all other times model and optimizer hold the weights, and gradients are dL/dtheta: accumulation, loss
     scaling, gradient clipping, DistributedDataParallel, ``state_dict`` and closures work as for plain weights. The
-    optimizer's moments are those of the factors, [k, *shape], under the weight's number in its state dict; an optimizer
-    that reads matrices (Muon, Adafactor) sees tensors of one dimension more. Where a mask
-    removes a weight, its factors are zero too, so that weight decay moves nothing; a weight that comes back, or that
-    somebody else has written, is split anew before the next step.
+    optimizer's moments are those of the factors, of their shape, under the weight's number in its state dict; an optimizer
+    that reads matrices (Muon, Adafactor) sees tensors of other dimensions. A weight that comes back, or that somebody else
+    has written, is split anew before the next step; its moments start from zero.
 
     Attributes:
         tensors: the factors by name; empty where the method has no ``split``.
@@ -37,12 +37,15 @@ class Factors:
     ) -> None:
         self._method, self._weights, self._optimizers, self._masks = method, weights, optimizers, masks
         self.tensors: dict[str, nn.Parameter] = {}
+        self._laid: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by name: the mask that was, and what it keeps
         self._entered: set[torch.optim.Optimizer] = set()
+        self._expected: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Splits the weights as the method says; an optimizer that has stepped them before forgets it."""
         for name, weight in self._weights.items() if hasattr(self._method, "split") else ():
-            split = self._method.split(name, weight.detach())
+            self._lay(name)
+            split = self._method.split(name, self._values(name, weight))
             if split is not None:
                 self._place(name, split.detach().clone())
                 for optimizer in self._optimizers:
@@ -52,12 +55,14 @@ class Factors:
     def follow(self, *, zeros: bool = False, everywhere: bool = False) -> None:
         """Splits the weights anew that are not what their factors stand for; with ``zeros`` also those that are zero,
         with ``everywhere`` all (a reset of the factors' scales). Moments stay."""
-        for name, factors in self.tensors.items():
-            weight = self._weights[name]
-            stale = weight != self._merged(name)
-            stale = torch.ones_like(stale) if everywhere else stale | (weight == 0) if zeros else stale
+        for name in self.tensors:
+            if self._masks.get(name) is not (self._laid[name][0] if name in self._laid else None):
+                self._move(name)
+            factors, values = self.tensors[name], self._values(name, self._weights[name])
+            stale = values != self._method.merge(name, factors)
+            stale = torch.ones_like(stale) if everywhere else stale | (values == 0) if zeros else stale
             if bool(stale.any()):
-                factors.copy_(torch.where(stale, self._method.split(name, weight.detach()), factors))
+                factors.copy_(torch.where(stale, self._method.split(name, values), factors))
                 self._write(name)
 
     def enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -92,7 +97,7 @@ class Factors:
             self.leave(optimizer)
             for name in self.tensors:
                 _restart(optimizer, self._weights[name], self._weights[name].shape)
-        self.tensors.clear()
+        self.expect(())
 
     def state(self) -> dict[str, torch.Tensor]:
         self.follow()
@@ -100,32 +105,73 @@ class Factors:
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """The inverse of :meth:`state`. Raises InputError where they are of another method or other weights."""
-        known = set(self.tensors) or set(self._weights)
-        if bool(state) != hasattr(self._method, "split") or not set(state) <= known:
+        if bool(state) != hasattr(self._method, "split") or not set(state) <= set(self._weights):
             raise InputError("the checkpoint holds factors of another method: attach with the method it was made with.")
         for name, tensor in state.items():
+            self._lay(name)
             self._place(name, tensor.to(self._weights[name].device, copy=True))
+
+    def expect(self, names: Collection[str]) -> None:
+        """Forgets the factors: those of a checkpoint come, of these weights. The optimizers hold their moments already."""
+        self.tensors.clear()
+        self._laid.clear()
+        self._expected = frozenset(names)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the optimizers' moments under a weight are those of factors."""
+        return name in self.tensors or name in self._expected
+
+    def _lay(self, name: str) -> None:
+        """What the mask of now keeps becomes the order of the factors' entries."""
+        mask = self._masks.get(name)
+        if mask is None:
+            self._laid.pop(name, None)
+        else:
+            self._laid[name] = mask, mask.reshape(-1).nonzero().squeeze(1)
+
+    def _move(self, name: str) -> None:
+        """Factors and moments from the entries of an earlier mask to those of the mask of now; what is new is zero."""
+        factors, weight, old = self.tensors[name], self._weights[name], self._laid.get(name)
+        self._lay(name)
+        new = self._laid.get(name)
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            flat = tensor.detach().reshape(len(tensor), -1)
+            if old is not None:
+                flat = flat.new_zeros(len(tensor), weight.numel()).index_copy_(1, old[1], flat)
+            return flat.index_select(1, new[1]) if new is not None else flat.reshape(-1, *weight.shape)
+
+        for optimizer in self._optimizers:
+            state = optimizer.state.get(weight, {})
+            state.update({k: moved(v) for k, v in state.items() if torch.is_tensor(v) and v.shape == factors.shape})
+        self.tensors[name] = nn.Parameter(moved(factors))
+
+    def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The entries of a tensor of the weight's shape that the factors stand for."""
+        tensor = tensor.detach()
+        return tensor.reshape(-1).index_select(0, self._laid[name][1]) if name in self._laid else tensor
 
     def _place(self, name: str, tensor: torch.Tensor) -> None:
         weight = self._weights[name]
-        if tensor.shape[1:] != weight.shape or tensor.ndim != weight.ndim + 1 or tensor.dtype != weight.dtype:
+        shape = self._values(name, weight).shape
+        if tensor.shape[1:] != shape or tensor.ndim != len(shape) + 1 or tensor.dtype != weight.dtype:
             raise InputError(
                 f"the factors of {name} are {tensor.dtype} {list(tensor.shape)}: "
-                f"give {weight.dtype} [k, {', '.join(map(str, weight.shape))}]."
+                f"give {weight.dtype} [k, {', '.join(map(str, shape))}]."
             )
         self.tensors[name] = nn.Parameter(tensor)
         with torch.no_grad():
             self._write(name)
 
-    def _merged(self, name: str) -> torch.Tensor:
-        found, mask = self._method.merge(name, self.tensors[name]), self._masks.get(name)
-        return found if mask is None else torch.where(mask, found, torch.zeros_like(found))
-
     def _write(self, name: str) -> None:
-        """Zeros in the factors where the mask says so, and the weight that they stand for."""
-        for part in self.tensors[name].detach() if name in self._masks else ():
-            zero(part, self._masks[name], name)
-        self._weights[name].copy_(self._merged(name))
+        """The weight that the factors stand for."""
+        weight, merged = self._weights[name], self._method.merge(name, self.tensors[name])
+        if name not in self._laid:
+            weight.copy_(merged)
+        elif weight.is_contiguous():
+            weight.view(-1).index_copy_(0, self._laid[name][1], merged)
+        else:  # channels last
+            weight.put_(self._laid[name][1], merged)
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
         self.follow()
@@ -134,9 +180,8 @@ class Factors:
             if gradient is not None:
                 with torch.enable_grad():
                     merged = self._method.merge(name, factors)
-                    (factors.grad,) = torch.autograd.grad(
-                        merged, factors, gradient.detach().to_dense().to(merged.dtype)
-                    )
+                    upstream = self._values(name, gradient.to_dense()).to(merged.dtype)
+                    (factors.grad,) = torch.autograd.grad(merged, factors, upstream)
         self._entered.add(optimizer)
 
 

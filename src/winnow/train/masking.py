@@ -56,16 +56,11 @@ def masked(grad: torch.Tensor, mask: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def moments(optimizers: Sequence[torch.optim.Optimizer], weight: nn.Parameter) -> list[torch.Tensor]:
-    """The optimizers' state of every entry of a weight; of its factors [k, *shape] too, one by one."""
-    found = [
+    """The optimizers' state of every entry of a weight."""
+    return [
         t
         for optimizer in optimizers
         for t in optimizer.state.get(weight, {}).values()
         # Subclasses and integers are codes of a quantized moment: zero bits are no zero.
-        if type(t) in (torch.Tensor, nn.Parameter) and t.is_floating_point()
-    ]
-    return [
-        part
-        for t in found
-        for part in ([t] if t.shape == weight.shape else t if t.ndim and t.shape[1:] == weight.shape else ())
+        if type(t) in (torch.Tensor, nn.Parameter) and t.is_floating_point() and t.shape == weight.shape
     ]

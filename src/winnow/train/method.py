@@ -18,9 +18,9 @@ class SparseMethod(Protocol):
       time one is accumulated and before it is masked (what RigL grows by): of pruned weights that of the last micro-batch,
       of the others the sum so far. It is read only.
     - ``split(name, weight)`` and ``merge(name, factors)`` together train other numbers than the weights, as
-      theta = m * w: ``split`` returns factors [k, *shape] of the weight's type, which the optimizer then steps in its place
-      (None: the weight itself), ``merge`` the weight that factors stand for, differentiable. Both work entry by entry;
-      what a weight of zero splits into must merge to zero, and so must factors of zero. See
+      theta = m * w: ``split`` gets the weight, or its entries [n] that a mask keeps, and returns factors [k, *shape] of
+      its type, which the optimizer then steps in its place (None: the weight itself); ``merge`` gives back what factors
+      stand for, differentiable. Both work entry by entry; what a weight of zero splits into must merge to zero. See
       :class:`winnow.train.factors.Factors`; ``attached.factors.follow(everywhere=True)`` splits anew on the way.
     - ``unfinished(attached, last=None)`` returns a sentence that is warned with when training ends at ``attached.step``
       (None: nothing to say); the Trainer's callback also asks at the start, with the ``last`` step to come.
@@ -39,7 +39,7 @@ class SparseMethod(Protocol):
         """The inverse of :meth:`state`."""
 
 
-def unfinished(attached: Attached, last: int | None = None) -> str | None:
-    """A warning of the method where training ends now, or after step ``last``."""
-    find = getattr(attached.method, "unfinished", None)
+def unfinished(attached: Attached, last: int | None = None, method: SparseMethod | None = None) -> str | None:
+    """A warning of the method (one within ``attached.method``, where given) where training ends now, or after ``last``."""
+    find = getattr(method or attached.method, "unfinished", None)
     return None if find is None else find(attached, last)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from winnow.train.method import SparseMethod
+from winnow.train.methods.dynamic import SET, RigL
 from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
+from winnow.train.methods.random_masks import RandomMasks
+from winnow.train.methods.sign_in import SignIn
 
-METHODS: dict[str, type[SparseMethod]] = {"fixed": Fixed, "gradual": Gradual}
+METHODS: dict[str, type[SparseMethod]] = {
+    "fixed": Fixed,
+    "gradual": Gradual,
+    "random": RandomMasks,
+    "rigl": RigL,
+    "set": SET,
+    "sign-in": SignIn,
+}

@@ -1,0 +1,68 @@
+"""Random masks, drawn before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+
+from winnow.allocate import LayerInfo, allocate
+from winnow.budget import parse_sparsity
+from winnow.errors import InputError
+from winnow.masks.prunable import Scope
+from winnow.train.attach import Attached
+
+Distribution = Literal["erk", "uniform"]
+
+
+def random_masks(
+    scope: Scope, sparsity: float | str, distribution: Distribution = "erk", seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Bool matrices [rows, cols] by name with exactly round(sparsity * numel) zeros in all, at random places.
+
+    Args:
+        distribution: zeros per tensor: "erk", density by the sum of a tensor's sides over their product (Evci et al. 2020,
+            arXiv 1911.11134, section 3; solved again where a tensor would be denser than dense, so that the count is exact), or
+            "uniform", the same sparsity everywhere. A tensor keeps at least 1% of its weights.
+
+    Raises:
+        InputError: an unknown distribution or a sparsity outside [0, 1).
+    """
+    if distribution not in get_args(Distribution):
+        raise InputError(f"distribution is {distribution!r}: choose from {', '.join(get_args(Distribution))}.")
+    layers = [LayerInfo(n, p.rows, p.cols, p.block, p.shape) for n, p in scope.prunables.items()]
+    counts = allocate(distribution, layers, round(parse_sparsity(sparsity) * scope.numel))
+    generator = torch.Generator().manual_seed(seed)
+    keeps = {}
+    for layer in layers:
+        keep = torch.ones(layer.numel, dtype=torch.bool)
+        keep[torch.randperm(layer.numel, generator=generator)[: counts[layer.name]]] = False
+        keeps[layer.name] = keep.view(layer.rows, layer.cols)
+    return keeps
+
+
+class RandomMasks:
+    """A random mask that never changes: the plainest sparse training from scratch, and the control of all others.
+
+    (Liu et al. 2022, "The unreasonable effectiveness of random pruning", arXiv 2202.02643.)
+
+    Args:
+        sparsity: share of the prunable weights, or text such as "90%"; the count is exact.
+        distribution, seed: as for :func:`random_masks`.
+    """
+
+    def __init__(self, sparsity: float | str, *, distribution: Distribution = "erk", seed: int = 0) -> None:
+        self.sparsity, self.distribution, self.seed = parse_sparsity(sparsity), distribution, seed
+
+    def start(self, attached: Attached) -> None:
+        attached.set(random_masks(attached.scope, self.sparsity, self.distribution, self.seed))
+
+    def stepped(self, attached: Attached) -> None:
+        """Nothing moves."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Masks are of the hook's own state."""
