@@ -20,6 +20,8 @@ Model = Annotated[
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that compress wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show details of the work, too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result and errors.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 
 

@@ -84,7 +84,10 @@ def _measured(setup: Setup, outcome: Outcome, what: str, work: Work, started: fl
                 fast, runs_on, kernels = packed, "packed", {}
             else:
                 rows = (1,) if work.tokens is not None else (work.case.length or 1,)
-                fast, runs_on = accelerate(packed, rows=rows, example=example, timer=MicroTimer(LAYER)), "accelerated"
+                fast, runs_on = (
+                    accelerate(packed, rows=rows, example=example, timer=MicroTimer(LAYER), progress=False),
+                    "accelerated",
+                )
                 decided: Any = fast.winnow_dispatch
                 kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
             quick = TorchContender(speed_schema.Contender(name="fast", kind="pruned", weights=""), fast)

@@ -76,6 +76,13 @@ class Ticket:
             found += f", {shown(e.metric, e.value)}"
         return f"Ticket({found}, {self.cost.steps:,} steps of training)"
 
+    def row(self) -> dict[str, Any]:
+        """Its figures: the metric as stored (an accuracy between 0 and 1), seconds of training."""
+        found: dict[str, Any] = {"method": self.method, "sparsity": self.sparsity, "zeros": self.zeros}
+        if (e := self.evaluation) is not None:
+            found |= {e.metric: e.value, f"{e.metric}_low": e.low, f"{e.metric}_high": e.high}
+        return found | {"steps": self.cost.steps, "seconds": self.cost.seconds}
+
 
 def shown(metric: str, value: float) -> str:
     return f"{metric} {100 * value:.2f} %" if metric in ("accuracy", "agreement") else f"{metric} {value:.4g}"
