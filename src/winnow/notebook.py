@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,11 +33,10 @@ class Card:
 
     def text(self) -> str:
         """A few lines: the sentence and the facts."""
-        lines = [
-            f"{self.kind}: {self.sentence}",
-            *(f"  {name}: {value}" for name, value in self.facts[:FACTS] if value),
-        ]
-        return "\n".join(clip(" ".join(line.split()) if not line.startswith(" ") else line, WIDE) for line in lines)
+        said = textwrap.wrap(
+            f"{self.kind}: {self.sentence}", WIDE, subsequent_indent="  ", max_lines=3, placeholder=" …"
+        )
+        return "\n".join([*said, *(clip(f"  {n}: {' '.join(v.split())}", WIDE) for n, v in self.facts[:FACTS] if v)])
 
     def html(self) -> str:
         """HTML without script or style sheet, which notebooks show on light and on dark pages."""
@@ -63,7 +63,8 @@ class Shown:
     def __repr__(self) -> str:
         return self._card().text()
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return repr(self)
 
     def _repr_html_(self) -> str:
         return self._card().html()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from places import SUPPORT
 
-
 # A line of progress: when, stage, and how far it is.
 PROGRESS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .+: (started|done in .+|[\d,]+ of [\d,]+, .+)$")
 

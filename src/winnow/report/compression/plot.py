@@ -46,8 +46,9 @@ def plot(report: Report, ax: Any = None) -> Any:
         seen.add(c.kind)
         if picked or c.unpacked:
             ax.annotate(
-                f"{c.label or c.name}, {size(c.file_bytes)}", (c.file_bytes / 1e6, y), xytext=(0, 9), textcoords="offset points",
-                fontsize=9, fontweight="bold" if picked else "normal", ha="center",
+                f"{c.label or c.name}, {size(c.file_bytes)}", (c.file_bytes / 1e6, y), xytext=(9, -13) if picked else (-7, 7),
+                textcoords="offset points", fontsize=9, fontweight="bold" if picked else "normal", ha="left" if picked else "right",
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1), zorder=5,
             )  # fmt: skip
     compared = _compared(report)
     if compared:
