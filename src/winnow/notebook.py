@@ -16,7 +16,7 @@ from winnow.errors import InputError
 from winnow.words import clip, number
 
 FACTS, WIDE = 6, 120  # lines of a text after its first one, and columns of each
-ROWS = 200  # of a table in a card
+ROWS, OPEN = 200, 16  # of a table in a card: at most, and as many as stand there unfolded
 TONES = {"good": "#1a7f37", "mixed": "#9a6700", "bad": "#cf222e", "": "currentColor"}  # readable on white and on black
 
 
@@ -49,7 +49,7 @@ class Card:
             )
             parts.append(f"<table>{''.join(rows)}</table>")
         for i, (title, rows_) in enumerate((t, r) for t, r in self.tables if r):
-            unfolded = " open" if i < self.open_tables else ""
+            unfolded = " open" if i < self.open_tables and len(rows_) <= OPEN else ""
             parts.append(f"<details{unfolded}><summary>{esc(title)}</summary>{_table(rows_)}</details>")
         return "".join([*parts, "</div>"])
 
