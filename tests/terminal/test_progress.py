@@ -73,17 +73,18 @@ def pairs(name):
     return [Expected(f"compressing to {name}", "solving", 5.0), Expected(f"measuring {name}", "measuring")]
 
 
-def test_time_left_is_never_negative_and_what_is_late_is_not_forgotten(tracker, clock):
+def test_what_takes_longer_than_was_reckoned_has_no_known_end(tracker, clock):
     tracker.expect([Expected("train", "train", 10.0), Expected("pack", "pack", 3.0)])
     update = tracker("train")
     update(0, 2, "")
     clock.now += 60  # six times as long as was guessed, and no step yet
-    assert tracker.left() == 3.0 and tracker.left_of(tracker.stages[0]) == 0.0
+    assert tracker.left() is None  # and not "nothing left"
     update(1, 2, "")
     clock.now += 1
     assert tracker.left() == pytest.approx(59 + 3)
+    share = tracker.share()
     clock.now += 500  # the next step takes longer than the first
-    assert tracker.left() == 3.0
+    assert tracker.left() is None and tracker.share() == share == pytest.approx(61 / 123)
 
 
 def test_a_resumed_run_is_measured_by_what_it_does_now(tracker, clock):
@@ -150,7 +151,8 @@ def drawn(tracker, width):
 
 
 def test_unknown_time_is_said_to_be_unknown(tracker):
-    assert len(drawn(tracker, 80)) == 1 and "-:--" in drawn(tracker, 80)[0]  # the model is being opened
+    (opening,) = drawn(tracker, 80)
+    assert opening.startswith("preparing, 0:00 so far") and opening.endswith("-:-- left")
     tracker.expect([Expected("a", "k"), Expected("b", "k")])
     tracker("a")(0, 5, "")
     stage, total = drawn(tracker, 80)

@@ -60,4 +60,4 @@ def _measuring(name: str) -> Expected:
 
 
 def _closing(setup: Setup) -> Expected:
-    return Expected(CLOSING, CLOSING, 5.0 if setup.job.speed and setup.prepared.batches else 1.0)
+    return Expected(CLOSING, CLOSING, 10.0 if setup.job.speed and setup.prepared.batches else 1.0)

@@ -44,10 +44,9 @@ class Picture:
                 f"{stage.done}/{stage.total}" if stage.total else "", _left(t.left_of(stage)),
             )  # fmt: skip
         share, (over, known) = t.share(), t.counts
-        unknown = share is None
         table.add_row(
-            Text(f"total: {over} of {known} stages, {clock(t.elapsed())} so far", style="dim"),
-            ProgressBar(1.0, share or 0.0, width=bar, pulse=unknown and not console.is_jupyter),
+            Text(f"{f'total: {over} of {known} stages' if known else 'preparing'}, {clock(t.elapsed())} so far", style="dim"),
+            ProgressBar(1.0, share or 0.0, width=bar, pulse=share is None and not console.is_jupyter),
             "" if share is None else f"{int(100 * share)}%", _left(t.left()),
         )  # fmt: skip
         yield table

@@ -156,19 +156,20 @@ class Tracker:
         return total
 
     def left_of(self, stage: Stage) -> float | None:
-        """Seconds until a stage is over; never negative."""
+        """Seconds until a stage is over; None where there is no telling, also once it takes longer than was reckoned."""
         if stage.ended is not None or stage.given_up:
             return 0.0
         length = stage.length()
         if length is None:
             length = self._usual(stage.kind, stage.guess)
-        return None if length is None else max(length - stage.seconds(self.clock()), 0.0)
+        spent = stage.seconds(self.clock())
+        return None if length is None or spent > length else length - spent
 
     def share(self) -> float | None:
-        """Share of the whole time that is over: it never falls, and is 1 only at the end. None while there is no telling."""
+        """Share of the whole time that is over: it never falls, and is 1 only at the end. None before there is any telling."""
         left = self.left()
         if left is None:
-            return None
+            return self._share or None  # what was known last
         elapsed = self.elapsed()
         found = elapsed / (elapsed + left) if elapsed + left > 0 else 0.0
         over, known = self.counts
