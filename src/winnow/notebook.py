@@ -17,7 +17,7 @@ from winnow.words import clip, number
 
 FACTS, WIDE = 6, 120  # lines of a text after its first one, and columns of each
 ROWS, OPEN = 200, 16  # of a table in a card: at most, and as many as stand there unfolded
-TONES = {"good": "#1a7f37", "mixed": "#9a6700", "bad": "#cf222e", "": "currentColor"}  # readable on white and on black
+TONES = {"good": "#2da44e", "mixed": "#bf8700", "bad": "#cf222e", "": "transparent"}  # of the mark beside the sentence
 
 
 @dataclass
@@ -41,7 +41,8 @@ class Card:
     def html(self) -> str:
         """HTML without script or style sheet, which notebooks show on light and on dark pages."""
         esc = html.escape
-        parts = [f'<div class="winnow"><p><strong style="color:{TONES[self.tone]}">{esc(self.sentence)}</strong></p>']
+        mark = f"border-left:4px solid {TONES[self.tone]};padding-left:8px"
+        parts = [f'<div class="winnow"><p style="{mark}"><strong>{esc(self.sentence)}</strong></p>']
         if facts := [(n, v) for n, v in self.facts if v]:
             rows = (
                 f'<tr><th style="text-align:left">{esc(n)}</th><td style="text-align:left">{esc(v)}</td></tr>'

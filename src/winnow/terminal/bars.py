@@ -155,7 +155,10 @@ class NotebookView:
         folded = f"<details><summary>{head}</summary>{rows.removeprefix('<br>')}</details>"
         if not live:
             return folded
-        screen = Console(file=io.StringIO(), width=NOTEBOOK, record=True, force_jupyter=False)
+        screen = Console(
+            file=io.StringIO(), width=NOTEBOOK, record=True, force_jupyter=False, force_terminal=True, color_system="truecolor",
+            no_color=False, legacy_windows=False,
+        )  # fmt: skip
         screen.print(Picture(self.tracker))
         drawn = screen.export_html(inline_styles=True, code_format="<pre style='line-height:1.3'>{code}</pre>")
         return folded + drawn

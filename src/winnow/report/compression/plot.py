@@ -39,22 +39,20 @@ def plot(report: Report, ax: Any = None) -> Any:
         color, marker = STYLES[c.kind]
         bars = [[max(y - low, 0.0)], [max(high - y, 0.0)]] if low is not None and high is not None else None
         picked = c is report.picked
+        kind = None if c.kind in seen else c.kind
+        if picked or c.unpacked:
+            kind = f"{c.label or c.name}, {size(c.file_bytes)}{' (chosen)' if picked else ''}"
+        else:
+            seen.add(c.kind)
         ax.errorbar(
             [c.file_bytes / 1e6], [y], yerr=bars, color=color, marker=marker, markersize=10 if picked else 6, capsize=2, elinewidth=1,
-            linestyle="none", markeredgecolor="black" if picked else color, label=None if c.kind in seen else c.kind,
+            linestyle="none", markeredgecolor="black" if picked else color, label=kind,
         )  # fmt: skip
-        seen.add(c.kind)
-        if picked or c.unpacked:
-            ax.annotate(
-                f"{c.label or c.name}, {size(c.file_bytes)}", (c.file_bytes / 1e6, y), xytext=(9, -13) if picked else (-7, 7),
-                textcoords="offset points", fontsize=9, fontweight="bold" if picked else "normal", ha="left" if picked else "right",
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1), zorder=5,
-            )  # fmt: skip
     compared = _compared(report)
     if compared:
         ax.axhline(0.0, color="#57606a", linewidth=0.8, linestyle="--")
         against = "the ticket" if report.dense is None else "the dense model"
-        unit = "points" if task.higher_is_better else "%, smaller to the top"
+        unit = "points" if task.higher_is_better else "%, up is better"
         ax.set_ylabel(f"{task.metric} against {against} ({unit})")
     else:
         ax.set_ylabel(f"{task.metric}{f' ({task.unit})' if task.unit else ''}")
