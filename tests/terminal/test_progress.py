@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import winnow
+from command import winnow as command
 from winnow.errors import InputError
 from winnow.terminal.bars import NotebookView, Picture
 from winnow.terminal.lines import Details, LogView
@@ -215,6 +216,12 @@ def test_watch_takes_functions_and_truth_values(caplog):
         pass
 
 
+def test_colors_that_are_forced_make_no_terminal_of_a_log(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI services do
+    with watch(None) as stages:
+        assert stages is silent
+
+
 def test_true_prints_lines_where_logging_would_leave_them_out(capfd, monkeypatch):
     log = logging.getLogger("winnow")
     monkeypatch.setattr(log, "propagate", False)  # pytest's own handlers are on the root
@@ -282,14 +289,7 @@ def test_progress_false_is_silent_all_the_way_down(caplog, capfd):
     ]  # fmt: skip
 
 
-def test_json_stays_json(tmp_path, command):
+def test_json_stays_json(tmp_path):
     done = command("demo", "--out", tmp_path / "d", "--json")
     assert json.loads(done.stdout)["chosen"] == "s70-int4-g128"
     assert "measuring dense: done in" in done.stderr and "training on digits: started" in done.stderr
-
-
-@pytest.fixture
-def command():
-    from command import winnow as call
-
-    return call

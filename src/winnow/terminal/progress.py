@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,8 @@ def _shown(stack: contextlib.ExitStack, *, bars: bool, lines: bool) -> Progress:
         from winnow.terminal.screen import Console
 
         screen = Console(stderr=True)
-        if screen.is_jupyter or screen.is_interactive:
+        there = screen.is_interactive and sys.stderr.isatty()  # FORCE_COLOR makes no terminal of a log
+        if screen.is_jupyter or there:
             from winnow.terminal.bars import NotebookView, TerminalView
 
             tracker = Tracker()
