@@ -72,10 +72,9 @@ class Result(Shown):
         return plot(self.report, ax)
 
     def _card(self) -> Card:
-        card = self.report._card()
-        card.kind = "Result"
-        card.facts = [*card.facts, ("folder", "" if self.folder is None else str(self.folder))]
-        return card
+        said = self.report._card()
+        place = ("folder", "" if self.folder is None else str(self.folder))
+        return replace(said, kind="Result", facts=[*said.facts, place])
 
     @property
     def model(self) -> nn.Module:
