@@ -20,21 +20,21 @@ FLAGS = {
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
-        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--dry-run", "--json",
+        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--dry-run", "--json", "--verbose", "--quiet",
     },
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",
-        "--dtype", "--weights", "--trust-remote-code", "--mean", "--std", "--json",
+        "--dtype", "--weights", "--trust-remote-code", "--mean", "--std", "--json", "--verbose", "--quiet",
     },
     "inspect": {"--include", "--exclude", "--weights", "--trust-remote-code", "--json"},
     "bench": {
         "--batch", "--length", "--tokens", "--rounds", "--threads", "--with", "--per-layer", "--data", "--column", "--factory",
-        "--reference", "--out", "--json",
+        "--reference", "--out", "--json", "--verbose", "--quiet",
     },
     "report": {"--json"},
     "export": {"--out", "--to", "--json"},
-    "demo": {"--out", "--sparsity", "--seed", "--json"},
-    "run": {"--out", "--set", "--executor", "--keep-work", "--poc", "--dry-run", "--json"},
+    "demo": {"--out", "--sparsity", "--seed", "--json", "--verbose", "--quiet"},
+    "run": {"--out", "--set", "--executor", "--keep-work", "--poc", "--dry-run", "--json", "--verbose", "--quiet"},
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_verbs_and_flags():
 
 def test_every_flag_of_compress_is_an_option_in_python():
     command = typer.main.get_command(app).commands["compress"]
-    names = {p.name for p in command.params} - {"as_json", "dry_run", "help"}
+    names = {p.name for p in command.params} - {"as_json", "verbose", "quiet", "dry_run", "help"}
     assert names - {"model", "data", "out"} == set(Job.model_fields) - {"model", "data", "out", "tokenizer"}
 
 

@@ -94,17 +94,18 @@ def with_names(report, name):
     return report
 
 
-def test_progress_shows_names_as_text(monkeypatch):
-    from winnow.terminal import progress as terminal
+def test_progress_shows_names_as_text():
+    from winnow.terminal.bars import Picture, finished
+    from winnow.terminal.screen import Console
+    from winnow.terminal.tracker import Tracker
 
-    with terminal.Bars() as bars:
-        for name in NAMES:
-            bars.stage(name)(1, 2, name)
-        shown = [(task.description, task.fields["what"]) for task in bars._progress.tasks]
-        assert shown == [(visible(name), visible(name)) for name in NAMES]
-        bars._progress.console.file = out = io.StringIO()
-        bars._progress.console.print(bars._progress.get_renderable())
-    assert visible("[red]x[/red]") in out.getvalue() and not set(out.getvalue()) & set(ODD) - {"\n"}
+    for name in NAMES:
+        tracker, out = Tracker(), io.StringIO()
+        tracker(name)(1, 2, name)
+        screen = Console(file=out, width=400)
+        screen.print(Picture(tracker))
+        screen.print(finished(tracker.stages[0]))
+        assert out.getvalue().count(visible(name)) == 3 and not set(out.getvalue()) & set(ODD) - {"\n"}
 
 
 def test_logs_and_warnings_are_legible():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import Json, given, known, with_options
+from winnow.cli.flags import Json, Quiet, Verbose, given, known, with_options
 from winnow.cli.output import show_report
 from winnow.compression.options import DATA, METHOD, OUTPUT
 from winnow.speed.names import FAMILIES
@@ -64,18 +64,20 @@ def bench(
         ),
     ] = None,
     as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Benchmark a packed model against the dense one on this machine: ms, memory, energy, per layer and in total."""
     from winnow.compression.reporting import command_line
     from winnow.report.speed.view import summary
     from winnow.speed.verb import bench as run
-    from winnow.terminal.progress import Bars
+    from winnow.terminal.progress import on_the_command_line
 
-    with Bars(quiet=as_json) as bars:
+    with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         found = run(
             folder, batch=batch, length=length, tokens=tokens, rounds=rounds, threads=threads, contenders=contenders, per_layer=per_layer,
-            data=data, factory=factory, reference=reference, out=out, command=command_line(), progress=bars.stage, **given(options),
+            data=data, factory=factory, reference=reference, out=out, command=command_line(), progress=progress, **given(options),
         )  # fmt: skip
     page = Path(found.written).with_suffix(".html") if found.written is not None else None
     show_report(summary, found, page, as_json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import DryRun, Json, Model, given, with_options
+from winnow.cli.flags import DryRun, Json, Model, Quiet, Verbose, given, with_options
 from winnow.cli.output import show, show_report
 from winnow.compression.job import Job
 from winnow.compression.options import DATA, OUTPUT, Inputs
@@ -31,6 +31,8 @@ def compress(
     *,
     dry_run: DryRun = False,
     as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Prune a model to a budget, pack it, measure it, and report."""
@@ -40,13 +42,13 @@ def compress(
     from winnow.compression.reporting import command_line
     from winnow.compression.verb import compress as run
     from winnow.report.compression.console import summary
-    from winnow.terminal.progress import Bars
+    from winnow.terminal.progress import on_the_command_line
 
     options = given(options)
     if dry_run:
         plan = run(model, data, eval=eval, out=out, dry_run=True, **options)
         show(plan_table(plan), plan, as_json)
         return
-    with Bars(quiet=as_json) as bars:
-        result = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
+    with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
+        result = run(model, data, eval=eval, out=out, progress=progress, command=command_line(), **options)
     show_report(summary, result.report, Path(result.folder) / "report.html", as_json)

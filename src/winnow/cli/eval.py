@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import Json, Model, given, with_options
+from winnow.cli.flags import Json, Model, Quiet, Verbose, given, with_options
 from winnow.cli.output import show
 from winnow.compression.options import DATA, METHOD, Inputs
 
@@ -32,14 +32,16 @@ def eval(
     ] = None,
     *,
     as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Measure a model, packed or dense, alone or against another."""
-    from winnow.terminal.progress import Bars
+    from winnow.terminal.progress import on_the_command_line
     from winnow.verbs.evaluate import evaluate, evaluation_table
 
-    with Bars(quiet=as_json) as bars:
+    with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         found = evaluate(
-            model, data, reference=reference, harness_tasks=harness or (), harness_path=harness_path, progress=bars.stage, **given(options)
+            model, data, reference=reference, harness_tasks=harness or (), harness_path=harness_path, progress=progress, **given(options)
         )  # fmt: skip
     show(evaluation_table(found), found, as_json)

@@ -24,6 +24,10 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that compr
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=OUTPUT)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show details of the work, too.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Show no progress, only the result and errors.", rich_help_panel=OUTPUT)
+]
 
 
 def with_options(*names: str) -> Callable[[F], F]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import DryRun, Json, known
+from winnow.cli.flags import DryRun, Json, Quiet, Verbose, known
 from winnow.cli.output import put
 from winnow.compression.options import METHOD, OUTPUT
 from winnow.errors import InputError
@@ -55,6 +55,8 @@ def run(
         ),
     ] = None,
     as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a recipe of several stages: train, find a ticket, compress, measure. An interrupted run resumes."""
     from winnow.compression.reporting import command_line
@@ -62,7 +64,7 @@ def run(
     from winnow.pipeline.trial import try_recipe
     from winnow.pipeline.verb import run_recipe
     from winnow.records.parts import finite
-    from winnow.terminal.progress import Bars, console
+    from winnow.terminal.progress import console, on_the_command_line
 
     if poc is not None and dry_run:
         raise InputError("--poc and --dry-run are mutually exclusive: give one of them.", option="poc")
@@ -71,11 +73,11 @@ def run(
         stages = run_recipe(recipe, out, dry_run=True, **options)
         put(json.dumps([vars(s) for s in stages])) if as_json else console().print(planned_table(stages))
         return
-    with Bars(quiet=as_json) as bars:
+    with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         if poc is not None:
-            verdict = try_recipe(recipe, poc, out, sets=sets or (), progress=bars.stage)
+            verdict = try_recipe(recipe, poc, out, sets=sets or (), progress=progress)
         else:
-            ran = run_recipe(recipe, out, progress=bars.stage, command=command_line(), **options)
+            ran = run_recipe(recipe, out, progress=progress, command=command_line(), **options)
     if poc is not None:
         put(json.dumps(finite(trial(verdict)), indent=1)) if as_json else console().print(trial_table(verdict))
         raise typer.Exit(verdict.exit_code)

@@ -9,6 +9,7 @@ import torch
 from winnow.compression.hosts import read_matrix
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import solve_unit
+from winnow.compression.stages import training
 from winnow.compression.workbench import Workbench, coupled_masks
 from winnow.formats.packed_file import load_packed, save_packed
 from winnow.records.allocation import AllocationRecord
@@ -38,7 +39,7 @@ def learn(bench: Workbench, recipe: Recipe, store: Store, identity: dict[str, st
         try:
             fitted = recipe.fitting.train(
                 recipe, host.model, bench.batches, lambda: _fixed(bench, recipe), scope=scope, folder=folder, own=True,
-                progress=bench.progress(f"training at {100 * recipe.sparsity:.4g} % zeros"),
+                progress=bench.progress(training(recipe.sparsity)),
             )  # fmt: skip
         finally:
             host.restore(scope)

@@ -17,6 +17,8 @@ from winnow.formats.tensorfile import TensorFile
 from winnow.masks.prunable import Scope
 from winnow.measure.compare import Comparison
 from winnow.measure.evaluation import Evaluation
+from winnow.notebook import Card, Shown, frame
+from winnow.words import count, number, percent, size
 
 
 @dataclass
@@ -55,6 +57,37 @@ class LayerOutcome:
         return instead if self.unseen == self.parts else f"{instead} in {self.unseen} of {self.parts} parts"
 
 
+class Layers(Shown, list[LayerOutcome]):
+    """The pruned tensors of a model, in its order."""
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame by name. Raises InputError where pandas is missing."""
+        return frame(self._rows(), "name")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        names = (
+            "name",
+            "block",
+            "kind",
+            "rows",
+            "cols",
+            "numel",
+            "zeros",
+            "sparsity",
+            "error",
+            "bits_per_weight",
+            "seconds",
+        )
+        return [{name: getattr(layer, name) for name in names} for layer in self]
+
+    def _card(self) -> Card:
+        zeros, numel = sum(x.zeros for x in self), sum(x.numel for x in self)
+        said = (
+            f"{len(self)} layers, {count(zeros)} of {count(numel)} weights are zero ({percent(zeros / max(numel, 1))})"
+        )
+        return Card("Layers", said, tables=[(f"{len(self)} layers", self._rows())])
+
+
 @dataclass
 class Pruned:
     """The result of one recipe: per-layer outcomes, packed weights, and dense tensors that changed beside them."""
@@ -65,6 +98,11 @@ class Pruned:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
+
+    def __repr__(self) -> str:
+        return (
+            f"Pruned({len(self.layers)} layers, {count(self.zeros)} zeros, {self.bits_per_weight:.2f} bits per weight)"
+        )
 
     @property
     def zeros(self) -> int:
@@ -95,6 +133,12 @@ class Outcome:
     seconds: float
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] | None = None  # an AllocationRecord as JSON, of methods that train
+
+    def __repr__(self) -> str:
+        parts = [self.candidate.label, size(self.file_bytes)]
+        if (e := self.evaluation) is not None:
+            parts.append(f"{e.metric} {number(e.value)}")
+        return f"Outcome({self.name!r}: {', '.join(parts)})"
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from winnow.formats.shards import Layout
 from winnow.forward.batch import call, example_count, token_count
 from winnow.machine.memory import resident as resident_bytes
 from winnow.masks.prunable import Prunable, Scope
+from winnow.notebook import Card, Shown
 from winnow.words import count, duration, size
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 PATIENCE = 2.0  # seconds that a rehearsed forward may take, by what fewer examples took
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """Reckoned before the start; ``winnow compress --dry-run`` prints it."""
 
     prunable: int
@@ -44,6 +45,22 @@ class Plan:
     disk: int  # bytes while it runs
     method: str
     notes: list[str] = field(default_factory=list)  # how images are fed, what was held out
+
+    def _card(self) -> Card:
+        facts = [
+            ("prunable", f"{count(self.prunable)} of {count(self.total)} weights"), ("dense file", size(self.dense_file)),
+            ("time", f"about {duration(self.seconds)} a candidate"), ("memory", size(self.ledger.need)), ("disk", size(self.disk)),
+        ]  # fmt: skip
+        rows = [{"budget": rate, "zeros": zeros, "file": size(bytes_)} for rate, zeros, bytes_ in self.rates]
+        skipped = [{"not pruned": reason, "weights": numel} for reason, numel in self.skipped.items()]
+        notes = [{"note": note} for note in self.notes]
+        budgets = ", ".join(f"{rate}: {size(bytes_)}" for rate, _, bytes_ in self.rates)
+        return Card(
+            "Plan",
+            f"{self.method}, {budgets or 'sparsity to be searched for'}",
+            facts,
+            [("budgets", rows), ("not pruned", skipped), ("notes", notes)],
+        )
 
 
 @dataclass(frozen=True)

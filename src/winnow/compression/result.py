@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
-from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
+from winnow.compression.outcome import Layers, Outcome, Pruned
 from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors, meant
 from winnow.formats.artifact import ArtifactWriter, read_artifact
@@ -22,6 +22,7 @@ from winnow.formats.packed import PackedTensor
 from winnow.machine.memory import trim_heap
 from winnow.masks.ties import tensors_of
 from winnow.naming import name_of, nameless, without_paths
+from winnow.notebook import Card, Shown
 
 if TYPE_CHECKING:
     from winnow.compression.job import Job
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from winnow.records.compression import Report
 
 
-@dataclass
-class Result:
+@dataclass(repr=False)
+class Result(Shown):
     """The outcome of ``compress``.
 
     Attributes:
@@ -50,10 +51,30 @@ class Result:
         return self.outcomes[0]
 
     @property
-    def layers(self) -> list[LayerOutcome]:
-        """Per-layer zeros, error and bits of the chosen candidate."""
+    def layers(self) -> Layers:
+        """Per-layer zeros, error and bits of the chosen candidate: a list that has ``to_frame()``, too."""
         assert self.chosen.pruned is not None
-        return self.chosen.pruned.layers
+        return Layers(self.chosen.pruned.layers)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Flat figures for an experiment tracker; see :attr:`winnow.records.compression.Report.metrics`."""
+        return self.report.metrics
+
+    def to_frame(self) -> Any:
+        """The candidates as a pandas DataFrame; see :meth:`winnow.records.compression.Report.to_frame`."""
+        return self.report.to_frame()
+
+    def plot(self, ax: Any = None) -> Any:
+        """Quality against file size on matplotlib axes, which are returned; see :func:`winnow.report.compression.plot.plot`."""
+        from winnow.report.compression.plot import plot
+
+        return plot(self.report, ax)
+
+    def _card(self) -> Card:
+        said = self.report._card()
+        place = ("folder", "" if self.folder is None else str(self.folder))
+        return replace(said, kind="Result", facts=[*said.facts, place])
 
     @property
     def model(self) -> nn.Module:

@@ -208,7 +208,7 @@ def _accelerated(outcome: Outcome, packed: nn.Module, works: list[Work]) -> tupl
     if LAYER * 4 * len(distinct) * len(rows) > PATIENCE:
         return packed, "packed", {}
     example = works[0].inputs[0] if works[0].tokens is None else {"input_ids": works[0].tokens[:, :1]}
-    fast = accelerate(packed, rows=rows, example=example, timer=MicroTimer(LAYER))
+    fast = accelerate(packed, rows=rows, example=example, timer=MicroTimer(LAYER), progress=False)
     decided: Any = fast.winnow_dispatch
     return fast, "accelerated", dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
 

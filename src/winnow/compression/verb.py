@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,17 +18,17 @@ from winnow.compression.keywords import Keywords, listing
 from winnow.compression.outcome import Outcome
 from winnow.compression.plan import Plan
 from winnow.compression.result import Result, finish
-from winnow.compression.runner import Progress, Runner
+from winnow.compression.runner import Runner
 from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
+from winnow.compression.stages import CLOSING, at_goal, at_rates
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_folder
 from winnow.errors import GateError, InputError, meant
 from winnow.measure.chance import at_chance
 from winnow.run.store import Store
-
-ProgressFactory = Callable[[str], Progress]
+from winnow.terminal.progress import Progress, ProgressOption, expect, silent, watch
 
 
 @overload
@@ -39,7 +38,7 @@ def compress(
     *,
     out: str | Path | None = None,
     dry_run: Literal[False] = False,
-    progress: ProgressFactory | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
     **options: Unpack[Keywords],
 ) -> Result: ...
@@ -50,7 +49,7 @@ def compress(
     *,
     out: str | Path | None = None,
     dry_run: Literal[True],
-    progress: ProgressFactory | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
     **options: Unpack[Keywords],
 ) -> Plan: ...
@@ -61,7 +60,7 @@ def compress(
     *,
     out: str | Path | None = None,
     dry_run: bool,
-    progress: ProgressFactory | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
     **options: Unpack[Keywords],
 ) -> Result | Plan: ...
@@ -72,7 +71,7 @@ def compress(
     *,
     out: str | Path | None = None,
     dry_run: bool = False,
-    progress: ProgressFactory | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
     **options: Unpack[Keywords],
 ) -> Result | Plan:
@@ -85,7 +84,7 @@ def compress(
             ``"package.module:function"``, or records in memory; see :func:`winnow.data.open_data`.
         out: folder to write; without it, use :meth:`Result.save`.
         dry_run: return the :class:`Plan` and write nothing.
-        progress: called with a stage's name, gives a function (done, total, what).
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
         command: the command line to name in the report.
         options: the other fields of :class:`winnow.compression.job.Job`, listed below as in
             ``winnow compress --help``. Exactly one budget: ``sparsity`` (in [0, 1), or several), ``bits_per_weight``,
@@ -98,11 +97,12 @@ def compress(
         GateError: ``max_drop`` cannot be met.
         WinnowError: the work failed, e.g. a full disk; running again continues.
     """
-    setup = set_up(Job(model, data, out=out, **options))
-    return setup.plan if dry_run else run(setup, progress=progress, command=command)
+    with watch(progress) as stages:
+        setup = set_up(Job(model, data, out=out, **options))
+        return setup.plan if dry_run else run(setup, progress=stages, command=command)
 
 
-def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str | None = None) -> Result:
+def run(setup: Setup, *, progress: Progress = silent, command: str | None = None) -> Result:
     """Makes and measures the candidates, takes one, and writes the folder and the report.
 
     Raises:
@@ -124,14 +124,17 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         if job.size is not None:
             fit_size(setup, runner.weigh)
         if job.max_drop is None:
-            outcomes, chosen = _at_rates(setup, runner)
+            outcomes, chosen = _at_rates(setup, runner, progress)
         else:
             selecting = {**identity, "evaluation": setup.prepared.hashes["selection"]}
             selector = Runner(bench, setup.prepared.selection, store, identity=selecting, **options)
-            outcomes, chosen = _at_goal(setup, runner, selector)
+            outcomes, chosen = _at_goal(setup, runner, selector, progress)
+        closing = progress(CLOSING)
+        closing(0, 1, "")
         result = finish(
             setup, outcomes, chosen, dense=runner.dense, timing=runner.timing, started=started, command=command
         )
+        closing(1, 1, "")
         if job.out is None:
             result.hold(stack.pop_all())  # the packed units live as long as the result
         else:
@@ -139,7 +142,7 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
     return result
 
 
-def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome]]:
+def _at_rates(setup: Setup, runner: Runner, progress: Progress) -> tuple[list[Outcome], list[Outcome]]:
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
     level = "none" if runner.task is None else setup.job.baselines
@@ -151,25 +154,27 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
             f"{', '.join(sorted(names))}.",
             option="keep",
         )
+    expect(progress, at_rates(setup, [*requested, *others]))
     runner.measure_dense()
     outcomes = [runner.run(c) for c in (*requested, *others)]
     _note_recalibrated(setup, runner, outcomes)
     return outcomes, outcomes[: len(requested)]
 
 
-def _at_goal(setup: Setup, runner: Runner, selector: Runner) -> tuple[list[Outcome], list[Outcome]]:
+def _at_goal(setup: Setup, runner: Runner, selector: Runner, progress: Progress) -> tuple[list[Outcome], list[Outcome]]:
     """The smallest file within the limit: searched by ``selector``, confirmed on data no choice has seen."""
     limit = setup.job.max_drop
     assert limit is not None and setup.prepared.selection is not None
+    level = "all" if setup.job.baselines == "all" else "rtn"
+    plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
+    values = [setup.job.values] if setup.job.values != "keep" else VALUES
+    quantized = [c for c in plain if c.kind == "quantized"]
+    expect(progress, at_goal(setup, quantized, values))
     dense = selector.measure_dense()
     if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):
         raise GateError(
             f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
         )
-    level = "all" if setup.job.baselines == "all" else "rtn"
-    plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
-    values = [setup.job.values] if setup.job.values != "keep" else VALUES
-    quantized = [c for c in plain if c.kind == "quantized"]
     tried = search(setup.recipe_at, quantized, selector.run, limit, values)
     runner.measure_dense()
     runner.timing.update(selector.timing)

@@ -22,6 +22,7 @@ from winnow.data.arrays import (
     npz_keys,
     several_inputs,
 )
+from winnow.data.frames import frame_records, is_frame, is_hub_table, train_split
 from winnow.data.images import decode
 from winnow.data.records import Records, first_tensor, parse_labels
 from winnow.data.tables import LABEL_COLUMNS, table_records
@@ -50,9 +51,12 @@ def object_records(
         records = object_records(data[0], column=None, label=None, limit=None, name=name)  # texts, or pairs
         records.labels = label_array(data[1], len(records), name)
         return records
+    data = train_split(data, name)
+    if is_frame(data):
+        return frame_records(data, column, label, name)
     if isinstance(data, Mapping):
         return _mapping(dict(data), column, label, name, forward)
-    if hasattr(data, "column_names") and hasattr(data, "features"):
+    if is_hub_table(data):
         return _hub_table(data, column, label, name)
     if isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, dict)) and not _holds_tensors(data[0]):
         return _listed(data, column, label, name)
@@ -63,7 +67,7 @@ def object_records(
     if isinstance(data, (torch.utils.data.Dataset, list, tuple)) or hasattr(data, "__iter__"):
         return _items(data, column, label, limit, name)
     raise InputError(
-        f"data cannot be read from a {type(data).__name__}: give texts, dicts, tensors, (x, y), a Dataset or a DataLoader."
+        f"data cannot be read from a {type(data).__name__}: give texts, dicts, tensors, (x, y), a DataFrame, a Dataset or a DataLoader."
     )
 
 

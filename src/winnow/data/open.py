@@ -43,7 +43,9 @@ def open_data(
     a folder                      images, subfolders are classes
     ``org/name`` or ``name:config``  a Hugging Face data set, fetched by the ``datasets`` package
     ``package.module:function``   what the function returns, one of the forms below
-    an object                     list of str, dicts or (str, str); (x, y); tensors; Dataset; DataLoader
+    an object                     list of str, dicts or (str, str); (x, y); tensors; DataFrame; Dataset; DataLoader;
+                                  DatasetDict (its train split; where evaluation data is not given, its validation or
+                                  test split is that)
     ============================  =========================================================================
 
     Files may also end in ``.gz``. The network is used only for a Hugging Face name.

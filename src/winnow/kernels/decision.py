@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from winnow.kernels import native
 from winnow.kernels.contenders import Contender, Layer
 from winnow.kernels.modules import PackedLayer
 from winnow.masks.blocks import is_transposed_linear
+from winnow.notebook import Card, Shown, frame
 
 MARGIN = 0.95  # a contender replaces what a layer runs on as given only below this share of its time
 
@@ -102,12 +104,21 @@ class Decision:
     changed: bool = False  # whether any number of rows runs on something else than the given layer's own weights
 
 
-class Decisions(list[Decision]):
+class Decisions(Shown, list[Decision]):
     """One :class:`Decision` a layer, in the model's order."""
 
     def table(self) -> list[dict[str, str]]:
         """A line for each layer, columns by their titles: text for a table on a terminal or in a report."""
         return [_line(decision) for decision in self]
+
+    def to_frame(self) -> Any:
+        """:meth:`table` as a pandas DataFrame. Raises InputError where pandas is missing."""
+        return frame(self.table(), "layer")
+
+    def _card(self) -> Card:
+        changed = sum(d.changed for d in self)
+        said = f"{changed} of {len(self)} layers run on something else than their dense weights"
+        return Card("Decisions", said, tables=[(f"{len(self)} layers", self.table())])
 
 
 def timed(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
@@ -26,6 +27,7 @@ from winnow.kernels.survey import TRAINING, record_shapes, weighted_layers
 from winnow.kernels.swap import LayerSpec, swap
 from winnow.machine.cache import last_level_cache
 from winnow.masks.unwrap import plain_module, working_copy
+from winnow.terminal.progress import watch
 
 SMALLEST = 32_768  # weights; a smaller product takes less time than calling it
 VALUES = ("bfloat16",)  # types that a user may allow beside a layer's own
@@ -43,7 +45,7 @@ def accelerate(
     factory: Any = None,
     cache: bool | Path | str = True,
     timer: Timer | None = None,
-    progress: Callable[[int, int, str], object] | None = None,
+    progress: Callable[[int, int, str], object] | bool | None = None,
 ) -> nn.Module:
     """A copy of ``model`` for inference whose layers run on what measured fastest on this machine.
 
@@ -65,7 +67,8 @@ def accelerate(
         factory: builds the model of a folder that is no transformers model, as in :func:`winnow.load`.
         cache: keep timings in ``~/.cache/winnow`` (or in this folder), and use those kept there.
         timer: takes the timings, by default :class:`winnow.kernels.micro.MicroTimer`.
-        progress: called with (layers done, layers, name).
+        progress: bars or lines by itself, True or False (see :func:`winnow.terminal.progress.watch`), or a function (layers
+            done, layers, name).
 
     Layers in training mode and those that are shared, tied, hooked or of a class of their own are left alone. Zeros are
     not multiplied: where x holds NaN or infinity, y may lack it. Loading a state dict changes shared parameters, in the
@@ -91,7 +94,7 @@ def accelerate(
     before = {decision.name: decision for decision in getattr(model, "winnow_dispatch", ())}
     decided: dict[str, Decision] = {}
     # Not inference_mode: what is packed here may be used where gradients flow, too.
-    with native.torch_threads(threads), torch.inference_mode(False), torch.no_grad():
+    with _told(progress) as told, native.torch_threads(threads), torch.inference_mode(False), torch.no_grad():
         found = list(weighted_layers(fast))
         reasons = {reason for _, _, reason in found}
         if TRAINING in reasons and None not in reasons:  # nothing would be done
@@ -105,8 +108,7 @@ def accelerate(
         if example is not None:
             shapes = record_shapes(fast, {path: module for path, module, reason in found if reason is None}, example)
         for done, (path, module, reason) in enumerate(found):
-            if progress is not None:
-                progress(done, len(found), path)
+            told(done, len(found), path)
             seen = None if shapes is None else shapes.get(path, [])
             decided[path], new = dispatcher.decide(path, module, reason, counts, seen)
             if isinstance(module, Substitute):
@@ -117,11 +119,20 @@ def accelerate(
                 swap(fast, path, new)
             else:
                 fast = new.train(module.training)
-        if progress is not None:
-            progress(len(found), len(found), "")
+        told(len(found), len(found), "")
         dispatcher.cache.save()
     fast.winnow_dispatch = Decisions(decided.values())  # type: ignore[assignment]
     return fast
+
+
+@contextlib.contextmanager
+def _told(progress: Callable[[int, int, str], object] | bool | None) -> Iterator[Callable[[int, int, str], object]]:
+    """Who is told of each layer: the caller's own function, or a stage of :func:`watch`."""
+    if callable(progress):
+        yield progress
+    else:
+        with watch(progress) as stages:
+            yield stages("timing layers")
 
 
 @dataclass

@@ -40,6 +40,9 @@ class Mask:
         if cols % 8 and rows and bool((self.bits[:, -1] >> (cols % 8)).any()):
             raise FormatError(f"a mask of {rows} x {cols} has bits set beyond its last column: write the file again")
 
+    def __repr__(self) -> str:
+        return f"Mask({self.shape[0]} x {self.shape[1]}, {self.zeros:,} of {self.numel:,} weights pruned)"
+
     @classmethod
     def pack(cls, keep: torch.Tensor) -> Mask:
         """The mask of a bool matrix [R, C] on any device; InputError when it is not one."""

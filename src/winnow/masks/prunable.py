@@ -107,6 +107,10 @@ class Scope:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was guessed, and how to overrule it
 
+    def __repr__(self) -> str:
+        left = sum(s.numel for s in self.skipped)
+        return f"Scope({len(self.prunables)} tensors of {self.numel:,} weights; {len(self.skipped)} of {left:,} are not pruned)"
+
     @property
     def numel(self) -> int:
         return sum(p.numel for p in self.prunables.values())

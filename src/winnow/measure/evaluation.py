@@ -50,6 +50,9 @@ class Evaluation:
     truth: np.ndarray | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self.metric} {self.value:.4g} ({self.low:.4g} to {self.high:.4g}), n={self.n:,})"
+
     def summary(self) -> dict[str, Any]:
         """All but the arrays, for JSON."""
         return {key: value for key, value in asdict(self).items() if key not in ("per_example", "predictions", "truth")}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from winnow.data import Records, calibration_batches, disjoint, open_data, split_disjoint
+from winnow.data.frames import both_splits
 from winnow.data.images import describe_preprocessing, with_normalisation
 from winnow.data.text import ModelKind
 from winnow.data.tokens import context_length
@@ -79,6 +80,7 @@ def prepare(
         if select:
             raise InputError("--max-drop needs data to measure on: give --data (and --eval).")
         return found
+    data, evaluation = both_splits(data, evaluation)
     opening = partial(open_data, column=column, label=label, forward=source.arguments)
     records = opening(data) if data is not None else None
     held_out = opening(evaluation) if evaluation is not None else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.located import about
 from winnow.run.executor import Executor
 from winnow.run.store import Store, drop
-
-Progress = Callable[[str], Callable[[int, int, str], None]]
+from winnow.terminal.progress import Expected, Prefixed, Progress, expect
 
 
 @dataclass
@@ -61,7 +59,7 @@ class Execution:
     """
 
     def __init__(
-        self, inputs: RecipeInputs, out: Path, executor: Executor | None, progress: Progress | None, command: str | None
+        self, inputs: RecipeInputs, out: Path, executor: Executor | None, progress: Progress, command: str | None
     ) -> None:
         self.inputs, self.out, self.executor, self.command = inputs, out, executor, command
         self._progress = progress
@@ -77,7 +75,9 @@ class Execution:
         Raises:
             GateError: a stage's figures are not good enough.
         """
-        for number, stage in enumerate(self.inputs.pipeline.stages):
+        stages = self.inputs.pipeline.stages
+        expect(self._progress, [Expected(f"{_prefix(n, s.kind)}*", str(n)) for n, s in enumerate(stages)])
+        for number, stage in enumerate(stages):
             where = ("stages", number, stage.kind)
             with about(None, *((*where, name) for name in stage.model_fields_set)):
                 self._run(number)
@@ -109,7 +109,10 @@ class Execution:
         """Where the evaluation that ended a stage is kept, if there is one."""
         return stored_path(self.store, self.keys[number])
 
-    def progress(self, number: int) -> Progress | None:
-        """Progress bars of a stage, by its number and kind."""
-        given, kind = self._progress, self.inputs.pipeline.stages[number].kind
-        return None if given is None else lambda name: given(f"{number + 1} {kind}: {name}")
+    def progress(self, number: int) -> Progress:
+        """Progress of a stage, its parts named by its number and kind."""
+        return Prefixed(self._progress, _prefix(number, self.inputs.pipeline.stages[number].kind))
+
+
+def _prefix(number: int, kind: str) -> str:
+    return f"{number + 1} {kind}: "

@@ -9,13 +9,13 @@ from typing import Any
 
 from winnow.disk.work import work_folder
 from winnow.errors import InputError
-from winnow.pipeline.execution import Progress
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs, open_inputs
 from winnow.pipeline.reading import located, read_recipe
 from winnow.pipeline.stages.eval import Evaluate
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
 from winnow.run.store import unsealed
+from winnow.terminal.progress import ProgressOption
 from winnow.tickets.trial.verdict import Verdict
 
 
@@ -25,7 +25,7 @@ def try_recipe(
     out: str | Path | None = None,
     *,
     sets: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> Verdict:
     """A trial in minutes of a recipe's ticket stage: whether the whole run is worth it. Writes nothing.
 

@@ -12,24 +12,41 @@ import torch
 
 from winnow.disk.work import check_output
 from winnow.errors import InputError
-from winnow.pipeline.execution import Execution, PlannedStage, Progress, StageResult, plan_stages
+from winnow.notebook import Card, Shown
+from winnow.pipeline.execution import Execution, PlannedStage, StageResult, plan_stages
 from winnow.pipeline.inputs import open_inputs
 from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, located, read_recipe
 from winnow.records.parts import finite
 from winnow.run.executor import Executor, executor_named
 from winnow.run.store import code_version
+from winnow.terminal.progress import ProgressOption, watch
 from winnow.version import __version__
+from winnow.words import duration, percent, size
 
 
-@dataclass
-class RunResult:
+@dataclass(repr=False)
+class RunResult(Shown):
     """What ``run_recipe`` did. ``folder`` holds the artifact, ``run.json`` and the recipe; ``pages``: title, file name."""
 
     folder: Path
     stages: list[StageResult]
     notes: list[str] = field(default_factory=list)
     pages: list[tuple[str, str]] = field(default_factory=list)
+
+    def _card(self) -> Card:
+        rows = [
+            {
+                "stage": f"{s.number} {s.kind}", "what": s.what, "time": duration(s.seconds), "zeros": percent(s.figures.get("sparsity")),
+                "file": size(s.figures.get("file_bytes")), "metric": s.figures.get("metric"), "value": s.figures.get("value"),
+                "": "was finished" if s.reused else "",
+            }
+            for s in self.stages
+        ]  # fmt: skip
+        notes = [{"note": note} for note in self.notes]
+        facts = [(title, str(self.folder / name)) for title, name in self.pages]
+        sentence = f"{len(rows)} stages ({', '.join(s.kind for s in self.stages)}) in {self.folder}"
+        return Card("RunResult", sentence, facts, [("stages", rows), (f"{len(notes)} notes", notes)])
 
 
 @overload
@@ -41,7 +58,7 @@ def run_recipe(
     executor: str | Executor | None = None,
     keep_work: bool = False,
     dry_run: Literal[False] = False,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
 ) -> RunResult: ...
 @overload
@@ -53,7 +70,7 @@ def run_recipe(
     executor: str | Executor | None = None,
     keep_work: bool = False,
     dry_run: Literal[True],
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
 ) -> list[PlannedStage]: ...
 @overload
@@ -65,7 +82,7 @@ def run_recipe(
     executor: str | Executor | None = None,
     keep_work: bool = False,
     dry_run: bool,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
 ) -> RunResult | list[PlannedStage]: ...
 def run_recipe(
@@ -76,7 +93,7 @@ def run_recipe(
     executor: str | Executor | None = None,
     keep_work: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     command: str | None = None,
 ) -> RunResult | list[PlannedStage]:
     """Runs a recipe of stages (train, ticket, compress, eval), each on the model that the one before it made.
@@ -92,7 +109,7 @@ def run_recipe(
         executor: "local", "ray" or an executor, in place of the recipe's; no result depends on it.
         keep_work: leave ``OUT.work`` for later runs of changed recipes.
         dry_run: return what would be done, and write nothing.
-        progress: called with a stage's name, gives a function (done, total, what).
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
         command: the command line, for the report.
 
     Raises:
@@ -119,7 +136,7 @@ def run_recipe(
         if isinstance(jobs, str):
             jobs = executor_named(jobs)
             stack.callback(getattr(jobs, "close", lambda: None))
-        execution = Execution(inputs, folder, jobs, progress, command)
+        execution = Execution(inputs, folder, jobs, stack.enter_context(watch(progress)), command)
         stack.callback(execution.store.release)
         execution.run()
         publications = [p for i, stage in enumerate(pipeline.stages) if (p := stage.publish(execution, i)) is not None]

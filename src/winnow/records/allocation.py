@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from winnow.notebook import Card, Shown
 from winnow.records.parts import Clean, Count, Part, Share, Text
+from winnow.words import count, duration, percent
 
 
 def _rounded(value: Any) -> Any:
@@ -71,7 +73,7 @@ class Comparison(Part):
     only_earlier: Count = 0  # layers this run does not have
 
 
-class AllocationRecord(Part):
+class AllocationRecord(Shown, Part):
     """What was learned (or fixed), what it cost, and how far to trust it."""
 
     method: Text
@@ -96,3 +98,7 @@ class AllocationRecord(Part):
     stability: Stability | None = None
     comparison: Comparison | None = None
     warnings: list[Text] = Field(default_factory=list)
+
+    def _card(self) -> Card:
+        sentence = f"{self.method}, {percent(self.exact_rate)} zeros over {len(self.layers)} layers"
+        return Card(type(self).__name__, sentence, [("steps", count(self.steps)), ("time", duration(self.seconds))])

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from winnow.records.allocation import AllocationRecord
 from winnow.records.parts import Count, Image, Part, Record, Share, Text
+from winnow.records.summary import Tabular
 
 Kind = Literal["dense", "ticket", "pruned", "quantized", "pruned+quantized"]
 
@@ -254,7 +255,7 @@ class Speed(Part):
     missing: Text | None = None  # why nothing was measured
 
 
-class Report(Record):
+class Report(Tabular, Record):
     """Everything a run has to say. Serialized as report.json, drawn as report.html."""
 
     what = "report"

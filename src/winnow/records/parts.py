@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from winnow.errors import FormatError
+from winnow.notebook import Card, Shown
 
 # control characters (terminals obey some) and the marks that reorder the text after them
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -45,11 +46,14 @@ class Part(BaseModel):
 R = TypeVar("R", bound="Record")
 
 
-class Record(Part):
+class Record(Shown, Part):
     """The whole of one JSON file. Its first field is ``format``, the version of its schema."""
 
     what: ClassVar[str]  # it is, in an error: "report"
     again: ClassVar[str]  # how a damaged one is made again
+
+    def _card(self) -> Card:
+        return Card(type(self).__name__, str(getattr(self, "title", self.what)))
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from winnow.notebook import Card, frame
 from winnow.records.compression import Count, Part, Record, Share, Text, Times
+from winnow.words import duration
 
 What = Literal["forward", "prefill", "decode"]
 
@@ -122,6 +124,34 @@ class Bench(Record):
     others: float | None = None  # cores that other programs kept busy during the rounds
     machine: dict[str, Any] = Field(default_factory=dict)
     written: str | None = Field(default=None, exclude=True)  # the JSON file, of a bench that was just made
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame: a row for each contender and case, times in milliseconds, ``ratio`` times faster than dense.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        rows = [{**m.model_dump(exclude={"times"}), **{f"{k}_ms": getattr(m.times, k) for k in ("median", "p95", "q1", "q3")}} for m in self.measures]  # fmt: skip
+        return frame(rows)
+
+    def _card(self) -> Card:
+        rows = [
+            {
+                "case": m.case, "backend": m.contender, "median": duration(m.times.median / 1e3),
+                "speedup": "" if m.ratio is None else f"{m.ratio:.2f}×",
+                "interval": "" if m.ratio_low is None or m.ratio_high is None else f"{m.ratio_low:.2f} to {m.ratio_high:.2f}",
+            }
+            for m in self.measures
+        ]  # fmt: skip
+        best = max((m for m in self.measures if m.ratio is not None), key=lambda m: m.ratio or 0.0, default=None)
+        said = (
+            ""
+            if best is None or best.ratio is None
+            else f"; at best {best.ratio:.2f}× dense ({best.contender}, {best.case})"
+        )
+        sentence = f"{self.model}: {len(self.contenders)} backends, {len(self.cases)} cases{said}"
+        facts = [("stopped", "before the end" if self.interrupted else "")]
+        return Card(type(self).__name__, sentence, facts, [(f"{len(rows)} measurements", rows)])
 
     def measure(self, contender: str, case: str) -> Measure | None:
         return next((m for m in self.measures if (m.contender, m.case) == (contender, case)), None)

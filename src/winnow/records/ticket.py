@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from winnow.notebook import Card
 from winnow.records.compression import ModelInfo, TaskInfo, Verdict
 from winnow.records.parts import Count, Part, Record, Share, Text
+from winnow.words import duration, number, percent
 
 
 class Figure(Part):
@@ -186,6 +188,22 @@ class TicketReport(Record):
     settings: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
     described: dict[str, MethodLine] = Field(default_factory=dict)  # by method; reports written before have none
+
+    def _card(self) -> Card:
+        unit = f" {self.task.unit}" if self.task.unit else ""
+
+        def shown(figure: Figure | None) -> str:
+            return "" if figure is None else f"{number(figure.value)}{unit}"
+
+        rows = [
+            {
+                "method": self.named(r.method), "sparsity": percent(r.sparsity), self.task.metric: shown(r.figure),
+                "steps": f"{r.steps:,.0f}", "time": duration(r.seconds),
+            }
+            for r in self.rows
+        ]  # fmt: skip
+        facts = [("model", self.model.name), (f"dense {self.task.metric}", shown(self.dense))]
+        return Card(type(self).__name__, self.verdict.sentence, facts, [(f"{len(rows)} rows", rows)], self.verdict.tone)
 
     def named(self, method: str) -> str:
         """What a method is called."""

@@ -16,6 +16,7 @@ from winnow.errors import InputError
 from winnow.kernels.swap import require_dense
 from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import plain_module, require_initialised, working_copy
+from winnow.notebook import Card, Shown
 from winnow.shrinking.attributes import name_of
 from winnow.shrinking.dead_units import DeadUnits, Group, coupled_units, grouped, wide_scope
 from winnow.shrinking.example import make_example
@@ -109,14 +110,27 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
-class ShrinkResult:
+@dataclass(frozen=True, repr=False)
+class ShrinkResult(Shown):
     """The smaller model, what went, what stayed and why, and the plan that makes it again (:func:`apply`)."""
 
     model: nn.Module
     removed: list[Removed]
     skipped: list[Skipped]
     plan: dict[str, Any] = field(repr=False)
+
+    def _card(self) -> Card:
+        kinds = dict.fromkeys(r.kind for r in self.removed)
+        went = ", ".join(f"{sum(r.count for r in self.removed if r.kind == k):,} {k}s removed" for k in kinds)
+        removed, skipped = [vars(r) for r in self.removed], [vars(s) for s in self.skipped]
+        parameters = sum(p.numel() for p in self.model.parameters())
+        facts = [("model", f"{type(self.model).__name__}, {parameters:,} parameters")]
+        return Card(
+            "ShrinkResult",
+            went or "nothing was removed",
+            facts,
+            [("removed", removed), ("what stays, and why", skipped)],
+        )
 
 
 def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:

@@ -168,7 +168,9 @@ def _accelerated(context: BuildContext, dtype: torch.dtype, need: int) -> Conten
     require_memory(need)
     model = subject.packed(dtype) if subject.artifact is not None else _in(context, dtype)
     example = cast(context.work[0].inputs[0], dtype)
-    fast = accelerate(model, rows=context.rows, example=example, threads=context.threads, progress=context.progress)
+    fast = accelerate(
+        model, rows=context.rows, example=example, threads=context.threads, progress=context.progress or False
+    )
     decided: Decisions = fast.winnow_dispatch  # type: ignore[assignment]
     kernels = dict(Counter(kernel for d in decided for kernel in dict.fromkeys(d.kernel.values())))
     made = TorchContender(_about_artifact(context, "accelerated", dtype, kernels=kernels), fast)

@@ -15,7 +15,7 @@ from winnow.errors import InputError, WinnowError
 from winnow.machine import energy
 from winnow.machine.bandwidth import read_bandwidth
 from winnow.machine.load import OtherPrograms
-from winnow.measure.latency import Step
+from winnow.measure.latency import SLOT_SECONDS, Step
 from winnow.records import speed as speed_schema
 from winnow.records.speed import Absent, Bench
 from winnow.speed.contender import BuildContext, Contender, TorchContender, Unavailable
@@ -25,9 +25,11 @@ from winnow.speed.layers import layer_speeds, rows_seen
 from winnow.speed.race import race, reason
 from winnow.speed.subject import Subject
 from winnow.speed.workload import Work
+from winnow.terminal.progress import Expected, Progress, Update, expect
 
-Stage = Callable[[str], Callable[[int, int, str], None]]
 T = TypeVar("T")
+TIMING, BUILDING, MEASURING = "timing layers for accelerate", "building contenders", "measuring"
+LOADING, BY_LAYER = "loading in a fresh process", "layer by layer"
 FRESH = ("dense", "packed")  # what another process can load from the folder
 
 
@@ -43,11 +45,12 @@ class BenchRun:
     threads: int
     scratch: Path
     per_layer: bool
-    progress: Stage | None
+    progress: Progress
     contenders: list[Contender] = field(default_factory=list)
     decided: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def run(self) -> None:
+        expect(self.progress, self._stages())
         try:
             self._race()
             self._energy()
@@ -63,13 +66,21 @@ class BenchRun:
         except KeyboardInterrupt:
             self.found.interrupted = True
 
+    def _stages(self) -> list[Expected]:
+        """What is to come. A layer's timing is reported while contenders are built, so it is named before them."""
+        slots = len(self.requested) * self.rounds * len(self.work)
+        artifact = self.subject.artifact
+        layers = 1.0 * len(artifact.packed_names) if artifact is not None and self.per_layer else 0.0
+        guesses = {TIMING: 5.0, BUILDING: 10.0, MEASURING: slots * SLOT_SECONDS, LOADING: 8.0, BY_LAYER: layers}
+        return [Expected(name, name, seconds) for name, seconds in guesses.items() if seconds]
+
     def _race(self) -> None:
         self.bandwidth = read_bandwidth()
         self.found.bandwidth = speed_schema.Bandwidth(**asdict(self.bandwidth))
         base = self.subject.base
         context = BuildContext(
             self.subject, self.scratch, self.threads, "bf16" in self.requested, self.requested, self.subject.dense(base), self.work,
-            self._stage("timing layers for accelerate"),
+            self.progress(TIMING),
         )  # fmt: skip
         self._build(context)
         references = {base: _outputs(self.contenders[0], self.work)}
@@ -78,7 +89,7 @@ class BenchRun:
             expanded = TorchContender(about, self.subject.dense("artifact"))
             references["artifact"] = _outputs(expanded, self.work)
             expanded.close()
-        stage = self._stage("measuring")
+        stage = self.progress(MEASURING)
         with OtherPrograms() as others:
             finish = race(self.contenders, self.work, references, self.rounds, bandwidth=self.bandwidth, progress=stage)
         self.found.others = others.busy
@@ -92,7 +103,7 @@ class BenchRun:
                 self.found.absent.append(Absent(name=name, reason=why if everywhere else f"{case}: {why}"))
 
     def _build(self, context: BuildContext) -> None:
-        for name, make in self._each("building contenders", list(builders(context)), lambda maker: maker[0]):
+        for name, make in self._each(BUILDING, list(builders(context)), lambda maker: maker[0]):
             try:
                 self.contenders.append(make())
             except Exception as error:  # a model that cannot run in bfloat16, a layer that a runtime lacks
@@ -135,7 +146,7 @@ class BenchRun:
             self.found.notes.append(
                 f"{left} packed tensors (convolutions, experts) are timed in the whole model only: their product alone is not what they do."
             )
-        stage = self._stage("layer by layer")
+        stage = self.progress(BY_LAYER)
         for layer in layer_speeds(
             self.subject.artifact, rows, self.bandwidth, bf16="bf16" in self.requested, progress=stage
         ):
@@ -145,7 +156,7 @@ class BenchRun:
 
     def _fresh(self) -> None:
         todo = [c for c in self.found.contenders if c.name.split()[0] in FRESH]
-        for about in self._each("loading in a fresh process", todo, lambda about: about.name):
+        for about in self._each(LOADING, todo, lambda about: about.name):
             try:
                 seen = measure_fresh(self.subject, about.name, self.work[0], self.threads, self.scratch)
             except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
@@ -153,12 +164,9 @@ class BenchRun:
                 continue
             about.load_seconds, about.load_bytes, about.run_bytes = (seen.get(k) for k in ("seconds", "load", "run"))
 
-    def _stage(self, name: str) -> Callable[[int, int, str], None] | None:
-        return self.progress(name) if self.progress is not None else None
-
     def _each(self, stage: str, items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
         """The items one after the other, each reported by its name as the progress of a stage."""
-        report = self._stage(stage) or (lambda done, total, text: None)
+        report: Update = self.progress(stage)
         for done, item in enumerate(items):
             report(done, len(items), name(item))
             yield item

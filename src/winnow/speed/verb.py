@@ -20,9 +20,10 @@ from winnow.records.speed import Bench
 from winnow.report.compression.page import write_bench
 from winnow.report.speed import page as pages
 from winnow.speed.families import FAMILIES, families
-from winnow.speed.run import BenchRun, Stage
+from winnow.speed.run import BenchRun
 from winnow.speed.subject import open_subject
 from winnow.speed.workload import TOKENS, make_work
+from winnow.terminal.progress import ProgressOption, watch
 from winnow.version import __version__
 
 ROUNDS = 15
@@ -47,7 +48,7 @@ def bench(
     reference: str | Path | nn.Module | None = None,
     out: str | Path | None = None,
     command: str | None = None,
-    progress: Stage | None = None,
+    progress: ProgressOption = None,
 ) -> Bench:
     """Times a compressed model against the dense baseline on this machine; all contenders are interleaved in one run.
 
@@ -65,6 +66,7 @@ def bench(
         factory: ``package.module:function`` that builds a plain torch model, whose weights are in ``folder``.
         reference: the dense original, for its own file size and loading; by default the artifact expanded.
         out: JSON file; a page of the same name is written beside it. By default bench.json in the artifact's folder.
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
 
     Raises:
         InputError: an argument, the folder or the data cannot be used.
@@ -94,7 +96,8 @@ def bench(
         )
         if subject.artifact is None:
             found.reference = found.model
-        BenchRun(subject, work, found, requested, rounds, used, Path(scratch), per_layer, progress).run()
+        with watch(progress) as stages:
+            BenchRun(subject, work, found, requested, rounds, used, Path(scratch), per_layer, stages).run()
     if not found.measures:
         if found.interrupted:
             raise KeyboardInterrupt

@@ -20,6 +20,8 @@ from winnow.run.store import Store
 from winnow.train.task.run import Cost, Progress, Run
 from winnow.train.task.training import Training
 
+PER_CENT = ("accuracy", "agreement")  # metrics that are stored as shares
+
 
 @dataclass
 class Round:
@@ -76,9 +78,17 @@ class Ticket:
             found += f", {shown(e.metric, e.value)}"
         return f"Ticket({found}, {self.cost.steps:,} steps of training)"
 
+    def row(self) -> dict[str, Any]:
+        """Its figures: an accuracy in per cent, as everywhere else where people read it; seconds of training."""
+        found: dict[str, Any] = {"method": self.method, "sparsity": self.sparsity, "zeros": self.zeros}
+        if (e := self.evaluation) is not None:
+            scale = 100.0 if e.metric in PER_CENT else 1.0
+            found |= {e.metric: scale * e.value, f"{e.metric}_low": scale * e.low, f"{e.metric}_high": scale * e.high}
+        return found | {"steps": self.cost.steps, "seconds": self.cost.seconds}
+
 
 def shown(metric: str, value: float) -> str:
-    return f"{metric} {100 * value:.2f} %" if metric in ("accuracy", "agreement") else f"{metric} {value:.4g}"
+    return f"{metric} {100 * value:.2f} %" if metric in PER_CENT else f"{metric} {value:.4g}"
 
 
 Finder = Callable[["Search"], Iterator[Ticket]]

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,17 @@ from winnow.budget import parse_sparsity
 from winnow.disk.work import check_output, work_folder
 from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
+from winnow.notebook import Card, Shown, figures, frame
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store, stage_key
+from winnow.terminal.progress import Expected, ProgressOption, expect, watch
 from winnow.tickets.jobs import tickets_of
+from winnow.tickets.method import levels
 from winnow.tickets.methods.registry import METHODS, known
 from winnow.tickets.saving import write_tickets
 from winnow.tickets.search import Search, Ticket
 from winnow.train.task.check import check_training
 from winnow.train.task.identity import training_identity
-from winnow.train.task.run import Progress
 from winnow.train.task.training import Loss, OptimizerFactory, Schedule, Training
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Found:
+@dataclass(repr=False)
+class Found(Shown):
     """What a search found.
 
     Attributes:
@@ -58,6 +60,23 @@ class Found:
     def __repr__(self) -> str:
         where = "" if self.folder is None else f" in {self.folder}"
         return "\n  ".join([f"Found {len(self.tickets)} by {self.method}{where}:", *map(repr, self.tickets)])
+
+    def _card(self) -> Card:
+        rows = [ticket.row() for ticket in self.tickets]
+        notes = [{"note": note} for note in [*self.training.notes, *(n for t in self.tickets for n in t.notes)]]
+        facts = [("model", self._named), ("folder", "" if self.folder is None else str(self.folder))]
+        several = f"{len(rows)} tickets" if len(rows) > 1 else "a ticket"
+        tables = [("tickets", rows), (f"{len(notes)} notes", notes)]
+        return Card("Found", f"{several} by {self.method}", facts, tables)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each ticket. Raises InputError where pandas is missing."""
+        return frame([ticket.row() for ticket in self.tickets])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Flat figures of the sparsest ticket, for an experiment tracker."""
+        return figures(self.ticket.row())
 
     @property
     def ticket(self) -> Ticket:
@@ -143,7 +162,7 @@ def find_ticket(
     settings: dict[str, Any] | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
-    progress: Callable[[str], Progress] | None = None,
+    progress: ProgressOption = None,
 ) -> Found:
     """Fine-tunes a pretrained model for a task and returns it with exactly the requested sparsity.
 
@@ -163,7 +182,7 @@ def find_ticket(
             ``Found.training.notes`` says so; a name of your own helps, changed with what the function does:
             ``my_loss.winnow_name = "my-loss-2"``.
         executor: where independent parts run: whole sparsities, or the candidates of one; here unless given.
-        progress: called with the name of a stage, gives a function (done, total, what).
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
 
     Raises:
         InputError: an argument, the model or the data must change; the sentence says what.
@@ -187,7 +206,9 @@ def find_ticket(
             key = stage_key(
                 name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")
             )
-        search = Search(name, training, rates, chosen, store, key, executor or Local(), progress)
+        stages = stack.enter_context(watch(progress))
+        search = Search(name, training, rates, chosen, store, key, executor or Local(), stages)
+        expect(stages, [Expected("*", "training")] * _trainings(search))
         tickets = _searched(search)
         typed = (model, data, eval, weights)  # paths among them stay out of what is written
         found = Found(
@@ -210,6 +231,19 @@ def _searched(search: Search) -> list[Ticket]:
         log.warning("a stored part of the search is damaged, and the search begins again: %s", error)
         search.store.discard(search.key)
         return tickets_of(search)
+
+
+def _trainings(search: Search) -> int:
+    """Runs of about T steps that the search takes: one a sparsity, or one a round where a trajectory serves them all."""
+    entry = METHODS[search.method]
+    if not search.executor.local and len(search.sparsities) > 1:
+        return 1  # what ends elsewhere is reported as one stage
+    if not entry.trajectory:
+        return len(search.sparsities)
+    searches = [search.sparsities]
+    if getattr(search.settings, "budget", None) is not None:  # then each sparsity has its own
+        searches = [[s] for s in search.sparsities]
+    return sum(1 + len(levels(s, search.settings.rate)) for s in searches)  # the dense one, and one after each round
 
 
 def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:

@@ -120,6 +120,10 @@ class Attached:
         self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
         _live.add(self)
 
+    def __repr__(self) -> str:
+        masked = f"{self.zeros:,} of {self.numel:,} weights masked"
+        return f"Attached({type(self.method).__name__} on {type(self.model).__name__}, {masked}, step {self.step:,})"
+
     def _check_alone(self) -> None:
         """Two methods on one optimizer undo each other's masks; a second optimizer is a training of its own."""
         optimizers, weights = set(map(id, self.optimizers)), set(map(id, self.weights.values()))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from winnow.terminal.progress import Expected, ProgressOption, expect, watch
 
 FACTORY = "winnow.demo_data:digits_vit"
 
@@ -17,7 +18,7 @@ def run(
     *,
     sparsity: str = "0.7",
     seed: int = 0,
-    progress: Callable[[str], Callable[[int, int, str], None]] | None = None,
+    progress: ProgressOption = None,
 ) -> Result:
     """Trains a small vision transformer on scikit-learn's digits (1,797 real images), compresses it to zeros and int4, and reports.
 
@@ -26,28 +27,29 @@ def run(
     """
     from winnow.compression.job import Job
     from winnow.compression.verb import compress
-    from winnow.demo_data import save_digits
+    from winnow.demo_data import EPOCHS, save_digits
     from winnow.disk.work import check_output
     from winnow.formats.output import OutputFolder
 
     Job(FACTORY, sparsity=sparsity, seed=seed)  # raises InputError before any training
     check_output(out)
-    training = progress("training on digits") if progress else None
-    place = Path(out).with_name(Path(out).name + "-data")
-    beside = OutputFolder(place, "data")
-    try:
-        data = save_digits(
-            beside.path, seed=seed, progress=(lambda done, total: training(done, total, "")) if training else None
+    with watch(progress) as stages:
+        expect(stages, [Expected("training on digits", "training"), Expected("*", "compressing")])
+        training = stages("training on digits")
+        training(0, EPOCHS, "")
+        place = Path(out).with_name(Path(out).name + "-data")
+        beside = OutputFolder(place, "data")
+        try:
+            data = save_digits(beside.path, seed=seed, progress=lambda done, total: training(done, total, ""))
+            beside.publish()
+        finally:
+            beside.discard()
+        data = type(data)(*(place / file.name for file in data))
+        command = (
+            f"winnow compress {FACTORY} --weights {data.weights} --data {data.calibration} --eval {data.test} "
+            f"--sparsity {sparsity} --values int4 --out {out}"
         )
-        beside.publish()
-    finally:
-        beside.discard()
-    data = type(data)(*(place / file.name for file in data))
-    command = (
-        f"winnow compress {FACTORY} --weights {data.weights} --data {data.calibration} --eval {data.test} "
-        f"--sparsity {sparsity} --values int4 --out {out}"
-    )
-    return compress(
-        FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
-        progress=progress, command=command,
-    )  # fmt: skip
+        return compress(
+            FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
+            progress=stages, command=command,
+        )  # fmt: skip

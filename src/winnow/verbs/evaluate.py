@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
 from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model
+from winnow.notebook import Card, Shown, figures
+from winnow.terminal.progress import Expected, ProgressOption, expect, watch
 from winnow.words import number
 
 if TYPE_CHECKING:
@@ -30,11 +32,9 @@ if TYPE_CHECKING:
 
     from winnow.measure.prepare import Prepared
 
-Stage = Callable[[str], Callable[[int, int, str], None]]
 
-
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, repr=False)
+class Measured(Shown):
     """A figure with its 95 % interval, and the paired change against a reference where one was given."""
 
     model: str
@@ -55,6 +55,21 @@ class Measured:
     harness: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # how images are fed, and what makes the figures doubtful
 
+    def _card(self) -> Card:
+        unit = f" {self.unit}" if self.unit else ""
+        sentence = (
+            f"{self.model}: {self.metric} {number(self.value)}{unit} (95%: {number(self.low)} to {number(self.high)})"
+        )
+        facts = [("measured on", self.description)]
+        if self.reference is not None:
+            worse = "%" if self.relative else " points"
+            facts.append(("against", f"{self.reference}, {number(self.reference_value)}{unit}"))
+            facts.append(
+                ("lost", f"{number(self.drop)}{worse} (95%: {number(self.drop_low)} to {number(self.drop_high)})")
+            )
+        more = [{"figure": k.replace("_", " "), "value": v} for k, v in figures(self.details).items()]
+        return Card("Measured", sentence, facts, [("more", more), ("notes", [{"note": note} for note in self.notes])])
+
 
 @listing(InputKeywords, Inputs)
 def evaluate(
@@ -64,7 +79,7 @@ def evaluate(
     reference: str | Path | nn.Module | None = None,
     harness_tasks: Sequence[str] = (),
     harness_path: Path | None = None,
-    progress: Stage | None = None,
+    progress: ProgressOption = None,
     **options: Unpack[InputKeywords],
 ) -> Measured:
     """Measures a model on data; see ``winnow eval``.
@@ -73,6 +88,7 @@ def evaluate(
         reference: a dense model to compare with: paired change with its 95% interval, agreement and KL. For a plain
             torch model its dense weights' file will do.
         harness_tasks: local lm-eval tasks to run too, found in ``harness_path``.
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
         options: fields of :class:`winnow.compression.options.Inputs`, listed below.
 
     Raises:
@@ -99,11 +115,17 @@ def evaluate(
     dense = dense_source = anchor = None
     if reference is not None:
         dense_source = open_reference(source, reference, trust_remote_code=given.trust_remote_code)
-        anchor = work.reference(_tried(_load(dense_source, given.dtype), dense_source, prepared, given.dtype))
-        dense = anchor.evaluation
+        other = _tried(_load(dense_source, given.dtype), dense_source, prepared, given.dtype)
     loaded = _tried(loaded, source, prepared, given.dtype)
-    stage = progress("measuring") if progress else None
-    found = work.evaluate(loaded, anchor, progress=(lambda done, total: stage(done, total, "")) if stage else None)
+    with watch(progress) as stages:
+        names = ["measuring the reference", "measuring"][reference is None :]
+        expect(stages, [Expected(name, "measuring") for name in names])
+        if reference is not None:
+            before = stages(names[0])
+            anchor = work.reference(other, progress=lambda done, total: before(done, total, ""))
+            dense = anchor.evaluation
+        stage = stages(names[-1])
+        found = work.evaluate(loaded, anchor, progress=lambda done, total: stage(done, total, ""))
     against = compare(dense, found, higher_is_better=work.higher_is_better) if dense is not None else None
     figures = {}
     if harness_tasks:
@@ -190,8 +212,8 @@ def evaluation_table(found: Measured) -> RenderableType:
     for name, value in found.details.items():
         if isinstance(value, (int, float)):
             rows.add_row(Text(name.replace("_", " ")), number(value))
-    for task, figures in found.harness.items():
-        shown = ", ".join(f"{k} {number(v)}" for k, v in figures.items() if isinstance(v, (int, float)))
+    for task, values in found.harness.items():
+        shown = ", ".join(f"{k} {number(v)}" for k, v in values.items() if isinstance(v, (int, float)))
         rows.add_row(Text(task), Text(shown))
     for note in found.notes:
         rows.add_row("note", Text(note))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from winnow.masks.prunable import Prunable
-from winnow.words import bulk, count, number, size
+from winnow.notebook import Card, Shown
+from winnow.words import bulk, count, number, percent, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,8 +31,8 @@ class LayerInfo:
     bits_per_weight: float
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Shown):
     """Every tensor of a model, and totals."""
 
     spec: str
@@ -42,6 +43,15 @@ class Inspection:
     file_bytes: int
     layers: list[LayerInfo]
     notes: list[str] = field(default_factory=list)  # what was guessed, and how to overrule it
+
+    def _card(self) -> Card:
+        sentence = f"{self.spec} ({self.architecture}): {count(self.parameters)} parameters, {size(self.file_bytes)}"
+        zeros = f"{count(self.zeros)} ({percent(self.sparsity)})" if self.prunable else ""
+        rows = [{**vars(x), "shape": " x ".join(map(str, x.shape))} for x in self.layers]
+        tables = [(f"{len(rows)} tensors", rows), ("notes", [{"note": note} for note in self.notes])]
+        return Card(
+            "Inspection", sentence, [("prunable", count(self.prunable)), ("zeros", zeros)], tables, open_tables=0
+        )
 
     @property
     def sparsity(self) -> float | None:

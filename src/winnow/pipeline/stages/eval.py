@@ -14,7 +14,7 @@ from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
 from winnow.measure.prepare import prepare
 from winnow.measure.task import Task, written_unit
-from winnow.pipeline.execution import Execution, Progress
+from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.part import Source
 from winnow.pipeline.schema import Pipeline
@@ -22,6 +22,7 @@ from winnow.pipeline.stage import Stage, content, figures_of
 from winnow.pipeline.stages.ticket import Ticket
 from winnow.pipeline.stages.train import Train
 from winnow.run.store import Store, stage_key
+from winnow.terminal.progress import Progress
 
 
 class Evaluate(Stage):
@@ -99,7 +100,7 @@ class Evaluate(Stage):
         )
 
     def paired(
-        self, execution: Execution, model: Checkpoint, against: Checkpoint | None, progress: Progress | None
+        self, execution: Execution, model: Checkpoint, against: Checkpoint | None, progress: Progress
     ) -> tuple[Task, Evaluation, Evaluation | None]:
         """The task, and ``model`` and ``against`` on its examples. What was measured before is read back."""
         inputs, store = execution.inputs, execution.store
@@ -117,10 +118,8 @@ class Evaluate(Stage):
             stored = load_stored(store, key)
             if stored is not None:
                 return stored
-            bar = progress(of.made_by) if progress else None
-            evaluated = task.evaluate(
-                of.load(pipeline.seed), anchor, progress=(lambda done, total: bar(done, total, "")) if bar else None
-            )
+            bar = progress(of.made_by)
+            evaluated = task.evaluate(of.load(pipeline.seed), anchor, progress=lambda done, total: bar(done, total, ""))
             store_evaluation(store, key, evaluated)
             return evaluated
 

@@ -20,10 +20,11 @@ from winnow.measure.evaluation import Evaluation
 from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
 from winnow.seeding import seed_of
+from winnow.terminal.progress import Expected, ProgressOption, expect, watch
 from winnow.tickets.method import PruningSettings
 from winnow.tickets.methods.isp.look_ahead import Protocol, departed, protocols
 from winnow.tickets.methods.isp.plan import Decay, Positive
-from winnow.train.task.run import Cost, Position, Progress, Run
+from winnow.train.task.run import Cost, Position, Run
 from winnow.train.task.train_mode import recalibrate_mixture, tracking_norms, training_batches
 from winnow.train.task.training import Training
 
@@ -68,6 +69,12 @@ class ModelSoup:
     evaluations: int = 0
     evaluation: Evaluation | None = None
 
+    def __repr__(self) -> str:
+        end = "" if self.evaluation is None else f", {self.evaluation.metric} {self.evaluation.value:.4g}"
+        return (
+            f"ModelSoup({type(self.model).__name__} of {len(self.alphas)} candidates, {self.cost.steps:,} steps{end})"
+        )
+
 
 def instant_model_soup(
     training: Training,
@@ -76,7 +83,7 @@ def instant_model_soup(
     validate: Callable[[nn.Module], float],
     store: Store | None = None,
     key: str = "ims",
-    progress: Callable[[str], Progress] | None = None,
+    progress: ProgressOption = None,
     executor: Executor | None = None,
 ) -> ModelSoup:
     """Interpolates short trainings of differently masked copies, then trains densely (Jaiswal et al. 2023, algorithm 3).
@@ -91,6 +98,7 @@ def instant_model_soup(
         validate: model in eval mode -> figure, higher is better; on data that is neither trained on nor reported.
         store, key: folder of finished parts and their prefix; a killed soup goes on from them.
         executor: where candidates are trained.
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
 
     Raises:
         InputError: a candidate diverged.
@@ -102,23 +110,26 @@ def instant_model_soup(
     found = soup.found
     jobs = _jobs(training, settings)[len(found.alphas) :]
     executor = executor or Local()
-    show = None if progress is None else progress("soup")
     shared = training.replaced(evaluate=None)
-    # In this process one candidate is alive at a time; elsewhere they come back together.
-    made = map(lambda job: candidate(shared, job), jobs) if executor.local else executor.map(candidate, shared, jobs)
-    for job, (state, cost) in zip(jobs, made):
-        found.cost.add(cost)
-        soup.add(job, state, settings)
-        soup.save()
-        if show is not None:
+    with watch(progress) as stages:
+        expect(stages, [Expected("soup", "soup"), Expected("train", "train")])
+        show = stages("soup")
+        # In this process one candidate is alive at a time; elsewhere they come back together.
+        made = (
+            map(lambda job: candidate(shared, job), jobs) if executor.local else executor.map(candidate, shared, jobs)
+        )
+        for job, (state, cost) in zip(jobs, made):
+            found.cost.add(cost)
+            soup.add(job, state, settings)
+            soup.save()
             said = f"alpha {found.alphas[-1]:g}, {found.metrics[-1]:.4g}"
             show(len(found.alphas), len(settings.sparsities), said)
-    run = Run(
-        training, start=Position(soup.state), folder=None if store is None else store.folder(f"{key}-run"),
-        progress=None if progress is None else progress("train"),
-    )  # fmt: skip
-    run.advance_to(run.total)
-    run.finish()
+        run = Run(
+            training, start=Position(soup.state), folder=None if store is None else store.folder(f"{key}-run"),
+            progress=stages("train"),
+        )  # fmt: skip
+        run.advance_to(run.total)
+        run.finish()
     found.model = run.attached.detach()
     found.cost.add(run.cost)
     found.evaluation = None if training.evaluate is None else training.evaluate(found.model)

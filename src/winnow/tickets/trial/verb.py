@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.measure.intervals import proportion_interval
+from winnow.terminal.progress import Expected, ProgressOption, expect, watch
 from winnow.tickets.cost import imp_rounds
 from winnow.tickets.method import Settings
 from winnow.tickets.methods.registry import METHODS, known
 from winnow.tickets.search import Search, Ticket
 from winnow.tickets.trial.size import plan, step_seconds, subset
 from winnow.tickets.trial.verdict import MAX_DROP, Full, Verdict, judge
-from winnow.train.task.run import Progress
 from winnow.train.task.training import Training
 from winnow.words import duration
 
@@ -29,7 +29,7 @@ def poc(
     seeds: int = 1,
     max_drop: float = MAX_DROP,
     settings: Mapping[str, Any] | None = None,
-    progress: Callable[[str], Progress] | None = None,
+    progress: ProgressOption = None,
 ) -> Verdict:
     """Trains a few short tickets on a few examples and says whether the full run is worth it.
 
@@ -44,7 +44,7 @@ def poc(
         seeds: trainings of each method.
         max_drop: points of the metric (per cent of a perplexity) that a ticket may lose.
         settings: of the method judged, for the full run; the trial's are shrunk from them.
-        progress: called with the name of a stage, gives a function (done, total, what).
+        progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
 
     Raises:
         InputError: no evaluation data, an unknown method, or minutes too few for any trial.
@@ -71,16 +71,18 @@ def poc(
     short = training.replaced(steps=found.steps, examples=subset(training.examples, found.examples, training.seed))
     tickets: list[Ticket] = []
     done = 0
-    for seed in range(seeds):
-        began = time.perf_counter()
-        for method in kinds:
-            one = short.replaced(seed=training.seed + seed)
-            rates = [0.0] if method == "dense" else [rate]
-            tickets += METHODS[method].finder(Search(method, one, rates, found.settings[method], progress=progress))
-        done += 1
-        now = time.perf_counter()
-        if now - start + now - began > 60 * minutes:
-            break
+    with watch(progress) as stages:
+        expect(stages, [Expected("*", "training", 60 * minutes / (seeds * len(kinds)))] * (seeds * len(kinds)))
+        for seed in range(seeds):
+            began = time.perf_counter()
+            for method in kinds:
+                one = short.replaced(seed=training.seed + seed)
+                rates = [0.0] if method == "dense" else [rate]
+                tickets += METHODS[method].finder(Search(method, one, rates, found.settings[method], progress=stages))
+            done += 1
+            now = time.perf_counter()
+            if now - start + now - began > 60 * minutes:
+                break
     evaluations = {m: [t.evaluation for t in tickets if t.method == m and t.evaluation is not None] for m in kinds}
     decision, short_reason, reasons, ability, drop, gain = judge(evaluations, before, chosen, rate, max_drop)
     dense = [t.cost for t in tickets if t.method == "dense"]

@@ -12,6 +12,7 @@ import numpy as np
 from winnow.errors import InputError
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
+from winnow.notebook import Card, Shown
 from winnow.tickets.search import Ticket, over_usual, shown, usual_answer
 from winnow.train.task.training import Training
 from winnow.words import signed
@@ -41,8 +42,8 @@ class Full:
     imp_seconds: float
 
 
-@dataclass
-class Verdict:
+@dataclass(repr=False)
+class Verdict(Shown):
     """What a trial found.
 
     Attributes:
@@ -69,6 +70,12 @@ class Verdict:
     seconds: float
     tickets: list[Ticket] = field(repr=False)
     training: Training = field(repr=False)
+
+    def _card(self) -> Card:
+        tone = {"go": "good", "no-go": "bad", "undecided": "mixed"}[self.decision]
+        rows = [ticket.row() for ticket in self.tickets]
+        tables = [("trial", rows), ("reasons", [{"reason": reason} for reason in self.reasons])]
+        return Card("Verdict", self.sentence, tables=tables, tone=tone)
 
     @property
     def exit_code(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from winnow.data import Records, disjoint, open_data, split_disjoint
+from winnow.data.frames import both_splits
 from winnow.data.text import ModelKind
 from winnow.data.tokens import context_length
 from winnow.errors import InputError
@@ -94,6 +95,8 @@ def from_records(source: ModelSource, data: Any, options: DataOptions) -> TaskDa
     """
     notes: list[str] = []
     types: dict[str, torch.dtype] = {}
+    data, held = both_splits(data, options.eval)
+    options = replace(options, eval=held)
     records = open_data(data, column=options.column, label=options.label, forward=source.arguments)
     kind = _kind(source, records)
     loss = _loss_for(records, kind, options)

@@ -137,6 +137,15 @@ class Training:
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"precision {self.precision!r} is not known: choose float32 or bfloat16.")
 
+    def __repr__(self) -> str:
+        parts = [
+            type(self.model).__name__,
+            f"{self.examples.count:,} examples",
+            f"{self.steps:,} steps",
+            f"lr {self.lr:g}",
+        ]
+        return f"Training({', '.join(parts)}, {self.precision}{'' if self.evaluate is None else ', evaluated'})"
+
     def scope(self) -> Scope:
         """What may be pruned; the output layers are found by the first batch. Raises InputError when there is nothing."""
         from winnow.masks.outputs import output_weights
