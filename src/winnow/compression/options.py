@@ -80,6 +80,10 @@ class Options(BaseModel):
         None, "Weight update: none, sparsegpt, alps, lsq, swap, joined by +; reconstruct, distil."
     )
     values: Values = option("keep", "Data type of the remaining weights: keep, bf16, int8 or int4.")
+    rest: Values = option(
+        "keep",
+        "Data type of what is not pruned (embeddings, output layer, first convolution): keep, bf16, int8 or int4.",
+    )
     group_size: Literal[32, 64, 128, 256] = option(128, "Quantization group size (inputs per int4 scale).")
     baselines: Literal["all", "rtn", "none"] = option("all", "Baselines to compare with: all, rtn (quick) or none.")
     include: Texts = option((), "Also treat these as prunable (name or pattern); repeatable.")

@@ -14,6 +14,7 @@ from winnow.budget import parse_size
 from winnow.compression.examples import changed_rows, class_rows
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
+from winnow.compression.rest import rest_note
 from winnow.compression.verdict import doubtful, judge
 from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
@@ -27,6 +28,7 @@ from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import (
     Candidate,
     Cost,
+    FilePart,
     Layer,
     Memory,
     ModelInfo,
@@ -134,14 +136,17 @@ def build_report(
             structure=recipe.structure,
             difference=main.pruned.zeros - recipe.zeros,
         ),
-        skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
+        skipped=[
+            SkippedTensor(name=s.name, numel=s.numel, reason=s.reason, values=recipe.rest if s.name in main.pruned.rest else None)
+            for s in setup.scope.skipped
+        ],
         sizes=sizes_of(setup, main, filled),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in timing.items()],
         cost=Cost(seconds_total=time.time() - started, calibration_tokens=tokens, energy="not measured: no meter was read"),
         classes=classes,
         changed=changed_rows(task, dense, main.evaluation),
-        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), *rest_note(setup.host, setup.scope, main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
@@ -235,6 +240,7 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, task: Task | None) -> Ca
         label=o.candidate.label,
         sparsity=o.pruned.zeros / numel,
         values=recipe.values,
+        rest=recipe.rest,
         group_size=recipe.group_size if recipe.values == "int4" else None,
         method=recipe.method,
         bits_per_weight=o.pruned.bits_per_weight,
@@ -262,7 +268,8 @@ def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
     names = {"values": "packed_values", "dense": "dense_tensors"}
     parts = {} if folder is None else read_artifact(folder).bytes
     named = {names.get(part, part): bytes_ for part, bytes_ in parts.items()}
-    return Sizes(dense_file=setup.dense_file, file=main.file_bytes, **named)
+    parts_ = [FilePart(what=what, dtype=dtype, bytes=count) for what, dtype, count in main.contents]
+    return Sizes(dense_file=setup.dense_file, file=main.file_bytes, contents=parts_, **named)
 
 
 def _budget(setup: Setup) -> str:

@@ -23,6 +23,7 @@ from winnow.compression.options import SAMPLES, TRAINING_SAMPLES
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
+from winnow.compression.rest import LARGE, embedding_bytes, rest_saves
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
@@ -55,6 +56,7 @@ class Setup:
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    large_embeddings: bool = False  # embeddings that stay unpruned are a large part of the dense file
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
@@ -131,6 +133,8 @@ def set_up(job: Job) -> Setup:
     prunable_bytes = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
     kept_bytes = sum(stored_sizes(host).values()) - prunable_bytes  # of the tensors that stay dense
     dense_file = dense_bytes(host, scope, layout)
+    large = embedding_bytes(host, scope) >= LARGE * dense_file
+    kept_bytes -= rest_saves(host, scope, job.rest, job.group_size)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
@@ -153,7 +157,7 @@ def set_up(job: Job) -> Setup:
             continue
         recipes.append(
             Recipe(
-                method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
+                method=method, **parts, structure=job.structure, values=job.values, rest=job.rest, group_size=job.group_size,  # type: ignore[arg-type]
                 sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
@@ -170,8 +174,19 @@ def set_up(job: Job) -> Setup:
     if not job.keeps_zeros:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
-    plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, existing)
+    plan = make_plan(
+        job,
+        source,
+        host,
+        scope,
+        prepared,
+        recipes,
+        dense=layout,
+        dense_file=dense_file,
+        limit=limit,
+        large=large and prepared.task is not None and job.baselines != "none",
+    )
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, large, existing)
 
 
 def with_data(host: Host, prepared: Prepared) -> Host:

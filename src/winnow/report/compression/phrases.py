@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from winnow.records.compression import Candidate, Report, TaskInfo
+from winnow.records.compression import Candidate, Report, Sizes, TaskInfo
 from winnow.words import number, signed
 
 
@@ -60,6 +60,16 @@ def change_span(candidate: Candidate, task: TaskInfo) -> str:
     low, high = sorted((toward * candidate.drop_low, toward * candidate.drop_high))
     digits = _digits(max(abs(low), abs(high)), task)
     return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def contents(sizes: Sizes) -> str:
+    """What the weights file consists of, in one line: "81% embeddings (float32), 12% pruned layers (int8), 3% index"; what
+    is below 1% together is "other"."""
+    whole = sum(part.bytes for part in sizes.contents)
+    shown = [part for part in sizes.contents if part.bytes >= 0.01 * whole]
+    texts = [f"{100 * part.bytes / whole:.0f}% {part.what}{f' ({part.dtype})' if part.dtype else ''}" for part in shown]
+    left = whole - sum(part.bytes for part in shown)
+    return ", ".join([*texts, *([f"{100 * left / whole:.0f}% other"] if left >= 0.005 * whole else [])])
 
 
 def from_what(report: Report) -> str:

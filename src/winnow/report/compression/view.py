@@ -118,6 +118,7 @@ def _target(report: Report) -> list[tuple[str, str]]:
         ("Method", picked.method or "" if picked else ""),
         ("Structure", asked.structure or ""),
         ("Zeros", zeros),
+        ("File consists of", phrases.contents(report.sizes)),
     ]
 
 
@@ -256,7 +257,10 @@ def _skipped(report: Report) -> Section:
         Fold(f"{reason}: {size(members)}", Facts([(s.name, words.count(s.numel)) for s in members], "names"))
         for reason, members in sorted(groups.items(), key=lambda group: -sum(s.numel for s in group[1]))
     ]
-    lead = f"{size(report.skipped)} are unchanged." if report.skipped else ""
+    lead = f"{size(report.skipped)} are not pruned." if report.skipped else ""
+    if narrow := [s for s in report.skipped if s.values]:
+        kinds = " and ".join(sorted({s.values for s in narrow if s.values}))
+        lead = f"{size(report.skipped)} are not pruned; of these, {size(narrow)} are stored in {kinds}."
     return Section("Not pruned", Text(lead, "lead"), *folds)
 
 
