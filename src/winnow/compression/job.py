@@ -24,6 +24,9 @@ class Job(Inputs, Options):
     data: Any = None
     out: Path | None = None
     eval: Any = option(None, "Evaluation data; by default a part of --data is held out.")
+    vocabulary: Any = option(
+        None, "Cut tokenizer and embeddings to the tokens that this data uses (read like --data, with --column)."
+    )
     keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.")
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
     compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.")

@@ -77,6 +77,7 @@ def make_plan(
     dense_file: int,
     limit: int | None,
     large: bool = False,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Reckons the plan; ``large``: a baseline quantizes the embeddings too. Raises InputError when the memory limit cannot be kept."""
     units: dict[str | None, list[Prunable]] = {}
@@ -112,7 +113,7 @@ def make_plan(
     total = scope.numel + sum(s.numel for s in scope.skipped)
     return Plan(
         scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
-        recipes[0].method, list(prepared.notes),
+        recipes[0].method, [*notes, *prepared.notes],
     )  # fmt: skip
 
 

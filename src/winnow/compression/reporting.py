@@ -96,7 +96,7 @@ def build_report(
         created=datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
         verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone),
         next_step=verdict.next_step,
-        undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.sha256()[:12]}). "
+        undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.origin.sha256()[:12]}). "
         f"`winnow export {quote(place)} --out {quote(place + '-dense')}` writes this one for use without winnow.",
         command=command,
         model=ModelInfo(
@@ -105,8 +105,10 @@ def build_report(
             kind=getattr(setup.source.config, "model_type", None) or "plain torch",
             parameters=setup.plan.total,
             prunable=setup.scope.numel,
+            vocabulary=setup.trimmed.rows_after if setup.trimmed is not None else None,
+            vocabulary_before=setup.trimmed.rows_before if setup.trimmed is not None else None,
             prunable_share=setup.scope.numel / max(setup.plan.total, 1),
-            hash=setup.source.sha256(),
+            hash=setup.source.origin.sha256(),
         ),
         task=TaskInfo()
         if task is None
@@ -150,7 +152,7 @@ def build_report(
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
-        hashes={"model": setup.source.sha256(), **prepared.hashes},
+        hashes={"model": setup.source.origin.sha256(), **prepared.hashes},
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def finish(
 def inputs_of(setup: Setup) -> list[Any]:
     """What a job reads, of which no output may take the place."""
     job, source = setup.job, setup.source
-    return [source.folder, source.weights, job.data, job.eval, job.compare_with]
+    return [source.origin.folder, source.weights, job.data, job.eval, job.compare_with, job.vocabulary]
 
 
 def _write_report(report: Report, job: Job, out: str | Path, folder: Path, *, whole: bool) -> None:
@@ -205,7 +205,7 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
 
     e = outcome.evaluation
     return {
-        "parent": {"model": name_of(setup.source.spec), "sha256": setup.source.sha256()},
+        "parent": {"model": name_of(setup.source.spec), "sha256": setup.source.origin.sha256()},
         "data": setup.prepared.hashes,
         "candidate": outcome.name,
         "versions": {"winnow": __version__, "torch": torch.__version__},

@@ -36,6 +36,8 @@ class ModelInfo(Part):
     architecture: Text | None = None
     kind: Text | None = None  # what it does: "causal-lm", "image classifier" ...
     parameters: Count | None = None
+    vocabulary: Count | None = None  # rows of the embeddings, where they were cut to a corpus
+    vocabulary_before: Count | None = None
     prunable: Count | None = None  # weights in scope
     prunable_share: Share | None = None
     hash: Text | None = None

@@ -22,7 +22,7 @@ def summary(report: Report) -> Summary:
     table = replace(candidates(report.model_copy(update={"candidates": kept})), more=more)
     found = report.allocation
     said = found.warnings if found is not None else []
-    lines = [("The file", phrases.contents(report.sizes))]
+    lines = [("The file", phrases.contents(report.sizes)), ("Vocabulary", phrases.vocabulary(report.model))]
     lines += [("Next step", report.next_step or ""), ("Undo", report.undo or "")]
     lines += [("Note", note) for note in report.notes if note not in said]
     lines.append(("Speed here", line(report.speed)))

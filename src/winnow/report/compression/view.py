@@ -118,6 +118,7 @@ def _target(report: Report) -> list[tuple[str, str]]:
         ("Method", picked.method or "" if picked else ""),
         ("Structure", asked.structure or ""),
         ("Zeros", zeros),
+        ("Vocabulary", phrases.vocabulary(report.model)),
         ("File consists of", phrases.contents(report.sizes)),
     ]
 
