@@ -7,6 +7,7 @@ import torch
 
 import winnow
 from small import sentences, write_lines
+from winnow.data import open_data
 from winnow.errors import InputError
 from winnow.models.source import open_model
 
@@ -178,13 +179,14 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.shared_data
 def test_minilm_on_its_own_sentences(shared_data, tmp_path):
     from winnow.compression.vocabulary import trim
 
     source = open_model(shared_data / "minilm-l6")
     trimmed = trim(source, shared_data / "sst2/validation.tsv.gz", column="sentence")
     dense, cut = source.load(), trimmed.source.load()
-    texts = winnow.data.open_data(shared_data / "sst2/validation.tsv.gz", column="sentence").inputs[:8]
+    texts = open_data(shared_data / "sst2/validation.tsv.gz", column="sentence").inputs[:8]
     before, after = source.tokenizer(), trimmed.source.tokenizer()
     assert trimmed.rows_before == 30522 and 4_000 < trimmed.rows_after < 8_000
     for text in texts:

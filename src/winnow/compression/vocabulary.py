@@ -7,7 +7,9 @@ written like any other.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from winnow.compression.cut_tokenizer import Cut, cut_tokenizer
 from winnow.data.open import open_data
 from winnow.data.records import EOS
 from winnow.disk.files import copy_file, write_text
-from winnow.errors import InputError
+from winnow.errors import InputError, disk_errors
 from winnow.formats.shards import ShardWriter
 from winnow.masks.blocks import find_blocks
 from winnow.models.source import ModelSource
@@ -51,7 +53,9 @@ class Trimmed:
     rows_before: int
     rows_after: int
     note: str
-    _folder: tempfile.TemporaryDirectory[str]
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, shutil.rmtree, str(self.source.folder), ignore_errors=True)
 
 
 def trim(source: ModelSource, data: Any, *, column: str | None) -> Trimmed:
@@ -101,20 +105,21 @@ def trim(source: ModelSource, data: Any, *, column: str | None) -> Trimmed:
         raise InputError(
             f"the tokenizer of {source.spec} has more tokens than the model has rows ({rows:,}): fix its folder first."
         )
-    folder = tempfile.TemporaryDirectory(prefix="winnow-vocabulary-")
-    place = Path(folder.name)
-    _write_weights(source, skeleton, rows, cut, place)
-    _write_rest(source, config, generation, cut, place)
-    trimmed = ModelSource(spec=source.spec, folder=place, trust_remote_code=source.trust_remote_code, original=source)
-    _check(trimmed.tokenizer(), texts, cut)
-    before, after = (sum(f.stat().st_size for f in s.weight_files()) for s in (source, trimmed))
-    note = (
+    place = Path(tempfile.mkdtemp(prefix="winnow-vocabulary-"))
+    small = ModelSource(spec=source.spec, folder=place, trust_remote_code=source.trust_remote_code, original=source)
+    trimmed = Trimmed(small, rows, len(cut.rows), "")
+    with disk_errors(place):
+        _write_weights(source, skeleton, rows, cut, place)
+        _write_rest(source, config, generation, cut, place)
+    _check(small.tokenizer(), texts, cut)
+    before, after = (sum(f.stat().st_size for f in s.weight_files()) for s in (source, small))
+    trimmed.note = (
         f"the vocabulary was cut to {records.name}: {len(cut.rows):,} of {rows:,} rows ({cut.used:,} tokens occur in its "
         f"{len(given):,} texts), which alone takes the weights file from {size(before)} to {size(after)}; its texts encode as "
         "before, others may take more tokens. The dense model of this report is the one with the cut vocabulary, so that a "
         "perplexity here is not comparable with one over the whole vocabulary."
     )
-    return Trimmed(trimmed, rows, len(cut.rows), note, folder)
+    return trimmed
 
 
 def _write_weights(source: ModelSource, skeleton: nn.Module, rows: int, cut: Cut, folder: Path) -> None:
