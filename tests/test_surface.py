@@ -16,8 +16,8 @@ NAMES = {
 
 FLAGS = {
     "compress": {
-        "--data", "--out", "--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label",
-        "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
+        "--data", "--out", "--vocabulary", "--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label",
+        "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--rest", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
         "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--dry-run", "--json", "--verbose", "--quiet",

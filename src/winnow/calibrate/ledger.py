@@ -40,11 +40,17 @@ class Ledger:
     forward: int  # temporaries of one batch in one block
     spilled: bool = False
     limit: int | None = None
+    rest: int = 0  # the largest unpruned matrix while it is stored in fewer bits: dense, codes, packed
 
     @property
     def need(self) -> int:
         return (
-            ALLOWANCE + self.resident + self.outside + self.block + max(self.solving, self.forward) + self.activations
+            ALLOWANCE
+            + self.resident
+            + self.outside
+            + self.block
+            + max(self.solving, self.forward, self.rest)
+            + self.activations
         )
 
     def table(self) -> list[tuple[str, int]]:
@@ -72,6 +78,7 @@ def estimate_memory(
     resident: int,
     limit: int | None,
     fitting: Fitting | None = None,
+    rest: int = 0,
 ) -> Ledger:
     """Memory that pruning a model block by block needs, with the activations on disk when memory is short.
 
@@ -103,7 +110,7 @@ def estimate_memory(
     if fitting is not None:
         solving = max(solving, 4 * FIT_COPIES * block + fitting.graph)
     kept = states * tokens * hidden * itemsize
-    in_memory = Ledger(resident, outside_bytes, block_bytes, solving, kept, forward, limit=limit)
+    in_memory = Ledger(resident, outside_bytes, block_bytes, solving, kept, forward, limit=limit, rest=rest)
     if limit is None or in_memory.need <= limit * (1 - MARGIN):
         return in_memory
     on_disk = replace(in_memory, activations=states * batch_tokens * hidden * itemsize, spilled=True)

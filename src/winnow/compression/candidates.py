@@ -23,6 +23,7 @@ class Candidate:
     name: str
     kind: Kind
     recipe: Recipe | None = None
+    everything: bool = False  # a baseline that quantizes all matrices, where the requested recipe leaves some alone
 
     @property
     def label(self) -> str:
@@ -31,7 +32,8 @@ class Candidate:
             return "dense"
         values = _values(self.recipe, " ")
         if self.kind == "quantized":
-            return f"{values} {'GPTQ' if self.recipe.solver == 'sparsegpt' else 'RTN'}"
+            plain = f"{values} {'GPTQ' if self.recipe.solver == 'sparsegpt' else 'RTN'}"
+            return f"{plain}, embeddings too" if self.everything else plain
         pattern = "" if isinstance(self.recipe.pattern, Unstructured) else f" {self.recipe.structure}"
         return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g}\u00a0%{pattern} zeros", values)))
 
@@ -68,8 +70,13 @@ def rounded(recipe: Recipe) -> str | None:
     )
 
 
-def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[Candidate]:
+def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool, embeddings: bool = False) -> list[Candidate]:
     """What the primaries are measured against.
+
+    All are made with the primaries' ``rest``: what is not pruned is stored alike in every row. ``embeddings``: these are a
+    large part of the dense file, so that one more row shows what stock tools give, int8 by rounding of *all* matrices
+    (ONNX Runtime's ``quantize_dynamic`` takes the weights of MatMul and of Gather, that is of linear layers, output layer and
+    embeddings) - unless ``rest`` is int8 already, when plain int8 is just that.
 
     Args:
         recipes: the primaries' recipes, one per sparsity.
@@ -90,6 +97,11 @@ def baselines(recipes: Sequence[Recipe], level: str, *, has_data: bool) -> list[
             )  # fmt: skip
             plain = f"{values}-g{group}" if group else values
             found.append(Candidate(f"{plain}-{suffix}", "quantized", base.model_copy(update=update)))
+    if embeddings and base.rest != "int8" and found:
+        everything = found[0].recipe
+        assert everything is not None
+        everything = everything.model_copy(update=dict(rest="int8"))
+        found.insert(1, Candidate("int8-all-rtn", "quantized", everything, everything=True))
     if level == "all":
         pruned = [(r, values) for r in recipes if r.zeros for values in VALUES if values != r.values]
         found += [primary(at_values(r, values, has_data=has_data)) for r, values in pruned]

@@ -23,6 +23,8 @@ from winnow.scores import needs_data, score
 
 VALUE_BITS = {"bf16": 16, "int8": 8, "int4": 4}
 BITS = {"int8": 8, "int4": 4}
+DESCRIPTION = 512  # bytes that a packed tensor takes more in the header, about
+_CHUNK = 1 << 22  # weights looked at together
 
 
 def stored_bits(host: Host, scope: Scope, values: str, group_size: int) -> float:
@@ -44,6 +46,46 @@ def scale_bytes(host: Host, scope: Scope, values: str, group_size: int) -> int:
     if values == "int4":
         return 2 * sum(p.rows * -(-p.cols // group_size) for p in rounded)
     return 0
+
+
+def narrowed(host: Host, scope: Scope, values: str, group_size: int) -> dict[str, Prunable]:
+    """The unpruned matrices that are stored in fewer bits where ``--rest`` is ``values``.
+
+    One that the type makes no smaller, or does not hold, stays as it is. A streamed model is not read for it: there all
+    are taken to be held.
+    """
+    if values == "keep":
+        return {}
+    known: dict[tuple[str, int], set[str]] = host.__dict__.setdefault("_unheld_rest", {})
+    key = values, group_size if values == "int4" else 0
+    found = wider(host, scope, values, group_size)
+    if key not in known:
+        grid = grid_of(values, group_size)
+        known[key] = (
+            set() if host.streamed else {n for n, p in found.items() if not held(p.matrix(host.original(n)), grid)}
+        )
+    return {n: p for n, p in found.items() if n not in known[key]}
+
+
+def wider(host: Host, scope: Scope, values: str, group_size: int) -> dict[str, Prunable]:
+    """The unpruned matrices that ``values`` makes smaller, by more than it takes to describe them in the file."""
+    return {n: p for n, p in scope.rest.items() if saved_bytes(host, p, values, group_size) > DESCRIPTION}
+
+
+def saved_bytes(host: Host, p: Prunable, values: str, group_size: int) -> int:
+    """How much less a matrix takes in ``values`` with its scales than in its own type."""
+    grid = grid_of(values, group_size)
+    scales = 2 * p.rows * grid.groups(p.cols) if grid is not None else 0
+    return p.numel * (8 * host.stored_dtype[p.name].itemsize - VALUE_BITS[values]) // 8 - scales
+
+
+def held(matrix: torch.Tensor, grid: Grid | None) -> bool:
+    """Whether a matrix [rows, cols] of any float type is finite and can be rounded to ``grid`` (None: to bfloat16)."""
+    for band in matrix.split(max(1, _CHUNK // matrix.shape[1])):
+        stored = band if grid is not None else band.to(torch.bfloat16)
+        if not bool(torch.isfinite(stored).all()) or not (grid is None or grid.holds(band)):
+            return False
+    return True
 
 
 def unheld(host: Host, scope: Scope, values: str, group_size: int) -> set[str]:

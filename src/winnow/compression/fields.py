@@ -27,6 +27,7 @@ class RecipeFields(BaseModel):
     structure: str = "unstructured"
     solver: str = "none"
     values: Values = "keep"
+    rest: Values = "keep"  # of matrices outside the scope: embeddings, output layers, first convolutions
     group_size: int = Field(128, ge=8)
     sparsity: float = Field(ge=0, lt=1)
     zeros: int = Field(ge=0)

@@ -7,7 +7,7 @@ files serve only to read a dense tensor again without holding it twice, where th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,7 @@ from winnow.measure.identity import tensors_of as all_tensors
 from winnow.models.source import ModelSource
 
 Weights = Callable[[str], torch.Tensor]
+Rest = Mapping[str, Callable[[], torch.Tensor]]  # first name of an unpruned tensor -> what stands in its place
 Host = Any  # Loaded | Streamed: same methods, nothing shared
 
 
@@ -70,6 +71,7 @@ class Loaded:
             share_as(model, self.model)
         self._views = overlapping(tensors)
         self._pruned: set[str] = set()  # first names
+        self._rest: set[str] = set()  # names of unpruned tensors that are not the dense ones now
         self._small: dict[str, torch.Tensor] = {}
         self._remember()
         self.identity = Identity(self.model)
@@ -120,8 +122,16 @@ class Loaded:
         """The weights stay; what solving them took goes back to the system."""
         trim_heap()
 
+    def set_rest(self, rest: Rest) -> None:
+        """Puts ``rest`` in the place of tensors outside the scope, and the dense ones back where it names none."""
+        with torch.no_grad():
+            for name in self._rest | rest.keys():
+                self.model.get_parameter(name).copy_(rest[name]() if name in rest else self.original(name))
+        self._rest = set(rest)
+
     def restore(self, scope: Scope) -> None:
         """Writes the dense weights, biases and buffers back."""
+        self.set_rest({})
         self.with_weights(self.original, scope, {})
 
     def dense(self, scope: Scope) -> nullcontext[nn.Module]:
@@ -139,6 +149,7 @@ class Loaded:
 
     def as_stored(self) -> None:
         """From now on ``model`` has the original types in place of those of the arithmetic."""
+        self.set_rest({})
         changed = False
         for name, tensor in tensors_of(self.model).items():
             if tensor.dtype != self.stored_dtype[name]:
@@ -176,7 +187,7 @@ class Streamed:
         for names in tied(tensors).values():  # whichever of its names a tied tensor is stored under
             if key := next((self.names[n] for n in names if n in self.names), None):
                 self.names |= dict.fromkeys(names, key)
-        self.stream = StreamedModel(skeleton, self._read, self.names)
+        self.stream = StreamedModel(skeleton, self._now, self.names)
         self.model = skeleton
         for name, buffer in skeleton.named_buffers(remove_duplicate=False):
             if name in self.names:
@@ -185,10 +196,16 @@ class Streamed:
         self.paths: list[str] = []
         self.outside: list[str] = []
         self._pruned: dict[str, str] = {}  # first name -> the one it is pruned under
+        self._rest: Rest = {}
         self.identity = Identity(skeleton)
 
     def _read(self, name: str) -> torch.Tensor:
         return self.shards.read(self.names[name])
+
+    def _now(self, name: str) -> torch.Tensor:
+        """A tensor outside the scope as it is at present, a pruned one as it was."""
+        first = self.first.get(name, name)
+        return self._rest[first]() if first in self._rest else self._read(name)
 
     def begin(self, scope: Scope) -> None:
         """Loads what lies outside the blocks; the head stays on disk until something is evaluated."""
@@ -217,7 +234,16 @@ class Streamed:
         self.stream.free(path)
         trim_heap()
 
+    def set_rest(self, rest: Rest) -> None:
+        """From now on ``rest`` is in the place of tensors outside the scope, and the dense ones where it names none."""
+        changed, self._rest = self._rest.keys() | rest.keys(), rest
+        with torch.no_grad():
+            for name in changed:
+                if (parameter := self.model.get_parameter(name)).device.type != "meta":
+                    parameter.copy_(self._now(name))
+
     def restore(self, scope: Scope) -> None:
+        self.set_rest({})
         for path in self.paths:
             self.stream.free(path)
         self._fill(self.original)
@@ -246,7 +272,7 @@ class Streamed:
             first = self.first.get(name, name)
             if first in changed:
                 return changed[first]
-            return weights(self._pruned[first]) if first in self._pruned else self._read(name)
+            return weights(self._pruned[first]) if first in self._pruned else self._now(name)
 
         changed = {self.first.get(n, n): t for n, t in extra.items()}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
-from winnow.compression.options import DATA, OUTPUT, Inputs, Options, Texts, flag, option, rates_of
+from winnow.compression.options import DATA, METHOD, OUTPUT, Inputs, Options, Texts, flag, option, rates_of
 from winnow.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ class Job(Inputs, Options):
     data: Any = None
     out: Path | None = None
     eval: Any = option(None, "Evaluation data; by default a part of --data is held out.", DATA)
+    vocabulary: Any = option(
+        None,
+        "Cut tokenizer and embeddings to the tokens that this data uses (read like --data, with --column).",
+        METHOD,
+    )
     keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.", OUTPUT)
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
     compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.", OUTPUT)

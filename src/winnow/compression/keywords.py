@@ -61,6 +61,7 @@ class Keywords(InputKeywords, total=False):
     structure: str
     solver: str | None
     values: Values
+    rest: Values
     group_size: GroupSize
     baselines: Baselines
     include: Sequence[str]
@@ -77,6 +78,7 @@ class Keywords(InputKeywords, total=False):
     time: float | str | None
     floor: float | None
     keep: Sequence[str]
+    vocabulary: Any
     seed: int
     compare_with: str | Path | None
 

@@ -131,6 +131,11 @@ class Options(BaseModel):
         names=SOLVERS,
     )
     values: Values = option("keep", f"Data type of the remaining weights: {one_of(Values)}.", METHOD)
+    rest: Values = option(
+        "keep",
+        f"Data type of what is not pruned (embeddings, output layer, first convolution): {one_of(Values)}.",
+        METHOD,
+    )
     group_size: GroupSize = option(
         128, f"Quantization group size (inputs per int4 scale): {one_of(GroupSize)}.", METHOD
     )

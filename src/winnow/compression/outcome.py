@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from winnow.compression.candidates import Candidate
 from winnow.compression.hosts import Host
 from winnow.formats.packed import PackedTensor
 from winnow.formats.tensorfile import TensorFile
-from winnow.masks.prunable import Scope
+from winnow.masks.prunable import Prunable, Scope
 from winnow.measure.compare import Comparison
 from winnow.measure.evaluation import Evaluation
 from winnow.notebook import Card, Shown, frame
@@ -98,6 +99,7 @@ class Pruned:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
+    rest: dict[str, Prunable] = field(default_factory=dict)  # packed too: unpruned tensors stored in fewer bits
 
     def __repr__(self) -> str:
         return (
@@ -116,8 +118,10 @@ class Pruned:
         """The host's model with these weights, in the layout and type they are stored in."""
 
         def weight(name: str) -> torch.Tensor:
-            return scope.prunables[name].restore(self.packed(name).unpack()).to(host.stored_dtype[name])
+            view = self.rest[name] if name in self.rest else scope.prunables[name]
+            return view.restore(self.packed(name).unpack(host.stored_dtype[name]))
 
+        host.set_rest({name: partial(weight, name) for name in self.rest})
         return host.with_weights(weight, scope, self.extra)
 
 
@@ -133,6 +137,7 @@ class Outcome:
     seconds: float
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] | None = None  # an AllocationRecord as JSON, of methods that train
+    contents: list[tuple[str, str | None, int]] = field(default_factory=list)  # of the file: (what, data type, bytes)
 
     def __repr__(self) -> str:
         parts = [self.candidate.label, size(self.file_bytes)]

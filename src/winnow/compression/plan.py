@@ -93,8 +93,10 @@ def make_plan(
     dense: Layout,
     dense_file: int,
     limit: int | None,
+    large: bool = False,
+    notes: Sequence[str] = (),
 ) -> Plan:
-    """Reckons the plan. Raises InputError when the memory limit cannot be kept."""
+    """Reckons the plan; ``large``: a baseline quantizes the embeddings too. Raises InputError when the memory limit cannot be kept."""
     units: dict[str | None, list[Prunable]] = {}
     for p in scope.prunables.values():
         units.setdefault(p.block, []).append(p)
@@ -112,6 +114,7 @@ def make_plan(
         units=list(units.values()), block_bytes=block_bytes, outside_bytes=outside, tokens=tokens, batch_tokens=per_batch, hidden=hidden,
         itemsize=itemsize, gram=gram, codes=any(r.values in ("int8", "int4") for r in recipes), resident=resident_bytes(), limit=limit,
         fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if by_block else None,
+        rest=0 if job.rest == "keep" and not large else max((p.numel * (host.stored_dtype[n].itemsize + 2) for n, p in scope.rest.items()), default=0),
     )  # fmt: skip
     seconds = _seconds(scope, tokens, gram)
     if by_block:
@@ -127,7 +130,7 @@ def make_plan(
     total = scope.numel + sum(s.numel for s in scope.skipped)
     return Plan(
         scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
-        recipes[0].method, list(prepared.notes),
+        recipes[0].method, [*notes, *prepared.notes],
     )  # fmt: skip
 
 

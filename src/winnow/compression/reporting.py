@@ -14,6 +14,7 @@ from winnow.budget import parse_size
 from winnow.compression.examples import changed_rows, class_rows
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
+from winnow.compression.rest import rest_note
 from winnow.compression.verdict import doubtful, judge
 from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
@@ -27,6 +28,7 @@ from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import (
     Candidate,
     Cost,
+    FilePart,
     Layer,
     Memory,
     ModelInfo,
@@ -95,7 +97,7 @@ def build_report(
         created=datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
         verdict=Verdict(sentence=verdict.sentence, tone=verdict.tone, answer=verdict.answer),
         next_step=verdict.next_step,
-        undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.sha256()[:12]}). "
+        undo=f"The original model is unchanged: {_short(setup.source.spec)} (sha256 {setup.source.origin.sha256()[:12]}). "
         f"`winnow export {quote(place)} --out {quote(place + '-dense')}` writes this one for use without winnow.",
         command=command,
         model=ModelInfo(
@@ -104,8 +106,10 @@ def build_report(
             kind=getattr(setup.source.config, "model_type", None) or "plain torch",
             parameters=setup.plan.total,
             prunable=setup.scope.numel,
+            vocabulary=setup.trimmed.rows_after if setup.trimmed is not None else None,
+            vocabulary_before=setup.trimmed.rows_before if setup.trimmed is not None else None,
             prunable_share=setup.scope.numel / max(setup.plan.total, 1),
-            hash=setup.source.sha256(),
+            hash=setup.source.origin.sha256(),
         ),
         task=TaskInfo()
         if task is None
@@ -136,18 +140,21 @@ def build_report(
             structure=recipe.structure,
             difference=main.pruned.zeros - recipe.zeros,
         ),
-        skipped=[SkippedTensor(name=s.name, numel=s.numel, reason=s.reason) for s in setup.scope.skipped],
+        skipped=[
+            SkippedTensor(name=s.name, numel=s.numel, reason=s.reason, values=recipe.rest if s.name in main.pruned.rest else None)
+            for s in setup.scope.skipped
+        ],
         sizes=sizes_of(setup, main, filled),
         memory=Memory(peak_bytes=peak_rss(), limit_bytes=job.memory_limit()),
         timing=[Stage(stage=k, seconds=v) for k, v in timing.items()],
         cost=Cost(seconds_total=time.time() - started, calibration_tokens=tokens, energy="not measured: no meter was read"),
         classes=classes,
         changed=changed_rows(task, dense, main.evaluation),
-        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), *rest_note(setup.host, setup.scope, main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},
-        hashes={"model": setup.source.sha256(), **prepared.hashes},
+        hashes={"model": setup.source.origin.sha256(), **prepared.hashes},
     )  # fmt: skip
 
 
@@ -237,6 +244,7 @@ def _row(o: Outcome, chosen: bool, folder: Path | None, task: Task | None) -> Ca
         label=o.candidate.label,
         sparsity=o.pruned.zeros / numel,
         values=recipe.values,
+        rest=recipe.rest,
         group_size=recipe.group_size if recipe.values == "int4" else None,
         method=recipe.method,
         bits_per_weight=o.pruned.bits_per_weight,
@@ -265,7 +273,8 @@ def sizes_of(setup: Setup, main: Outcome, folder: Path | None) -> Sizes:
     names = {"values": "packed_values", "dense": "dense_tensors"}
     parts = {} if folder is None else read_artifact(folder).bytes
     named = {names.get(part, part): bytes_ for part, bytes_ in parts.items()}
-    return Sizes(dense_file=setup.dense_file, file=main.file_bytes, **named)
+    parts_ = [FilePart(what=what, dtype=dtype, bytes=count) for what, dtype, count in main.contents]
+    return Sizes(dense_file=setup.dense_file, file=main.file_bytes, contents=parts_, **named)
 
 
 def _budget(setup: Setup) -> str:

@@ -173,7 +173,7 @@ def finish(
 def inputs_of(setup: Setup) -> list[Any]:
     """What a job reads, of which no output may take the place."""
     job, source = setup.job, setup.source
-    return [source.folder, source.weights, job.data, job.eval, job.compare_with]
+    return [source.origin.folder, source.weights, job.data, job.eval, job.compare_with, job.vocabulary]
 
 
 def _write_report(report: Report, job: Job, out: str | Path, folder: Path, *, whole: bool) -> None:
@@ -198,7 +198,7 @@ def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
     with ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
         for name, tensor in _dense(setup, outcome.pruned):
             writer.add_dense(name, tensor)
-        for name, prunable in setup.scope.prunables.items():
+        for name, prunable in (setup.scope.prunables | outcome.pruned.rest).items():
             for written in written_names(host, name):
                 # A tied head is stored under the embedding's name; the module that multiplies by it stays the head.
                 writer.add_packed(replace(prunable, name=written), outcome.pruned.packed(name))
@@ -229,7 +229,7 @@ def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:
 
     e = outcome.evaluation
     return {
-        "parent": {"model": name_of(setup.source.spec), "sha256": setup.source.sha256()},
+        "parent": {"model": name_of(setup.source.spec), "sha256": setup.source.origin.sha256()},
         "data": setup.prepared.hashes,
         "candidate": outcome.name,
         "versions": {"winnow": __version__, "torch": torch.__version__},
@@ -245,7 +245,10 @@ def _dense(setup: Setup, pruned: Pruned) -> Iterator[tuple[str, torch.Tensor]]:
     host, scope = setup.host, setup.scope
     changed = {host.first[name]: tensor for name, tensor in pruned.extra.items()}
     views = host.views_of(scope)
+    packed = {host.first[name] for name in pruned.rest}
     for name, tensor in dense_tensors(host, scope):
+        if host.first[name] in packed:
+            continue
         if host.first[name] in changed:
             yield name, changed[host.first[name]].to(tensor.dtype)
         elif name in views:

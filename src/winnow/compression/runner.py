@@ -5,24 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from winnow.compression.candidates import Candidate
-from winnow.compression.hosts import write_matrix, write_tensors
+from winnow.compression.hosts import Rest, write_matrix, write_tensors
 from winnow.compression.learning import learn
 from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
 from winnow.compression.prune import Pruner, read_unit, unit_file
 from winnow.compression.recipe import Recipe
+from winnow.compression.rest import contents, store_rest
 from winnow.compression.sizes import stored_bytes
 from winnow.compression.workbench import Progress, Workbench, coupled_masks
 from winnow.errors import disk_errors
 from winnow.fcpts.structures import make_units
 from winnow.formats.packed_file import load_packed, save_packed
 from winnow.formats.tensorfile import TensorFile
-from winnow.masks.prunable import Scope
+from winnow.masks.prunable import Prunable, Scope
 from winnow.masks.structure import NM, Coupled
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation, load_stored, store_evaluation
@@ -82,22 +84,23 @@ class Runner:
 
             def measure() -> Evaluation:
                 with pruned.in_place(self.host, self.scope) as model:
-                    self.host.identity.check(model, candidate.name, apart=[*self.scope.prunables, *pruned.extra])
+                    apart = [*self.scope.prunables, *pruned.extra, *pruned.rest]
+                    self.host.identity.check(model, candidate.name, apart=apart)
                     return task.evaluate(model, self._reference, progress=self._measuring(candidate.name))
 
             evaluation = self._evaluated(key, measure)
             self.timing[f"measure {candidate.name}"] = time.perf_counter() - measuring
             if self.dense is not None:
                 comparison = compare(self.dense, evaluation, higher_is_better=task.higher_is_better)
-        size = self._file_bytes(pruned)
-        return Outcome(candidate, pruned, evaluation, comparison, size, pruned.seconds, pruned.notes, record)
+        files = pruned.files()
+        size = stored_bytes(self.host, self.scope, self.bench.layout, files, pruned.rest)
+        parts = contents(self.host, self.scope, pruned, files, size)
+        return Outcome(candidate, pruned, evaluation, comparison, size, pruned.seconds, pruned.notes, record, parts)
 
     def weigh(self, recipe: Recipe) -> int:
         """Bytes of the weights file that a recipe comes to, headers included; measures nothing."""
-        return self._file_bytes(self._pruned(Candidate("draft", "pruned", recipe))[0])
-
-    def _file_bytes(self, pruned: Pruned) -> int:
-        return stored_bytes(self.host, self.scope, self.bench.layout, pruned.files())
+        draft = self._pruned(Candidate("draft", "pruned", recipe))[0]
+        return stored_bytes(self.host, self.scope, self.bench.layout, draft.files(), draft.rest)
 
     def _pruned(self, candidate: Candidate) -> tuple[Pruned, str, dict[str, Any] | None]:
         recipe = candidate.recipe
@@ -105,6 +108,7 @@ class Runner:
         key = stage_key("prune", recipe=recipe.key(), **self.identity)
         folder = self.store.folder(key)
         done = self.store.read(key)
+        rest, rest_file, said = store_rest(self.host, self.scope, recipe, self.store, self.identity)
         if done is None:
             learned = None
             if recipe.fitting.trains and recipe.zeros:
@@ -112,7 +116,8 @@ class Runner:
             record = learned.record.model_dump(mode="json") if learned is not None else None
             self.host.restore(self.scope)
             stage = self.bench.progress(f"compressing to {candidate.name}")
-            runs, extra = self._prune(recipe, learned, folder, stage)
+            narrow = {name: partial(_unpacked, self.host, view, rest_file(name)) for name, view in rest.items()}
+            runs, extra = self._prune(recipe, learned, folder, stage, narrow)
             for run in runs:
                 extra |= run.extra
             extra |= self._recalibrated(recipe, extra)
@@ -129,6 +134,7 @@ class Runner:
         layers = [LayerOutcome(**x) for x in done["layers"]]
         apart = set(done["dense"]) if _apart(recipe) else set()
         where = {x.name: unit_file(folder / "dense" if x.name in apart else folder, x.unit) for x in layers}
+        where |= {name: rest_file(name) for name in rest}
 
         def files() -> dict[str, TensorFile]:
             opened = {path: TensorFile(path) for path in set(where.values())}
@@ -136,13 +142,15 @@ class Runner:
 
         file = folder / "extra.safetensors"
         extra = load_packed(file)[1] if file.exists() else {}
-        pruned = Pruned(layers, lambda name: read_unit(where[name], name), extra, done["notes"], done["seconds"], files)
+        notes = [*done["notes"], *said]
+        pruned = Pruned(layers, lambda name: read_unit(where[name], name), extra, notes, done["seconds"], files, rest)
         return pruned, key, done["record"]
 
     def _prune(
-        self, recipe: Recipe, learned: Fitted | None, folder: Path, stage: Progress | None
+        self, recipe: Recipe, learned: Fitted | None, folder: Path, stage: Progress | None, rest: Rest
     ) -> tuple[list[Pruned], dict[str, torch.Tensor]]:
-        """Prunes the host's model in place. What was trained is packed as it is, or goes to the solver as an allocation."""
+        """Prunes the host's model in place, ``rest`` in the place of what is not pruned, so that calibration and batch norms
+        follow it. Counts and masks that compare layers, and training, go by the dense model. What was trained is packed as it is, or goes to the solver as an allocation."""
         plain = recipe
         if recipe.fitting.trains:
             solver = "none" if recipe.recovery.trains else recipe.solver
@@ -171,6 +179,7 @@ class Runner:
             unpruned = plain.model_copy(update=dict(structure="unstructured", solver="none", score="magnitude"))
             parts = [(Scope(pruned), plain, folder), (Scope(dense), unpruned, folder / "dense")]
         runs = []
+        self.host.set_rest(rest)
         for scope, part, place in parts:
             if not scope.prunables:
                 continue
@@ -227,6 +236,10 @@ class Runner:
 
 def _removed(keeps: dict[str, torch.Tensor]) -> dict[str, int]:
     return {n: int((~k).sum()) for n, k in keeps.items()}
+
+
+def _unpacked(host: Any, view: Prunable, file: Path) -> torch.Tensor:
+    return view.restore(read_unit(file, view.name).unpack(host.stored_dtype[view.name]))
 
 
 def _apart(recipe: Recipe) -> bool:

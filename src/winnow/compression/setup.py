@@ -23,7 +23,9 @@ from winnow.compression.options import SAMPLES, TRAINING_SAMPLES
 from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
+from winnow.compression.rest import LARGE, embedding_bytes, rest_saves
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
+from winnow.compression.vocabulary import Trimmed, trim
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
 from winnow.errors import InputError
@@ -55,6 +57,8 @@ class Setup:
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    trimmed: Trimmed | None = None
+    large_embeddings: bool = False  # embeddings that stay unpruned are a large part of the dense file
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
@@ -76,9 +80,12 @@ def set_up(job: Job) -> Setup:
 
         require_dense(source.module)
     if job.out is not None:
-        check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
+        given = (source.folder, source.weights, job.data, job.eval, job.compare_with, job.vocabulary)
+        check_output(job.out, inputs=given)
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
+    trimmed = _trimmed(job, source)
+    source = source if trimmed is None else trimmed.source
     limit = job.memory_limit()
     if limit is not None:  # libraries used later take memory too: they are there before it is reckoned with
         import jinja2  # noqa: F401
@@ -132,6 +139,8 @@ def set_up(job: Job) -> Setup:
     prunable_bytes = sum(p.numel * host.stored_dtype[n].itemsize for n, p in scope.prunables.items())
     kept_bytes = sum(stored_sizes(host).values()) - prunable_bytes  # of the tensors that stay dense
     dense_file = dense_bytes(host, scope, layout)
+    large = embedding_bytes(host, scope) >= LARGE * dense_file
+    kept_bytes -= rest_saves(host, scope, job.rest, job.group_size)
     if source.quantized is not None:  # what is saved is saved of the file that there is
         dense_file = sum(f.stat().st_size for f in source.weight_files())
     recipes: list[Recipe] = []
@@ -154,13 +163,19 @@ def set_up(job: Job) -> Setup:
             continue
         recipes.append(
             Recipe(
-                method=method, **parts, structure=job.structure, values=job.values, group_size=job.group_size,  # type: ignore[arg-type]
+                method=method, **parts, structure=job.structure, values=job.values, rest=job.rest, group_size=job.group_size,  # type: ignore[arg-type]
                 sparsity=sparsity, zeros=zeros, damp=job.damp, sequential=sequential, recalibrate=recalibrate, table=job.table,
                 settings=settings, time=job.seconds(), include=job.include, exclude=job.exclude, samples=samples, length=prepared.length,
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
-    notes = [*source_notes(source), *prepared.notes, *scope.notes, *source.left_out()]
+    notes = [
+        *([trimmed.note] if trimmed is not None else []),
+        *source_notes(source),
+        *prepared.notes,
+        *scope.notes,
+        *source.left_out(),
+    ]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []
@@ -171,8 +186,30 @@ def set_up(job: Job) -> Setup:
     if not job.keeps_zeros:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
-    plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, existing)
+    plan = make_plan(
+        job,
+        source,
+        host,
+        scope,
+        prepared,
+        recipes,
+        dense=layout,
+        dense_file=dense_file,
+        limit=limit,
+        large=large and prepared.task is not None and job.baselines != "none",
+        notes=[trimmed.note] if trimmed is not None else [],
+    )
+    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, trimmed, large, existing)
+
+
+def _trimmed(job: Job, source: ModelSource) -> Trimmed | None:
+    if job.vocabulary is None:
+        return None
+    if job.tokenizer is not None:
+        raise InputError(
+            "--vocabulary cuts the tokenizer of the model's folder: leave out tokenizer.", option="tokenizer"
+        )
+    return trim(source, job.vocabulary, column=job.column)
 
 
 def with_data(host: Host, prepared: Prepared) -> Host:

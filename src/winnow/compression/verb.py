@@ -146,7 +146,7 @@ def _at_rates(setup: Setup, runner: Runner, progress: Progress) -> tuple[list[Ou
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
     level = "none" if runner.task is None else setup.job.baselines
-    others = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
+    others = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches), embeddings=setup.large_embeddings)
     names = {c.name for c in (*requested, *others)}
     if unknown := sorted(set(setup.job.keep) - names):
         raise InputError(
@@ -166,9 +166,9 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner, progress: Progress)
     limit = setup.job.max_drop
     assert limit is not None and setup.prepared.selection is not None
     level = "all" if setup.job.baselines == "all" else "rtn"
-    plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
+    plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches), embeddings=setup.large_embeddings)
     values = [setup.job.values] if setup.job.values != "keep" else VALUES
-    quantized = [c for c in plain if c.kind == "quantized"]
+    quantized = [c for c in plain if c.kind == "quantized" and not c.everything]  # only what was allowed competes
     expect(progress, at_goal(setup, quantized, values))
     dense = selector.measure_dense()
     if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):
@@ -187,7 +187,8 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner, progress: Progress)
     if not confirmed:
         raise GateError(nothing_holds([looked], limit))
     taken = confirmed[-1]
-    outcomes = [taken, *(runner.run(o.candidate) for o in tried if o.name != taken.name)]
+    shown = [*(o.candidate for o in tried if o.name != taken.name), *(c for c in plain if c.everything)]
+    outcomes = [taken, *map(runner.run, shown)]
     _note_recalibrated(setup, runner, outcomes)
     return outcomes, [taken]
 

@@ -32,6 +32,7 @@ from winnow.formats.validation import FLOATS, INTEGERS, problem_of
 from winnow.masks.structure import Structure
 from winnow.quantize import Quantized
 
+UNPRUNED = "none"  # the structure of a tensor that was never to be pruned and is only stored in fewer bits
 _META = ("rows", "cols", "encoding", "values", "dtype", "structure", "zeros", "pattern", "group")
 _SAME_SIZE_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -12,7 +12,7 @@ import torch
 from winnow.disk.regular import read_regular
 from winnow.errors import FormatError, InputError
 from winnow.formats.header import check_version, parse_json
-from winnow.formats.packed import PackedTensor
+from winnow.formats.packed import UNPRUNED, PackedTensor
 from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_keys
 from winnow.formats.shards import INDEX
 from winnow.formats.tensorfile import TensorFile, sha256
@@ -75,6 +75,11 @@ class Artifact:
     @property
     def packed_names(self) -> list[str]:
         return sorted(self._packed)
+
+    @property
+    def pruned_names(self) -> list[str]:
+        """The packed tensors that were open to pruning; the others are embeddings and the like, stored in fewer bits."""
+        return [name for name in self.packed_names if self._packed[name][1].get("structure") != UNPRUNED]
 
     @property
     def recipe(self) -> dict[str, Any] | None:

@@ -106,6 +106,8 @@ class Scope:
     prunables: dict[str, Prunable] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was guessed, and how to overrule it
+    # What is not pruned and could hold fewer bits, by the first of its names: embeddings, output layers, first convolutions.
+    rest: dict[str, Prunable] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         left = sum(s.numel for s in self.skipped)

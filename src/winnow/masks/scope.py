@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -84,6 +84,8 @@ def find_scope(
             reason = "excluded by name"
         if reason:
             scope.skipped.append(Skipped(names[0], p.numel() if not is_lazy(p) else 0, reason))
+            if not others and (view := rules.matrix_of(names[0], p)) is not None:
+                scope.rest[names[0]] = view
         else:
             scope.prunables[name] = rules.prunable(name, p)
     for name, prunable in list(scope.prunables.items()):
@@ -196,6 +198,22 @@ class _Rules:
             # In a transformer the convolutions before the blocks only cut the input into tokens.
             return "" if self.conv_blocks or not self.blocks else "embedding"
         return "outside the repeated blocks" if self.blocks else ""
+
+    def matrix_of(self, name: str, p: torch.Tensor) -> Prunable | None:
+        """How a parameter that stays unpruned is seen as a matrix; None for norms, biases, vectors and single rows, and for
+        what is recomputed at each call.
+
+        A table of positions stored as ``[1, n, d]`` has n rows: it is seen as a stack of one matrix.
+        """
+        path, _, key = name.rpartition(".")
+        owner = self.modules[path]
+        small = _fixed_reason(p) or p.dim() < 2 or "bias" in key or "norm" in type(owner).__name__.lower()
+        if small or self.reason(name, p) == "bias" or self.recomputed(name):
+            return None
+        view = self.prunable(name, p)
+        if view.kind == "linear" and p.dim() == 3 and p.shape[0] == 1:
+            view = replace(view, kind="experts")
+        return view if view.rows > 1 else None
 
     def has_inputs(self, name: str) -> bool:
         """Whether the parameter multiplies inputs that calibration sees: of a tied tensor's names, the one to go by."""

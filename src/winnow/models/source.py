@@ -59,12 +59,18 @@ class ModelSource:
     weights: Path | None = None
     module: nn.Module | None = None
     trust_remote_code: bool = False
+    original: ModelSource | None = None  # what this folder was made of, where its vocabulary was cut
     _config: Any = field(default=None, repr=False)
     _hashed: tuple[Any, str] | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:
         return "folder" if self.folder else "factory" if self.factory else "module"
+
+    @property
+    def origin(self) -> ModelSource:
+        """The model as the user has it."""
+        return self.original or self
 
     @property
     def is_artifact(self) -> bool:

@@ -60,6 +60,8 @@ class ModelInfo(Part):
     architecture: Text | None = None
     kind: Text | None = None  # what it does: "causal-lm", "image classifier" ...
     parameters: Count | None = None
+    vocabulary: Count | None = None  # rows of the embeddings, where they were cut to a corpus
+    vocabulary_before: Count | None = None
     prunable: Count | None = None  # weights in scope
     prunable_share: Share | None = None
     hash: Text | None = None
@@ -88,6 +90,7 @@ class Candidate(Part):
     label: Text | None = None  # how a person reads it
     sparsity: Share | None = None  # of the prunable weights
     values: Text | None = None  # "keep", "bf16", "int8", "int4" ...
+    rest: Text | None = None  # the same of what is not pruned (embeddings, output layer)
     group_size: Count | None = None  # inputs that share a scale
     method: Text | None = None
     bits_per_weight: float | None = None  # of the prunable weights, masks and scales counted
@@ -139,11 +142,20 @@ class Requested(Part):
 
 
 class SkippedTensor(Part):
-    """A parameter that stayed dense, and why."""
+    """A parameter that was not pruned, and why."""
 
     name: Text
     numel: Count
     reason: Text
+    values: Text | None = None  # the type that it is stored in; None: its own
+
+
+class FilePart(Part):
+    """All tensors of one kind in the weights file."""
+
+    what: Text  # "embeddings", "output layer", "pruned layers", "index", "scales", "norms and biases", "header" ...
+    dtype: Text | None = None  # as stored: "float32", "int8"; None where there are several, or none
+    bytes: Count
 
 
 class Sizes(Part):
@@ -156,6 +168,7 @@ class Sizes(Part):
     scales: Count | None = None
     dense_tensors: Count | None = None
     other: Count | None = None
+    contents: list[FilePart] = Field(default_factory=list)  # of the weights file, the largest first; they add up to it
 
 
 class Memory(Part):

@@ -34,7 +34,7 @@ def rows_seen(model: nn.Module, artifact: Artifact, work: Work) -> dict[str, int
 
     Convolutions and experts are not among them: their product alone is not what they do.
     """
-    owners = {p.module: name for name in artifact.packed_names if (p := artifact.prunable(name)).kind in LINEAR}
+    owners = {p.module: name for name in artifact.pruned_names if (p := artifact.prunable(name)).kind in LINEAR}
     seen: dict[str, int] = {}
     hooks = []
     for path, module in model.named_modules():
@@ -54,7 +54,7 @@ def rows_seen(model: nn.Module, artifact: Artifact, work: Work) -> dict[str, int
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: seen[name] for name in artifact.packed_names if name in seen}
+    return {name: seen[name] for name in artifact.pruned_names if name in seen}
 
 
 def layer_speeds(

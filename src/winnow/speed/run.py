@@ -141,7 +141,7 @@ class BenchRun:
     def _layers(self, rows: dict[str, int]) -> None:
         if not rows or self.subject.artifact is None:
             return
-        left = len(self.subject.artifact.packed_names) - len(rows)
+        left = len(self.subject.artifact.pruned_names) - len(rows)
         if left:
             self.found.notes.append(
                 f"{left} packed tensors (convolutions, experts) are timed in the whole model only: their product alone is not what they do."

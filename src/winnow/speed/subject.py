@@ -68,7 +68,7 @@ class Subject:
         """What the packed weights are: "int4, 70 % zeros"."""
         if self.artifact is None:
             return "dense"
-        about = self.tensors.values()
+        about = [self.tensors[name] for name in self.artifact.pruned_names]
         zeros, numel = sum(a["zeros"] for a in about), sum(a["rows"] * a["cols"] for a in about)
         share = f", {100 * zeros / numel:.0f} % zeros" if zeros else ""
         return f"{' and '.join(sorted({a['values'] for a in about}))}{share}"
@@ -77,7 +77,7 @@ class Subject:
         """How figures and tables mark the packed model."""
         if self.artifact is None:
             return "dense"
-        about = self.tensors.values()
+        about = [self.tensors[name] for name in self.artifact.pruned_names]
         pruned, rounded = any(a["zeros"] for a in about), any(a["values"].startswith("int") for a in about)
         return "pruned+quantized" if pruned and rounded else "quantized" if rounded else "pruned" if pruned else "dense"
 

@@ -100,14 +100,17 @@ def inspect(
 
 def _packed_folder(folder: Path) -> Inspection:
     from winnow.formats.artifact import read_artifact
+    from winnow.formats.packed import UNPRUNED
 
     artifact = read_artifact(folder)
     layers = []
     for name in sorted({*artifact.names} - artifact.aliases.keys()):
         if name in artifact.packed_names:
             p, packed = artifact.prunable(name), artifact.packed(name)
-            kind = f"{_kind(p)}, {packed.encoding}, {packed.values}"
-            layers.append(LayerInfo(name, p.shape, p.numel, True, kind, packed.zeros, packed.bits_per_weight))
+            pruned = packed.structure != UNPRUNED
+            kind = f"{_kind(p)}, {packed.encoding}, {packed.values}" if pruned else f"stored as {packed.values}"
+            zeros = packed.zeros if pruned else None
+            layers.append(LayerInfo(name, p.shape, p.numel, pruned, kind, zeros, packed.bits_per_weight))
         else:
             tensor = artifact.dense(name)
             bits = 8.0 * tensor.element_size()

@@ -71,9 +71,10 @@ class Compress(Options, Stage):
         names = {"sparsity": "sparsity", "bits_per_weight": "bits per weight", "size": "size", "max_drop": "max drop"}
         budget = [f"{words} {options[name]}" for name, words in names.items() if options[name] is not None]
         structure = [] if self.structure == "unstructured" else [self.structure]
+        rest = [] if self.rest == "keep" else [f"rest {self.rest}"]
         rounded = options["method"] == "zeros" and self.values in ("int8", "int4") and self.solver is None
         how = " rounded on calibration data" if rounded and inputs.data is not None else ""
-        return ", ".join([options["method"], *budget, *structure, f"values {self.values}{how}"])
+        return ", ".join([options["method"], *budget, *structure, f"values {self.values}{how}", *rest])
 
     def depends_on(self, inputs: RecipeInputs, number: int) -> Any:
         return self.options(inputs.pipeline.first(Ticket, before=number))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from winnow.records.compression import Candidate, Report
 from winnow.report.allocation import view as allocation
+from winnow.report.compression import phrases
 from winnow.report.compression.tables import candidates
 from winnow.report.draw.summary import Summary
 from winnow.report.speed.tables import line
@@ -22,7 +23,8 @@ def summary(report: Report) -> Summary:
     table = replace(candidates(report.model_copy(update={"candidates": kept})), more=more)
     found = report.allocation
     said = found.warnings if found is not None else []
-    lines = [("Next step", report.next_step or ""), ("Undo", report.undo or "")]
+    lines = [("The file", phrases.contents(report.sizes)), ("Vocabulary", phrases.vocabulary(report.model))]
+    lines += [("Next step", report.next_step or ""), ("Undo", report.undo or "")]
     lines += [("Note", note) for note in report.notes if note not in said]
     lines.append(("Speed here", line(report.speed)))
     parts = allocation.lines(found) if found is not None else []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from winnow.records.compression import Candidate, Report, TaskInfo
-from winnow.words import number, signed
+from winnow.records.compression import Candidate, ModelInfo, Report, Sizes, TaskInfo
+from winnow.words import count, number, signed
 
 
 def amount(text: str, unit: str) -> str:
@@ -70,6 +70,25 @@ def recovered(candidate: Candidate, report: Report) -> str:
         return ""
     share = its / given.quality if report.task.higher_is_better else given.quality / its if its > 0 else math.nan
     return f"{100 * share:.1f}%" if math.isfinite(share) else ""
+
+
+def contents(sizes: Sizes) -> str:
+    """What the weights file consists of, in one line: "81% embeddings (float32), 12% pruned layers (int8), 3% index"; what
+    is below 1% together is "other"."""
+    whole = sum(part.bytes for part in sizes.contents)
+    if not whole:
+        return ""
+    shown = [part for part in sizes.contents if part.bytes >= 0.01 * whole]
+    texts = [f"{100 * part.bytes / whole:.0f}% {part.what}{f' ({part.dtype})' if part.dtype else ''}" for part in shown]
+    left = whole - sum(part.bytes for part in shown)
+    return ", ".join([*texts, *([f"{100 * left / whole:.0f}% other"] if left >= 0.005 * whole else [])])
+
+
+def vocabulary(model: ModelInfo) -> str:
+    """How many rows were cut: "30,522 → 9,120 rows"."""
+    if model.vocabulary is None or model.vocabulary_before is None:
+        return ""
+    return f"{count(model.vocabulary_before)} → {count(model.vocabulary)} rows"
 
 
 def from_what(report: Report) -> str:

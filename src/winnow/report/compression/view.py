@@ -125,6 +125,7 @@ def _target(report: Report) -> list[tuple[str, str]]:
         ("Method", picked.method or "" if picked else ""),
         ("Structure", asked.structure or ""),
         ("Zeros", zeros),
+        ("Vocabulary", phrases.vocabulary(report.model)),
     ]
 
 
@@ -171,7 +172,8 @@ def _change(report: Report) -> list[tuple[str, str]]:
 
 def _ways(report: Report) -> Section:
     next_step, undo = (Text(text or "", "prose") for text in (report.next_step, report.undo))
-    return Section("", Section("Next step", next_step), Section("Undo", undo), css="ways")
+    consists = Section("The file", Text(phrases.contents(report.sizes), "prose"))
+    return Section("", Section("Next step", next_step), Section("Undo", undo), consists, css="ways")
 
 
 def _changed(report: Report) -> Section:
@@ -269,6 +271,9 @@ def _skipped(report: Report) -> Section:
         for reason, members in sorted(groups.items(), key=lambda group: -sum(s.numel for s in group[1]))
     ]
     lead = f"{size(report.skipped)} are unchanged." if report.skipped else ""
+    if narrow := [s for s in report.skipped if s.values]:
+        kinds = " and ".join(sorted({s.values for s in narrow if s.values}))
+        lead = f"{size(report.skipped)} are not pruned; of these, {size(narrow)} are stored in {kinds}."
     return Section("Not pruned", Text(lead, "lead"), *folds)
 
 
