@@ -132,8 +132,11 @@ def test_few_shared_records_are_left_out_of_what_is_fitted():
     gone = {3, 50, 51, 52, 300, 399}
     assert torch.equal(kept.inputs[0], x[[i for i in range(400) if i not in gone]])
     assert disjoint(kept, held_out) == (kept, None)
-    other[:20] = x[:20]
-    with pytest.raises(InputError, match="share 20 records"):
+    other[:100] = x[:100]  # half of what is measured on is left, and all of it is new
+    kept, note = disjoint(records, open_data((other, truth)))
+    assert torch.equal(kept.inputs[0], x[100:]) and "100 of the 400 records" in note
+    other[:101] = x[:101]
+    with pytest.raises(InputError, match="share 101 records, which is most of one of them"):
         disjoint(records, open_data((other, truth)))
     few = open_data((x[:8], y[:8]))
     with pytest.raises(InputError, match="share 5 records"):  # of the evaluation data little, of the other most

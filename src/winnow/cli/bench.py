@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import Json, given, with_options
+from winnow.cli.flags import Json, Overwrite, given, with_options
 from winnow.cli.output import show_report
 
 
@@ -44,6 +44,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file, with an HTML page beside it; by default in DIR.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -56,7 +57,7 @@ def bench(
     with Bars(quiet=as_json) as bars:
         found = run(
             folder, batch=batch, length=length, tokens=tokens, rounds=rounds, threads=threads, contenders=contenders, per_layer=per_layer,
-            data=data, factory=factory, reference=reference, out=out, command=command_line(), progress=bars.stage, **given(options),
+            data=data, factory=factory, reference=reference, out=out, overwrite=overwrite, command=command_line(), progress=bars.stage, **given(options),
         )  # fmt: skip
     page = Path(found.written).with_suffix(".html") if found.written is not None else None
     show_report(summary, found, page, as_json)

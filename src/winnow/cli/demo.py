@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli.flags import Json, Out
+from winnow.cli.flags import Json, Out, Overwrite
 from winnow.cli.output import show_report
 
 
@@ -15,6 +15,7 @@ def demo(
     out: Out = Path("winnow-demo"),
     sparsity: Annotated[str, typer.Option(help="Target sparsity.")] = "0.7",
     seed: Annotated[int, typer.Option(help="Random seed of training and compression.")] = 0,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """End-to-end demo on built-in data: train a small network on scikit-learn's digits, compress it, report."""
@@ -23,5 +24,5 @@ def demo(
     from winnow.verbs.demo import run
 
     with Bars(quiet=as_json) as bars:
-        result = run(out, sparsity=sparsity, seed=seed, progress=bars.stage)
+        result = run(out, sparsity=sparsity, seed=seed, overwrite=overwrite, progress=bars.stage)
     show_report(summary, result.report, out / "report.html", as_json)

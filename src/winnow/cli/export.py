@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from winnow.cli.flags import Folder, Json, Out
+from winnow.cli.flags import Folder, Json, Out, Overwrite
 from winnow.cli.output import put
 from winnow.errors import InputError
 
@@ -16,6 +16,7 @@ def export(
     folder: Folder,
     out: Out,
     to: Annotated[str, typer.Option(help="dense: a folder that loads without winnow.")] = "dense",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a packed folder in another form."""
@@ -23,5 +24,5 @@ def export(
 
     if to != "dense":
         raise InputError(f"--to {to!r} is not known: choose dense.", option="to")
-    written = export_dense(folder, out)
+    written = export_dense(folder, out, overwrite=overwrite)
     put(json.dumps({"folder": str(written)}) if as_json else f"wrote {written}: it loads without winnow.")

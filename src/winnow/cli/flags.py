@@ -20,6 +20,7 @@ Model = Annotated[
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that compress wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished result of another command there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import DryRun, Json
+from winnow.cli.flags import DryRun, Json, Overwrite
 from winnow.cli.output import put
 from winnow.errors import InputError
 
@@ -32,6 +32,7 @@ def run(
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep finished stages in DIR.work, to be reused by a changed recipe.")
     ] = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     poc: Annotated[
         float | None,
@@ -52,7 +53,7 @@ def run(
 
     if poc is not None and dry_run:
         raise InputError("--poc and --dry-run are mutually exclusive: give one of them.", option="poc")
-    options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work)
+    options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work, overwrite=overwrite)
     if dry_run:
         stages: Any = run_recipe(recipe, out, dry_run=True, **options)
         put(json.dumps([vars(s) for s in stages])) if as_json else console().print(planned_table(stages))

@@ -69,8 +69,11 @@ class Result:
         with self.chosen.pruned.in_place(self._setup.host, self._setup.scope) as model:
             return model
 
-    def save(self, out: str | Path, candidate: str | None = None) -> Path:
+    def save(self, out: str | Path, candidate: str | None = None, *, overwrite: bool = False) -> Path:
         """Writes a candidate's folder (the chosen one unless named) with the report beside the weights.
+
+        Args:
+            overwrite: replace what another job, or another candidate, left there.
 
         Raises:
             InputError: no such candidate, or the folder holds something else.
@@ -80,7 +83,9 @@ class Result:
             names = ", ".join(o.name for o in self.outcomes)
             raise InputError(f"there is no candidate {candidate!r}: choose one of {names}.")
         folder = Path(out)
-        output = OutputFolder(folder, inputs=inputs_of(self._setup))
+        made = self._setup.made
+        made["options"] |= {"candidate": outcome.name}
+        output = OutputFolder(folder, inputs=inputs_of(self._setup), made=made, overwrite=overwrite)
         try:
             write_folder(self._setup, outcome, output.path)
             if candidate is None:
@@ -114,7 +119,9 @@ def finish(
     out = setup.job.out
     kept = [o for o in outcomes if o.name in setup.job.keep and o not in chosen]
     inside: dict[str, str] = {}  # folders by candidate, in the output
-    output = OutputFolder(out, inputs=inputs_of(setup)) if out is not None else None
+    output = None
+    if out is not None:
+        output = OutputFolder(out, inputs=inputs_of(setup), made=setup.made, overwrite=setup.job.overwrite)
     try:
         if output is not None:
             writing = time.perf_counter()

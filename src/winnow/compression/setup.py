@@ -25,7 +25,7 @@ from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
 from winnow.disk.links import refuse_links
-from winnow.disk.work import check_output
+from winnow.disk.work import check_made, check_output
 from winnow.errors import InputError
 from winnow.forward.batch import call, first_example, token_count
 from winnow.machine.memory import available_memory
@@ -56,6 +56,12 @@ class Setup:
     plan: Plan
     notes: list[str] = field(default_factory=list)
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What the job says of itself (:mod:`winnow.disk.made`)."""
+        hashes = {f"{name} data": value for name, value in self.prepared.hashes.items()}
+        return self.job.described({"weights": self.source.sha256(), **hashes})
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
@@ -171,7 +177,10 @@ def set_up(job: Job) -> Setup:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
     plan = make_plan(job, source, host, scope, prepared, recipes, dense=layout, dense_file=dense_file, limit=limit)
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, existing)
+    setup = Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, existing)
+    if job.out is not None and job.out.exists():
+        check_made(job.out, setup.made, job.overwrite)
+    return setup
 
 
 def with_data(host: Host, prepared: Prepared) -> Host:

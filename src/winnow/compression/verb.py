@@ -22,10 +22,13 @@ from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
-from winnow.disk.work import work_folder
+from winnow.disk.work import check_made, work_folder
 from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import written_unit
 from winnow.run.store import Store
+from winnow.words import number
 
 ProgressFactory = Callable[[str], Progress]
 
@@ -80,6 +83,8 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
             root = work_folder(job.out)
         store = Store(root)
         stack.callback(store.release)
+        if job.out is not None:
+            check_made(job.out, setup.made, job.overwrite)  # under the lock: another run may just have finished
         setup.host.begin(setup.scope)
         bench = Workbench(setup.host, setup.scope, setup.prepared.batches, progress)
         options: Any = dict(spill=setup.plan.ledger.spilled, device=job.device)
@@ -113,7 +118,7 @@ def _at_rates(setup: Setup, runner: Runner) -> tuple[list[Outcome], list[Outcome
         raise InputError(
             f"--keep {unknown[0]!r} is not among the candidates of this run: {', '.join(sorted(names))}.", option="keep"
         )
-    runner.measure_dense()
+    require_floor(setup, runner.measure_dense())
     outcomes = [runner.run(c) for c in (*requested, *others)]
     _note_recalibrated(setup, runner, outcomes)
     return outcomes, outcomes[: len(requested)]
@@ -128,6 +133,8 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner) -> tuple[list[Outco
         raise GateError(
             f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
         )
+    if setup.job.floor is not None:  # before the search
+        require_floor(setup, runner.measure_dense())
     level = "all" if setup.job.baselines == "all" else "rtn"
     plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches))
     values = [setup.job.values] if setup.job.values != "keep" else VALUES
@@ -147,6 +154,20 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner) -> tuple[list[Outco
     outcomes = [taken, *(runner.run(o.candidate) for o in tried if o.name != taken.name)]
     _note_recalibrated(setup, runner, outcomes)
     return outcomes, [taken]
+
+
+def require_floor(setup: Setup, dense: Evaluation | None) -> None:
+    """Raises GateError where the model itself is worse than the floor, before the work that could not reach it."""
+    floor, task = setup.job.floor, setup.prepared.task
+    if floor is None or task is None or dense is None:
+        return
+    value, higher = task.scale * dense.value, task.higher_is_better
+    if not (value >= floor if higher else value <= floor):
+        unit = written_unit(task) and f"\u00a0{written_unit(task)}"
+        raise GateError(
+            f"the dense model itself reaches {task.metric} {number(value)}{unit}: no compression can satisfy --floor {floor:g}. "
+            f"Nothing was written - give a floor {'below' if higher else 'above'} that."
+        )
 
 
 def _note_recalibrated(setup: Setup, runner: Runner, outcomes: list[Outcome]) -> None:

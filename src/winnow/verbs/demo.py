@@ -17,24 +17,32 @@ def run(
     *,
     sparsity: str = "0.7",
     seed: int = 0,
+    overwrite: bool = False,
     progress: Callable[[str], Callable[[int, int, str], None]] | None = None,
 ) -> Result:
     """Trains a small vision transformer on scikit-learn's digits (1,797 real images), compresses it to zeros and int4, and reports.
 
     Writes the dense weights and the data beside the result (``OUT-data``), so that the command in the report can be
     run by hand and varied.
+
+    Raises:
+        InputError: one of the two folders holds something else, or, unless ``overwrite``, the finished result of another
+            command.
     """
     from winnow.compression.job import Job
     from winnow.compression.verb import compress
     from winnow.demo_data import save_digits
+    from winnow.disk.made import describe
     from winnow.disk.work import check_output
     from winnow.formats.output import OutputFolder
 
-    Job(FACTORY, sparsity=sparsity, seed=seed)  # raises InputError before any training
-    check_output(out)
+    job = Job(FACTORY, sparsity=sparsity, values="int4", seed=seed)  # raises InputError before any training
+    asked = {part: said for part, said in job.described({}).items() if part != "inputs"}  # these come of the training
+    check_output(out, made=asked, overwrite=overwrite)
     training = progress("training on digits") if progress else None
     place = Path(out).with_name(Path(out).name + "-data")
-    beside = OutputFolder(place, "data")
+    made = describe("demo", {"seed": seed}, {})
+    beside = OutputFolder(place, "data", made=made, overwrite=overwrite)
     try:
         data = save_digits(
             beside.path, seed=seed, progress=(lambda done, total: training(done, total, "")) if training else None
@@ -49,5 +57,5 @@ def run(
     )
     return compress(  # type: ignore[return-value]
         FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
-        progress=progress, command=command,
+        overwrite=True, progress=progress, command=command,
     )  # fmt: skip
