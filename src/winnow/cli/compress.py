@@ -34,6 +34,7 @@ def compress(
     """Prune a model to a budget, pack it, measure it, and report."""
     if out is None and not dry_run:
         raise InputError("give an output folder: --out DIR (or --dry-run to see the plan).", option="out")
+    from winnow.compression.keeping import closing_line
     from winnow.compression.plan import plan_table
     from winnow.compression.reporting import command_line
     from winnow.compression.verb import compress as run
@@ -47,4 +48,4 @@ def compress(
         return
     with Bars(quiet=as_json) as bars:
         result: Any = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
-    show_report(summary, result.report, Path(result.folder) / "report.html", as_json)
+    show_report(summary, result.report, Path(result.folder) / "report.html", as_json, closing_line(result.folder))

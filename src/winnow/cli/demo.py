@@ -19,10 +19,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """End-to-end demo on built-in data: train a small network on scikit-learn's digits, compress it, report."""
+    from winnow.compression.keeping import closing_line
     from winnow.report.compression.console import summary
     from winnow.terminal.progress import Bars
     from winnow.verbs.demo import run
 
     with Bars(quiet=as_json) as bars:
         result = run(out, sparsity=sparsity, seed=seed, overwrite=overwrite, progress=bars.stage)
-    show_report(summary, result.report, out / "report.html", as_json)
+    show_report(summary, result.report, out / "report.html", as_json, closing_line(out))

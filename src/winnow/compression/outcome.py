@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class Pruned:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
+    folder: Path | None = None  # of the stored units
 
     @property
     def zeros(self) -> int:

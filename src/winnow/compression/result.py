@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
+from winnow.compression.keeping import keep, store_unwritten
 from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
 from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from winnow.compression.job import Job
     from winnow.compression.setup import Setup
     from winnow.records.compression import Report
+    from winnow.run.store import Store
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Result:
     report: Report
     folder: Path | None = None
     _setup: Any = field(default=None, repr=False)
+    _written: frozenset[str] = field(default=frozenset(), repr=False)  # candidates, where an ``out`` was given
     _scratch: contextlib.ExitStack | None = field(default=None, repr=False)
 
     @property
@@ -73,15 +76,20 @@ class Result:
         """Writes a candidate's folder (the chosen one unless named) with the report beside the weights.
 
         Args:
+            candidate: its name in the report. Where the compression had an ``out``, the others are written of what
+                ``OUT.work`` keeps of them (as by ``winnow keep``).
             overwrite: replace what another job, or another candidate, left there.
 
         Raises:
-            InputError: no such candidate, or the folder holds something else.
+            InputError: no such candidate, one that is not kept any more, or the folder holds something else.
         """
         outcome = next((o for o in self.outcomes if candidate in (None, o.name)), None)  # the chosen one is the first
         if outcome is None:
             names = ", ".join(o.name for o in self.outcomes)
             raise InputError(f"there is no candidate {candidate!r}: choose one of {names}.")
+        job = self._setup.job
+        if job.out is not None and outcome.name not in self._written:
+            return keep(job.out, outcome.name, out, overwrite=overwrite)
         folder = Path(out)
         made = self._setup.made
         made["options"] |= {"candidate": outcome.name}
@@ -92,7 +100,7 @@ class Result:
                 from winnow.compression.reporting import sizes_of
 
                 self.report.sizes = sizes_of(self._setup, outcome, output.path)
-                _write_report(self.report, self._setup.job, out, output.path, whole=True)
+                _write_report(self.report, job, out, output.path, whole=True)
             output.publish()
         finally:
             output.discard()
@@ -110,9 +118,18 @@ class Result:
 
 
 def finish(
-    setup: Setup, outcomes: list[Outcome], chosen: list[Outcome], *, timing: dict[str, float], **figures: Any
+    setup: Setup,
+    outcomes: list[Outcome],
+    chosen: list[Outcome],
+    store: Store,
+    *,
+    timing: dict[str, float],
+    **figures: Any,
 ) -> Result:
-    """Writes the requested folders and the report, of which ``timing`` and ``figures`` are a part."""
+    """Writes the requested folders and the report, of which ``timing`` and ``figures`` are a part.
+
+    The ``store`` of the candidates keeps those that were not written where the job says so, else it is removed.
+    """
     from winnow.compression.reporting import build_report
     from winnow.compression.speed import quick_speed
 
@@ -147,10 +164,16 @@ def finish(
         if output is not None:
             output.discard()
     if out is not None:
-        for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
+        others = [o for o in outcomes if o.name not in inside] if setup.job.keep_work else []
+        base, size = folders[chosen[0].name], shard_bytes(setup.host)
+        if not (
+            others and store_unwritten(others, base, store, lambda o, into: write_folder(setup, o, base, into), size)
+        ):
+            store.remove()
+        for outcome in outcomes:  # the stages go; what was written is read from its folder
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name, setup.host.stored)
-    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup)
+    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, frozenset(inside))
 
 
 def inputs_of(setup: Setup) -> list[Any]:
@@ -174,11 +197,14 @@ def _write_report(report: Report, job: Job, out: str | Path, folder: Path, *, wh
         card.write(report, folder)
 
 
-def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
-    """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance."""
+def write_folder(setup: Setup, outcome: Outcome, folder: Path, into: ArtifactWriter | None = None) -> Path:
+    """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance.
+
+    ``into``: what takes it, in place of a writer of the whole folder.
+    """
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
-    with ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
+    with into or ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
         for name, tensor in _dense(setup, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in setup.scope.prunables.items():
@@ -242,7 +268,7 @@ def _from_folder(folder: Path | None, name: str, stored: dict[str, str]) -> Call
     if folder is None:
 
         def removed(_: str) -> PackedTensor:
-            raise InputError(f"{name} was measured but not kept: run again with --keep {name}.")
+            raise InputError(f"{name} was measured and not written: result.save(FOLDER, candidate={name!r}) writes it.")
 
         return removed
     artifact = read_artifact(folder)

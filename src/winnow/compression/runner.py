@@ -136,7 +136,9 @@ class Runner:
 
         file = folder / "extra.safetensors"
         extra = load_packed(file)[1] if file.exists() else {}
-        pruned = Pruned(layers, lambda name: read_unit(where[name], name), extra, done["notes"], done["seconds"], files)
+        pruned = Pruned(
+            layers, lambda name: read_unit(where[name], name), extra, done["notes"], done["seconds"], files, folder
+        )
         return pruned, key, done["record"]
 
     def _prune(

@@ -99,12 +99,10 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
             selector = Runner(bench, setup.prepared.selection, store, identity=selecting, **options)
             outcomes, chosen = _at_goal(setup, runner, selector)
         result = finish(
-            setup, outcomes, chosen, dense=runner.dense, timing=runner.timing, started=started, command=command
+            setup, outcomes, chosen, store, dense=runner.dense, timing=runner.timing, started=started, command=command
         )
         if job.out is None:
             result.hold(stack.pop_all())  # the packed units live as long as the result
-        else:
-            store.remove()
     return result
 
 

@@ -140,6 +140,11 @@ def _foreign(root: Path) -> str | None:
     return None
 
 
+def is_stage(name: str) -> bool:
+    """Whether what is called so in a folder of work is a stage's."""
+    return name == "activations" or _STAGE.fullmatch(name) is not None
+
+
 def _is_plain(path: Path) -> bool:
     """Whether it is a regular file, or was one that another run has just given its name."""
     try:

@@ -13,8 +13,8 @@ import torch
 from winnow.disk.made import describe
 from winnow.disk.work import check_made, check_output
 from winnow.errors import InputError
-from winnow.pipeline.execution import Execution, PlannedStage, Progress, StageResult, plan_stages
 from winnow.naming import without_paths
+from winnow.pipeline.execution import Execution, PlannedStage, Progress, StageResult, plan_stages
 from winnow.pipeline.inputs import RecipeInputs, open_inputs
 from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, located, read_recipe

@@ -205,8 +205,9 @@ def find_ticket(
         )
         if folder is not None and store is not None:
             parts = [(f"sparsity-{s:g}" if len(tickets) > 1 else "", t) for s, t in zip(rates, tickets)]
-            typed = (*typed, folder)
-            write_tickets(folder, parts, training, chosen, found.report, typed, made=made, overwrite=overwrite)
+            write_tickets(
+                folder, parts, training, chosen, found.report, [*typed, folder], made=made, overwrite=overwrite
+            )
             store.remove()
     return found
 
