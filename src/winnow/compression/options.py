@@ -103,7 +103,9 @@ class Options(BaseModel):
     speed: bool = option(True, "Measure the speed on this machine at the end (quick).")
     settings: dict[str, Any] = option({}, "A setting of the method, e.g. steps=300; repeatable.")
     time: float | str | None = option(None, "Time limit for training, e.g. 60s or 2m, in place of a number of steps.")
-    floor: float | None = option(None, "Warn when quality is below this value of the metric, e.g. 80.")
+    floor: float | None = option(
+        None, "Warn when quality is below this value of the metric, e.g. 80; stop where the dense model is."
+    )
 
     @field_validator("sparsity", "size", "structure", "ram", "device", "time")
     @classmethod

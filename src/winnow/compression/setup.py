@@ -119,6 +119,8 @@ def set_up(job: Job) -> Setup:
         tokens=TOKENS if fitting.trains and "batch" not in job.settings else None,
         model=None if host.streamed else host.model, mean=job.mean, std=job.std,
     )  # fmt: skip
+    if job.floor is not None and prepared.task is None:
+        raise InputError("--floor needs data to measure on: give --data (and --eval).", option="floor")
     host = with_data(host, prepared)
     scope = find_scope(
         host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)

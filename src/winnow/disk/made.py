@@ -32,7 +32,7 @@ def difference(was: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | N
         return "which one is not recorded"
     if was.get("by") != now["by"]:
         return f"by {was.get('by')}"
-    for part, said in (("inputs", lambda name, *_: f"other {name}"), ("options", _values)):
+    for part, said in (("options", _values), ("inputs", lambda name, *_: f"other {name}")):
         if part not in now:
             continue
         before, here = was.get(part), now[part]
@@ -62,7 +62,13 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _values(name: str, was: Any, here: Any) -> str:
     name = name.replace("_", " ")
-    texts = ["not given" if v is None else v if isinstance(v, str) else json.dumps(v) for v in (was, here)]
+    texts = ["the default" if v is None else _text(v) for v in (was, here)]
     if max(map(len, texts)) > _SHOWN:
         return f"with another {name}"
     return f"its {name}: {texts[0]}, here: {texts[1]}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)

@@ -91,7 +91,7 @@ def bench(
             batch=batches, length=lengths, tokens=tokens, rounds=rounds, threads=threads, contenders=requested, per_layer=per_layer,
             column=column, inputs=inputs, processor=machine().get("cpu"),
         ),
-        {"model": subject.source.sha256(), "reference": None if subject.reference is None else subject.reference.sha256()},
+        {"weights": subject.source.sha256(), "reference": None if subject.reference is None else subject.reference.sha256()},
     )  # fmt: skip
     if target is not None and not overwrite:
         pages.refuse_other(target, made)
