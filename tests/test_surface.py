@@ -20,8 +20,9 @@ FLAGS = {
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
-        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--dry-run", "--json",
+        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--keep-work", "--overwrite", "--dry-run", "--json",
     },
+    "keep": {"--out", "--overwrite", "--json"},
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",
         "--dtype", "--weights", "--trust-remote-code", "--mean", "--std", "--json",
@@ -29,12 +30,12 @@ FLAGS = {
     "inspect": {"--include", "--exclude", "--weights", "--trust-remote-code", "--json"},
     "bench": {
         "--batch", "--length", "--tokens", "--rounds", "--threads", "--with", "--per-layer", "--data", "--column", "--factory",
-        "--reference", "--out", "--json",
+        "--reference", "--out", "--overwrite", "--json",
     },
     "report": {"--json"},
-    "export": {"--out", "--to", "--json"},
-    "demo": {"--out", "--sparsity", "--seed", "--json"},
-    "run": {"--out", "--set", "--executor", "--keep-work", "--poc", "--dry-run", "--json"},
+    "export": {"--out", "--to", "--overwrite", "--json"},
+    "demo": {"--out", "--sparsity", "--seed", "--overwrite", "--json"},
+    "run": {"--out", "--set", "--executor", "--keep-work", "--overwrite", "--poc", "--dry-run", "--json"},
 }  # fmt: skip
 
 

@@ -275,3 +275,28 @@ def test_damaged_archives_are_refused(tmp_path):
             open_data(tmp_path / "x.npz")
         except InputError as error:
             assert "x.npz" in str(error), number
+
+
+@pytest.mark.shared_data
+def test_official_splits_that_share_records_lose_those_in_calibration(shared_data):
+    """STS-B, pairs compared as they stand in the files, by hand."""
+    import csv
+    import gzip
+
+    def rows(split):
+        with gzip.open(shared_data / "stsb" / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            return [row[:2] for row in csv.reader(file)]
+
+    def opened(pairs):
+        return open_data([{"a": a, "b": b, "y": 1.0} for a, b in pairs], column="a,b", label="y")
+
+    train, dev = rows("train"), rows("dev")
+    both = [pair for pair in train if pair in dev]
+    assert 0 < len(both) < 10
+    kept, note = disjoint(opened(train), opened(dev))
+    assert kept.inputs == [tuple(p) for p in train if p not in dev] and f"{len(both)} of the 5,749 records" in note
+    few = [*both, *dev[:30]]  # a small evaluation file, of which they are more than a twentieth
+    kept, note = disjoint(opened(train), opened(few))
+    assert not {*map(tuple, few)} & {*kept.inputs} and "left out of the calibration data" in note
+    with pytest.raises(InputError, match="most of one of them"):
+        disjoint(opened(train), opened([*train[:40], *dev[:30]]))

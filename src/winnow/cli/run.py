@@ -45,11 +45,13 @@ def run(
 ) -> None:
     """Run a recipe of several stages: train, find a ticket, compress, measure. An interrupted run resumes."""
     from winnow.compression.reporting import command_line
+    from winnow.disk.work import folder_bytes, work_folder
     from winnow.pipeline.table import planned_table, ran_table, trial, trial_table
     from winnow.pipeline.trial import try_recipe
     from winnow.pipeline.verb import run_recipe
     from winnow.records.parts import finite
     from winnow.terminal.progress import Bars, console
+    from winnow.words import size
 
     if poc is not None and dry_run:
         raise InputError("--poc and --dry-run are mutually exclusive: give one of them.", option="poc")
@@ -70,3 +72,7 @@ def run(
         put((ran.folder / "run.json").read_text(encoding="utf-8").rstrip())
     else:
         console().print(ran_table(ran), soft_wrap=False)
+        if keep_work:
+            held = f"{work_folder(ran.folder)} ({size(folder_bytes(work_folder(ran.folder)))})"
+            said = f"{held} keeps the finished stages for a changed recipe (with --overwrite); delete it when you need none."
+            console().print(said, soft_wrap=True)

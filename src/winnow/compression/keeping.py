@@ -17,7 +17,7 @@ import torch
 
 from winnow.disk.made import describe
 from winnow.disk.ownership import sha256
-from winnow.disk.work import check_work, output_path, work_folder
+from winnow.disk.work import check_work, folder_bytes, output_path, work_folder
 from winnow.errors import InputError, WinnowError
 from winnow.formats.artifact import ArtifactWriter
 from winnow.formats.output import OutputFolder
@@ -166,9 +166,8 @@ def closing_line(folder: Path | str) -> str | None:
     records = [path for path in sorted(root.glob(f"{_KEY}*.json")) if unsealed(path) is not None]
     if not records:
         return None
-    bytes_ = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     others = "the other candidate" if len(records) == 1 else f"the {len(records)} other candidates"
-    return f"{root} ({size(bytes_)}) keeps {others}: `winnow keep {Path(folder)} NAME` writes one; delete it when you need none."
+    return f"{root} ({size(folder_bytes(root))}) keeps {others}: `winnow keep {Path(folder)} NAME` writes one; delete it when you need none."
 
 
 def _found(
@@ -216,7 +215,7 @@ def _remade(report: Report, candidate: str) -> str:
     if command.startswith("winnow compress "):
         return f"`{command} --keep {candidate} --overwrite` makes it again"
     if command.startswith("winnow run "):
-        return "a recipe writes one model, so give its compress stage what that candidate has and run it again"
+        return "a recipe writes one model, so give its compress stage what that candidate has and run it again with --overwrite"
     return f"compress again with keep=[{candidate!r}] and overwrite=True"
 
 

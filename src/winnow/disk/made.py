@@ -61,7 +61,6 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(name: str, was: Any, here: Any) -> str:
-    name = name.replace("_", " ")
     texts = ["the default" if v is None else _text(v) for v in (was, here)]
     if max(map(len, texts)) > _SHOWN:
         return f"with another {name}"

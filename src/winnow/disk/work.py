@@ -34,6 +34,11 @@ def work_folder(out: Path | str) -> Path:
     return final.with_name(final.name + ".work")
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def backup_path(final: Path) -> Path:
     """The name of an earlier output between two renames."""
     return final.with_name(f".{final.name}.winnow-old")
