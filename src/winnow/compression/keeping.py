@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ from winnow.run.store import Store, drop, unsealed
 from winnow.words import size
 
 if TYPE_CHECKING:
+    from winnow.compression.job import Job
     from winnow.compression.outcome import Outcome
     from winnow.records.compression import Report
 
@@ -160,6 +162,17 @@ def keep(folder: Path | str, candidate: str, out: Path | str | None = None, *, o
         output.discard()
 
 
+def how_to_take(candidate: str, job: Job, folders: Mapping[str, Path]) -> str:
+    """How a candidate that was not chosen is had, in words. ``folders``: of those that are written, by name."""
+    if candidate in folders:
+        return f"it is in {folders[candidate]}"
+    if job.out is None:
+        return f"`result.save(FOLDER, candidate={candidate!r})` writes it"
+    if not job.keep_work:
+        return f"add `--keep {candidate} --overwrite` to the command, and it is written to {job.out}/{candidate}"
+    return f"`winnow keep {quote(str(job.out))} {candidate}` writes it"
+
+
 def closing_line(folder: Path | str) -> str | None:
     """What ``FOLDER.work`` holds and is good for, in a sentence; None where it keeps no candidate."""
     root = work_folder(folder)
@@ -167,7 +180,7 @@ def closing_line(folder: Path | str) -> str | None:
     if not records:
         return None
     others = "the other candidate" if len(records) == 1 else f"the {len(records)} other candidates"
-    return f"{root} ({size(folder_bytes(root))}) keeps {others}: `winnow keep {Path(folder)} NAME` writes one; delete it when you need none."
+    return f"{root} ({size(folder_bytes(root))}) keeps {others}: `winnow keep {quote(str(folder))} NAME` writes one; delete it when you need none."
 
 
 def _found(

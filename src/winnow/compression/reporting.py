@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.budget import parse_size
 from winnow.compression.examples import changed_rows, class_rows
+from winnow.compression.keeping import how_to_take
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
 from winnow.compression.verdict import doubtful, judge
@@ -75,7 +76,7 @@ def build_report(
     others = [o for o in outcomes if o is not main]
     verdict = judge(main, others, task, dense, setup.dense_file, place, limit)
     if verdict.better is not None:
-        verdict = replace(verdict, next_step=f"Take that model instead: {_taken(setup, verdict.better, folders)}.")
+        verdict = replace(verdict, next_step=f"Take that model instead: {how_to_take(verdict.better, job, folders)}.")
     verdict = doubtful(verdict, doubts)
     classes = class_rows(task, dense, main.evaluation)
     allocation = _allocation(setup, main, classes=len(classes))
@@ -150,18 +151,6 @@ def build_report(
         seeds={"seed": job.seed},
         hashes={"model": setup.source.sha256(), **prepared.hashes},
     )  # fmt: skip
-
-
-def _taken(setup: Setup, name: str, folders: dict[str, Path]) -> str:
-    """How a candidate is had that was not chosen, in words."""
-    job = setup.job
-    if name in folders:
-        return f"it is in {folders[name]}"
-    if job.out is None:
-        return f"`result.save(FOLDER, candidate={name!r})` writes it"
-    if not job.keep_work:
-        return f"add `--keep {name} --overwrite` to the command, and it is written to {job.out}/{name}"
-    return f"`winnow keep {quote(str(job.out))} {name}` writes it"
 
 
 def _allocation(setup: Setup, main: Outcome, *, classes: int) -> AllocationRecord | None:

@@ -22,13 +22,13 @@ from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
-from winnow.disk.work import check_made, work_folder
+from winnow.disk.work import check_made, folder_bytes, work_folder
 from winnow.errors import GateError, InputError
 from winnow.measure.chance import at_chance
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import written_unit
 from winnow.run.store import Store
-from winnow.words import number
+from winnow.words import number, size
 
 ProgressFactory = Callable[[str], Progress]
 
@@ -97,7 +97,13 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
         else:
             selecting = {**identity, "evaluation": setup.prepared.hashes["selection"]}
             selector = Runner(bench, setup.prepared.selection, store, identity=selecting, **options)
-            outcomes, chosen = _at_goal(setup, runner, selector)
+            try:
+                outcomes, chosen = _at_goal(setup, runner, selector)
+            except GateError as error:
+                if job.out is None or not job.keep_work or not any(root.glob("prune-*")):
+                    raise
+                held = f"{root} ({size(folder_bytes(root))}) keeps what was made, which another limit takes up"
+                raise GateError(f"{error} {held}; delete it when you need none.") from None
         result = finish(
             setup, outcomes, chosen, store, dense=runner.dense, timing=runner.timing, started=started, command=command
         )
