@@ -118,6 +118,11 @@ def test_only_the_same_job_replaces_its_result_unasked(given, tmp_path, monkeypa
 
 def test_another_verb_and_an_unknown_maker(given, tmp_path):
     out = tmp_path / "out"
+    compress(tmp_path / "saved")
+    saved(tmp_path / "saved")  # what a run writes and what its result saves are one, unless the run wrote several
+    compress(tmp_path / "several", sparsity="0.5,0.7")
+    with pytest.raises(InputError, match="its candidate"):
+        saved(tmp_path / "several", sparsity="0.5,0.7")
     found(out)
     with pytest.raises(InputError, match="by find_ticket"):
         compress(out)

@@ -242,7 +242,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(8):
     try:
-        winnow.export_dense(sys.argv[1], sys.argv[2], shard_bytes=4000)
+        winnow.export_dense(sys.argv[1], sys.argv[2], shard_bytes=4000, overwrite=True)
         print("done", flush=True)
     except InputError as error:
         print(error, flush=True)

@@ -75,8 +75,9 @@ class Job(Inputs, Options):
         parts = resolve(method, score=self.score, group=self.group, allocation=allocation, solver=self.solver)
         return parts, settle(method, parts, self.settings, self.seconds(), self.table)
 
-    def described(self, inputs: dict[str, str]) -> dict[str, Any]:
-        """What the job says of itself in what it writes (:mod:`winnow.disk.made`); ``inputs``: hashes of model and data."""
+    def described(self, inputs: dict[str, str] | None) -> dict[str, Any]:
+        """What the job says of itself in what it writes (:mod:`winnow.disk.made`); ``inputs``: hashes of model and data, None
+        before they are known."""
         apart = {"model", "data", "eval", "weights", "tokenizer", "out", "compare_with", "overwrite", "keep_work"}
         fields = type(self).model_fields
         said = {n: v for n in fields.keys() - apart if (v := getattr(self, n)) != fields[n].default}

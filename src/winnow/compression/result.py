@@ -92,7 +92,8 @@ class Result:
             return keep(job.out, outcome.name, out, overwrite=overwrite)
         folder = Path(out)
         made = self._setup.made
-        made["options"] |= {"candidate": outcome.name}
+        if outcome is not self.chosen or job.keep or len(job.budgets()) > 1:  # else it is what ``out`` would hold
+            made["options"] |= {"candidate": outcome.name}
         output = OutputFolder(folder, inputs=inputs_of(self._setup), made=made, overwrite=overwrite)
         try:
             write_folder(self._setup, outcome, output.path)

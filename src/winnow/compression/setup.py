@@ -82,7 +82,8 @@ def set_up(job: Job) -> Setup:
 
         require_dense(source.module)
     if job.out is not None:
-        check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
+        read = (source.folder, source.weights, job.data, job.eval, job.compare_with)
+        check_output(job.out, inputs=read, made=job.described(None), overwrite=job.overwrite)
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
     limit = job.memory_limit()

@@ -17,9 +17,11 @@ from winnow.errors import InputError
 _SHOWN = 40  # characters of a value in a sentence
 
 
-def describe(by: str, options: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job says of itself, as JSON; what is None is left out."""
-    said = {"by": by, "options": _given(options), "inputs": _given(inputs)}
+def describe(by: str, options: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a job says of itself, as JSON; what is None is left out. ``inputs`` None: they are not known yet."""
+    said = {"by": by, "options": _given(options)}
+    if inputs is not None:
+        said["inputs"] = _given(inputs)
     return json.loads(json.dumps(said, default=str, sort_keys=True))
 
 

@@ -37,8 +37,7 @@ def run(
     from winnow.formats.output import OutputFolder
 
     job = Job(FACTORY, sparsity=sparsity, values="int4", seed=seed)  # raises InputError before any training
-    asked = {part: said for part, said in job.described({}).items() if part != "inputs"}  # these come of the training
-    check_output(out, made=asked, overwrite=overwrite)
+    check_output(out, made=job.described(None), overwrite=overwrite)  # which weights these are comes of the training
     training = progress("training on digits") if progress else None
     place = Path(out).with_name(Path(out).name + "-data")
     made = describe("demo", {"seed": seed}, {})
