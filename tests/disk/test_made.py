@@ -71,7 +71,7 @@ JOBS = {
     ),
     "export": (
         lambda given, out, **o: winnow.export_dense(given / "packed", out, **o),
-        lambda given, out, **o: winnow.export_dense(given / "packed", out, shard_bytes=9000, **o), "its shard bytes",
+        lambda given, out, **o: winnow.export_dense(given / "packed", out, shard_bytes=9000, **o), "its shard_bytes",
         lambda given, out, **o: winnow.export_dense(given / "other", out, **o), "other weights",
     ),
     "find_ticket": (

@@ -96,13 +96,8 @@ class Found:
         report, given = self._report([ticket]), [*self._given, folder]
         # The notes of the search are what they are: what cannot be recognized is no matter any more.
         identity = training_identity(replace(self.training, notes=[]))
-        made = _made(
-            self.method,
-            identity,
-            self._sparsities,
-            self.settings,
-            saved=ticket.sparsity if len(self.tickets) > 1 else None,
-        )
+        one = next(s for s, t in zip(self._sparsities, self.tickets) if t is ticket) if len(self.tickets) > 1 else None
+        made = _made(self.method, identity, self._sparsities, self.settings, saved=one)
         return write_tickets(
             Path(folder), [("", ticket)], self.training, self.settings, report, given, made=made, overwrite=overwrite
         )
