@@ -59,6 +59,8 @@ def compress(
             ``size`` or ``max_drop`` (points, or per cent of perplexity, that the paired upper 95% bound may lose);
             none with ``method="zeros"``, which packs a sparse model as it is. ``settings`` is a dict (see
             :mod:`winnow.train.distil.settings`), ``table`` a dict of rates by name or pattern, ``time`` seconds or text.
+            ``overwrite`` replaces the finished result of another job in ``out`` (the same job may always run again);
+            ``keep_work=False`` keeps nothing in ``OUT.work`` of the candidates that were measured and not written.
 
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.
