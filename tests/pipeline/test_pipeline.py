@@ -614,7 +614,12 @@ def test_on_the_command_line(folder, tmp_path):
     assert record["stages"][3]["figures"]["zeros"] == 3456 and record["set"] == ["ticket.sparsity=0.5"]
     assert json.loads((out / "report.json").read_text())["command"].startswith("winnow run recipe.yaml")
     gate = command("run", "recipe.yaml", "--out", tmp_path / "no", "--set", "ticket.sparsity=0.99", "--set", "eval.2.max_drop=0.01", cwd=folder)  # fmt: skip
-    assert "max_drop" in refused(gate, code=3) and not (tmp_path / "no").exists()
+    assert "no.work keeps the finished stages" in refused(gate, code=3) and not (tmp_path / "no").exists()
+    sets = ["--set", "ticket.sparsity=0.99", "--set", "eval.2.max_drop=100"]
+    kept = command("run", "recipe.yaml", "--out", tmp_path / "no", *sets, "--keep-work", cwd=folder)
+    assert "was finished" in kept.stdout and f"{tmp_path / 'no.work'} (" in kept.stdout and "delete it" in kept.stdout
+    other = command("run", "recipe.yaml", "--out", tmp_path / "no", cwd=folder)
+    assert "finished result of another command (its " in refused(other)
 
 
 def test_the_command_line_refuses_and_plans(folder, tmp_path):
