@@ -19,6 +19,7 @@ from winnow import importing
 from winnow.data import Records, disjoint, files, open_data, overlap
 from winnow.errors import FormatError, InputError, WinnowError, sentence_of
 from winnow.measure.classification import model_order
+from winnow.measure.prepare import prepare
 from winnow.models.source import open_model
 from winnow.run import plain_yaml
 
@@ -277,11 +278,21 @@ def test_damaged_archives_are_refused(tmp_path):
             assert "x.npz" in str(error), number
 
 
+def test_what_chooses_shares_nothing_with_what_is_reported_on_either():
+    (x, y), (other, truth) = points(200), points(100, seed=5)
+    other[:10] = x[:10]
+    found = prepare(
+        open_model(classifier()), (x, y), (other, truth), task="auto", column=None, label=None, samples=64, length=None, batch_size=8,
+        seed=0, eval_limit=None, select=True,
+    )  # fmt: skip
+    assert len(found.calibration) + found.selection.n == 190 and found.task.n == 100
+    assert any("10 of the 200 records" in note for note in found.notes)
+
+
 @pytest.mark.shared_data
 def test_official_splits_that_share_records_lose_those_in_calibration(shared_data):
     """STS-B, pairs compared as they stand in the files, by hand."""
     import csv
-    import gzip
 
     def rows(split):
         with gzip.open(shared_data / "stsb" / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as file:
