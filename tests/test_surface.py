@@ -20,8 +20,10 @@ FLAGS = {
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--rest", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
-        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--dry-run", "--json", "--verbose", "--quiet",
+        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--keep-work", "--overwrite", "--dry-run", "--json", "--verbose",
+        "--quiet",
     },
+    "keep": {"--out", "--overwrite", "--json"},
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",
         "--dtype", "--weights", "--trust-remote-code", "--mean", "--std", "--json", "--verbose", "--quiet",
@@ -29,12 +31,12 @@ FLAGS = {
     "inspect": {"--include", "--exclude", "--weights", "--trust-remote-code", "--json"},
     "bench": {
         "--batch", "--length", "--tokens", "--rounds", "--threads", "--with", "--per-layer", "--data", "--column", "--factory",
-        "--reference", "--out", "--json", "--verbose", "--quiet",
+        "--reference", "--out", "--overwrite", "--json", "--verbose", "--quiet",
     },
     "report": {"--json"},
-    "export": {"--out", "--to", "--json"},
-    "demo": {"--out", "--sparsity", "--seed", "--json", "--verbose", "--quiet"},
-    "run": {"--out", "--set", "--executor", "--keep-work", "--poc", "--dry-run", "--json", "--verbose", "--quiet"},
+    "export": {"--out", "--to", "--overwrite", "--json"},
+    "demo": {"--out", "--sparsity", "--seed", "--overwrite", "--json", "--verbose", "--quiet"},
+    "run": {"--out", "--set", "--executor", "--keep-work", "--overwrite", "--poc", "--dry-run", "--json", "--verbose", "--quiet"},
 }  # fmt: skip
 
 

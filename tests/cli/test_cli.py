@@ -82,7 +82,7 @@ def test_max_drop_takes_the_smallest_that_holds_or_ends_with_3(files, tmp_path):
     report = json.loads(good.stdout)
     chosen = next(c for c in report["candidates"] if c["chosen"])
     assert chosen["drop_high"] <= 5
-    refused(
+    said = refused(
         winnow(
             "compress", *model(files), "--data", files / "train.npz", "--eval", files / "test.npz", "--max-drop", "0.0001", "--samples", 64,
             "--out", tmp_path / "none", "--method", "random", "--baselines", "none",
@@ -90,6 +90,7 @@ def test_max_drop_takes_the_smallest_that_holds_or_ends_with_3(files, tmp_path):
         code=3,
     )  # fmt: skip
     assert not (tmp_path / "none").exists()
+    assert str(tmp_path / "none.work") in said and (tmp_path / "none.work").is_dir()  # and what it is good for
 
 
 @pytest.mark.parametrize(

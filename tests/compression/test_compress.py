@@ -279,7 +279,9 @@ def test_folder_that_holds_something_else_is_left_alone(model, tmp_path):
 
 def test_rerun_replaces_the_result_and_keeps_nothing_else(model, tmp_path):
     for rate in (0.5, 0.7):
-        winnow.compress(model, None, sparsity=rate, method="magnitude", baselines="none", out=tmp_path / "out")
+        winnow.compress(
+            model, None, sparsity=rate, method="magnitude", baselines="none", out=tmp_path / "out", overwrite=True
+        )
     loaded = winnow.load(tmp_path / "out", factory=classifier)
     assert sum(int((b.up.weight == 0).sum() + (b.down.weight == 0).sum()) for b in loaded.blocks) == round(0.7 * 6912)
 

@@ -19,6 +19,7 @@ from winnow import importing
 from winnow.data import Records, disjoint, files, open_data, overlap
 from winnow.errors import FormatError, InputError, WinnowError, sentence_of
 from winnow.measure.classification import model_order
+from winnow.measure.prepare import prepare
 from winnow.models.source import open_model
 from winnow.run import plain_yaml
 
@@ -132,8 +133,11 @@ def test_few_shared_records_are_left_out_of_what_is_fitted():
     gone = {3, 50, 51, 52, 300, 399}
     assert torch.equal(kept.inputs[0], x[[i for i in range(400) if i not in gone]])
     assert disjoint(kept, held_out) == (kept, None)
-    other[:20] = x[:20]
-    with pytest.raises(InputError, match="share 20 records"):
+    other[:100] = x[:100]  # half of what is measured on is left, and all of it is new
+    kept, note = disjoint(records, open_data((other, truth)))
+    assert torch.equal(kept.inputs[0], x[100:]) and "100 of the 400 records" in note
+    other[:101] = x[:101]
+    with pytest.raises(InputError, match="share 101 records, which is most of one of them"):
         disjoint(records, open_data((other, truth)))
     few = open_data((x[:8], y[:8]))
     with pytest.raises(InputError, match="share 5 records"):  # of the evaluation data little, of the other most
@@ -272,3 +276,38 @@ def test_damaged_archives_are_refused(tmp_path):
             open_data(tmp_path / "x.npz")
         except InputError as error:
             assert "x.npz" in str(error), number
+
+
+def test_what_chooses_shares_nothing_with_what_is_reported_on_either():
+    (x, y), (other, truth) = points(200), points(100, seed=5)
+    other[:10] = x[:10]
+    found = prepare(
+        open_model(classifier()), (x, y), (other, truth), task="auto", column=None, label=None, samples=64, length=None, batch_size=8,
+        seed=0, eval_limit=None, select=True,
+    )  # fmt: skip
+    assert len(found.calibration) + found.selection.n == 190 and found.task.n == 100
+    assert any("10 of the 200 records" in note for note in found.notes)
+
+
+@pytest.mark.shared_data
+def test_official_splits_that_share_records_lose_those_in_calibration(shared_data):
+    """STS-B, pairs compared as they stand in the files, by hand."""
+    import csv
+
+    def rows(split):
+        with gzip.open(shared_data / "stsb" / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            return [row[:2] for row in csv.reader(file)]
+
+    def opened(pairs):
+        return open_data([{"a": a, "b": b, "y": 1.0} for a, b in pairs], column="a,b", label="y")
+
+    train, dev = rows("train"), rows("dev")
+    both = [pair for pair in train if pair in dev]
+    assert 0 < len(both) < 10
+    kept, note = disjoint(opened(train), opened(dev))
+    assert kept.inputs == [tuple(p) for p in train if p not in dev] and f"{len(both)} of the 5,749 records" in note
+    few = [*both, *dev[:30]]  # a small evaluation file, of which they are more than a twentieth
+    kept, note = disjoint(opened(train), opened(few))
+    assert not {*map(tuple, few)} & {*kept.inputs} and "left out of the calibration data" in note
+    with pytest.raises(InputError, match="most of one of them"):
+        disjoint(opened(train), opened([*train[:40], *dev[:30]]))

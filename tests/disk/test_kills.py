@@ -28,25 +28,30 @@ def given(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(forge, given, tmp_path_factory):
-    """Of a job: what it writes when nothing happens, how many operations it takes, and how many seconds."""
-    known = {}
+    """Of a job: what it writes when nothing happens, how many operations it takes, and how many seconds; and in ``beside``
+    what it leaves beside that."""
+    known, beside = {}, {}
 
     def found(job):
         if job not in known:
             out = tmp_path_factory.mktemp("whole") / "out"
             code, said, count, seconds = forge(job, out, given)
             assert code == 0, said
-            known[job] = figures(out), count, seconds
+            known[job], beside[job] = (figures(out), count, seconds), figures(out.with_name("out.work"))
         return known[job]
+
+    found.beside = beside
 
     return found
 
 
-def ends_the_same(forge, job, out, given, right):
+def ends_the_same(forge, job, out, given, right, beside):
     code, said, _, _ = forge(job, out, given)
     assert code == 0, said
     assert figures(out) == right
-    assert [p.name for p in out.parent.iterdir()] == ["out"]  # and nothing is left beside it
+    assert figures(out.with_name("out.work")) == beside[job]  # of a compression, its other candidates
+    left = [p.name for p in out.parent.iterdir() if p.name != "out.work" or not beside[job]]
+    assert left == ["out"]
 
 
 @pytest.mark.parametrize("before", ["nothing", "an output"])
@@ -65,7 +70,7 @@ def test_a_kill_before_every_operation(forge, given, whole, tmp_path, before, st
             assert forge("place", out, given)[0] == 0
         code, said, _, _ = forge("place", out, given, at=at)
         assert code == -signal.SIGKILL, (at, said)
-        ends_the_same(forge, "place", out, given, right)
+        ends_the_same(forge, "place", out, given, right, whole.beside)
 
 
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
@@ -79,7 +84,7 @@ def test_no_space_at_any_operation(forge, given, whole, tmp_path, step):
         code, said, _, _ = forge("place", out, given, full=at)
         assert code in (0, 1, 2) and "\n" not in said and (code == 0) == (not said), (at, said)
         assert figures(out) == right, at
-    ends_the_same(forge, "place", out, given, right)
+    ends_the_same(forge, "place", out, given, right, whole.beside)
 
 
 @pytest.mark.parametrize(("job", "times"), [("compress", 4), ("export", 6), ("find_ticket", 2), ("run", 2)])
@@ -93,7 +98,7 @@ def test_the_disk_fills_up(forge, given, whole, tmp_path, job, times):
         assert code in (0, 1, 2) and "\n" not in said, said
         assert code == 0 or said, at
         assert figures(out) == right
-    ends_the_same(forge, job, out, given, right)
+    ends_the_same(forge, job, out, given, right, whole.beside)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +113,12 @@ def test_the_system_refuses_to_let_files_grow(forge, given, whole, tmp_path, job
         code, said, _, _ = forge(job, out, given, largest=largest)
         assert code in (1, 2) and said and "\n" not in said, said
         assert not out.exists()
-    ends_the_same(forge, job, out, given, right)
+    ends_the_same(forge, job, out, given, right, whole.beside)
 
 
 @pytest.mark.parametrize("job", ["compress", "export"])
 def test_killed_twice(forge, given, whole, tmp_path, job):
-    _kills(forge, given, whole(job), tmp_path, job, random.Random(f"twice {job}"), 1)
+    _kills(forge, given, whole, tmp_path, job, random.Random(f"twice {job}"), 1)
 
 
 @pytest.mark.slow
@@ -121,11 +126,11 @@ def test_killed_twice(forge, given, whole, tmp_path, job):
 @pytest.mark.parametrize("job", ["compress", "export", "find_ticket", "run"])
 def test_forty_kills(forge, given, whole, tmp_path, job):
     """Ten for every verb, by operations and by time, in new outputs and over earlier ones, some of them twice in a row."""
-    _kills(forge, given, whole(job), tmp_path, job, random.Random(f"forty {job}"), 10)
+    _kills(forge, given, whole, tmp_path, job, random.Random(f"forty {job}"), 10)
 
 
-def _kills(forge, given, found, tmp_path, job, rng, times):
-    right, count, seconds = found
+def _kills(forge, given, whole, tmp_path, job, rng, times):
+    right, count, seconds = whole(job)
     for number in range(times):
         out = tmp_path / str(number) / "out"
         if number % 3 == 2:
@@ -140,7 +145,7 @@ def _kills(forge, given, found, tmp_path, job, rng, times):
             assert code == -signal.SIGKILL or (code == 0 and number % 3 == 2), said
         if number % 2 == 0:
             forge(job, out, given, at=rng.randint(1, count))
-        ends_the_same(forge, job, out, given, right)
+        ends_the_same(forge, job, out, given, right, whole.beside)
 
 
 OUTSIDE = """

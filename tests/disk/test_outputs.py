@@ -139,7 +139,7 @@ def test_what_is_winnows_alone_is_replaced(packed, marked):
         (packed / ".winnow.json").unlink()
     (packed / ".DS_Store").write_text("x")
     (packed / "generation_config.json").unlink(missing_ok=True)
-    VERBS["compress"](packed, packed)
+    winnow.compress(classifier(), None, sparsity=0.5, out=packed, overwrite=True, **QUICK)
     assert read_mark(packed) is not None and not (packed / ".DS_Store").exists()
 
 
@@ -242,7 +242,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(8):
     try:
-        winnow.export_dense(sys.argv[1], sys.argv[2], shard_bytes=4000)
+        winnow.export_dense(sys.argv[1], sys.argv[2], shard_bytes=4000, overwrite=True)
         print("done", flush=True)
     except InputError as error:
         print(error, flush=True)
@@ -311,7 +311,7 @@ def test_a_folder_that_is_not_what_was_written_is_not_published(packed, tmp_path
 
     monkeypatch.setattr(OutputFolder, "publish", damaged)
     with pytest.raises(FormatError, match="damaged"):
-        winnow.compress(classifier(), None, sparsity=0.7, **QUICK).save(packed)
+        winnow.compress(classifier(), None, sparsity=0.7, **QUICK).save(packed, overwrite=True)
     assert everything(tmp_path) == before
 
 

@@ -142,10 +142,11 @@ def test_the_better_candidate_is_made_by_what_the_page_says(folder, tmp_path, mo
     _, report, _ = ran(folder, monkeypatch, out, stages, keep_work=True)
     assert "--keep" not in report.next_step
     sets = re.findall(r"--set (\S+?)(?=[` ])", report.next_step)
+    assert "--overwrite` to the command" in report.next_step
     assert sets and "The dense model was not measured" not in report.verdict.sentence
     assert "Against the dense model: accuracy" in report.verdict.sentence
     named = report.verdict.sentence
-    again = ran(folder, monkeypatch, out, stages, keep_work=True, sets=sets)[1]
+    again = ran(folder, monkeypatch, out, stages, keep_work=True, overwrite=True, sets=sets)[1]
     assert (
         again.picked.values == sets[0].partition("=")[2]
         and f"has {words.size(again.picked.file_bytes)} instead of" in named

@@ -253,7 +253,7 @@ def test_a_gate_stops_before_anything_is_replaced(here, tmp_path, searches):
     assert len(searches) == 2 and (out / "run.json").exists()
     before = (out / "model.safetensors").read_bytes()
     with pytest.raises(GateError):
-        run_recipe("recipe.yaml", out, sets=["eval.2.max_drop=0.001", "ticket.sparsity=0.98"])
+        run_recipe("recipe.yaml", out, sets=["eval.2.max_drop=0.001", "ticket.sparsity=0.98"], overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
 
 
@@ -316,7 +316,7 @@ def test_a_ticket_alone_and_a_compression_alone(here, tmp_path):
     ran = run_recipe(alone, tmp_path / "b")
     assert ran.stages[1].figures["against"] == "the model given"
     assert winnow.inspect("small:classifier", weights=tmp_path / "b").zeros == 3456
-    run_recipe(alone, tmp_path / "a")  # a folder of winnow's is replaced
+    run_recipe(alone, tmp_path / "a", overwrite=True)  # a folder of winnow's is replaced
 
 
 def test_an_eval_stage_may_bring_its_own_data(here, tmp_path):
@@ -335,7 +335,7 @@ def test_an_executor_of_ones_own_reaches_the_search(here, tmp_path, searches):
     run_recipe("recipe.yaml", tmp_path / "out", sets=["ticket.steps=1", "train.steps=1"], executor=mine)
     assert all(c["executor"] is mine for c in searches)
     with pytest.raises(InputError, match="spark"):
-        run_recipe("recipe.yaml", tmp_path / "out", executor="spark")
+        run_recipe("recipe.yaml", tmp_path / "other", executor="spark")
 
 
 def test_what_cannot_be_used_is_refused_before_any_work(here, tmp_path, searches):
@@ -436,7 +436,7 @@ def test_the_tickets_page_compares_with_the_dense_training(here, tmp_path):
         out / "ticket.html"
     ).read_text().replace("&#160;", "\u00a0")
     # the ticket is taken up, and its page speaks of the other dense training
-    again = run_recipe("recipe.yaml", out, sets=["train.steps=1"], keep_work=True)
+    again = run_recipe("recipe.yaml", out, sets=["train.steps=1"], keep_work=True, overwrite=True)
     assert [s.reused for s in again.stages[:3]] == [False, False, True]
     assert page.read(out).dense.value == pytest.approx(again.stages[0].figures["value"])
     kept = page.read(next((tmp_path / "out.work").glob("ticket-*/three-clouds/ticket.json")).parent)
@@ -614,7 +614,12 @@ def test_on_the_command_line(folder, tmp_path):
     assert record["stages"][3]["figures"]["zeros"] == 3456 and record["set"] == ["ticket.sparsity=0.5"]
     assert json.loads((out / "report.json").read_text())["command"].startswith("winnow run recipe.yaml")
     gate = command("run", "recipe.yaml", "--out", tmp_path / "no", "--set", "ticket.sparsity=0.99", "--set", "eval.2.max_drop=0.01", cwd=folder)  # fmt: skip
-    assert "max_drop" in refused(gate, code=3) and not (tmp_path / "no").exists()
+    assert "no.work keeps the finished stages" in refused(gate, code=3) and not (tmp_path / "no").exists()
+    sets = ["--set", "ticket.sparsity=0.99", "--set", "eval.2.max_drop=100"]
+    kept = command("run", "recipe.yaml", "--out", tmp_path / "no", *sets, "--keep-work", cwd=folder)
+    assert "was finished" in kept.stdout and f"{tmp_path / 'no.work'} (" in kept.stdout and "delete it" in kept.stdout
+    other = command("run", "recipe.yaml", "--out", tmp_path / "no", cwd=folder)
+    assert "finished result of another command (its " in refused(other)
 
 
 def test_the_command_line_refuses_and_plans(folder, tmp_path):

@@ -157,7 +157,9 @@ def test_the_report_is_written_with_the_tickets(tmp_path):
     assert report.tickets[1].figure.value == pytest.approx(100 * found.ticket.evaluation.value)
     alone = page.read(found.save(tmp_path / "one", 0.5))
     assert [t.zeros for t in alone.tickets] == [found.tickets[0].zeros]
-    found.save(out)  # a folder with a report is a ticket like before, and is replaced
+    with pytest.raises(InputError, match=r"its ticket: the default, here: 0\.8"):  # of two tickets one would go
+        found.save(out)
+    found.save(out, overwrite=True)  # a folder with a report is a ticket like before, and is replaced
     assert len(page.read(out).tickets) == 1 and not (out / "sparsity-0.5").exists()
 
 

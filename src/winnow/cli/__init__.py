@@ -16,6 +16,7 @@ from winnow.cli.eval import eval
 from winnow.cli.export import export
 from winnow.cli.help import Command, Group, greeting, nearest
 from winnow.cli.inspect import inspect
+from winnow.cli.keep import keep
 from winnow.cli.output import put
 from winnow.cli.report import report
 from winnow.cli.run import run
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compress, run, eval, inspect, bench, report, export):
+for command in (compress, keep, run, eval, inspect, bench, report, export):
     app.command(cls=Command, no_args_is_help=True)(command)
 app.command(cls=Command)(demo)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import Json, Quiet, Verbose, given, known, with_options
+from winnow.cli.flags import Json, Overwrite, Quiet, Verbose, given, known, with_options
 from winnow.cli.output import show_report
 from winnow.compression.options import DATA, METHOD, OUTPUT
 from winnow.speed.names import FAMILIES
@@ -63,6 +63,7 @@ def bench(
             "--out", "-o", help="JSON file, with an HTML page beside it; by default in DIR.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -77,7 +78,7 @@ def bench(
     with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         found = run(
             folder, batch=batch, length=length, tokens=tokens, rounds=rounds, threads=threads, contenders=contenders, per_layer=per_layer,
-            data=data, factory=factory, reference=reference, out=out, command=command_line(), progress=progress, **given(options),
+            data=data, factory=factory, reference=reference, out=out, overwrite=overwrite, command=command_line(), progress=progress, **given(options),
         )  # fmt: skip
     page = Path(found.written).with_suffix(".html") if found.written is not None else None
     show_report(summary, found, page, as_json)

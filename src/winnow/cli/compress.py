@@ -38,6 +38,7 @@ def compress(
     """Prune a model to a budget, pack it, measure it, and report."""
     if out is None and not dry_run:
         raise InputError("give an output folder: --out DIR (or --dry-run to see the plan).", option="out")
+    from winnow.compression.keeping import closing_line
     from winnow.compression.plan import plan_table
     from winnow.compression.reporting import command_line
     from winnow.compression.verb import compress as run
@@ -51,4 +52,4 @@ def compress(
         return
     with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         result = run(model, data, eval=eval, out=out, progress=progress, command=command_line(), **options)
-    show_report(summary, result.report, Path(result.folder) / "report.html", as_json)
+    show_report(summary, result.report, Path(result.folder) / "report.html", as_json, closing_line(result.folder))

@@ -28,6 +28,10 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show details of the wo
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Show no progress, only the result and errors.", rich_help_panel=OUTPUT)
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace the finished result of another command there.", rich_help_panel=OUTPUT),
+]
 
 
 def with_options(*names: str) -> Callable[[F], F]:

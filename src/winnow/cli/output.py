@@ -20,8 +20,8 @@ def show(table: Any, found: Any, as_json: bool) -> None:
         console().print(table)
 
 
-def show_report(table: Any, found: Any, page: Path | None, as_json: bool) -> None:
-    """A record, and where its page was written."""
+def show_report(table: Any, found: Any, page: Path | None, as_json: bool, work: str | None = None) -> None:
+    """A record, where its page was written, and what the folder of work beside it is good for."""
     from winnow.terminal.progress import console
 
     if as_json:
@@ -32,6 +32,8 @@ def show_report(table: Any, found: Any, page: Path | None, as_json: bool) -> Non
     if page is not None:
         screen.print()
         screen.print(f"Report: {page.resolve()}", soft_wrap=True)
+    if work is not None:
+        screen.print(work, soft_wrap=True)
 
 
 def put(text: str) -> None:

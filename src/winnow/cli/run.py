@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from winnow.cli.flags import DryRun, Json, Quiet, Verbose, known
+from winnow.cli.flags import DryRun, Json, Overwrite, Quiet, Verbose, known
 from winnow.cli.output import put
 from winnow.compression.options import METHOD, OUTPUT
 from winnow.errors import InputError
@@ -45,6 +45,7 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     poc: Annotated[
         float | None,
@@ -60,15 +61,17 @@ def run(
 ) -> None:
     """Run a recipe of several stages: train, find a ticket, compress, measure. An interrupted run resumes."""
     from winnow.compression.reporting import command_line
+    from winnow.disk.work import folder_bytes, work_folder
     from winnow.pipeline.table import planned_table, ran_table, trial, trial_table
     from winnow.pipeline.trial import try_recipe
     from winnow.pipeline.verb import run_recipe
     from winnow.records.parts import finite
     from winnow.terminal.progress import console, on_the_command_line
+    from winnow.words import size
 
     if poc is not None and dry_run:
         raise InputError("--poc and --dry-run are mutually exclusive: give one of them.", option="poc")
-    options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work)
+    options: dict[str, Any] = dict(sets=sets or (), executor=executor, keep_work=keep_work, overwrite=overwrite)
     if dry_run:
         stages = run_recipe(recipe, out, dry_run=True, **options)
         put(json.dumps([vars(s) for s in stages])) if as_json else console().print(planned_table(stages))
@@ -85,3 +88,7 @@ def run(
         put((ran.folder / "run.json").read_text(encoding="utf-8").rstrip())
     else:
         console().print(ran_table(ran), soft_wrap=False)
+        if keep_work:
+            held = f"{work_folder(ran.folder)} ({size(folder_bytes(work_folder(ran.folder)))})"
+            said = f"{held} keeps the finished stages for a changed recipe (with --overwrite); delete it when you need none."
+            console().print(said, soft_wrap=True)

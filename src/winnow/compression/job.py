@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import model_validator
 
 from winnow.compression.options import DATA, METHOD, OUTPUT, Inputs, Options, Texts, flag, option, rates_of
+from winnow.disk.made import describe
 from winnow.errors import InputError
+from winnow.naming import name_of
 
 if TYPE_CHECKING:
     from winnow.budget import Budget
@@ -32,6 +34,8 @@ class Job(Inputs, Options):
         METHOD,
     )
     keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.", OUTPUT)
+    keep_work: bool = option(True, "Keep the other candidates in OUT.work, for `winnow keep`.", OUTPUT)
+    overwrite: bool = option(False, "Replace the finished result of another command in --out.", OUTPUT)
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
     compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.", OUTPUT)
 
@@ -77,6 +81,20 @@ class Job(Inputs, Options):
         allocation = "table" if self.table is not None and not self.learns else self.allocation
         parts = resolve(method, score=self.score, group=self.group, allocation=allocation, solver=self.solver)
         return parts, settle(method, parts, self.settings, self.seconds(), self.table)
+
+    def described(self, inputs: dict[str, str] | None) -> dict[str, Any]:
+        """What the job says of itself in what it writes (:mod:`winnow.disk.made`); ``inputs``: hashes of model and data, None
+        before they are known."""
+        apart = {"model", "data", "eval", "weights", "tokenizer", "out", "compare_with", "overwrite", "keep_work"}
+        fields = type(self).model_fields
+        said = {n: v for n in fields.keys() - apart if (v := getattr(self, n)) != fields[n].default}
+        if self.sparsity is not None:  # as a text or as a number
+            said["sparsity"] = rates_of(self.sparsity)
+        said["settings"] = {name: str(value) for name, value in self.settings.items()} or None
+        for name in ("tokenizer", "compare_with"):
+            if isinstance(given := getattr(self, name), (str, Path)):
+                said[name] = name_of(str(given))
+        return describe("compress", said, inputs)
 
     def budgets(self) -> list[Budget]:
         """One budget per requested sparsity, or the single other budget; none for ``max_drop`` and ``method="zeros"``.

@@ -79,6 +79,8 @@ class Keywords(InputKeywords, total=False):
     floor: float | None
     keep: Sequence[str]
     vocabulary: Any
+    keep_work: bool
+    overwrite: bool
     seed: int
     compare_with: str | Path | None
 

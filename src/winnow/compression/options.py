@@ -166,7 +166,9 @@ class Options(BaseModel):
     time: float | str | None = option(
         None, "Time limit for training, e.g. 60s or 2m, in place of a number of steps.", METHOD
     )
-    floor: float | None = option(None, "Warn when quality is below this value of the metric, e.g. 80.", BUDGET)
+    floor: float | None = option(
+        None, "Warn when quality is below this value of the metric, e.g. 80; stop where the dense model is.", BUDGET
+    )
 
     @field_validator("sparsity", "size", "structure", "ram", "device", "time")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class Pruned:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
+    folder: Path | None = None  # of the stored units
     rest: dict[str, Prunable] = field(default_factory=dict)  # packed too: unpruned tensors stored in fewer bits
 
     def __repr__(self) -> str:

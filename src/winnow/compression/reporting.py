@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from winnow.budget import parse_size
 from winnow.compression.examples import changed_rows, class_rows
+from winnow.compression.keeping import how_to_take
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
 from winnow.compression.rest import rest_note
@@ -76,6 +77,8 @@ def build_report(
     doubts = _doubts(task, dense, [main, *outcomes])
     others = [o for o in outcomes if o is not main]
     judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines)
+    if judged.better is not None:
+        judged = replace(judged, next_step=f"Take that model instead: {how_to_take(judged.better, job, folders)}.")
     verdict = doubtful(judged, doubts)
     classes = class_rows(task, dense, main.evaluation)
     allocation = _allocation(setup, main, classes=len(classes))

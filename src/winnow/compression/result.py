@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
+from winnow.compression.keeping import keep, store_unwritten
 from winnow.compression.outcome import Layers, Outcome, Pruned
 from winnow.compression.sizes import shard_bytes
 from winnow.errors import InputError, disk_errors, meant
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from winnow.compression.job import Job
     from winnow.compression.setup import Setup
     from winnow.records.compression import Report
+    from winnow.run.store import Store
 
 
 @dataclass(repr=False)
@@ -44,6 +46,7 @@ class Result(Shown):
     report: Report
     folder: Path | None = None
     _setup: Any = field(default=None, repr=False)
+    _written: frozenset[str] = field(default=frozenset(), repr=False)  # candidates, where an ``out`` was given
     _scratch: contextlib.ExitStack | None = field(default=None, repr=False)
 
     @property
@@ -91,11 +94,16 @@ class Result(Shown):
             model.winnow_zeros = {layer.name: layer.zeros for layer in self.layers}  # type: ignore[assignment]
             return model
 
-    def save(self, out: str | Path, candidate: str | None = None) -> Path:
+    def save(self, out: str | Path, candidate: str | None = None, *, overwrite: bool = False) -> Path:
         """Writes a candidate's folder (the chosen one unless named) with the report beside the weights.
 
+        Args:
+            candidate: its name in the report. Where the compression had an ``out``, the others are written of what
+                ``OUT.work`` keeps of them (as by ``winnow keep``).
+            overwrite: replace what another job, or another candidate, left there.
+
         Raises:
-            InputError: no such candidate, or the folder holds something else.
+            InputError: no such candidate, one that is not kept any more, or the folder holds something else.
         """
         outcome = next((o for o in self.outcomes if candidate in (None, o.name)), None)  # the chosen one is the first
         if outcome is None:
@@ -103,15 +111,21 @@ class Result(Shown):
             raise InputError(
                 f"there is no candidate {candidate!r}{meant(candidate, names)}: choose one of {', '.join(names)}."
             )
+        job = self._setup.job
+        if job.out is not None and outcome.name not in self._written:
+            return keep(job.out, outcome.name, out, overwrite=overwrite)
         folder = Path(out)
-        output = OutputFolder(folder, inputs=inputs_of(self._setup))
+        made = self._setup.made
+        if outcome is not self.chosen or job.keep or len(job.budgets()) > 1:  # else it is what ``out`` would hold
+            made["options"] |= {"candidate": outcome.name}
+        output = OutputFolder(folder, inputs=inputs_of(self._setup), made=made, overwrite=overwrite)
         try:
             write_folder(self._setup, outcome, output.path)
             if candidate is None:
                 from winnow.compression.reporting import sizes_of
 
                 self.report.sizes = sizes_of(self._setup, outcome, output.path)
-                _write_report(self.report, self._setup.job, out, output.path, whole=True)
+                _write_report(self.report, job, out, output.path, whole=True)
             output.publish()
         finally:
             output.discard()
@@ -129,16 +143,27 @@ class Result(Shown):
 
 
 def finish(
-    setup: Setup, outcomes: list[Outcome], chosen: list[Outcome], *, timing: dict[str, float], **figures: Any
+    setup: Setup,
+    outcomes: list[Outcome],
+    chosen: list[Outcome],
+    store: Store,
+    *,
+    timing: dict[str, float],
+    **figures: Any,
 ) -> Result:
-    """Writes the requested folders and the report, of which ``timing`` and ``figures`` are a part."""
+    """Writes the requested folders and the report, of which ``timing`` and ``figures`` are a part.
+
+    The ``store`` of the candidates keeps those that were not written where the job says so, else it is removed.
+    """
     from winnow.compression.reporting import build_report
     from winnow.compression.speed import quick_speed
 
     out = setup.job.out
     kept = [o for o in outcomes if o.name in setup.job.keep and o not in chosen]
     inside: dict[str, str] = {}  # folders by candidate, in the output
-    output = OutputFolder(out, inputs=inputs_of(setup)) if out is not None else None
+    output = None
+    if out is not None:
+        output = OutputFolder(out, inputs=inputs_of(setup), made=setup.made, overwrite=setup.job.overwrite)
     try:
         if output is not None:
             writing = time.perf_counter()
@@ -164,10 +189,16 @@ def finish(
         if output is not None:
             output.discard()
     if out is not None:
-        for outcome in outcomes:  # the scratch store goes; what was written is read from its folder
+        others = [o for o in outcomes if o.name not in inside] if setup.job.keep_work else []
+        base, size = folders[chosen[0].name], shard_bytes(setup.host)
+        if not (
+            others and store_unwritten(others, base, store, lambda o, into: write_folder(setup, o, base, into), size)
+        ):
+            store.remove()
+        for outcome in outcomes:  # the stages go; what was written is read from its folder
             assert outcome.pruned is not None
             outcome.pruned.packed = _from_folder(folders.get(outcome.name), outcome.name, setup.host.stored)
-    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup)
+    return Result([*chosen, *(o for o in outcomes if o not in chosen)], report, out, setup, frozenset(inside))
 
 
 def inputs_of(setup: Setup) -> list[Any]:
@@ -191,11 +222,14 @@ def _write_report(report: Report, job: Job, out: str | Path, folder: Path, *, wh
         card.write(report, folder)
 
 
-def write_folder(setup: Setup, outcome: Outcome, folder: Path) -> Path:
-    """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance."""
+def write_folder(setup: Setup, outcome: Outcome, folder: Path, into: ArtifactWriter | None = None) -> Path:
+    """Fills a folder with one candidate, to load: packed weights, everything dense as it was, companions and provenance.
+
+    ``into``: what takes it, in place of a writer of the whole folder.
+    """
     assert outcome.pruned is not None and outcome.candidate.recipe is not None
     source, host = setup.source, setup.host
-    with ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
+    with into or ArtifactWriter(folder, shard_bytes(host), publish=False) as writer:
         for name, tensor in _dense(setup, outcome.pruned):
             writer.add_dense(name, tensor)
         for name, prunable in (setup.scope.prunables | outcome.pruned.rest).items():
@@ -262,7 +296,7 @@ def _from_folder(folder: Path | None, name: str, stored: dict[str, str]) -> Call
     if folder is None:
 
         def removed(_: str) -> PackedTensor:
-            raise InputError(f"{name} was measured but not kept: run again with --keep {name}.")
+            raise InputError(f"{name} was measured and not written: result.save(FOLDER, candidate={name!r}) writes it.")
 
         return removed
     artifact = read_artifact(folder)

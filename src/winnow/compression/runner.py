@@ -143,7 +143,16 @@ class Runner:
         file = folder / "extra.safetensors"
         extra = load_packed(file)[1] if file.exists() else {}
         notes = [*done["notes"], *said]
-        pruned = Pruned(layers, lambda name: read_unit(where[name], name), extra, notes, done["seconds"], files, rest)
+        pruned = Pruned(
+            layers,
+            lambda name: read_unit(where[name], name),
+            extra,
+            notes,
+            done["seconds"],
+            files,
+            rest=rest,
+            folder=folder,
+        )
         return pruned, key, done["record"]
 
     def _prune(

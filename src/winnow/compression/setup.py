@@ -27,7 +27,7 @@ from winnow.compression.rest import LARGE, embedding_bytes, rest_saves
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
 from winnow.compression.vocabulary import Trimmed, trim
 from winnow.disk.links import refuse_links
-from winnow.disk.work import check_output
+from winnow.disk.work import check_made, check_output
 from winnow.errors import InputError
 from winnow.forward.batch import call, first_example, token_count
 from winnow.machine.memory import available_memory
@@ -61,6 +61,12 @@ class Setup:
     large_embeddings: bool = False  # embeddings that stay unpruned are a large part of the dense file
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """What the job says of itself (:mod:`winnow.disk.made`)."""
+        hashes = {f"{name} data": value for name, value in self.prepared.hashes.items()}
+        return self.job.described({"weights": self.source.sha256(), **hashes})
+
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
         base, zeros = self.recipes[0], round(sparsity * self.scope.numel)
@@ -81,7 +87,7 @@ def set_up(job: Job) -> Setup:
         require_dense(source.module)
     if job.out is not None:
         given = (source.folder, source.weights, job.data, job.eval, job.compare_with, job.vocabulary)
-        check_output(job.out, inputs=given)
+        check_output(job.out, inputs=given, made=job.described(None), overwrite=job.overwrite)
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
     trimmed = _trimmed(job, source)
@@ -121,6 +127,8 @@ def set_up(job: Job) -> Setup:
         tokens=TOKENS if fitting.trains and "batch" not in job.settings else None,
         model=None if host.streamed else host.model, mean=job.mean, std=job.std,
     )  # fmt: skip
+    if job.floor is not None and prepared.task is None:
+        raise InputError("--floor needs data to measure on: give --data (and --eval).", option="floor")
     host = with_data(host, prepared)
     scope = find_scope(
         host.model, include=job.include, exclude=job.exclude, outputs=outputs_of(source, host.model, prepared)
@@ -199,7 +207,12 @@ def set_up(job: Job) -> Setup:
         large=large and prepared.task is not None and job.baselines != "none",
         notes=[trimmed.note] if trimmed is not None else [],
     )
-    return Setup(job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, trimmed, large, existing)
+    setup = Setup(
+        job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, trimmed, large, existing
+    )
+    if job.out is not None and job.out.exists():
+        check_made(job.out, setup.made, job.overwrite)
+    return setup
 
 
 def _trimmed(job: Job, source: ModelSource) -> Trimmed | None:

@@ -24,11 +24,14 @@ from winnow.compression.sizing import fit_size
 from winnow.compression.stages import CLOSING, at_goal, at_rates
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
-from winnow.disk.work import work_folder
+from winnow.disk.work import check_made, folder_bytes, work_folder
 from winnow.errors import GateError, InputError, meant
 from winnow.measure.chance import at_chance
+from winnow.measure.evaluation import Evaluation
+from winnow.measure.task import written_unit
 from winnow.run.store import Store
 from winnow.terminal.progress import Progress, ProgressOption, expect, silent, watch
+from winnow.words import number, size
 
 
 @overload
@@ -91,6 +94,8 @@ def compress(
             ``size`` or ``max_drop`` (points, or per cent of perplexity, that the paired upper 95% bound may lose);
             none with ``method="zeros"``, which packs a sparse model as it is. ``settings`` is a dict (see
             :mod:`winnow.train.distil.settings`), ``table`` a dict of rates by name or pattern, ``time`` seconds or text.
+            ``overwrite`` replaces the finished result of another job in ``out`` (the same job may always run again);
+            ``keep_work=False`` keeps nothing in ``OUT.work`` of the candidates that were measured and not written.
 
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.
@@ -116,6 +121,8 @@ def run(setup: Setup, *, progress: Progress = silent, command: str | None = None
             root = work_folder(job.out)
         store = Store(root)
         stack.callback(store.release)
+        if job.out is not None:
+            check_made(job.out, setup.made, job.overwrite)  # under the lock: another run may just have finished
         setup.host.begin(setup.scope)
         bench = Workbench(setup.host, setup.scope, setup.prepared.batches, progress)
         options: Any = dict(spill=setup.plan.ledger.spilled, device=job.device)
@@ -128,17 +135,21 @@ def run(setup: Setup, *, progress: Progress = silent, command: str | None = None
         else:
             selecting = {**identity, "evaluation": setup.prepared.hashes["selection"]}
             selector = Runner(bench, setup.prepared.selection, store, identity=selecting, **options)
-            outcomes, chosen = _at_goal(setup, runner, selector, progress)
+            try:
+                outcomes, chosen = _at_goal(setup, runner, selector, progress)
+            except GateError as error:
+                if job.out is None or not job.keep_work or not any(root.glob("prune-*")):
+                    raise
+                held = f"{root} ({size(folder_bytes(root))}) keeps what was made, which another limit takes up"
+                raise GateError(f"{error} {held}; delete it when you need none.") from None
         closing = progress(CLOSING)
         closing(0, 1, "")
         result = finish(
-            setup, outcomes, chosen, dense=runner.dense, timing=runner.timing, started=started, command=command
+            setup, outcomes, chosen, store, dense=runner.dense, timing=runner.timing, started=started, command=command
         )
         closing(1, 1, "")
         if job.out is None:
             result.hold(stack.pop_all())  # the packed units live as long as the result
-        else:
-            store.remove()
     return result
 
 
@@ -155,7 +166,7 @@ def _at_rates(setup: Setup, runner: Runner, progress: Progress) -> tuple[list[Ou
             option="keep",
         )
     expect(progress, at_rates(setup, [*requested, *others]))
-    runner.measure_dense()
+    require_floor(setup, runner.measure_dense())
     outcomes = [runner.run(c) for c in (*requested, *others)]
     _note_recalibrated(setup, runner, outcomes)
     return outcomes, outcomes[: len(requested)]
@@ -175,6 +186,8 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner, progress: Progress)
         raise GateError(
             f"--max-drop can show nothing: {doubt} Nothing was written - give data that the dense model does well on."
         )
+    if setup.job.floor is not None:  # before the search
+        require_floor(setup, runner.measure_dense())
     tried = search(setup.recipe_at, quantized, selector.run, limit, values)
     runner.measure_dense()
     runner.timing.update(selector.timing)
@@ -191,6 +204,20 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner, progress: Progress)
     outcomes = [taken, *map(runner.run, shown)]
     _note_recalibrated(setup, runner, outcomes)
     return outcomes, [taken]
+
+
+def require_floor(setup: Setup, dense: Evaluation | None) -> None:
+    """Raises GateError where the model itself is worse than the floor, before the work that could not reach it."""
+    floor, task = setup.job.floor, setup.prepared.task
+    if floor is None or task is None or dense is None:
+        return
+    value, higher = task.scale * dense.value, task.higher_is_better
+    if not (value >= floor if higher else value <= floor):
+        unit = written_unit(task) and f"\u00a0{written_unit(task)}"
+        raise GateError(
+            f"the dense model itself reaches {task.metric} {number(value)}{unit}: no compression can satisfy --floor {floor:g}. "
+            f"Nothing was written - give a floor {'below' if higher else 'above'} that."
+        )
 
 
 def _note_recalibrated(setup: Setup, runner: Runner, outcomes: list[Outcome]) -> None:

@@ -10,7 +10,7 @@ from winnow.data.records import Records
 from winnow.errors import InputError
 
 PASSAGE = 2_000  # characters of running text that stay together
-SHARED = 0.05  # of the evaluation data: more than that is no coincidence
+SHARED = 0.5  # of either set: with more of it in the other, one was given for the other
 _SHINGLE = 100  # characters of consecutive lines: shorter ones ("CHAPTER I.", a verse) repeat by nature
 
 
@@ -110,9 +110,9 @@ def overlap(a: Records, b: Records) -> int:
 def disjoint(records: Records, held_out: Records, use: str = "calibration") -> tuple[Records, str | None]:
     """``records`` without those that ``held_out`` has too, and a sentence that says how many were left out, if any.
 
-    Few shared records are what large data sets have by nature: they are left out of ``records``, so that every example
-    that is measured on is one that nothing was fitted to. More than :data:`SHARED` of ``held_out``, or half of
-    ``records``, mean that one was given for the other.
+    Official splits of many data sets share some records: they are left out of ``records``, so that every example that is
+    measured on is one that nothing was fitted to, however many of the two they are. More than :data:`SHARED` of either
+    means that one was given for the other.
 
     Args:
         use: what ``records`` are for, in the sentences.
@@ -124,15 +124,15 @@ def disjoint(records: Records, held_out: Records, use: str = "calibration") -> t
     if not shared:
         return records, None
     kept = _unshared(records, held_out)
-    if shared > SHARED * len(held_out) or 2 * len(kept) < len(records) or len(kept) < 2:
+    lost = len(records) - len(kept)
+    if shared > SHARED * len(held_out) or lost > SHARED * len(records) or len(kept) < 2:
         raise InputError(
-            f"{records.name} and {held_out.name} share {shared:,} records, {use} and evaluation data must not: give --eval data "
+            f"{records.name} and {held_out.name} share {shared:,} records, which is most of one of them: {use} and evaluation data must not: give --eval data "
             "that is not in --data, or leave --eval out to have a part held out."
         )
-    left = len(records) - len(kept)
     return (
         records.subset(kept),
-        f"{left:,} of the {len(records):,} records of {records.name} are evaluation data too ({held_out.name}) and were left out of the {use} data.",
+        f"{lost:,} of the {len(records):,} records of {records.name} are evaluation data too ({held_out.name}) and were left out of the {use} data.",
     )
 
 

@@ -1,7 +1,7 @@
 """Whose a folder is: the mark that winnow leaves in what it writes, saying what it wrote there.
 
-``.winnow.json`` names the kind of output and every file with its SHA-256, and ends with the hash of all that it says. A
-folder is winnow's, and may be replaced, only where such a mark (or, before there were marks, a manifest) accounts for
+``.winnow.json`` names the kind of output, the job that made it (:mod:`winnow.disk.made`) and every file with its SHA-256,
+and ends with the hash of all that it says. A folder is winnow's, and may be replaced, only where such a mark (or, before there were marks, a manifest) accounts for
 every file in it: a report.json or config.json of another tool proves nothing, and what the user added or changed is
 found by name.
 """
@@ -43,10 +43,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_mark(folder: Path, kind: str, known: Mapping[str, str] | None = None) -> None:
+def write_mark(
+    folder: Path, kind: str, known: Mapping[str, str] | None = None, made: Mapping[str, Any] | None = None
+) -> None:
     """Marks a folder as winnow's with all that lies in it now.
 
-    ``known``: digests of files by their path in the folder that need not be read again. Raises OSError.
+    ``known``: digests of files by their path in the folder that need not be read again; ``made``: what the job that made
+    it says of itself (:mod:`winnow.disk.made`). Raises OSError.
     """
     known = known or {}
     files = {
@@ -54,22 +57,33 @@ def write_mark(folder: Path, kind: str, known: Mapping[str, str] | None = None) 
         for name, path in _entries(folder)
         if path.name != MARK
     }
-    _write(folder, kind, files if kind != WORK else {})
+    _write(folder, kind, files if kind != WORK else {}, made)
 
 
 def read_mark(folder: Path) -> tuple[str, dict[str, str | None]] | None:
     """(kind, digests by path) of a folder's mark; None where it has none, or one that is not as it was written."""
+    found = _read(folder)
+    return None if found is None else (str(found["kind"]), found["files"])
+
+
+def made_by(folder: Path) -> dict[str, Any] | None:
+    """What the job that made a folder says of itself; None where no sound mark does."""
+    made = (_read(folder) or {}).get("made")
+    return made if isinstance(made, dict) else None
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
     try:
         if not stat.S_ISREG((folder / MARK).lstat().st_mode):
             return None
         found = json.loads((folder / MARK).read_bytes())
-        content = {name: found[name] for name in ("winnow", "kind", "files")}
+        content = {name: found[name] for name in ("winnow", "kind", "files", "made") if name != "made" or name in found}
         sound = (
             found["sha256"] == _seal(content) and content["winnow"] == VERSION and isinstance(content["files"], dict)
         )
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return (str(content["kind"]), content["files"]) if sound else None
+    return content if sound else None
 
 
 def claim(folder: Path, *names: str) -> None:
@@ -79,7 +93,7 @@ def claim(folder: Path, *names: str) -> None:
     """
     found = read_mark(folder)
     if found is not None and not found[1].keys() >= set(names):
-        _write(folder, found[0], {**found[1], **dict.fromkeys(names)})
+        _write(folder, found[0], {**found[1], **dict.fromkeys(names)}, made_by(folder))
 
 
 def first_foreign(folder: Path, kind: str, *, names_only: bool = False) -> tuple[str, str] | None:
@@ -88,7 +102,7 @@ def first_foreign(folder: Path, kind: str, *, names_only: bool = False) -> tuple
     A file that the mark does not name, one that was changed since (not looked at with ``names_only``), a link, another
     kind of output. An empty folder is nobody's. Raises OSError.
     """
-    entries = [(name, path) for name, path in _entries(folder) if not (path.name in _DESKTOP or _HALF.fullmatch(path.name))]  # fmt: skip
+    entries = _own_entries(folder)
     if not entries:
         return None
     mark = read_mark(folder)
@@ -106,6 +120,15 @@ def first_foreign(folder: Path, kind: str, *, names_only: bool = False) -> tuple
         if not _regular(path) or (digest is not None and not names_only and sha256(path) != digest):
             return name, CHANGED
     return None
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Whether there is no such folder, or nothing in it that counts. Raises OSError."""
+    return not folder.is_dir() or not _own_entries(folder)
+
+
+def _own_entries(folder: Path) -> list[tuple[str, Path]]:
+    return [(name, path) for name, path in _entries(folder) if not (path.name in _DESKTOP or _HALF.fullmatch(path.name))]  # fmt: skip
 
 
 def _unproven(entries: list[tuple[str, Path]]) -> tuple[str, str] | None:
@@ -174,8 +197,10 @@ def _regular(path: Path) -> bool:
         return False
 
 
-def _write(folder: Path, kind: str, files: Mapping[str, str | None]) -> None:
+def _write(folder: Path, kind: str, files: Mapping[str, str | None], made: Mapping[str, Any] | None) -> None:
     content = {"winnow": VERSION, "kind": kind, "files": dict(sorted(files.items()))}
+    if made is not None:
+        content["made"] = dict(made)
     with atomic_file(folder / MARK) as part:
         part.write_text(json.dumps({**content, "sha256": _seal(content)}, indent=1) + "\n", encoding="utf-8")
 

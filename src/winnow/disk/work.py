@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from winnow.disk.lock import NAME as LOCK
 from winnow.disk.lock import Lock, lock
+from winnow.disk.made import refuse_other
 from winnow.disk.ownership import MARK, WORK, first_foreign, read_mark, write_mark
 from winnow.errors import InputError, disk_errors
 
@@ -33,6 +34,11 @@ def work_folder(out: Path | str) -> Path:
     return final.with_name(final.name + ".work")
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def backup_path(final: Path) -> Path:
     """The name of an earlier output between two renames."""
     return final.with_name(f".{final.name}.winnow-old")
@@ -43,24 +49,47 @@ def _trash_path(final: Path) -> Path:
     return final.with_name(f".{final.name}.winnow-gone")
 
 
-def check_output(out: Path | str, kind: str = "model", inputs: Iterable[Any] = (), *, names_only: bool = False) -> None:
+def check_output(
+    out: Path | str,
+    kind: str = "model",
+    inputs: Iterable[Any] = (),
+    *,
+    names_only: bool = False,
+    made: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Refuses, before any work, a place that cannot become the output without a loss.
 
     Args:
         kind: of output; only one of the same kind is replaced.
         inputs: models, weights and data of the job, of which those that are paths on this machine count.
         names_only: leave out whether files that winnow wrote there were changed since.
+        made: what the job says of itself; without it, :func:`check_made` asks later what is there.
+        overwrite: the finished result of another job may be replaced.
 
     Raises:
-        InputError: ``out`` is a file, the current folder, a mount, holds anything that winnow did not write there, is one
-            of the inputs, inside one or around one; or what is in OUT.work is not winnow's.
+        InputError: ``out`` is a file, the current folder, a mount, holds anything that winnow did not write there or the
+            result of another job, is one of the inputs, inside one or around one; or what is in OUT.work is not winnow's.
         WinnowError: it cannot be looked at.
     """
     with disk_errors(Path(out), "read"):
         for _ in range(10):  # another process may just be giving a folder its name
             with contextlib.suppress(FileNotFoundError):
-                return _check(out, output_path(out), kind, inputs, names_only)
+                _check(out, output_path(out), kind, inputs, names_only)
+                return check_made(out, made, overwrite)
         _check(out, output_path(out), kind, inputs, names_only)
+        check_made(out, made, overwrite)
+
+
+def check_made(out: Path | str, made: Mapping[str, Any] | None, overwrite: bool = False) -> None:
+    """Refuses a place that holds the finished result of another job than ``made`` says, unless it may be overwritten.
+
+    Raises:
+        InputError: it does; the sentence says in what that job differs.
+    """
+    final = output_path(out)
+    if made is not None and not overwrite:
+        refuse_other((final, backup_path(final)), out, made)
 
 
 def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names_only: bool) -> None:
@@ -114,6 +143,11 @@ def _foreign(root: Path) -> str | None:
         if found is not None:
             return f"it holds {found.relative_to(root)}"
     return None
+
+
+def is_stage(name: str) -> bool:
+    """Whether what is called so in a folder of work is a stage's."""
+    return name == "activations" or _STAGE.fullmatch(name) is not None
 
 
 def _is_plain(path: Path) -> bool:

@@ -71,8 +71,8 @@ def prepare(
     reported on, is held out for choosing among candidates.
 
     Raises:
-        InputError: unreadable data, calibration and evaluation data that overlap by more than a few records (which are left
-            out of calibration), labels named and not the model's classes, no tokenizer for text, a mean without images.
+        InputError: unreadable data, calibration and evaluation data that are mostly the same (records that they share are
+            left out of calibration), labels named and not the model's classes, no tokenizer for text, a mean without images.
     """
     kind = model_kind(source)
     found = Prepared(kind, batch_size=batch_size)
@@ -85,6 +85,9 @@ def prepare(
     records = opening(data) if data is not None else None
     held_out = opening(evaluation) if evaluation is not None else None
     selection = None
+    if records is not None and held_out is not None:  # before the split: no record that chooses is reported on either
+        records, left_out = disjoint(records, held_out)
+        found.notes += [left_out] if left_out else []
     if held_out is None and task != "none" and records is not None:
         sizes = (0.25, 0.35, 0.4) if select else (0.3, 0.7)
         records, *rest = split_disjoint(records, seed, sizes)
@@ -94,9 +97,6 @@ def prepare(
         )
     elif select and records is not None:
         records, selection = split_disjoint(records, seed, (0.4, 0.6))
-    if records is not None and held_out is not None:
-        records, left_out = disjoint(records, held_out)
-        found.notes += [left_out] if left_out else []
     given = records if records is not None else held_out
     if given is not None and given.kind == "tensors":
         kind = found.kind = "tensors"  # already what the model's forward takes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ TRAINING = "ticket.json"  # of the training that made the weights
 
 
 def publish(
-    made: Path,
+    folder: Path,
     out: Path,
     recipe: str,
     record: dict[str, Any],
@@ -28,32 +28,35 @@ def publish(
     *,
     keep: bool,
     given: Sequence[Any] = (),
+    made: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Brings the folder ``made`` to ``out``, with run.json, the recipe as given, and the reports of ``publications``.
+    """Brings ``folder`` to ``out``, with run.json, the recipe as given, and the reports of ``publications``.
 
     Args:
-        publications: of the stages, in place of the reports in ``made``, which speak of one stage alone.
-        keep: ``made`` stays for good, and weights are copied; otherwise they get a second name. It stays whole until
+        publications: of the stages, in place of the reports in it, which speak of one stage alone.
+        keep: ``folder`` stays for good, and weights are copied; otherwise they get a second name. It stays whole until
             ``out`` is there in any case, so that an interruption in between costs nothing.
         given: paths of the recipe; the published files, which are given away, call them by name.
+        made, overwrite: see :class:`winnow.formats.output.OutputFolder`.
     """
-    output = OutputFolder(out)
+    output = OutputFolder(out, made=made, overwrite=overwrite)
     replaced = {"manifest.json"}.union(*(p.replaces for p in publications))
     try:
-        files = sorted(p for p in made.rglob("*") if p.is_file() and not p.name.startswith("."))
-        refuse_links(files, made)
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        refuse_links(files, folder)
         for path in files:
-            place = output.path / path.relative_to(made)
+            place = output.path / path.relative_to(folder)
             with disk_errors(place):
                 place.parent.mkdir(parents=True, exist_ok=True)
-            if path.parent == made and path.name in replaced:
+            if path.parent == folder and path.name in replaced:
                 continue
             if path.name == TRAINING:
                 about = without_paths(json.loads(path.read_text(encoding="utf-8")), given)
                 write_text(place, json.dumps(about, indent=1) + "\n")
                 continue
             (link_or_copy if path.suffix == ".safetensors" and not keep else copy_file)(path, place)
-        _manifest(made, output.path, record)
+        _manifest(folder, output.path, record)
         for p in publications:
             if p.report is not None:
                 report = type(p.report).model_validate(without_paths(p.report.model_dump(), given))

@@ -10,11 +10,13 @@ from typing import Any, Literal, overload
 
 import torch
 
-from winnow.disk.work import check_output
+from winnow.disk.made import describe
+from winnow.disk.work import check_made, check_output
 from winnow.errors import InputError
+from winnow.naming import without_paths
 from winnow.notebook import Card, Shown
 from winnow.pipeline.execution import Execution, PlannedStage, StageResult, plan_stages
-from winnow.pipeline.inputs import open_inputs
+from winnow.pipeline.inputs import RecipeInputs, open_inputs
 from winnow.pipeline.publish import publish
 from winnow.pipeline.reading import dump, located, read_recipe
 from winnow.records.parts import finite
@@ -92,6 +94,7 @@ def run_recipe(
     sets: Sequence[str] = (),
     executor: str | Executor | None = None,
     keep_work: bool = False,
+    overwrite: bool = False,
     dry_run: bool = False,
     progress: ProgressOption = None,
     command: str | None = None,
@@ -108,13 +111,14 @@ def run_recipe(
         sets: values in place of the recipe's, as "ticket.sparsity=0.9".
         executor: "local", "ray" or an executor, in place of the recipe's; no result depends on it.
         keep_work: leave ``OUT.work`` for later runs of changed recipes.
+        overwrite: replace the finished result of another recipe, or of other data, in ``out``.
         dry_run: return what would be done, and write nothing.
         progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
         command: the command line, for the report.
 
     Raises:
         InputError: the recipe, the model or the data must change (of the recipe, line and field are named), or another
-            process is running into ``out``.
+            process is running into ``out``, or the result of another job is there.
         GateError: an eval stage lost more than its ``max_drop``, or a compress stage cannot keep its own; ``out`` is as
             it was, and the stages so far stay in ``OUT.work``.
     """
@@ -130,6 +134,9 @@ def run_recipe(
     with contextlib.ExitStack() as stack:
         stack.enter_context(located(recipe, sets))
         inputs = open_inputs(pipeline)
+        made = _made(inputs, [*given, recipe])
+        if folder is not None:
+            check_made(folder, made, overwrite)
         if dry_run or folder is None:
             return plan_stages(inputs, folder)
         jobs = (pipeline.executor if executor is None else executor) if pipeline.trains else None
@@ -138,15 +145,35 @@ def run_recipe(
             stack.callback(getattr(jobs, "close", lambda: None))
         execution = Execution(inputs, folder, jobs, stack.enter_context(watch(progress)), command)
         stack.callback(execution.store.release)
+        check_made(folder, made, overwrite)  # under the lock: another run may just have finished
         execution.run()
         publications = [p for i, stage in enumerate(pipeline.stages) if (p := stage.publish(execution, i)) is not None]
         record = _record(execution, sets)
         text = Path(recipe).read_text(encoding="utf-8")
         last = execution.folder(max(i for i, stage in enumerate(pipeline.stages) if stage.makes))
-        publish(last, folder, text, record, publications, keep=keep_work, given=[*given, folder, last])
+        publish(
+            last, folder, text, record, publications, keep=keep_work, given=[*given, folder, last], made=made, overwrite=overwrite
+        )  # fmt: skip
         if not keep_work:
             execution.store.remove()
     return RunResult(folder, execution.results, inputs.notes, [p.page for p in publications if p.page is not None])
+
+
+def _made(inputs: RecipeInputs, given: Sequence[Any]) -> dict[str, Any]:
+    """What the run says of itself (:mod:`winnow.disk.made`): the recipe field by field, model and data by their hashes."""
+    recipe = dump(inputs.pipeline)
+    stages = [(kind, fields) for stage in recipe.pop("stages") for kind, fields in stage.items()]
+    kinds = [kind for kind, _ in stages]
+    for name in ("model", "weights", "data", "eval", "executor"):  # by their hashes; no result depends on the last
+        recipe.pop(name, None)
+    recipe["stages"] = kinds
+    for number, (kind, fields) in enumerate(stages, start=1):
+        named = kind if kinds.count(kind) == 1 else f"{kind} {number}"
+        recipe |= {f"{named}.{field}": value for field, value in fields.items() if field != "data"}
+    data = {"data": inputs.data, "eval data": inputs.held_out}
+    data |= {f"data of stage {inputs.pipeline.stages.index(stage) + 1}": own for stage, own in inputs.own.items()}
+    hashes = {name: records.sha256 for name, records in data.items() if records is not None}
+    return describe("run", without_paths(recipe, given), {"weights": inputs.model.key, **hashes})
 
 
 def _record(execution: Execution, sets: Sequence[str]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Bench(Record):
     format: Literal[1] = 1
     created: Text | None = None  # ISO 8601
     command: Text | None = None
+    made: dict[str, Any] | None = None  # what the job says of itself: see winnow.disk.made
     model: Text
     architecture: Text | None = None
     reference: Text

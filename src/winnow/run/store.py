@@ -8,14 +8,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from winnow.disk.files import write_atomic
 from winnow.disk.ownership import sha256
-from winnow.disk.work import Work
+from winnow.disk.work import Work, is_stage
 from winnow.errors import FormatError, InputError, disk_errors
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,12 @@ class Store:
         """Removes everything whose key begins with ``prefix``."""
         for path in self.root.glob(f"{glob.escape(prefix)}*"):
             drop(path)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Removes everything in the folder but ``names``, and what the folder itself needs; what is not winnow's stays."""
+        for path in self.root.iterdir():
+            if path.name not in names and is_stage(path.name):
+                drop(path)
 
     def remove(self) -> None:
         """The folder with all that is in it; what is there and is not winnow's stays, and so does the folder then."""

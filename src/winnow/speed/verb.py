@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from winnow.disk.made import describe
 from winnow.errors import InputError
 from winnow.kernels import native
 from winnow.machine.facts import machine
@@ -47,6 +48,7 @@ def bench(
     factory: str | None = None,
     reference: str | Path | nn.Module | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     command: str | None = None,
     progress: ProgressOption = None,
 ) -> Bench:
@@ -66,10 +68,11 @@ def bench(
         factory: ``package.module:function`` that builds a plain torch model, whose weights are in ``folder``.
         reference: the dense original, for its own file size and loading; by default the artifact expanded.
         out: JSON file; a page of the same name is written beside it. By default bench.json in the artifact's folder.
+        overwrite: replace another finished bench there; the same one may always be measured again.
         progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
 
     Raises:
-        InputError: an argument, the folder or the data cannot be used.
+        InputError: an argument, the folder or the data cannot be used, or another bench would be replaced.
 
     Ctrl-C ends the measuring; the result holds what was whole by then, and says so. Before anything is, it is raised.
     """
@@ -84,10 +87,21 @@ def bench(
     work, inputs = make_work(
         subject.source, batches=batches, lengths=lengths, tokens=tokens, data=data, column=column, tokenizer=tokenizer
     )
+    made = describe(
+        "bench",
+        dict(
+            batch=batches, length=lengths, tokens=tokens, rounds=rounds, threads=threads, contenders=requested, per_layer=per_layer,
+            column=column, inputs=inputs, processor=machine().get("cpu"),
+        ),
+        {"weights": subject.source.sha256(), "reference": None if subject.reference is None else subject.reference.sha256()},
+    )  # fmt: skip
+    if target is not None and not overwrite:
+        pages.refuse_other(target, made)
     with native.torch_threads(threads) as used, tempfile.TemporaryDirectory(prefix="winnow-bench-") as scratch:
         found = Bench(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
+            made=made,
             model=str(subject.source.spec) if factory is None else str(folder),
             architecture=subject.source.architecture,
             reference="the artifact, expanded" if subject.reference is None else str(subject.reference.spec),

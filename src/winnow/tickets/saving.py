@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,11 @@ def write_tickets(
     settings: BaseModel,
     report: TicketReport,
     given: Sequence[Any],
+    *,
+    made: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Writes tickets and their report (ticket.html, ticket-report.json), whole or not at all; earlier ones are replaced.
+    """Writes tickets and their report (ticket.html, ticket-report.json), whole or not at all.
 
     Hugging Face models are written by ``save_pretrained`` with their tokenizer or image settings, other models as
     ``model.safetensors``: the state dict under its own names, zeros in place.
@@ -45,10 +48,11 @@ def write_tickets(
     Args:
         tickets: each with its subfolder, an index beside them; or a single one with "", for the folder itself.
         given: paths that a person typed; the files, which are given away, call them by name.
+        made, overwrite: see :class:`winnow.formats.output.OutputFolder`.
     """
     from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
 
-    output = OutputFolder(folder, inputs=training.files)
+    output = OutputFolder(folder, inputs=training.files, made=made, overwrite=overwrite)
     try:
         index = []
         for name, t in tickets:

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from torch import nn
 
 from winnow.budget import parse_sparsity
-from winnow.disk.work import check_output, work_folder
+from winnow.disk.made import describe
+from winnow.disk.work import check_made, check_output, work_folder
 from winnow.errors import FormatError, InputError
 from winnow.masks.mask import MaskSet
 from winnow.notebook import Card, Shown, figures, frame
@@ -97,22 +98,28 @@ class Found(Shown):
         """All tickets with their figures, costs and masks; :func:`winnow.report.ticket.page.write` makes the page of it."""
         return self._report(self.tickets)
 
-    def save(self, folder: str | Path, sparsity: float | str | None = None) -> Path:
+    def save(self, folder: str | Path, sparsity: float | str | None = None, *, overwrite: bool = False) -> Path:
         """Writes one ticket (the sparsest unless named) as a plain folder.
 
         It loads without winnow. Hugging Face models: ``from_pretrained(folder)``, tokenizer included. Others: the model's
         own code, then ``model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))``.
         :func:`winnow.load` is for packed folders, which :func:`winnow.compress` makes of such a folder. Beside the
         weights ``masks.safetensors`` (:meth:`winnow.MaskSet.load`), ``ticket.json``, and the report of this
-        ticket: ``ticket.html`` and ``ticket-report.json``. The folder appears whole or not at all; an earlier ticket
-        there is replaced.
+        ticket: ``ticket.html`` and ``ticket-report.json``. The folder appears whole or not at all; this ticket, saved
+        there before, is replaced, with ``overwrite`` any other output of winnow's too.
 
         Raises:
             InputError: no ticket of this sparsity, or a folder that holds something else.
         """
         ticket = self._at(sparsity)
         report, given = self._report([ticket]), [*self._given, folder]
-        return write_tickets(Path(folder), [("", ticket)], self.training, self.settings, report, given)
+        # The notes of the search are what they are: what cannot be recognized is no matter any more.
+        identity = training_identity(replace(self.training, notes=[]))
+        one = next(s for s, t in zip(self._sparsities, self.tickets) if t is ticket) if len(self.tickets) > 1 else None
+        made = _made(self.method, identity, self._sparsities, self.settings, saved=one)
+        return write_tickets(
+            Path(folder), [("", ticket)], self.training, self.settings, report, given, made=made, overwrite=overwrite
+        )
 
     def _report(self, tickets: Sequence[Ticket]) -> TicketReport:
         from winnow.tickets.reporting import build
@@ -161,6 +168,7 @@ def find_ticket(
     trust_remote_code: bool = False,
     settings: dict[str, Any] | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     executor: Executor | None = None,
     progress: ProgressOption = None,
 ) -> Found:
@@ -181,6 +189,7 @@ def find_ticket(
             recognized by their source and the values they use. Where that cannot be, the search begins anew and
             ``Found.training.notes`` says so; a name of your own helps, changed with what the function does:
             ``my_loss.winnow_name = "my-loss-2"``.
+        overwrite: replace the finished result of another search in ``out``; the same search may always write there again.
         executor: where independent parts run: whole sparsities, or the candidates of one; here unless given.
         progress: bars or lines by itself, True or False, or a function: see :func:`winnow.terminal.progress.watch`.
 
@@ -199,13 +208,15 @@ def find_ticket(
     check_training(training)
     named = Path(model).name if isinstance(model, (str, Path)) else ""
     with contextlib.ExitStack() as stack:
-        store, key = None, "ticket"
+        store, key, made = None, "ticket", None
         if folder is not None:
+            identity = training_identity(training)
+            made = _made(name, identity, rates, chosen)
+            check_made(folder, made, overwrite)
             store = Store(work_folder(folder))
             stack.callback(store.release)
-            key = stage_key(
-                name, training=training_identity(training), sparsities=rates, settings=chosen.model_dump(mode="json")
-            )
+            check_made(folder, made, overwrite)  # under the lock: another search may just have finished
+            key = stage_key(name, training=identity, sparsities=rates, settings=chosen.model_dump(mode="json"))
         stages = stack.enter_context(watch(progress))
         search = Search(name, training, rates, chosen, store, key, executor or Local(), stages)
         expect(stages, [Expected("*", "training")] * _trainings(search))
@@ -216,9 +227,22 @@ def find_ticket(
         )
         if folder is not None and store is not None:
             parts = [(f"sparsity-{s:g}" if len(tickets) > 1 else "", t) for s, t in zip(rates, tickets)]
-            write_tickets(folder, parts, training, chosen, found.report, [*typed, folder])
+            write_tickets(
+                folder, parts, training, chosen, found.report, [*typed, folder], made=made, overwrite=overwrite
+            )
             store.remove()
     return found
+
+
+def _made(
+    method: str, identity: dict[str, Any], rates: Sequence[float], settings: BaseModel, saved: float | None = None
+) -> dict[str, Any]:
+    """What a search says of itself (:mod:`winnow.disk.made`); ``saved``: the sparsity of the one ticket that is written."""
+    plain = ("steps", "lr", "weight_decay", "clip", "precision", "seed", "include", "exclude", "frozen")
+    options = {name: identity[name] for name in plain} | settings.model_dump(mode="json")
+    options |= {"method": method, "sparsity": list(rates), "ticket": saved}
+    inputs = {name: value for name, value in identity.items() if name not in plain}
+    return describe("find_ticket", options, {"weights": inputs.pop("model"), **inputs})
 
 
 def _searched(search: Search) -> list[Ticket]:
@@ -281,5 +305,5 @@ def _training(model: Any, given: dict[str, Any]) -> Training:
     return training_from_trainer(model)
 
 
-_OWN = ("model", "sparsity", "method", "settings", "out", "executor", "progress")
+_OWN = ("model", "sparsity", "method", "settings", "out", "overwrite", "executor", "progress")
 _DEFAULTS = {n: p.default for n, p in inspect.signature(find_ticket).parameters.items() if n not in _OWN}

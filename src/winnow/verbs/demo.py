@@ -18,27 +18,33 @@ def run(
     *,
     sparsity: str = "0.7",
     seed: int = 0,
+    overwrite: bool = False,
     progress: ProgressOption = None,
 ) -> Result:
     """Trains a small vision transformer on scikit-learn's digits (1,797 real images), compresses it to zeros and int4, and reports.
 
     Writes the dense weights and the data beside the result (``OUT-data``), so that the command in the report can be
     run by hand and varied.
+
+    Raises:
+        InputError: one of the two folders holds something else, or, unless ``overwrite``, the finished result of another
+            command.
     """
     from winnow.compression.job import Job
     from winnow.compression.verb import compress
     from winnow.demo_data import EPOCHS, save_digits
+    from winnow.disk.made import describe
     from winnow.disk.work import check_output
     from winnow.formats.output import OutputFolder
 
-    Job(FACTORY, sparsity=sparsity, seed=seed)  # raises InputError before any training
-    check_output(out)
+    job = Job(FACTORY, sparsity=sparsity, values="int4", seed=seed)  # raises InputError before any training
+    check_output(out, made=job.described(None), overwrite=overwrite)  # which weights these are comes of the training
     with watch(progress) as stages:
         expect(stages, [Expected("training on digits", "training"), Expected("*", "compressing")])
         training = stages("training on digits")
         training(0, EPOCHS, "")
         place = Path(out).with_name(Path(out).name + "-data")
-        beside = OutputFolder(place, "data")
+        beside = OutputFolder(place, "data", made=describe("demo", {"seed": seed}, {}), overwrite=overwrite)
         try:
             data = save_digits(beside.path, seed=seed, progress=lambda done, total: training(done, total, ""))
             beside.publish()
@@ -51,5 +57,5 @@ def run(
         )
         return compress(
             FACTORY, str(data.calibration), eval=str(data.test), weights=data.weights, sparsity=sparsity, values="int4", out=out, seed=seed,
-            progress=stages, command=command,
+            overwrite=True, progress=stages, command=command,
         )  # fmt: skip

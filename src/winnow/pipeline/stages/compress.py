@@ -92,7 +92,7 @@ class Compress(Options, Stage):
         with torch_seed(pipeline.seed):
             result = compress(
                 start.spec, inputs.data, weights=start.weights, eval=inputs.held_out, task=pipeline.task,
-                length=pipeline.length, seed=pipeline.seed, out=execution.folder(number),
+                length=pipeline.length, seed=pipeline.seed, out=execution.folder(number), keep_work=False,
                 progress=execution.progress(number), command=execution.command, **self.depends_on(inputs, number),
             )  # fmt: skip
         report = result.report

@@ -220,7 +220,7 @@ def _take(better: Candidate, stage: CompressOptions) -> str:
         if better.group_size not in (None, stage.group_size):
             sets.append(f"compress.group_size={better.group_size}")
     words = " ".join(f"--set {s}" for s in sets)
-    return f"Make that model instead: add `{words}` to the command and run it again."
+    return f"Make that model instead: add `{words} --overwrite` to the command and run it again."
 
 
 def _loss(picked: Candidate, n: int, relative: bool) -> Comparison:

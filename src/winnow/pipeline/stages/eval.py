@@ -95,8 +95,8 @@ class Evaluate(Stage):
         worse = "per cent" if drop["relative"] else "points"
         raise GateError(
             f"stage {number + 1} (eval): {figures['metric']} lost {drop['drop']:.2f} {worse} against {figures['against']}, with 95 % confidence "
-            f"at most {drop['high']:.2f}, and max_drop is {self.max_drop:g}; {execution.out} is as it was - raise the limit, change a stage, "
-            "or give more evaluation data to narrow the interval."
+            f"at most {drop['high']:.2f}, and max_drop is {self.max_drop:g}; {execution.out} is as it was, and {execution.store.root.name} "
+            "keeps the finished stages - raise the limit, change a stage, or give more evaluation data to narrow the interval."
         )
 
     def paired(

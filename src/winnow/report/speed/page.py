@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from winnow.errors import InputError
+from winnow.disk.made import difference
+from winnow.errors import FormatError, InputError
 from winnow.records.speed import Bench
 from winnow.report.folder import write_files
 from winnow.report.speed.view import view
@@ -31,6 +34,19 @@ def target(out: str | os.PathLike[str] | None, folder: Path | None) -> Path | No
         if os.path.lexists(place) and not (place.is_file() and _is_bench(path)):
             raise InputError(f"{place} is there and is no bench of winnow's: choose another --out, or move it.")
     return path
+
+
+def refuse_other(path: Path, made: Mapping[str, Any]) -> None:
+    """Raises InputError where ``path`` holds the finished bench of another job than ``made`` says (:mod:`winnow.disk.made`)."""
+    try:
+        found = read(path)
+    except FormatError:  # of which nothing can be read any more
+        return
+    if found is not None and not found.interrupted and (other := difference(found.made, made)):
+        raise InputError(
+            f"{path} holds another finished bench ({other}): name another file with --out, or add --overwrite to replace it.",
+            option="out",
+        )
 
 
 def _is_bench(data: Path) -> bool:
