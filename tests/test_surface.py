@@ -65,7 +65,7 @@ def test_exit_codes():
 
 
 def test_format_version():
-    assert FORMAT_VERSION == 2 and READABLE == (1, 2)
+    assert FORMAT_VERSION == 3 and READABLE == (1, 2, 3)
 
 
 def test_methods():

@@ -101,7 +101,7 @@ def test_export_dense_needs_no_winnow(tmp_path, family):
 
 def test_shards_and_their_size(tied_llama):
     model, folder = tied_llama
-    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    assert len(list(folder.glob("model.winnow-*-of-*.safetensors"))) > 2
     assert torch.equal(outputs_of(load(folder)), outputs_of(model))
 
 
@@ -244,14 +244,15 @@ def edit(folder, change):
     [
         (lambda c: c["quantization_config"].update(format_version=9), "format version 9"),
         (lambda c: c["quantization_config"].pop("format_version"), "format version None"),
-        (lambda c: c["quantization_config"].pop("files"), "does not name the shards"),
-        (lambda c: c["quantization_config"]["files"].popitem(), "lacks"),
+        (lambda c: c["quantization_config"].pop("weights"), "names None as its weights"),
+        (lambda c: c["quantization_config"].update(weights="../x.safetensors"), "as its weights"),
+        (lambda c: c["quantization_config"].update(checksum="0" * 32), "not the index"),
         (lambda c: c["quantization_config"].update(tensors={}), "does not describe"),
         (lambda c: c.update(intermediate_size=96), "in the model"),
         (lambda c: c.update(hidden_size=64), "in the model"),
         (lambda c: c.update(vocab_size=63), "in the model"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_a_configuration_that_does_not_belong_is_refused(tied_llama, change, match):
     _, folder = tied_llama

@@ -31,8 +31,8 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
 
     with transformers_errors(artifact):
         config = cls.config_class.from_pretrained(artifact.folder, local_files_only=True)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for key in ("quantization_config", "transformers_weights"):  # how the folder stores its weights
+        vars(config).pop(key, None)
     config.name_or_path = str(artifact.folder)
 
     def build() -> Any:
