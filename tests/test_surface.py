@@ -20,7 +20,7 @@ FLAGS = {
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
-        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--dry-run", "--json",
+        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--push-to-hub", "--dry-run", "--json",
     },
     "eval": {
         "--data", "--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--harness-path",

@@ -642,20 +642,22 @@ def test_shard_names_cannot_leave_the_folder(artifact):
             read_artifact(artifact)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"metadata": 3}', '{"metadata": {"winnow": {"files": {}}}}', "{", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "3", '{"metadata": 3}', '{"metadata": {"winnow": {"files": {}}}}', "{", '{"a": 1, "a": 2}']
+)
 def test_an_index_that_says_nothing_is_refused_in_a_sentence(tmp_path, text):
     folder = write_artifact(tmp_path / "a", *pruned_net(), 300)
     (folder / "manifest.json").unlink()
     index = folder / "model.winnow.safetensors.index.json"
     whole = index.read_text()
     index.write_text(whole.replace("total_size", "total_sizes"))
-    with pytest.raises(FormatError, match="not the index that config.json speaks of"):
+    with pytest.raises(FormatError, match="not the index that"):
         read_artifact(folder)
     config = json.loads((folder / "config.json").read_text())
     index.write_text(text)
     config["winnow"]["checksum"] = b2(index.read_bytes())
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match="does not name the shards|not valid JSON"):
+    with pytest.raises(FormatError, match=r"does not name the shards|not valid JSON"):
         read_artifact(folder)
     index.unlink()
     with pytest.raises(FormatError, match="is missing"):

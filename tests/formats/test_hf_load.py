@@ -1,12 +1,15 @@
 """AutoModel.from_pretrained on winnow folders, over families with unlike layouts, ties and names."""
 
+import copy
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -76,7 +79,9 @@ def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
     model, auto = BUILD[family](), getattr(transformers, AUTO[family])
     folder = artifact_of(tmp_path / "out", model)
     again = auto.from_pretrained(folder)
-    again.save_pretrained(tmp_path / "dense")
+    with pytest.warns(UserWarning, match="dense, zeros and all") as told:
+        again.save_pretrained(tmp_path / "dense")
+    assert f"copy {folder} or run hf upload" in str(told[0].message) and told[0].filename == __file__
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     model.save_pretrained(tmp_path / "reference")
     stored, expected = (
@@ -338,6 +343,75 @@ def test_import_order(tied_llama, order):
     """
     run = run_python("\n".join(lines) + textwrap.dedent(check))
     assert run.returncode == 0 and run.stdout.strip() == "loaded", run.stderr
+
+
+STOCK = """
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
+for folder in FOLDERS:
+    for way in WAYS:
+        try:
+            eval(way)
+        except Exception as error:
+            print(type(error).__name__, "before loading it" in str(error))
+        else:
+            print("loaded by", way)
+"""
+WAYS = [
+    "AutoModelForCausalLM.from_pretrained(folder)",
+    "AutoModel.from_pretrained(folder, dtype='auto', use_safetensors=True)",
+    "AutoModel.from_pretrained(folder, config=AutoConfig.from_pretrained(folder))",
+    "pipeline('text-generation', model=folder, tokenizer='none')",
+]
+
+
+def test_without_winnow_a_folder_is_refused_in_a_sentence(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "shards"]
+    for folder, shard_bytes in zip(folders, (1 << 20, 20_000)):
+        artifact_of(folder, BUILD["llama-tied"](), shard_bytes=shard_bytes)
+        # A transformers that does not know the field finds no weights under any name of its own.
+        shutil.copytree(folder, tmp_path / f"{folder.name} as before")
+        edit(tmp_path / f"{folder.name} as before", lambda c: c.pop("transformers_weights"))
+    folders += [tmp_path / f"{folder.name} as before" for folder in folders]
+    run = run_python(f"FOLDERS, WAYS = {[str(f) for f in folders]!r}, {WAYS!r}\n{STOCK}")
+    assert run.returncode == 0, run.stderr
+    said = [line.split() for line in run.stdout.splitlines()]
+    assert [line[-1] for line in said] == ["True"] * 2 * len(WAYS) + ["False"] * 2 * len(WAYS)
+    assert all(line[0] in ("ValueError", "OSError") for line in said)
+
+
+def test_the_quantizer_can_be_imported_by_itself():
+    run = run_python(
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        "import winnow.formats.hf_quantizer\nfrom transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known\n"
+        "print('winnow' in known)"
+    )
+    assert run.returncode == 0 and run.stdout.strip() == "True", run.stderr
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_copy_of_a_loaded_model_saves_itself(tied_llama, tmp_path, packed):
+    _, folder = tied_llama
+    model = load(folder, packed=packed)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.norm.weight.fill_(3)
+    for made in (other, pickle.loads(pickle.dumps(other)) if not packed else other):
+        with warnings.catch_warnings(record=True):
+            made.save_pretrained(tmp_path / "dense")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+        assert torch.equal(again.model.norm.weight, torch.full_like(again.model.norm.weight, 3))
+        shutil.rmtree(tmp_path / "dense")
+    assert not torch.equal(model.model.norm.weight, other.model.norm.weight)
+
+
+def test_push_to_hub_says_that_it_is_dense(tied_llama, fake_hub):
+    model = load(tied_llama[1])
+    with pytest.warns(UserWarning, match="save_pretrained and push_to_hub write this model dense"):
+        model.push_to_hub("me/dense")
+    assert fake_hub.repo == "me/dense" and {"config.json", "model.safetensors"} <= fake_hub.files.keys()
+    config = json.loads(fake_hub.files["config.json"])
+    assert not config.keys() & {"quantization_config", "transformers_weights"}
 
 
 def test_hook_module_imports_only_the_standard_library():

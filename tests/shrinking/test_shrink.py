@@ -128,7 +128,8 @@ def test_families(name):
 
 
 @pytest.mark.hf
-def test_layers_that_differ():
+def test_layers_that_differ(tmp_path):
+    transformers = pytest.importorskip("transformers")
     model, batch = model_of("llama")
     first = {"model.layers.0": 5, "model.layers.1": 20}
     pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "neuron" and u.index < first[u.block])
@@ -140,6 +141,16 @@ def test_layers_that_differ():
     assert [layer.mlp.intermediate_size for layer in result.model.model.layers] == [43, 28]
     assert result.plan["config"] == [] and result.model.config.intermediate_size == 48
     assert same(result.model, pruned, batch)
+    with pytest.raises(
+        InputError, match=r"mlp.*is \[43, 32\].*and \[48, 32\].*save the model as it was before winnow.shrink"
+    ):
+        result.model.save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match="on it whenever it is loaded"):
+        copy.deepcopy(result.model).push_to_hub("me/small")
+    assert not (tmp_path / "small").exists()
+    pruned.save_pretrained(tmp_path / "whole")  # the way that the sentence names
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
+    assert shapes(shrink(again).model) == shapes(result.model) and same(shrink(again).model, pruned, batch)
 
 
 @pytest.mark.hf

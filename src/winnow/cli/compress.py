@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from winnow.cli.flags import DryRun, Json, Model, given, with_options
-from winnow.cli.output import show, show_report
+from winnow.cli.output import put, show, show_report
 from winnow.compression.job import Job
 from winnow.errors import InputError
 
@@ -48,3 +48,5 @@ def compress(
     with Bars(quiet=as_json) as bars:
         result: Any = run(model, data, eval=eval, out=out, progress=bars.stage, command=command_line(), **options)
     show_report(summary, result.report, Path(result.folder) / "report.html", as_json)
+    if result.url is not None and not as_json:
+        put(f"Uploaded: {result.url}")

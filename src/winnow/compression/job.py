@@ -25,6 +25,7 @@ class Job(Inputs, Options):
     out: Path | None = None
     eval: Any = option(None, "Evaluation data; by default a part of --data is held out.")
     keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.")
+    push_to_hub: str | None = option(None, "Upload the finished folder to this Hugging Face repository (user/name).")
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
     compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.")
 
@@ -35,6 +36,8 @@ class Job(Inputs, Options):
     def check(self) -> Job:
         """What options say about each other."""
         self.budgets()
+        if self.push_to_hub is not None and self.out is None:
+            raise InputError("--push-to-hub uploads the output folder: give one with --out DIR.", option="push_to_hub")
         if self.method != "auto":
             self.resolve(self.method)
         if self.table is not None and self.allocation not in (None, "table", "learned"):

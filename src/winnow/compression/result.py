@@ -37,6 +37,7 @@ class Result:
         outcomes: every candidate that was made and measured, the chosen one first.
         report: what ``report.html`` shows, as data.
         folder: where it was written; None until :meth:`save` when no ``out`` was given.
+        url: where it was uploaded, with ``push_to_hub``.
     """
 
     outcomes: list[Outcome]
@@ -44,6 +45,7 @@ class Result:
     folder: Path | None = None
     _setup: Any = field(default=None, repr=False)
     _scratch: contextlib.ExitStack | None = field(default=None, repr=False)
+    url: str | None = None
 
     @property
     def chosen(self) -> Outcome:

@@ -24,6 +24,7 @@ from winnow.compression.plan import Plan, make_plan
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
+from winnow.compression.upload import check_upload
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_output
 from winnow.errors import InputError
@@ -75,6 +76,8 @@ def set_up(job: Job) -> Setup:
         from winnow.kernels.swap import require_dense
 
         require_dense(source.module)
+    if job.push_to_hub is not None:
+        check_upload(job.push_to_hub)
     if job.out is not None:
         check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
         if source.folder is not None:

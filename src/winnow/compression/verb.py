@@ -20,6 +20,7 @@ from winnow.compression.result import Result, finish
 from winnow.compression.runner import Progress, Runner
 from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
+from winnow.compression.upload import upload
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import work_folder
@@ -60,7 +61,8 @@ def compress(
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.
         GateError: ``max_drop`` cannot be met.
-        WinnowError: the work failed, e.g. a full disk; running again continues.
+        WinnowError: the work failed, e.g. a full disk; running again continues. Or the finished folder could not be uploaded
+            to ``push_to_hub``: it stays where it is.
     """
     setup = set_up(Job(model, data, out=out, **options))
     return setup.plan if dry_run else run(setup, progress=progress, command=command)
@@ -100,6 +102,9 @@ def run(setup: Setup, *, progress: ProgressFactory | None = None, command: str |
             result.hold(stack.pop_all())  # the packed units live as long as the result
         else:
             store.remove()
+    if job.push_to_hub is not None:
+        assert result.folder is not None
+        result.url = upload(result.folder, job.push_to_hub)
     return result
 
 

@@ -2,7 +2,7 @@
 
 The folder is verified before the first weight is allocated. Then each group of ``<name>.winnow_*`` tensors becomes one
 dense weight as transformers' loader reaches it, so that beside the model only the packed tensors are in memory. What
-comes out is an ordinary model: ``save_pretrained`` writes an ordinary dense checkpoint.
+comes out is an ordinary model: ``save_pretrained`` writes an ordinary dense checkpoint, and says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from winnow.errors import FormatError
 from winnow.formats.packed import PackedTensor
 from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
 from winnow.formats.reader import check_listed, match_header, shard_digests, unpacked, weights_name
+from winnow.formats.resaved import before_saving, say_dense
 from winnow.formats.tensorfile import TensorFile
 
 _PATTERNS = {rf"\.winnow_{suffix}$": suffix for suffix in SUFFIXES}
@@ -115,6 +116,7 @@ class WinnowQuantizer(HfQuantizer):
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if self._dtypes.get(name, tensor.dtype) != tensor.dtype and tensor.is_floating_point():
                 tensor.data = tensor.data.to(self._dtypes[name])
+        before_saving(model, say_dense)
         return model
 
     def is_serializable(self) -> bool:

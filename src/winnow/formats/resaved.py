@@ -1,0 +1,66 @@
+"""What ``save_pretrained`` says before it writes a model that winnow opened or changed: such a folder is not what a person may expect."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from winnow.errors import InputError
+
+_CHECKS = "_winnow_before_saving"
+
+
+def before_saving(model: Any, check: Callable[[Any], None]) -> None:
+    """Has ``check(model)`` called, which may raise, whenever ``model.save_pretrained`` is, and so ``model.push_to_hub``.
+
+    Checks add up, and go along into copies of the model. Of the model's class nothing changes.
+    """
+
+    def save_pretrained(self: Any, *args: Any, **options: Any) -> Any:
+        for each in vars(self).get(_CHECKS, ()):
+            each(self)
+        return type(self).save_pretrained(self, *args, **options)
+
+    model.__dict__[_CHECKS] = tuple(dict.fromkeys((*vars(model).get(_CHECKS, ()), check)))
+    told = functools.wraps(type(model).save_pretrained)(save_pretrained)
+    model.__dict__["save_pretrained"] = types.MethodType(told, model)
+
+
+def say_dense(model: Any) -> None:
+    """Warns that what is written has all its zeros in place, and names what is packed."""
+    folder = getattr(model.config, "name_or_path", "") or "the folder it came from"
+    warnings.warn(
+        f"save_pretrained and push_to_hub write this model dense, zeros and all: to pass it on packed, copy {folder} or run hf upload "
+        f"REPO {folder}; a model that was trained since is packed again by winnow compress with --method zeros.",
+        stacklevel=3,
+    )
+
+
+def refuse_other_shapes(model: Any) -> None:
+    """Raises InputError where the class makes other shapes of the model's configuration, so that no one could load its folder."""
+    found = other_shape(model)
+    if found is not None:
+        raise InputError(
+            f"{found}, so that nothing could load what would be written: save the model as it was before winnow.shrink, and call "
+            "winnow.shrink on it whenever it is loaded."
+        )
+
+
+def other_shape(model: Any) -> str | None:
+    """The first tensor that ``model`` has in another shape than its class makes of its configuration, said in words; None where there
+    is none, or no such model can be made to compare."""
+    try:
+        with torch.device("meta"):
+            fresh = type(model)(copy.deepcopy(model.config)).state_dict()
+    except Exception:  # whatever a class of its own makes of it
+        return None
+    for name, tensor in model.state_dict().items():
+        if name in fresh and torch.is_tensor(tensor) and fresh[name].shape != tensor.shape:
+            return f"{name} is {list(tensor.shape)} in the model and {list(fresh[name].shape)} by its configuration"
+    return None
