@@ -407,8 +407,9 @@ def test_a_copy_of_a_loaded_model_saves_itself(tied_llama, tmp_path, packed):
 
 def test_push_to_hub_says_that_it_is_dense(tied_llama, fake_hub):
     model = load(tied_llama[1])
-    with pytest.warns(UserWarning, match="save_pretrained and push_to_hub write this model dense"):
+    with pytest.warns(UserWarning, match="save_pretrained and push_to_hub write this model dense") as told:
         model.push_to_hub("me/dense")
+    assert len([w for w in told if "dense, zeros and all" in str(w.message)]) == 1
     assert fake_hub.repo == "me/dense" and {"config.json", "model.safetensors"} <= fake_hub.files.keys()
     config = json.loads(fake_hub.files["config.json"])
     assert not config.keys() & {"quantization_config", "transformers_weights"}

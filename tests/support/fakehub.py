@@ -23,6 +23,8 @@ class FakeHub:
         answer = self.fail(request)
         if answer is not None:
             return answer
+        if request.method in ("GET", "HEAD"):  # there is nothing yet
+            return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"})
         path, body = request.url.path, request.read()
         if path == "/api/repos/create":
             self.repo = "/".join(filter(None, (json.loads(body).get("organization"), json.loads(body)["name"])))

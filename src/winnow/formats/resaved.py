@@ -17,19 +17,27 @@ _CHECKS = "_winnow_before_saving"
 
 
 def before_saving(model: Any, check: Callable[[Any], None]) -> None:
-    """Has ``check(model)`` called, which may raise, whenever ``model.save_pretrained`` is, and so ``model.push_to_hub``.
+    """Has ``check(model)`` called, which may raise, whenever ``model.save_pretrained`` or ``model.push_to_hub`` is.
 
     Checks add up, and go along into copies of the model. Of the model's class nothing changes.
     """
-
-    def save_pretrained(self: Any, *args: Any, **options: Any) -> Any:
-        for each in vars(self).get(_CHECKS, ()):
-            each(self)
-        return type(self).save_pretrained(self, *args, **options)
-
     model.__dict__[_CHECKS] = tuple(dict.fromkeys((*vars(model).get(_CHECKS, ()), check)))
-    told = functools.wraps(type(model).save_pretrained)(save_pretrained)
-    model.__dict__["save_pretrained"] = types.MethodType(told, model)
+    for name in ("save_pretrained", "push_to_hub"):
+        model.__dict__[name] = types.MethodType(_checking(getattr(type(model), name)), model)
+
+
+def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: Any, *args: Any, **options: Any) -> Any:
+        checks = self.__dict__.pop(_CHECKS, ())  # once, though push_to_hub calls save_pretrained in its turn
+        try:
+            for check in checks:
+                check(self)
+            return method(self, *args, **options)
+        finally:
+            self.__dict__[_CHECKS] = checks
+
+    return checked
 
 
 def say_dense(model: Any) -> None:
