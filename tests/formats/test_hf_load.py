@@ -110,6 +110,27 @@ def test_shards_and_their_size(tied_llama):
     assert torch.equal(outputs_of(load(folder)), outputs_of(model))
 
 
+@pytest.mark.parametrize("shard_bytes", [1 << 20, 20_000], ids=["one", "shards"])
+def test_by_name_from_the_cache_of_the_hub(tmp_path, shard_bytes):
+    """Where only what was asked for lies, and every file is a link."""
+    model = BUILD["llama-tied"]()
+    folder = artifact_of(tmp_path / "out", model, shard_bytes=shard_bytes)
+    cached = tmp_path / "hub" / "models--me--small"
+    for place in ("blobs", "snapshots/1", "refs"):
+        (cached / place).mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1")
+    for path in folder.glob("*.*"):
+        if path.name not in ("manifest.json", ".winnow.json"):
+            shutil.copy(path, cached / "blobs" / path.name)
+            (cached / "snapshots" / "1" / path.name).symlink_to(f"../../blobs/{path.name}")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        "me/small", cache_dir=tmp_path / "hub", local_files_only=True
+    )
+    assert same(again.state_dict(), model.state_dict())
+    with pytest.warns(UserWarning, match="copy me/small"):
+        again.save_pretrained(tmp_path / "dense")
+
+
 def test_dtype_is_honoured(tmp_path):
     model = BUILD["llama"]().to(torch.bfloat16)
     folder = artifact_of(tmp_path / "out", model)

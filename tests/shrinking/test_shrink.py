@@ -142,12 +142,20 @@ def test_layers_that_differ(tmp_path, fake_hub):
     assert result.plan["config"] == [] and result.model.config.intermediate_size == 48
     assert same(result.model, pruned, batch)
     with pytest.raises(
-        InputError, match=r"mlp.*is \[43, 32\].*and \[48, 32\].*save the model as it was before winnow.shrink"
+        InputError, match=r"mlp.*is \[43, 32\].*and \[48, 32\].*take the model as it was before winnow.shrink"
     ):
         result.model.save_pretrained(tmp_path / "small")
     with pytest.raises(InputError, match="on it whenever it is loaded"):
         copy.deepcopy(result.model).push_to_hub("me/small")
     assert not fake_hub.repo and not (tmp_path / "small").exists()
+    made = dict(sparsity=0.5, method="magnitude", task="none", baselines="none", speed=False)
+    with pytest.raises(InputError, match="could load what would be written"):
+        winnow.compress(result.model, out=tmp_path / "small", **made)
+    in_memory = winnow.compress(result.model, **made)  # which needs no configuration
+    assert in_memory.chosen.pruned is not None
+    with pytest.raises(InputError, match="could load what would be written"):
+        in_memory.save(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
     pruned.save_pretrained(tmp_path / "whole")  # the way that the sentence names
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
     assert shapes(shrink(again).model) == shapes(result.model) and same(shrink(again).model, pruned, batch)

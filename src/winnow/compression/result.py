@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from winnow.compression.checks import check_loadable
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
 from winnow.compression.outcome import LayerOutcome, Outcome, Pruned
 from winnow.compression.sizes import shard_bytes
@@ -75,12 +76,13 @@ class Result:
         """Writes a candidate's folder (the chosen one unless named) with the report beside the weights.
 
         Raises:
-            InputError: no such candidate, or the folder holds something else.
+            InputError: no such candidate, the folder holds something else, or a model of these shapes could not be loaded.
         """
         outcome = next((o for o in self.outcomes if candidate in (None, o.name)), None)  # the chosen one is the first
         if outcome is None:
             names = ", ".join(o.name for o in self.outcomes)
             raise InputError(f"there is no candidate {candidate!r}: choose one of {names}.")
+        check_loadable(self._setup.source)
         folder = Path(out)
         output = OutputFolder(folder, inputs=inputs_of(self._setup))
         try:

@@ -14,7 +14,7 @@ from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_trainable, check_zeros, source_notes
+from winnow.compression.checks import check_earlier, check_loadable, check_trainable, check_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
@@ -82,6 +82,7 @@ def set_up(job: Job) -> Setup:
         check_output(job.out, inputs=(source.folder, source.weights, job.data, job.eval, job.compare_with))
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
+        check_loadable(source)
     limit = job.memory_limit()
     if limit is not None:  # libraries used later take memory too: they are there before it is reckoned with
         import jinja2  # noqa: F401

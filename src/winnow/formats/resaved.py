@@ -52,23 +52,15 @@ def say_dense(model: Any) -> None:
 
 def refuse_other_shapes(model: Any) -> None:
     """Raises InputError where the class makes other shapes of the model's configuration, so that no one could load its folder."""
-    found = other_shape(model)
-    if found is not None:
-        raise InputError(
-            f"{found}, so that nothing could load what would be written: save the model as it was before winnow.shrink, and call "
-            "winnow.shrink on it whenever it is loaded."
-        )
-
-
-def other_shape(model: Any) -> str | None:
-    """The first tensor that ``model`` has in another shape than its class makes of its configuration, said in words; None where there
-    is none, or no such model can be made to compare."""
     try:
         with torch.device("meta"):
             fresh = type(model)(copy.deepcopy(model.config)).state_dict()
-    except Exception:  # whatever a class of its own makes of it
-        return None
+    except Exception:  # whatever a class of its own makes of it: then there is nothing to compare with
+        return
     for name, tensor in model.state_dict().items():
         if name in fresh and torch.is_tensor(tensor) and fresh[name].shape != tensor.shape:
-            return f"{name} is {list(tensor.shape)} in the model and {list(fresh[name].shape)} by its configuration"
-    return None
+            raise InputError(
+                f"{name} is {list(tensor.shape)} in the model and {list(fresh[name].shape)} by its configuration, so that nothing could "
+                "load what would be written: take the model as it was before winnow.shrink, and call winnow.shrink on it whenever it is "
+                "loaded."
+            )
