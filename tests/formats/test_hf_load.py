@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from artifacts import artifact_of, halved, write_artifact
 from winnow.errors import FormatError, InputError
 from winnow.formats import ArtifactWriter, export_dense, load, read_artifact, save_packed
 from winnow.formats.hf import install_hook
+from winnow.formats.names import NEEDS_WINNOW
 from winnow.masks.structure import NM
 
 transformers = pytest.importorskip("transformers")
@@ -399,6 +401,11 @@ def test_without_winnow_a_folder_is_refused_in_a_sentence(tmp_path):
     said = [line.split() for line in run.stdout.splitlines()]
     assert [line[-1] for line in said] == ["True"] * 2 * len(WAYS) + ["False"] * 2 * len(WAYS)
     assert all(line[0] in ("ValueError", "OSError") for line in said)
+
+
+def test_the_page_on_packed_folders_quotes_the_refusal():
+    page = (Path(__file__).parents[2] / "docs" / "packed-folders.md").read_text()
+    assert NEEDS_WINNOW in " ".join(page.split())
 
 
 def test_the_quantizer_can_be_imported_by_itself():

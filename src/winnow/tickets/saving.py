@@ -116,8 +116,9 @@ def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[st
 
 def _weights(folder: Path, model: nn.Module) -> None:
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        kind: Any = type(model)  # whose method says nothing of packed weights: a ticket is dense
         with quiet_transformers():
-            type(model).save_pretrained(model, folder)  # type: ignore[operator]  # a ticket is dense: no word about that
+            kind.save_pretrained(model, folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if (named := nameless(config)) != config:
             write_text(folder / "config.json", _json(named))
