@@ -13,15 +13,15 @@ import torch
 
 from winnow.errors import InputError
 
-_CHECKS = "_winnow_before_saving"
+_CHECK = "_winnow_before_saving"
 
 
 def before_saving(model: Any, check: Callable[[Any], None]) -> None:
     """Has ``check(model)`` called, which may raise, whenever ``model.save_pretrained`` or ``model.push_to_hub`` is.
 
-    Checks add up, and go along into copies of the model. Of the model's class nothing changes.
+    It takes the place of an earlier one, and goes along into copies of the model. Of the model's class nothing changes.
     """
-    model.__dict__[_CHECKS] = tuple(dict.fromkeys((*vars(model).get(_CHECKS, ()), check)))
+    model.__dict__[_CHECK] = check
     for name in ("save_pretrained", "push_to_hub"):
         model.__dict__[name] = types.MethodType(_checking(getattr(type(model), name)), model)
 
@@ -29,13 +29,14 @@ def before_saving(model: Any, check: Callable[[Any], None]) -> None:
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **options: Any) -> Any:
-        checks = self.__dict__.pop(_CHECKS, ())  # once, though push_to_hub calls save_pretrained in its turn
+        check = self.__dict__.pop(_CHECK, None)  # once, though push_to_hub calls save_pretrained in its turn
+        if check is None:
+            return method(self, *args, **options)
         try:
-            for check in checks:
-                check(self)
+            check(self)
             return method(self, *args, **options)
         finally:
-            self.__dict__[_CHECKS] = checks
+            self.__dict__[_CHECK] = check
 
     return checked
 
