@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fakehub import fake_hub as fake_hub
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="winnow-tests-")  # timings kept by a test are nobody else's

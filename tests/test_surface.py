@@ -20,7 +20,7 @@ FLAGS = {
         "--method", "--score", "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--rest", "--group-size",
         "--baselines", "--keep", "--include", "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed",
         "--sequential", "--damp", "--recalibrate", "--ram", "--device", "--dtype", "--weights", "--trust-remote-code", "--speed",
-        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--keep-work", "--overwrite", "--dry-run", "--json", "--verbose",
+        "--set", "--time", "--compare-with", "--floor", "--mean", "--std", "--keep-work", "--overwrite", "--push-to-hub", "--dry-run", "--json", "--verbose",
         "--quiet",
     },
     "keep": {"--out", "--overwrite", "--json"},
@@ -68,7 +68,7 @@ def test_exit_codes():
 
 
 def test_format_version():
-    assert FORMAT_VERSION == 2 and READABLE == (1, 2)
+    assert FORMAT_VERSION == 3 and READABLE == (1, 2, 3)
 
 
 def test_methods():

@@ -129,7 +129,7 @@ OPTIONS = {
     "compress": ["--sparsity", "--bits-per-weight", "--size", "--max-drop", "--eval", "--task", "--column", "--label", "--method", "--score",
                  "--group", "--allocation", "--table", "--structure", "--solver", "--values", "--group-size", "--baselines", "--keep", "--include",
                  "--exclude", "--samples", "--length", "--batch-size", "--eval-limit", "--seed", "--damp", "--sequential", "--ram", "--device",
-                 "--dtype", "--weights", "--set", "--time", "--compare-with", "--floor", "--out", "--data"],
+                 "--dtype", "--weights", "--set", "--time", "--compare-with", "--floor", "--push-to-hub", "--out", "--data"],
     "eval": ["--task", "--column", "--label", "--length", "--eval-limit", "--reference", "--harness", "--dtype", "--weights", "--data"],
     "inspect": ["--include", "--exclude", "--weights"],
 }  # fmt: skip

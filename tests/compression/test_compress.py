@@ -216,7 +216,9 @@ def test_same_seed_same_bytes(model, tmp_path):
         winnow.compress(
             model, points(), sparsity=0.5, method="sparsegpt", baselines="none", samples=64, out=tmp_path / name
         )
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert (tmp_path / "a" / "model.winnow.safetensors").read_bytes() == (
+        tmp_path / "b" / "model.winnow.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(

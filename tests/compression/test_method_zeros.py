@@ -192,7 +192,9 @@ def test_a_packed_folder_is_packed_again(tmp_path):
         "small:classifier", weights=tmp_path / "a", method="zeros", values="int8", baselines="none", speed=False, out=tmp_path / "b"
     )  # fmt: skip
     assert [x.zeros for x in again.layers] == [x.zeros for x in first.layers]
-    assert (tmp_path / "b" / "model.safetensors").stat().st_size < (tmp_path / "a" / "model.safetensors").stat().st_size
+    assert (tmp_path / "b" / "model.winnow.safetensors").stat().st_size < (
+        tmp_path / "a" / "model.winnow.safetensors"
+    ).stat().st_size
 
 
 @pytest.mark.hf

@@ -71,7 +71,7 @@ def test_killed_at_random_points_and_resumed_is_bit_for_bit_equal(uninterrupted,
     rest = finish(start(out)).count("block")
     # Each kill costs at most the block it interrupted.
     assert blocks - done_before_kill <= rest <= blocks - done_before_kill + 2
-    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (out / "model.winnow.safetensors").read_bytes() == (whole / "model.winnow.safetensors").read_bytes()
     left = {p.name for p in (tmp_path / "out.work").iterdir()}  # the candidates that were not written, and nothing else
     assert all(name == ".winnow.json" or name.startswith("candidate-") for name in left)
 

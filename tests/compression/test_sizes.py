@@ -85,8 +85,8 @@ def test_a_file_has_the_size_that_was_said(tmp_path):
     }
     for about, small in (
         (None, ()),
-        ({"format_version": 2, "packed": {}}, ()),
-        ({"format_version": 2, "packed": {}}, ["n", "e"]),
+        ({"format_version": 3, "packed": {}}, ()),
+        ({"format_version": 3, "packed": {}}, ["n", "e"]),
     ):
         write_tensors(tmp_path / "file", tensors, about, small)
         meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
@@ -99,7 +99,7 @@ def test_the_description_of_a_small_network_is_short_and_said_once(tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), blocks, torch.nn.Flatten(), torch.nn.LazyLinear(3)).eval()
     model(torch.zeros(1, 3, 8, 8))
     folder = winnow.compress(model, sparsity=0.5, **PARTS).save(tmp_path / "out")
-    raw = (folder / "model.safetensors").read_bytes()
+    raw = (folder / "model.winnow.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     about = header.pop("__metadata__")["winnow"]
     bare = len(json.dumps(header, separators=(",", ":")))  # what every safetensors file has

@@ -113,8 +113,8 @@ CHANGES = {
     "added below": lambda folder: ((folder / "runs").mkdir(), (folder / "runs" / "events").write_text("mine")),
     "edited": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text() + "\n"),
     "a card edited": lambda folder: (folder / "README.md").write_text("my own words"),
-    "trained on": lambda folder: save_file({"w": torch.ones(3)}, folder / "model.safetensors"),
-    "a link": lambda folder: ((folder / "model.safetensors").unlink(), (folder / "model.safetensors").symlink_to("elsewhere")),
+    "trained on": lambda folder: save_file({"w": torch.ones(3)}, folder / "model.winnow.safetensors"),
+    "a link": lambda folder: ((folder / "model.winnow.safetensors").unlink(), (folder / "model.winnow.safetensors").symlink_to("elsewhere")),
     "a bench": lambda folder: (folder / "bench.json").write_text("{}"),
     "a folder of git": lambda folder: ((folder / ".git").mkdir(), (folder / ".git" / "HEAD").write_text("ref")),
 }  # fmt: skip
@@ -220,7 +220,7 @@ def test_an_input_in_the_folder_of_work_is_not_cleaned_away(given, tmp_path):
     store.release()
     with pytest.raises(InputError, match="which is read"):
         winnow.compress("small:classifier", None, weights=folder / "model", sparsity=0.9, out=tmp_path / "out", **QUICK)
-    assert (folder / "model" / "model.safetensors").exists()
+    assert (folder / "model" / "model.winnow.safetensors").exists()
 
 
 def test_a_place_beside_the_input_is_fine(given, tmp_path, monkeypatch):
@@ -445,7 +445,7 @@ def test_figures_tell_results_apart(given, tmp_path):
     a, b = (figures(tmp_path / str(rate)) for rate in (0.5, 0.6))
     assert (
         a.keys() == b.keys()
-        and a["model.safetensors"] != b["model.safetensors"]
+        and a["model.winnow.safetensors"] != b["model.winnow.safetensors"]
         and a["report.json"] != b["report.json"]
     )
 

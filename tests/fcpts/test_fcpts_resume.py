@@ -25,7 +25,7 @@ class Killed(Exception):
 
 
 def weights_file(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+    return (folder / "model.winnow.safetensors").read_bytes()
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_resumed_is_bit_for_bit_equal(model, whole, tmp_path, monkeypatch, metho
     monkeypatch.setattr(loop.Loop, "_step", lambda self, done: (taken.append(1), work(self, done)))
     compress(model, tmp_path / "cut", method=method)
     assert len(taken) == STEPS - stored
-    for file in ("model.safetensors", "recipe.yaml"):
+    for file in ("model.winnow.safetensors", "recipe.yaml"):
         assert (tmp_path / "cut" / file).read_bytes() == (whole / method / file).read_bytes()
     assert not (tmp_path / "cut.work").exists()
 

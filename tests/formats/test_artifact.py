@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from artifacts import pack_half, write_artifact
+from sealing import b2
 from winnow.errors import FormatError, InputError, WinnowError
 from winnow.formats import (
     ArtifactWriter,
@@ -138,12 +139,12 @@ def test_contents_and_sizes(artifact):
 
 
 def test_other_readers_open_the_shards(artifact):
-    tensors = load_file(artifact / "model.safetensors")
+    tensors = load_file(artifact / "model.winnow.safetensors")
     assert tensors["fc.weight.winnow_mask"].shape == (8, 2)
     assert torch.equal(tensors["norm.running_mean"], read_artifact(artifact).dense("norm.running_mean"))
-    with safe_open(artifact / "model.safetensors", framework="pt") as file:
+    with safe_open(artifact / "model.winnow.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "pt" and json.loads(metadata["winnow"])["format_version"] == 2
+    assert metadata["format"] == "pt" and json.loads(metadata["winnow"])["format_version"] == 3
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):
@@ -188,8 +189,8 @@ def test_shards_appear_while_writing(tmp_path):
         assert not (tmp_path / "out").exists()
         folder = writer.finish(None)
     names = sorted(path.name for path in folder.glob("*.safetensors"))
-    assert names == [f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert names == [f"model.winnow-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+    index = json.loads((folder / "model.winnow.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 20000 and index["weight_map"]["t9"] == names[-1]
 
 
@@ -403,7 +404,7 @@ def believed(folder):
         return None
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.winnow.safetensors", "config.json", "manifest.json"])
 def test_flipped_bits_never_give_a_wrong_model(artifact, name):
     truth = state_of(artifact)
     path, rng = artifact / name, random.Random(0)
@@ -420,7 +421,7 @@ def test_flipped_bits_never_give_a_wrong_model(artifact, name):
 
 def test_flipped_values_are_refused_without_manifest(artifact):
     (artifact / "manifest.json").unlink()
-    file = TensorFile(artifact / "model.safetensors")
+    file = TensorFile(artifact / "model.winnow.safetensors")
     start = file.path.stat().st_size - sum(file.nbytes(key) for key in file.keys)
     whole, rng = file.path.read_bytes(), random.Random(1)
     for _ in range(100):
@@ -432,14 +433,14 @@ def test_flipped_values_are_refused_without_manifest(artifact):
 
 
 def test_truncated_files_are_refused(artifact):
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.winnow.safetensors", "config.json"):
         path, rng = artifact / name, random.Random(2)
         whole = path.read_bytes()
         for length in {0, 1, 7, 8, 9, len(whole) - 1, *(rng.randrange(len(whole) - 1) for _ in range(60))}:
             path.write_bytes(whole[:length])
             assert believed(artifact) is None
-        path.write_bytes(whole + b"\n" if name == "model.safetensors" else whole)
-        assert (believed(artifact) is None) == (name == "model.safetensors")
+        path.write_bytes(whole + b"\n" if name.endswith(".safetensors") else whole)
+        assert (believed(artifact) is None) == name.endswith(".safetensors")
         path.write_bytes(whole)
 
 
@@ -494,7 +495,7 @@ HOSTILE = {
     ),
     "entry is no object": lambda header, about: header.update(extra=3),
     "one tensor more": lambda header, about: header.update(c={"dtype": "F32", "shape": [0], "data_offsets": [24, 24]}),
-    "unknown version": lambda header, about: about.update(format_version=3),
+    "unknown version": lambda header, about: about.update(format_version=4),
     "no shared checksum": lambda header, about: about["checksums"].pop("b"),
     "a shared checksum that is no text": lambda header, about: (about["checksums"].pop("b"), about.update(small=3)),
     "a shared checksum in version 1": lambda header, about: (
@@ -596,7 +597,7 @@ def test_hostile_descriptions_in_a_sealed_file(tmp_path):
 def test_missing_and_foreign_shards(tmp_path):
     folder = write_artifact(tmp_path / "a", *pruned_net(), 300)
     other = write_artifact(tmp_path / "b", *pruned_net(), 300)
-    shard = sorted(folder.glob("model-*"))[1]
+    shard = sorted(folder.glob("model.winnow-*"))[1]
     whole = shard.read_bytes()
     shard.unlink()
     with pytest.raises(FormatError, match="is missing"):
@@ -627,11 +628,40 @@ def test_a_changed_configuration_is_noticed(artifact):
 
 def test_shard_names_cannot_leave_the_folder(artifact):
     config = json.loads((artifact / "config.json").read_text())
-    config["winnow"]["files"] = {"../model.safetensors": "0"}
-    (artifact / "config.json").write_text(json.dumps(config))
     (artifact / "manifest.json").unlink()
-    with pytest.raises(FormatError, match="as a shard"):
-        read_artifact(artifact)
+    for name in ("../model.winnow.safetensors", "model.safetensors", "/dev/zero", None, ["x"]):
+        (artifact / "config.json").write_text(json.dumps({"winnow": {**config["winnow"], "weights": name}}))
+        with pytest.raises(FormatError, match="as its weights"):
+            read_artifact(artifact)
+    index = artifact / "model.winnow.safetensors.index.json"
+    for name in ("../model.winnow.safetensors", "/dev/zero", "model.bin", "a\n.safetensors"):
+        index.write_text(json.dumps({"metadata": {"winnow": {"files": {name: "0"}}}}))
+        told = {**config["winnow"], "weights": index.name, "checksum": b2(index.read_bytes())}
+        (artifact / "config.json").write_text(json.dumps({"winnow": told}))
+        with pytest.raises(FormatError, match="as a shard"):
+            read_artifact(artifact)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "3", '{"metadata": 3}', '{"metadata": {"winnow": {"files": {}}}}', "{", '{"a": 1, "a": 2}']
+)
+def test_an_index_that_says_nothing_is_refused_in_a_sentence(tmp_path, text):
+    folder = write_artifact(tmp_path / "a", *pruned_net(), 300)
+    (folder / "manifest.json").unlink()
+    index = folder / "model.winnow.safetensors.index.json"
+    whole = index.read_text()
+    index.write_text(whole.replace("total_size", "total_sizes"))
+    with pytest.raises(FormatError, match="not the index that"):
+        read_artifact(folder)
+    config = json.loads((folder / "config.json").read_text())
+    index.write_text(text)
+    config["winnow"]["checksum"] = b2(index.read_bytes())
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=r"does not name the shards|not valid JSON"):
+        read_artifact(folder)
+    index.unlink()
+    with pytest.raises(FormatError, match="is missing"):
+        read_artifact(folder)
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "dense", "garbage"])

@@ -113,7 +113,7 @@ def test_a_reason_survives_transformers(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.winnow.safetensors"])
 @pytest.mark.parametrize("verb", ["inspect", "export"])
 def test_a_pipe_in_the_place_of_a_file(tmp_path, name, verb):
     folder = artifact_of(tmp_path / "out", classifier())

@@ -1,5 +1,5 @@
-"""Format version 1, frozen: a file written when it was current is read as it was meant. Version 2 is what is written: the same
-tensors give the same bytes, whoever writes them, and the bytes written when it was fixed."""
+"""Files of format versions 1 and 2, frozen: written when these were current, they are read as they were meant. The folders around
+them, and the bytes of version 3, which is what is written, are in test_format_folders.py."""
 
 import base64
 import zlib
@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from winnow.formats.packed import pack
-from winnow.formats.packed_file import flatten, load_packed, save_packed
-from winnow.formats.shards import ShardWriter
+from winnow.formats.packed_file import load_packed, save_packed
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, BlockShape, Unstructured
 from winnow.quantize import Quantized
@@ -103,21 +102,15 @@ FGHw(gON`O_8iCc9}6EQ#WUi4lp0A9S@BG`W@I`b-XAN)2=B@?9B#A{zXROhCBl%XStRyf*;^L3fa$Ei
 """
 
 
-def test_a_file_of_version_1_says_of_its_tensors_what_version_2_says(file, tmp_path):
+def test_files_of_earlier_versions_say_of_their_tensors_what_version_3_says(file, tmp_path):
+    (tmp_path / "second.safetensors").write_bytes(zlib.decompress(base64.b85decode(SHARD.replace("\n", ""))))
     save_packed(tmp_path / "again.safetensors", tensors(), {"bias": torch.tensor([0.5, -1.0])})
-    old, new = load_packed(file)[0], load_packed(tmp_path / "again.safetensors")[0]
-    assert old.keys() == new.keys()
-    for name, (prunable, packed) in old.items():
-        assert new[name][0] == prunable and new[name][1].meta() == packed.meta()
-        for suffix, part in packed.tensors().items():
-            assert torch.equal(new[name][1].tensors()[suffix], part)
-
-
-def test_writing_a_shard_of_version_2_gives_the_same_bytes(tmp_path):
-    assert shard(tmp_path).read_bytes() == zlib.decompress(base64.b85decode(SHARD.replace("\n", "")))
-
-
-def shard(folder):
-    writer = ShardWriter(folder)
-    writer.add(*flatten(tensors(), {"bias": torch.tensor([0.5, -1.0]), "wide": torch.full((1500,), 0.5)}))
-    return writer.close()[0]
+    new = load_packed(tmp_path / "again.safetensors")[0]
+    second, dense = load_packed(tmp_path / "second.safetensors")
+    assert dense["bias"].tolist() == [0.5, -1.0] and dense["wide"].tolist() == [0.5] * 1500
+    for old in (load_packed(file)[0], second):
+        assert old.keys() == new.keys()
+        for name, (prunable, packed) in old.items():
+            assert new[name][0] == prunable and new[name][1].meta() == packed.meta()
+            for suffix, part in packed.tensors().items():
+                assert torch.equal(new[name][1].tensors()[suffix], part)

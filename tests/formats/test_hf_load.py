@@ -1,12 +1,16 @@
 """AutoModel.from_pretrained on winnow folders, over families with unlike layouts, ties and names."""
 
+import copy
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from artifacts import artifact_of, halved, write_artifact
 from winnow.errors import FormatError, InputError
 from winnow.formats import ArtifactWriter, export_dense, load, read_artifact, save_packed
 from winnow.formats.hf import install_hook
+from winnow.formats.names import NEEDS_WINNOW
 from winnow.masks.structure import NM
 
 transformers = pytest.importorskip("transformers")
@@ -76,7 +81,9 @@ def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
     model, auto = BUILD[family](), getattr(transformers, AUTO[family])
     folder = artifact_of(tmp_path / "out", model)
     again = auto.from_pretrained(folder)
-    again.save_pretrained(tmp_path / "dense")
+    with pytest.warns(UserWarning, match="dense, zeros and all") as told:
+        again.save_pretrained(tmp_path / "dense")
+    assert f"copy {folder} or run hf upload" in str(told[0].message) and told[0].filename == __file__
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     model.save_pretrained(tmp_path / "reference")
     stored, expected = (
@@ -101,8 +108,29 @@ def test_export_dense_needs_no_winnow(tmp_path, family):
 
 def test_shards_and_their_size(tied_llama):
     model, folder = tied_llama
-    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    assert len(list(folder.glob("model.winnow-*-of-*.safetensors"))) > 2
     assert torch.equal(outputs_of(load(folder)), outputs_of(model))
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 20, 20_000], ids=["one", "shards"])
+def test_by_name_from_the_cache_of_the_hub(tmp_path, shard_bytes):
+    """Where only what was asked for lies, and every file is a link."""
+    model = BUILD["llama-tied"]()
+    folder = artifact_of(tmp_path / "out", model, shard_bytes=shard_bytes)
+    cached = tmp_path / "hub" / "models--me--small"
+    for place in ("blobs", "snapshots/1", "refs"):
+        (cached / place).mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1")
+    for path in folder.glob("*.*"):
+        if path.name not in ("manifest.json", ".winnow.json"):
+            shutil.copy(path, cached / "blobs" / path.name)
+            (cached / "snapshots" / "1" / path.name).symlink_to(f"../../blobs/{path.name}")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        "me/small", cache_dir=tmp_path / "hub", local_files_only=True
+    )
+    assert same(again.state_dict(), model.state_dict())
+    with pytest.warns(UserWarning, match="copy me/small"):
+        again.save_pretrained(tmp_path / "dense")
 
 
 def test_dtype_is_honoured(tmp_path):
@@ -244,14 +272,15 @@ def edit(folder, change):
     [
         (lambda c: c["quantization_config"].update(format_version=9), "format version 9"),
         (lambda c: c["quantization_config"].pop("format_version"), "format version None"),
-        (lambda c: c["quantization_config"].pop("files"), "does not name the shards"),
-        (lambda c: c["quantization_config"]["files"].popitem(), "lacks"),
+        (lambda c: c["quantization_config"].pop("weights"), "names None as its weights"),
+        (lambda c: c["quantization_config"].update(weights="../x.safetensors"), "as its weights"),
+        (lambda c: c["quantization_config"].update(checksum="0" * 32), "not the index"),
         (lambda c: c["quantization_config"].update(tensors={}), "does not describe"),
         (lambda c: c.update(intermediate_size=96), "in the model"),
         (lambda c: c.update(hidden_size=64), "in the model"),
         (lambda c: c.update(vocab_size=63), "in the model"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_a_configuration_that_does_not_belong_is_refused(tied_llama, change, match):
     _, folder = tied_llama
@@ -337,6 +366,81 @@ def test_import_order(tied_llama, order):
     """
     run = run_python("\n".join(lines) + textwrap.dedent(check))
     assert run.returncode == 0 and run.stdout.strip() == "loaded", run.stderr
+
+
+STOCK = """
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
+for folder in FOLDERS:
+    for way in WAYS:
+        try:
+            eval(way)
+        except Exception as error:
+            print(type(error).__name__, "before loading it" in str(error))
+        else:
+            print("loaded by", way)
+"""
+WAYS = [
+    "AutoModelForCausalLM.from_pretrained(folder)",
+    "AutoModel.from_pretrained(folder, dtype='auto', use_safetensors=True)",
+    "AutoModel.from_pretrained(folder, config=AutoConfig.from_pretrained(folder))",
+    "pipeline('text-generation', model=folder, tokenizer='none')",
+]
+
+
+def test_without_winnow_a_folder_is_refused_in_a_sentence(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "shards"]
+    for folder, shard_bytes in zip(folders, (1 << 20, 20_000)):
+        artifact_of(folder, BUILD["llama-tied"](), shard_bytes=shard_bytes)
+        # A transformers that does not know the field finds no weights under any name of its own.
+        shutil.copytree(folder, tmp_path / f"{folder.name} as before")
+        edit(tmp_path / f"{folder.name} as before", lambda c: c.pop("transformers_weights"))
+    folders += [tmp_path / f"{folder.name} as before" for folder in folders]
+    run = run_python(f"FOLDERS, WAYS = {[str(f) for f in folders]!r}, {WAYS!r}\n{STOCK}")
+    assert run.returncode == 0, run.stderr
+    said = [line.split() for line in run.stdout.splitlines()]
+    assert [line[-1] for line in said] == ["True"] * 2 * len(WAYS) + ["False"] * 2 * len(WAYS)
+    assert all(line[0] in ("ValueError", "OSError") for line in said)
+
+
+def test_the_page_on_packed_folders_quotes_the_refusal():
+    page = (Path(__file__).parents[2] / "docs" / "packed-folders.md").read_text()
+    assert NEEDS_WINNOW in " ".join(page.split())
+
+
+def test_the_quantizer_can_be_imported_by_itself():
+    run = run_python(
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        "import winnow.formats.hf_quantizer\nfrom transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known\n"
+        "print('winnow' in known)"
+    )
+    assert run.returncode == 0 and run.stdout.strip() == "True", run.stderr
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_copy_of_a_loaded_model_saves_itself(tied_llama, tmp_path, packed):
+    _, folder = tied_llama
+    model = load(folder, packed=packed)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.norm.weight.fill_(3)
+    for made in (other, pickle.loads(pickle.dumps(other)) if not packed else other):
+        with warnings.catch_warnings(record=True):
+            made.save_pretrained(tmp_path / "dense")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+        assert torch.equal(again.model.norm.weight, torch.full_like(again.model.norm.weight, 3))
+        shutil.rmtree(tmp_path / "dense")
+    assert not torch.equal(model.model.norm.weight, other.model.norm.weight)
+
+
+def test_push_to_hub_says_that_it_is_dense(tied_llama, fake_hub):
+    model = load(tied_llama[1])
+    with pytest.warns(UserWarning, match="save_pretrained and push_to_hub write this model dense") as told:
+        model.push_to_hub("me/dense")
+    assert len([w for w in told if "dense, zeros and all" in str(w.message)]) == 1
+    assert fake_hub.repo == "me/dense" and {"config.json", "model.safetensors"} <= fake_hub.files.keys()
+    config = json.loads(fake_hub.files["config.json"])
+    assert not config.keys() & {"quantization_config", "transformers_weights"}
 
 
 def test_hook_module_imports_only_the_standard_library():

@@ -267,6 +267,8 @@ ODD = [
     (moved("flax_model.msgpack"), "TensorFlow or Flax"),
     (moved("pytorch_model.bin"), "pytorch_model.bin.*safe_serialization"),
     (moved("model.fp16.safetensors"), "variant.*rename it to model.safetensors"),
+    (moved("model.winnow.safetensors"), "packed by winnow, but not the config.json that belongs to it"),
+    (moved("model.winnow-00001-of-00002.safetensors"), "packed by winnow, but not the config.json"),
     (moved("consolidated.safetensors"), "Mistral's and Meta's own"),
     (moved("model_ema.safetensors"), "model_ema.safetensors but no model.safetensors"),
     (below, "unet"),

@@ -128,5 +128,5 @@ def test_it_is_done_once_and_resumes_bit_identically(small, tmp_path, monkeypatc
             b.figures.get("value"),
             b.figures.get("zeros"),
         )
-    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole")]
+    tensors = [load_file(tmp_path / name / "model.winnow.safetensors") for name in ("cut", "whole")]
     assert all(t.equal(tensors[1][n]) for n, t in tensors[0].items()) and not (tmp_path / "cut.work").exists()

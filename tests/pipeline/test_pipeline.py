@@ -217,7 +217,7 @@ def test_from_weights_to_the_packed_folder(here, tmp_path, searches):
     assert [c["method"] for c in searches] == ["dense", "magnitude"]
     assert [c["weights"] for c in searches] == [Path("weights.safetensors")] * 2  # start: model
     assert {p.name for p in out.iterdir()} == {
-        "config.json", "manifest.json", "model.safetensors", "recipe.yaml", "report.html", "report.json", "README.md",
+        "config.json", "manifest.json", "model.winnow.safetensors", "recipe.yaml", "report.html", "report.json", "README.md",
         "run.json", "run.yaml", "ticket.html", "ticket-report.json", ".winnow.json",
     }  # fmt: skip
     assert (out / "run.yaml").read_text() == RECIPE
@@ -251,10 +251,10 @@ def test_a_gate_stops_before_anything_is_replaced(here, tmp_path, searches):
     assert all(s.finished for s in planned)
     run_recipe("recipe.yaml", out, sets=["eval.2.max_drop=100", "ticket.sparsity=0.99"])
     assert len(searches) == 2 and (out / "run.json").exists()
-    before = (out / "model.safetensors").read_bytes()
+    before = (out / "model.winnow.safetensors").read_bytes()
     with pytest.raises(GateError):
         run_recipe("recipe.yaml", out, sets=["eval.2.max_drop=0.001", "ticket.sparsity=0.98"], overwrite=True)
-    assert (out / "model.safetensors").read_bytes() == before
+    assert (out / "model.winnow.safetensors").read_bytes() == before
 
 
 def test_a_dry_run_counts_the_steps_of_isp(here, tmp_path):
@@ -596,7 +596,7 @@ def test_a_killed_run_goes_on_inside_its_stage_and_ends_equal(folder, tmp_path):
     rest, _ = start(folder, tmp_path / "cut").communicate(timeout=600)
     assert "stage dense" not in rest and "stage magnitude" in rest
     assert 12 - 7 <= rest.split().count("step") <= 12 - 7 + 2
-    for name in ("model.safetensors", "config.json", "recipe.yaml"):
+    for name in ("model.winnow.safetensors", "config.json", "recipe.yaml"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     figures = [
         [s["figures"].get("value") for s in json.loads((tmp_path / n / "run.json").read_text())["stages"]]

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from families import family
 from winnow.coupled.call import forward, probing_mode, tensors_in
 from winnow.coupled.unit import CoupledUnit
 from winnow.errors import InputError
+from winnow.formats.resaved import before_saving, say_dense
 from winnow.masks.prunable import Scope
 from winnow.shrinking import Removed, apply, kept_rows_cols, nonzero_rows_cols, plan, shrink, shrink_matrix
 from winnow.shrinking.attention import NarrowAttention
@@ -128,7 +130,8 @@ def test_families(name):
 
 
 @pytest.mark.hf
-def test_layers_that_differ():
+def test_layers_that_differ(tmp_path, fake_hub):
+    transformers = pytest.importorskip("transformers")
     model, batch = model_of("llama")
     first = {"model.layers.0": 5, "model.layers.1": 20}
     pruned, _, _ = units_zeroed(model, batch, lambda u: u.kind == "neuron" and u.index < first[u.block])
@@ -140,6 +143,24 @@ def test_layers_that_differ():
     assert [layer.mlp.intermediate_size for layer in result.model.model.layers] == [43, 28]
     assert result.plan["config"] == [] and result.model.config.intermediate_size == 48
     assert same(result.model, pruned, batch)
+    with pytest.raises(
+        InputError, match=r"mlp.*is \[43, 32\].*and \[48, 32\].*take the model as it was before winnow.shrink"
+    ):
+        result.model.save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match="on it whenever it is loaded"):
+        copy.deepcopy(result.model).push_to_hub("me/small")
+    assert not fake_hub.repo and not (tmp_path / "small").exists()
+    made = dict(sparsity=0.5, method="magnitude", task="none", baselines="none", speed=False)
+    with pytest.raises(InputError, match="could load what would be written"):
+        winnow.compress(result.model, out=tmp_path / "small", **made)
+    in_memory = winnow.compress(result.model, **made)  # which needs no configuration
+    assert in_memory.chosen.pruned is not None
+    with pytest.raises(InputError, match="could load what would be written"):
+        in_memory.save(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    pruned.save_pretrained(tmp_path / "whole")  # the way that the sentence names
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
+    assert shapes(shrink(again).model) == shapes(result.model) and same(shrink(again).model, pruned, batch)
 
 
 @pytest.mark.hf
@@ -151,7 +172,10 @@ def test_config_follows_where_layers_agree(tmp_path):
     config = result.model.config
     assert (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads) == (24, 2, 1)
     assert config.head_dim == 8 and model.config.intermediate_size == 48 and pruned.config.num_attention_heads == 4
-    result.model.save_pretrained(tmp_path)
+    before_saving(pruned, say_dense)  # as a model of a packed folder has it; of the small one it would not be true
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*dense, zeros and all.*")
+        shrink(pruned).model.save_pretrained(tmp_path)
     again = T.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert shapes(again) == shapes(result.model) and same(again, pruned, batch)
     ids = batch["input_ids"][:1, :4]

@@ -53,10 +53,22 @@ class Folder:
         raw = json.dumps(header).encode()
         raw += b" " * (-len(raw) % 8)
         shard.write_bytes(len(raw).to_bytes(8, "little") + raw + values)
-        config = json.loads((self.path / "config.json").read_text())
-        (config.get("winnow") or config["quantization_config"])["files"][shard.name] = b2(raw)
-        (self.path / "config.json").write_text(json.dumps(config))
+        self.sign(**{shard.name: b2(raw)})
         self.relist()
+
+    def sign(self, **headers: str) -> None:
+        """The checksums of headers made right again: in the index, where there is one, and so in config.json."""
+        config = json.loads((self.path / "config.json").read_text())
+        described = config.get("winnow") or config["quantization_config"]
+        index = self.path / "model.winnow.safetensors.index.json"
+        if index.is_file():
+            about = json.loads(index.read_text())
+            about["metadata"]["winnow"]["files"].update(headers)
+            index.write_text(json.dumps(about))
+            described["checksum"] = b2(index.read_bytes())
+        elif headers:
+            (described["checksum"],) = headers.values()
+        (self.path / "config.json").write_text(json.dumps(config))
 
     def relist(self) -> None:
         """The manifest made right again, or gone."""

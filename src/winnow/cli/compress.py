@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from winnow.cli.flags import DryRun, Json, Model, Quiet, Verbose, given, with_options
-from winnow.cli.output import show, show_report
+from winnow.cli.output import put, show, show_report
 from winnow.compression.job import Job
 from winnow.compression.options import DATA, OUTPUT, Inputs
 from winnow.errors import InputError
@@ -53,3 +53,5 @@ def compress(
     with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         result = run(model, data, eval=eval, out=out, progress=progress, command=command_line(), **options)
     show_report(summary, result.report, Path(result.folder) / "report.html", as_json, closing_line(result.folder))
+    if result.url is not None and not as_json:
+        put(f"Uploaded: {result.url}")

@@ -10,6 +10,7 @@ from winnow.compression.hosts import Host
 from winnow.compression.job import Job
 from winnow.compression.recovery import Recovery
 from winnow.errors import InputError
+from winnow.formats.resaved import refuse_other_shapes
 from winnow.masks.prunable import Scope
 from winnow.models.source import ModelSource
 
@@ -31,6 +32,16 @@ def check_trainable(job: Job, host: Host, scope: Scope, method: str) -> None:
             "--method reconstruct where memory is short.",
             option="dtype",
         )
+
+
+def check_loadable(source: ModelSource) -> None:
+    """A model in memory may have shapes that its configuration does not say (after winnow.shrink): no folder of it could be loaded.
+
+    Raises:
+        InputError: it has.
+    """
+    if source.module is not None and source.config is not None:
+        refuse_other_shapes(source.module)
 
 
 def check_zeros(zeros: int, scope: Scope, spec: str) -> None:

@@ -36,6 +36,9 @@ class Job(Inputs, Options):
     keep: Texts = option((), "Also write this candidate, e.g. int4-g128-gptq; repeatable.", OUTPUT)
     keep_work: bool = option(True, "Keep the other candidates in OUT.work, for `winnow keep`.", OUTPUT)
     overwrite: bool = option(False, "Replace the finished result of another command in --out.", OUTPUT)
+    push_to_hub: str | None = option(
+        None, "Upload the finished folder to this Hugging Face repository (user/name).", OUTPUT
+    )
     seed: int = option(0, "Random seed.", ge=0, lt=1 << 63)
     compare_with: str | Path | None = option(None, "Folder of an earlier run: compare the learned allocations.", OUTPUT)
 
@@ -46,6 +49,8 @@ class Job(Inputs, Options):
     def check(self) -> Job:
         """What options say about each other."""
         self.budgets()
+        if self.push_to_hub is not None and self.out is None:
+            raise InputError("--push-to-hub uploads the output folder: give one with --out DIR.", option="push_to_hub")
         if self.method != "auto":
             self.resolve(self.method)
         if self.table is not None and self.allocation not in (None, "table", "learned"):

@@ -81,6 +81,7 @@ class Keywords(InputKeywords, total=False):
     vocabulary: Any
     keep_work: bool
     overwrite: bool
+    push_to_hub: str | None
     seed: int
     compare_with: str | Path | None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from winnow.compression.checks import check_loadable
 from winnow.compression.hosts import dense_tensors, main_dtype, written_names
 from winnow.compression.keeping import keep, store_unwritten
 from winnow.compression.outcome import Layers, Outcome, Pruned
@@ -40,6 +41,7 @@ class Result(Shown):
         outcomes: every candidate that was made and measured, the chosen one first.
         report: what ``report.html`` shows, as data.
         folder: where it was written; None until :meth:`save` when no ``out`` was given.
+        url: where it was uploaded, with ``push_to_hub``.
     """
 
     outcomes: list[Outcome]
@@ -48,6 +50,7 @@ class Result(Shown):
     _setup: Any = field(default=None, repr=False)
     _written: frozenset[str] = field(default=frozenset(), repr=False)  # candidates, where an ``out`` was given
     _scratch: contextlib.ExitStack | None = field(default=None, repr=False)
+    url: str | None = None
 
     @property
     def chosen(self) -> Outcome:
@@ -103,7 +106,8 @@ class Result(Shown):
             overwrite: replace what another job, or another candidate, left there.
 
         Raises:
-            InputError: no such candidate, one that is not kept any more, or the folder holds something else.
+            InputError: no such candidate, one that is not kept any more, the folder holds something else, or a model of these shapes could
+                not be loaded.
         """
         outcome = next((o for o in self.outcomes if candidate in (None, o.name)), None)  # the chosen one is the first
         if outcome is None:
@@ -111,6 +115,7 @@ class Result(Shown):
             raise InputError(
                 f"there is no candidate {candidate!r}{meant(candidate, names)}: choose one of {', '.join(names)}."
             )
+        check_loadable(self._setup.source)
         job = self._setup.job
         if job.out is not None and outcome.name not in self._written:
             return keep(job.out, outcome.name, out, overwrite=overwrite)

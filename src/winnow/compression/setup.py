@@ -14,7 +14,7 @@ from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_trainable, check_zeros, source_notes
+from winnow.compression.checks import check_earlier, check_loadable, check_trainable, check_zeros, source_notes
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
@@ -25,6 +25,7 @@ from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.rest import LARGE, embedding_bytes, rest_saves
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
+from winnow.compression.upload import check_upload
 from winnow.compression.vocabulary import Trimmed, trim
 from winnow.disk.links import refuse_links
 from winnow.disk.work import check_made, check_output
@@ -85,11 +86,14 @@ def set_up(job: Job) -> Setup:
         from winnow.kernels.swap import require_dense
 
         require_dense(source.module)
+    if job.push_to_hub is not None:
+        check_upload(job.push_to_hub)
     if job.out is not None:
         given = (source.folder, source.weights, job.data, job.eval, job.compare_with, job.vocabulary)
         check_output(job.out, inputs=given, made=job.described(None), overwrite=job.overwrite)
         if source.folder is not None:
             refuse_links([source.folder / "config.json"], source.folder)
+        check_loadable(source)
     trimmed = _trimmed(job, source)
     source = source if trimmed is None else trimmed.source
     limit = job.memory_limit()

@@ -22,6 +22,7 @@ from winnow.compression.runner import Runner
 from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
 from winnow.compression.stages import CLOSING, at_goal, at_rates
+from winnow.compression.upload import upload
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import check_made, folder_bytes, work_folder
@@ -100,7 +101,8 @@ def compress(
     Raises:
         InputError: something about the arguments, the model or the data must change; the sentence says what.
         GateError: ``max_drop`` cannot be met.
-        WinnowError: the work failed, e.g. a full disk; running again continues.
+        WinnowError: the work failed, e.g. a full disk; running again continues. Or the finished folder could not be uploaded
+            to ``push_to_hub``: it stays where it is.
     """
     with watch(progress) as stages:
         setup = set_up(Job(model, data, out=out, **options))
@@ -150,6 +152,9 @@ def run(setup: Setup, *, progress: Progress = silent, command: str | None = None
         closing(1, 1, "")
         if job.out is None:
             result.hold(stack.pop_all())  # the packed units live as long as the result
+    if job.push_to_hub is not None:
+        assert result.folder is not None
+        result.url = upload(result.folder, job.push_to_hub)
     return result
 
 

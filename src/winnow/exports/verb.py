@@ -36,7 +36,8 @@ def export_dense(
             shards.add({name: tensor}, {})
         shards.close()
         if artifact.is_transformers:
-            config = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
+            packing = ("quantization_config", "transformers_weights")
+            config = {key: value for key, value in artifact.config.items() if key not in packing}
             write_text(output.path / "config.json", as_json(config))
             for path in artifact.other_files:
                 if path.name != MARK:

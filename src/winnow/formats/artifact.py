@@ -1,7 +1,7 @@
 """The folder winnow leaves behind: a Hugging Face folder with packed tensors, or the same for a plain torch model.
 
-``config.json`` names the format version and the checksum of every shard's header; the header describes the packed tensors
-and holds the checksums of all; ``manifest.json`` holds the SHA-256 of every file. Nothing is ever pickled.
+``config.json`` names the format version, the weights file (of several, their index) and its checksum; the header of a file describes
+its packed tensors and holds the checksums of all; ``manifest.json`` holds the SHA-256 of every file. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from winnow.disk.files import copy_file, write_text
 from winnow.errors import InputError
+from winnow.formats.names import NEEDS_WINNOW
 from winnow.formats.output import OutputFolder
 from winnow.formats.packed import PackedTensor
 from winnow.formats.packed_file import flatten, load_packed, split_keys
@@ -38,7 +39,7 @@ class ArtifactWriter:
     Args:
         folder: where the artifact will be. An earlier output of winnow there is replaced at :meth:`finish`; a folder that
             holds anything else is refused with InputError.
-        shard_bytes: size of one ``model-*.safetensors`` file, and so of what waits in memory.
+        shard_bytes: size of one ``model.winnow-*.safetensors`` file, and so of what waits in memory.
         publish: False fills ``folder`` itself, which is there and is its owner's to publish or to remove.
     """
 
@@ -131,15 +132,12 @@ class ArtifactWriter:
         if unknown or (self._aliases and config is not None):
             raise InputError(f"aliases {sorted(self._aliases)} need a plain torch model that holds {sorted(unknown)}")
         folder = self._folder
-        shards = self._shards.close()
-        described = {
-            "format_version": FORMAT_VERSION,
-            "files": {path.name: TensorFile(path).header_digest for path in shards},
-        }
+        described: dict[str, Any] = {"format_version": FORMAT_VERSION, **self._shards.close()}
         if config is None:
             whole: dict[str, Any] = {"winnow": {**described, "aliases": self._aliases, "factory": factory}}
         else:
             whole = {**config, "quantization_config": {"quant_method": "winnow", **described}}
+            whole["transformers_weights"] = NEEDS_WINNOW
             if not (config.get("dtype") or config.get("torch_dtype")) and self._dtypes:
                 whole["dtype"] = self._dtypes.most_common(1)[0][0]
         write_text(folder / "config.json", as_json(whole))

@@ -15,8 +15,9 @@ import torch
 from winnow.disk.regular import open_regular
 from winnow.errors import FormatError
 
-FORMAT_VERSION = 2  # what is written; 1 had a checksum for every tensor, and descriptions in full
-READABLE = (1, 2)
+# What is written. 1 had a checksum for every tensor, and descriptions in full; 2 named its weights files as dense ones are named.
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)
 _MOST_DIMENSIONS = 25  # what torch's own loops can walk over
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors package itself
 DTYPES = {
@@ -58,7 +59,7 @@ def check_version(version: Any, where: str) -> None:
     """Raises FormatError unless this winnow reads format ``version``."""
     if type(version) is not int or version not in READABLE:
         raise FormatError(
-            f"{where} has format version {version!r} and this winnow reads versions {' and '.join(map(str, READABLE))}: "
+            f"{where} has format version {version!r} and this winnow reads versions {READABLE[0]} to {READABLE[-1]}: "
             "install the winnow that wrote it, or write it again"
         )
 

@@ -7,6 +7,7 @@ been executed. The Trainer's notice about zeros (``winnow.train.notice``) comes 
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -60,12 +61,10 @@ def _then(
 
 
 def _register() -> None:
-    try:
-        from winnow.formats.hf_quantizer import register
+    try:  # it registers itself when it is imported; where that import is what brought transformers in, it is on its way
+        importlib.import_module("winnow.formats.hf_quantizer")
     except ImportError as error:
         warnings.warn(
             f"winnow cannot teach this transformers to load its folders ({error}): pip install 'winnow[hf]'",
             stacklevel=2,
         )
-    else:
-        register()

@@ -13,23 +13,27 @@ from typing import Any
 
 from winnow.disk.regular import open_regular, read_regular
 from winnow.errors import FormatError, InputError
+from winnow.formats.names import INDEX, WEIGHTS
+from winnow.formats.reader import description_of, shard_digests
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LFS = b"version https://git-lfs"
 # Quantizations whose values transformers itself turns back into ordinary weights while it loads, without a GPU.
 DEQUANTIZED = ("fp8", "mxfp4")
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that hold the model's weights, sorted: the one that ``config.json`` names (``transformers_weights``),
-    else ``model.safetensors``, else what ``model.safetensors.index.json`` lists. Nothing else counts, as for transformers
+    """The files that hold the model's weights, sorted: those of a folder that winnow wrote, the one that ``config.json`` names
+    (``transformers_weights``), else ``model.safetensors``, else what ``model.safetensors.index.json`` lists. Nothing else counts, as for transformers
     (``_get_resolved_checkpoint_files``).
 
     Raises:
         InputError: there is none; the sentence says what is there instead.
         FormatError: a file that the index lists is missing, or the index is garbled or leaves the folder.
     """
-    named = read_json(folder / "config.json").get("transformers_weights")
+    config = read_json(folder / "config.json")
+    if (described := description_of(config)) is not None:
+        return _present(folder, shard_digests(described, folder), "config.json")
+    named = config.get("transformers_weights")
     if isinstance(named, str):
         path = _inside(folder, named, "config.json")
         if not path.is_file():
@@ -118,11 +122,17 @@ def _listed(folder: Path, index: Path) -> list[Path]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise FormatError(f"{index} lists no files: fetch the folder again.")
-    names = sorted(set(listed.values()))
-    paths = [_inside(folder, name, index.name) for name in names]
-    for name, path in zip(names, paths, strict=True):
+    return _present(folder, set(listed.values()), index.name)
+
+
+def _present(folder: Path, names: Iterable[str], where: str) -> list[Path]:
+    """The files of these names, sorted. Raises FormatError for one that is missing or leaves the folder."""
+    paths = [_inside(folder, name, where) for name in sorted(names)]
+    for path in paths:
         if not path.is_file():
-            raise FormatError(f"{folder} lacks {name}, which its index names: fetch the folder again.")
+            raise FormatError(
+                f"{folder} lacks {path.relative_to(folder)}, which its {'index' if where.endswith('.index.json') else where} names: fetch the folder again."
+            )
     return paths
 
 
@@ -177,6 +187,8 @@ def _what_instead(folder: Path, config: bool = True) -> str:
             f"{folder} holds no .safetensors file: "
             f"{f'give {below}' if below else 'save the model again with save_pretrained(..., safe_serialization=True)'}."
         )
+    if ".winnow" in weights:
+        return f"{folder} holds {weights}, packed by winnow, but not the config.json that belongs to it: copy the whole folder again."
     if weights.startswith("consolidated"):
         return f"{folder} holds {weights}, the layout of Mistral's and Meta's own code: give the transformers version of the model."
     if weights.startswith("model.") and weights.count(".") == 2:

@@ -2,7 +2,7 @@
 
 The folder is verified before the first weight is allocated. Then each group of ``<name>.winnow_*`` tensors becomes one
 dense weight as transformers' loader reaches it, so that beside the model only the packed tensors are in memory. What
-comes out is an ordinary model: ``save_pretrained`` writes an ordinary dense checkpoint.
+comes out is an ordinary model: ``save_pretrained`` writes an ordinary dense checkpoint, and says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from transformers.quantizers.auto import (
 from winnow.errors import FormatError
 from winnow.formats.packed import PackedTensor
 from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_key
-from winnow.formats.reader import check_description, check_listed, match_header, unpacked
+from winnow.formats.reader import check_listed, match_header, shard_digests, unpacked, weights_name
+from winnow.formats.resaved import before_saving, say_dense
 from winnow.formats.tensorfile import TensorFile
 
 _PATTERNS = {rf"\.winnow_{suffix}$": suffix for suffix in SUFFIXES}
@@ -52,23 +53,31 @@ class WinnowQuantizer(HfQuantizer):
         self._unpack = _Unpack()
         self._dtypes: dict[str, torch.dtype] = {}
 
+    def update_tp_plan(self, config: Any) -> Any:
+        """Where transformers lets a quantizer change the configuration before it looks for files: the name of this folder's."""
+        name = weights_name(self.quantization_config.to_dict(), getattr(config, "name_or_path", "") or "config.json")
+        if name is not None:
+            config.transformers_weights = name
+        return config
+
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
         described = self.quantization_config.to_dict()
-        where = str(Path(checkpoint_files[0]).parent) if checkpoint_files else "the given weights"
-        shards = check_description(described, where)
-        if checkpoint_files:
-            check_listed(Path(where), ["config.json"])
-        files = {Path(path).name: Path(path) for path in checkpoint_files or ()}
-        if set(shards) != files.keys():
+        if not checkpoint_files:
+            raise FormatError("packed weights are read from their folder: leave out state_dict and give its path")
+        where = str(Path(checkpoint_files[0]).parent)
+        shards = shard_digests(described, Path(where))
+        check_listed(Path(where), ["config.json"])
+        files = {Path(path).name: Path(path) for path in checkpoint_files}
+        if shards.keys() != files.keys():
             raise FormatError(f"{where} lacks {min(set(shards) ^ files.keys())}: copy the whole folder again")
         expected = model.state_dict()
         self._dtypes = {name: planned_dtype(model, name, tensor) for name, tensor in expected.items()}
         stored: set[str] = set()
         for name in shards:
             file = TensorFile(files[name])
-            match_header(file, described["files"][name])
+            match_header(file, shards[name])
             packed, dense = split_keys(file)
             file.verify(but={stored_key(key, suffix) for key in packed for suffix in SUFFIXES})
             if "tensors" in described and any(described["tensors"].get(key) != about for key, about in packed.items()):
@@ -100,6 +109,7 @@ class WinnowQuantizer(HfQuantizer):
         return [WeightConverter(list(_PATTERNS), "", operations=[self._unpack], force_cpu=True)]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        vars(model.config).pop("transformers_weights", None)  # the model is an ordinary one from here on
         # Without this record save_pretrained uses the model's default mapping, as for a model made in memory.
         model.__dict__.pop("_weight_conversions", None)
         # Where only the prefix of a name was changed, transformers leaves the type of the file.
@@ -107,6 +117,7 @@ class WinnowQuantizer(HfQuantizer):
             if self._dtypes.get(name, tensor.dtype) != tensor.dtype and tensor.is_floating_point():
                 tensor.data = tensor.data.to(self._dtypes[name])
         model.winnow_zeros = {name: about["zeros"] for name, (_, about, _) in self._unpack.targets.items()}
+        before_saving(model, say_dense)
         return model
 
     def is_serializable(self) -> bool:
@@ -135,13 +146,6 @@ class _Unpack(ConversionOps):
         return {name: unpacked(prunable, PackedTensor.from_tensors(about, parts), dtype)}
 
 
-def register() -> None:
-    """Enter winnow in transformers' registries, once."""
-    if "winnow" not in AUTO_QUANTIZER_MAPPING:
-        register_quantization_config("winnow")(WinnowConfig)
-        register_quantizer("winnow")(WinnowQuantizer)
-
-
 def _target(name: str, expected: dict[str, torch.Tensor], prefix: str) -> str | None:
     """The model's own name of a stored tensor: a head may have been added to, or taken from, the base model."""
     candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
@@ -162,3 +166,8 @@ def _same_shape(where: str, name: str, shape: tuple[int, ...], tensor: torch.Ten
             f"{name} is {list(shape)} in {where} and {list(tensor.shape)} in the model: "
             "its config.json does not belong to these weights"
         )
+
+
+if "winnow" not in AUTO_QUANTIZER_MAPPING:
+    register_quantization_config("winnow")(WinnowConfig)
+    register_quantizer("winnow")(WinnowQuantizer)

@@ -11,15 +11,15 @@ import torch
 
 from winnow.disk.regular import read_regular
 from winnow.errors import FormatError, InputError
-from winnow.formats.header import check_version, parse_json
+from winnow.formats.header import check_version, digest_of, parse_json
+from winnow.formats.names import INDEX, PACKED_INDEX, PACKED_WEIGHTS
 from winnow.formats.packed import UNPRUNED, PackedTensor
 from winnow.formats.packed_file import SUFFIXES, prunable_of, read_packed, split_keys, stored_keys
-from winnow.formats.shards import INDEX
 from winnow.formats.tensorfile import TensorFile, sha256
 from winnow.formats.validation import FLOATS
 from winnow.masks.prunable import Prunable
 
-OWN_FILES = ("config.json", "manifest.json", "recipe.yaml", INDEX)
+OWN_FILES = ("config.json", "manifest.json", "recipe.yaml", INDEX, PACKED_INDEX)
 _LARGEST_CONFIG = 1 << 28
 _WANTED = "give a folder that winnow compress wrote (a ticket loads with from_pretrained, or its model.safetensors as a state dict)"
 
@@ -39,11 +39,12 @@ class Artifact:
         if described is None:
             raise InputError(f"{self.folder} is no winnow artifact: {_WANTED}")
         self.is_transformers = "winnow" not in self.config
-        self._files = {name: TensorFile(self.folder / name) for name in check_description(described, str(self.folder))}
+        digests = shard_digests(described, self.folder)
+        self._files = {name: TensorFile(self.folder / name) for name in digests}
         self._packed: dict[str, tuple[TensorFile, dict[str, Any]]] = {}
         self._dense: dict[str, TensorFile] = {}
         for name, file in self._files.items():
-            match_header(file, described["files"][name])
+            match_header(file, digests[name])
             packed, dense = split_keys(file)
             self._packed |= {key: (file, about) for key, about in packed.items()}
             self._dense |= dict.fromkeys(dense, file)
@@ -223,21 +224,52 @@ def description_of(config: Any) -> dict[str, Any] | None:
     return packed if isinstance(packed, dict) and packed.get("quant_method") == "winnow" else None
 
 
-def check_description(described: dict[str, Any], where: str) -> list[str]:
-    """Names of the shards a description speaks of. Raises FormatError for an unknown version or a garbled one."""
+def weights_name(described: dict[str, Any], where: str) -> str | None:
+    """The weights file that a description names, of several their index; None for versions 1 and 2, which used the names that
+    transformers knows. Raises FormatError for an unknown version or another name."""
     check_version(described.get("format_version"), where)
-    files, tensors = described.get("files"), described.get("tensors")
-    named = isinstance(tensors, dict) or (tensors is None and described["format_version"] > 1)
-    if not isinstance(files, dict) or not files or not named:
-        raise FormatError(f"{where}/config.json does not name the shards: copy or write the folder again")
-    for name in files:
-        if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
-            raise FormatError(f"{where}/config.json names {name!r} as a shard: copy or write the folder again")
-    return list(files)
+    if described["format_version"] < 3:
+        return None
+    name = described.get("weights")
+    if name not in (PACKED_WEIGHTS, PACKED_INDEX):
+        raise FormatError(f"{where} names {name!r} as its weights: copy or write the folder again")
+    return str(name)
+
+
+def shard_digests(described: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Shard -> checksum of its header, of the folder whose ``config.json`` holds a description. Raises FormatError for an unknown
+    version, a garbled description, or an index that is not the one that was written."""
+    name = weights_name(described, f"{folder}/config.json")
+    where, tensors = f"{folder}/{name or 'config.json'}", described.get("tensors")
+    if name == PACKED_WEIGHTS:
+        return {name: described.get("checksum")}
+    if name == PACKED_INDEX:
+        files = _files_of_index(folder / PACKED_INDEX, described.get("checksum"))
+    else:
+        named = isinstance(tensors, dict) or (tensors is None and described["format_version"] == 2)
+        files = described.get("files") if named else None
+    if not isinstance(files, dict) or not files:
+        raise FormatError(f"{where} does not name the shards: copy or write the folder again")
+    for shard in files:
+        if Path(shard).name != shard or not shard.endswith(".safetensors") or not shard.isprintable():
+            raise FormatError(f"{where} names {shard!r} as a shard: copy or write the folder again")
+    return files
+
+
+def _files_of_index(path: Path, checksum: Any) -> Any:
+    if not path.is_file():
+        raise FormatError(f"{path} is missing: copy the whole folder again")
+    text = read_regular(path, _LARGEST_CONFIG)
+    if digest_of([text]) != checksum:
+        raise FormatError(f"{path} is not the index that config.json speaks of: copy the whole folder again")
+    found = parse_json(text, str(path))
+    for key in ("metadata", "winnow", "files"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def match_header(file: TensorFile, digest: Any) -> None:
-    """Raises FormatError where a shard is not the one its config.json speaks of."""
+    """Raises FormatError where a shard is not the one its folder speaks of."""
     if file.header_digest != digest:
         raise FormatError(f"{file.path} is not the shard that config.json speaks of: copy the whole folder again")
 

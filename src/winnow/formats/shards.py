@@ -11,12 +11,13 @@ import torch
 
 from winnow.disk.files import link_or_copy, write_text
 from winnow.errors import InputError, disk_errors
+from winnow.formats.header import digest_of
+from winnow.formats.names import INDEX, PACKED_INDEX, shard_name
 from winnow.formats.packed_file import SUFFIXES, compact, stored_key
 from winnow.formats.tensorfile import FORMAT_VERSION, TensorFile, file_size, write_tensors
 
 SHARD_BYTES = 512 << 20
 SMALL = 4096  # bytes of a tensor below which it has no checksum of its own
-INDEX = "model.safetensors.index.json"
 
 
 def small_tensors(tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -28,7 +29,7 @@ def small_tensors(tensors: dict[str, torch.Tensor]) -> list[str]:
 class ShardWriter:
     """Collects tensors into files of at most ``shard_bytes`` (a larger tensor gets a file of its own).
 
-    ``described`` False writes plain safetensors files, without a word of winnow.
+    ``described`` False writes plain safetensors files, without a word of winnow, under the names that transformers knows.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, described: bool = True) -> None:
@@ -71,21 +72,31 @@ class ShardWriter:
         if self._tensors or not self._keys:
             self._flush()
 
-    def close(self) -> list[Path]:
-        """Write what is pending and give the shards their final names, with an index where there are several."""
+    def close(self) -> dict[str, str]:
+        """Write what is pending and give the shards their final names, with an index where there are several.
+
+        Returns ``weights``, the file to begin with (the only shard, or the index), and, of packed shards, its ``checksum``: of
+        the shard's header, or of the whole index, which holds those of the headers.
+        """
         self.flush()
         count, paths = len(self._keys), []
         weight_map: dict[str, str] = {}
         for index, keys in enumerate(self._keys, start=1):
-            name = "model.safetensors" if count == 1 else f"model-{index:05d}-of-{count:05d}.safetensors"
+            name = shard_name(index, count, packed=self._described)
             paths.append(self._folder / name)
             with disk_errors(paths[-1]):
                 self._path(index - 1).rename(paths[-1])
             weight_map |= dict.fromkeys(keys, name)
-        if count > 1:
-            index_json = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
-            write_text(self._folder / INDEX, json.dumps(index_json, indent=2, sort_keys=True) + "\n")
-        return paths
+        digests = {path.name: TensorFile(path).header_digest for path in paths} if self._described else {}
+        if count == 1:
+            return {"weights": paths[0].name, "checksum": digests.get(paths[0].name, "")}
+        metadata: dict[str, Any] = {"total_size": self._bytes}
+        if self._described:
+            metadata["winnow"] = {"files": digests}
+        text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+        path = self._folder / (PACKED_INDEX if self._described else INDEX)
+        write_text(path, text)
+        return {"weights": path.name, "checksum": digest_of([text.encode()])}
 
     def _write(self, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None, small: Collection[str]) -> None:
         write_tensors(self._path(), tensors, about, small)

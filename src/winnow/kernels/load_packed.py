@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from winnow.errors import FormatError, InputError
 from winnow.formats.compatibility import require_match, transformers_errors
 from winnow.formats.reader import Artifact, unpacked
+from winnow.formats.resaved import before_saving, say_dense
 from winnow.formats.validation import FLOATS
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.swap import pack_layer, swap, why_dense
@@ -31,8 +32,8 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
 
     with transformers_errors(artifact):
         config = cls.config_class.from_pretrained(artifact.folder, local_files_only=True)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for key in ("quantization_config", "transformers_weights"):  # how the folder stores its weights
+        vars(config).pop(key, None)
     config.name_or_path = str(artifact.folder)
 
     def build() -> Any:
@@ -42,6 +43,7 @@ def packed_transformers(artifact: Artifact, cls: Any, dtype: torch.dtype | None)
         model = _without_values(build, lambda model: _transformers(artifact, model))
         if model.can_generate() and (artifact.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(artifact.folder, local_files_only=True)
+    before_saving(model, say_dense)
     return model
 
 

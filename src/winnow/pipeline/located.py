@@ -11,7 +11,8 @@ from winnow.run.plain_yaml import Where
 
 # Options that a recipe has no field for: those of ``winnow run`` itself, and those it does without.
 NO_FIELD = (
-    "out", "overwrite", "executor", "keep-work", "dry-run", "poc", "json", "keep", "compare-with", "trust-remote-code", "limit",
+    "out", "overwrite", "executor", "keep-work", "dry-run", "poc", "json", "keep", "compare-with", "push-to-hub", "trust-remote-code",
+    "limit",
 )  # fmt: skip
 
 

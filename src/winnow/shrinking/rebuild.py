@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.formats.resaved import before_saving, refuse_other_shapes
 from winnow.masks.prunable import Prunable
 from winnow.shrinking.attention import NarrowAttention
 from winnow.shrinking.tree import find_tensor, refit, replace_tensor, shared_copy
@@ -33,7 +34,8 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
 
     On the model the plan was made for the result computes what it computes; on one with other values (a factory's
     fresh model, also on the meta device) it has the right shapes for the shrunk state dict.
-    Parameters that are not cut are shared with ``model``. Raises InputError where plan and model do not fit.
+    Parameters that are not cut are shared with ``model``. Raises InputError where plan and model do not fit. Where layers keep unlike
+    numbers of units no transformers configuration can say so, and ``save_pretrained`` of the result raises InputError.
     """
     if plan.get("version") != VERSION or any(not isinstance(plan.get(part), list) for part in PARTS):
         raise InputError(f"this is no shrink plan of version {VERSION}: make it with winnow.shrinking.plan")
@@ -69,6 +71,8 @@ def apply(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"the shrink plan does not fit this model: make it again with winnow.shrinking.plan ({error})"
         ) from error
+    if hasattr(small, "save_pretrained") and hasattr(small, "config"):
+        before_saving(small, refuse_other_shapes)
     return small
 
 

@@ -139,7 +139,8 @@ def shrink(model: nn.Module, example: Any = None) -> ShrinkResult:
     A unit (neuron, attention head or KV group, conv channel) goes when all that read it are zero, or when its own
     rows are and what comes of them is constant: zero, or a number that moves into the next layer's bias. With it
     go the columns of its readers, entries of biases and normalizations, depthwise filters, and the counts
-    kept in attributes and (where all layers agree) in a transformers config. Every removal is run against
+    kept in attributes and (where all layers agree) in a transformers config; where they do not, ``save_pretrained`` of
+    the smaller model refuses, and the model as it was is saved instead and shrunk whenever it is loaded. Every removal is run against
     the given model - in float64 up to 134 million weights - and reverted with its reason where they differ.
 
     The given model stays as it was; parameters that are not cut are shared with it. ``example`` is what

@@ -120,8 +120,9 @@ def describe(ticket: Ticket, training: Training, settings: BaseModel) -> dict[st
 
 def _weights(folder: Path, model: nn.Module) -> None:
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        kind: Any = type(model)  # whose method says nothing of packed weights: a ticket is dense
         with quiet_transformers():
-            model.save_pretrained(folder)  # type: ignore[operator]
+            kind.save_pretrained(model, folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if (named := nameless(config)) != config:
             write_text(folder / "config.json", _json(named))
