@@ -33,6 +33,7 @@ FLAGS = {
     },
     "report": {"--json"},
     "export": {"--out", "--to", "--json"},
+    "env": {"--json"},
     "demo": {"--out", "--sparsity", "--seed", "--json"},
     "run": {"--out", "--set", "--executor", "--keep-work", "--poc", "--dry-run", "--json"},
 }  # fmt: skip

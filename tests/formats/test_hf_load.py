@@ -373,7 +373,7 @@ def test_an_old_transformers_gets_a_warning_not_an_error(tmp_path):
         warnings.simplefilter("always")
         import transformers.quantizers.auto as auto
     assert auto.value == 7
-    assert any("winnow[hf]" in str(w.message) for w in caught)
+    assert any("winnow-nn[hf]" in str(w.message) for w in caught)
     """
     run = run_python(textwrap.dedent(code))
     assert run.returncode == 0, run.stderr

@@ -12,6 +12,7 @@ import typer
 from winnow.cli.bench import bench
 from winnow.cli.compress import compress
 from winnow.cli.demo import demo
+from winnow.cli.env import env
 from winnow.cli.eval import eval
 from winnow.cli.export import export
 from winnow.cli.inspect import inspect
@@ -33,6 +34,7 @@ app = typer.Typer(
 for command in (compress, run, eval, inspect, bench, report, export):
     app.command(no_args_is_help=True)(command)
 app.command()(demo)
+app.command()(env)
 
 
 @app.callback(invoke_without_command=True)

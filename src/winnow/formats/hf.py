@@ -54,7 +54,7 @@ def _register() -> None:
         from winnow.formats.hf_quantizer import register
     except ImportError as error:
         warnings.warn(
-            f"winnow cannot teach this transformers to load its folders ({error}): pip install 'winnow[hf]'",
+            f"winnow cannot teach this transformers to load its folders ({error}): pip install 'winnow-nn[hf]'",
             stacklevel=2,
         )
     else:

@@ -34,7 +34,7 @@ def auto_config(folder: Path, trust_remote_code: bool) -> Any:
     try:
         from transformers import AutoConfig
     except ImportError:
-        raise InputError("Hugging Face folders need transformers: pip install 'winnow[hf]'.") from None
+        raise InputError("Hugging Face folders need transformers: pip install 'winnow-nn[hf]'.") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a field of another type, say: whatever its class thinks of it
@@ -93,7 +93,7 @@ def from_hub(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(
-            f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow[hf]'."
+            f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow-nn[hf]'."
         ) from None
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
