@@ -77,8 +77,14 @@ def test_env_tells_of_a_second_distribution(tmp_path):
 def test_every_install_line_names_our_distribution():
     """``pip install winnow`` fetches the other library, in whatever file a person reads it."""
     wrong = re.compile(r"pip install (?:-\S+ |--\S+ )*['\"]?winnow(?!-nn)\b")
-    texts = [p for p in SOURCE.rglob("*.py")] + [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.cff")]
-    assert [str(p) for p in texts if wrong.search(p.read_text(encoding="utf-8").replace("`pip install winnow` fetches", ""))] == []
+    texts = [p for p in SOURCE.rglob("*.py")] + [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("*.cff"),
+    ]
+    assert [
+        str(p) for p in texts if wrong.search(p.read_text(encoding="utf-8").replace("`pip install winnow` fetches", ""))
+    ] == []
     assert wrong.search("pip install 'winnow[hf]'") and not wrong.search("pip install 'winnow-nn[hf]'")
     extras = {e for p in SOURCE.rglob("*.py") for e in re.findall(r"winnow-nn\[(\w+)\]", p.read_text(encoding="utf-8"))}
     project = (ROOT / "pyproject.toml").read_text()

@@ -92,7 +92,7 @@ def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
 def test_export_dense_needs_no_winnow(tmp_path, family):
     model, auto = BUILD[family](), getattr(transformers, AUTO[family])
     (tmp_path / "tokenizer.json").write_text("{}")
-    folder = artifact_of(tmp_path / "out", model, "int8", files=[tmp_path / "tokenizer.json"])
+    folder = artifact_of(tmp_path / "out", model, "int8", files={"tokenizer.json": tmp_path / "tokenizer.json"})
     out = export_dense(folder, tmp_path / "dense", shard_bytes=30_000)
     assert (out / "tokenizer.json").exists() and len(list(out.glob("*.safetensors"))) > 1
     assert "quantization_config" not in json.loads((out / "config.json").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from command import winnow
 from winnow.verbs import env as room
 from winnow.verbs.env import env, env_text

@@ -159,7 +159,7 @@ def set_up(job: Job) -> Setup:
                 batch_size=prepared.batch_size, seed=job.seed,
             )
         )  # fmt: skip
-    notes = [*source_notes(source), *prepared.notes, *scope.notes, *source.left_out()]
+    notes = [*source_notes(source), *prepared.notes, *scope.notes, *source.companions([job.data, job.eval]).left_out]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []

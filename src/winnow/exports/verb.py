@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow.disk.files import copy_file, write_text
+from winnow.disk.files import copy_below, write_text
 from winnow.disk.links import refuse_links
-from winnow.disk.ownership import MARK
+from winnow.disk.ownership import MARK, is_own_card
 from winnow.formats.artifact import as_json
+from winnow.formats.companions import companions
 from winnow.formats.output import OutputFolder
 from winnow.formats.reader import check_listed, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
+from winnow.report.compression.card import of_export
 
 
 def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_BYTES) -> Path:
@@ -22,9 +24,11 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
     file beside the weights is a link that leaves the folder.
     """
     artifact = read_artifact(folder)
+    beside = {path.name: path for path in artifact.other_files}
     if artifact.is_transformers:
-        refuse_links(artifact.other_files, artifact.folder)
-    check_listed(artifact.folder, [path.name for path in artifact.other_files], artifact.manifest)
+        refuse_links(beside.values(), artifact.folder)
+        beside |= {place: path for place, path in companions(artifact.folder).files.items() if "/" in place}
+    check_listed(artifact.folder, beside, artifact.manifest)
     output = OutputFolder(out, "export", [folder])
     try:
         shards = ShardWriter(output.path, shard_bytes, described=False)
@@ -34,9 +38,11 @@ def export_dense(folder: Path | str, out: Path | str, shard_bytes: int = SHARD_B
         if artifact.is_transformers:
             config = {key: value for key, value in artifact.config.items() if key != "quantization_config"}
             write_text(output.path / "config.json", as_json(config))
-            for path in artifact.other_files:
-                if path.name != MARK:
-                    copy_file(path, output.path / path.name)
+            for place, path in beside.items():
+                if place == "README.md" and is_own_card(path):
+                    write_text(output.path / place, of_export(path.read_text(encoding="utf-8")))
+                elif place != MARK:
+                    copy_below(path, output.path, place)
         return output.publish()
     except BaseException:
         output.discard()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.formats.companions import DATA, WEIGHTS
 from winnow.formats.hf_folder import read_json
 from winnow.formats.state_dict import misfit
 
@@ -96,8 +97,8 @@ def from_hub(name: str) -> Path:
             f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow-nn[hf]'."
         ) from None
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        others = (*(end for end in WEIGHTS if end != ".safetensors"), *DATA, ".zip", ".gz", ".tar", ".mp4")
+        return Path(snapshot_download(name, ignore_patterns=[*(f"*{end}" for end in others), "onnx/*", "openvino/*"]))
     except Exception as error:
         raise InputError(
             f"{name} is neither a local folder nor a Hugging Face model that could be fetched ({type(error).__name__}): check the name or the connection."

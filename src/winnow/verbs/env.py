@@ -89,7 +89,9 @@ def _machine() -> dict[str, str]:
     from winnow.machine.memory import available_memory
 
     facts = machine()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     timings = cache.folder() / "timings.json"
     return {
         "os": facts["os"],
