@@ -182,3 +182,19 @@ def test_the_manifest_speaks_of_files_in_folders_too(made, tmp_path):
             speed=False,
             out=tmp_path / "o",
         )
+
+
+def test_a_model_fetched_by_name_brings_its_companions(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    from huggingface_hub.utils import filter_repo_objects
+
+    from winnow.models.pretrained import from_hub
+
+    asked = {}
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.update(options) or str(tmp_path))
+    assert from_hub("org/name") == tmp_path
+    listed = {*TRAVELS, *STAYS, "README.md", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "config.json"}
+    fetched = set(filter_repo_objects(listed, **asked))
+    assert fetched >= {*TRAVELS, "README.md", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "config.json"}
+    others = {"pytorch_model.bin", "tf_model.h5", "model.onnx", "m.Q4.gguf", "onnx/model.onnx", "onnx/config.json", "train.jsonl"}
+    assert not fetched & others and others <= listed
