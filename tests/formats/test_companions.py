@@ -193,8 +193,31 @@ def test_a_model_fetched_by_name_brings_its_companions(tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.update(options) or str(tmp_path))
     assert from_hub("org/name") == tmp_path
-    listed = {*TRAVELS, *STAYS, "README.md", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "config.json"}
+    listed = {
+        *TRAVELS,
+        *STAYS,
+        "README.md",
+        "tokenizer.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "config.json",
+    }
     fetched = set(filter_repo_objects(listed, **asked))
-    assert fetched >= {*TRAVELS, "README.md", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "config.json"}
-    others = {"pytorch_model.bin", "tf_model.h5", "model.onnx", "m.Q4.gguf", "onnx/model.onnx", "onnx/config.json", "train.jsonl"}
+    assert fetched >= {
+        *TRAVELS,
+        "README.md",
+        "tokenizer.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "config.json",
+    }
+    others = {
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "model.onnx",
+        "m.Q4.gguf",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        "train.jsonl",
+    }
     assert not fetched & others and others <= listed
