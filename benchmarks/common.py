@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 CACHE = Path(os.environ.get("WINNOW_CACHE", "~/.cache/winnow-benchmarks")).expanduser()
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-PACKAGES = ("winnow", "torch", "transformers", "numpy", "safetensors")
+PACKAGES = ("winnow-nn", "torch", "transformers", "numpy", "safetensors")
 
 # Run in a child: writes /proc/self/status at exit, after the module that was asked for has done its work.
 _AT_EXIT = """

@@ -35,6 +35,7 @@ FLAGS = {
     },
     "report": {"--json"},
     "export": {"--out", "--to", "--overwrite", "--json"},
+    "env": {"--json"},
     "demo": {"--out", "--sparsity", "--seed", "--overwrite", "--json", "--verbose", "--quiet"},
     "run": {"--out", "--set", "--executor", "--keep-work", "--overwrite", "--poc", "--dry-run", "--json", "--verbose", "--quiet"},
 }  # fmt: skip

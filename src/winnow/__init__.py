@@ -1,6 +1,7 @@
 """winnow: smaller, faster neural networks by removing weights - with the proof, and a way back.
 
-Importing it costs no more than importing torch: everything else is imported where it is first used.
+The distribution is named winnow-nn (``winnow_nn`` looks for that name here before it imports the package). Importing it costs no
+more than importing torch: everything else is imported where it is first used.
 """
 
 from __future__ import annotations

@@ -6,6 +6,6 @@ import sys
 if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 
-from winnow.cli import main
+from winnow_nn import main  # checks that the package is ours before any more of it is imported
 
 main()

@@ -257,7 +257,7 @@ def test_hugging_face_names(monkeypatch):
     with pytest.raises(InputError, match="ConnectionError: no route"):
         open_data("org/gone")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install 'winnow\[data\]'"):
+    with pytest.raises(InputError, match=r"pip install 'winnow-nn\[data\]'"):
         open_data("org/name")
 
 

@@ -375,10 +375,10 @@ def test_read_only_folder_for_real(tmp_path):
 def test_copied_files_do_not_overwrite(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "config.json").write_text("{}")
-    folder = write_artifact(tmp_path / "a", *pruned_net(), files=[tmp_path / "tokenizer.json"])
+    folder = write_artifact(tmp_path / "a", *pruned_net(), files={"tokenizer.json": tmp_path / "tokenizer.json"})
     assert (folder / "tokenizer.json").read_text() == "{}"
     with pytest.raises(InputError, match="overwrite"):
-        write_artifact(tmp_path / "b", *pruned_net(), files=[tmp_path / "config.json"])
+        write_artifact(tmp_path / "b", *pruned_net(), files={"config.json": tmp_path / "config.json"})
     assert not (tmp_path / "b").exists()
 
 

@@ -99,7 +99,7 @@ def test_saved_again_it_is_a_plain_dense_checkpoint(tmp_path, family):
 def test_export_dense_needs_no_winnow(tmp_path, family):
     model, auto = BUILD[family](), getattr(transformers, AUTO[family])
     (tmp_path / "tokenizer.json").write_text("{}")
-    folder = artifact_of(tmp_path / "out", model, "int8", files=[tmp_path / "tokenizer.json"])
+    folder = artifact_of(tmp_path / "out", model, "int8", files={"tokenizer.json": tmp_path / "tokenizer.json"})
     out = export_dense(folder, tmp_path / "dense", shard_bytes=30_000)
     assert (out / "tokenizer.json").exists() and len(list(out.glob("*.safetensors"))) > 1
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
@@ -477,7 +477,7 @@ def test_an_old_transformers_gets_a_warning_not_an_error(tmp_path):
         warnings.simplefilter("always")
         import transformers.quantizers.auto as auto
     assert auto.value == 7
-    assert any("winnow[hf]" in str(w.message) for w in caught)
+    assert any("winnow-nn[hf]" in str(w.message) for w in caught)
     """
     run = run_python(textwrap.dedent(code))
     assert run.returncode == 0, run.stderr

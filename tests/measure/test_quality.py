@@ -579,7 +579,7 @@ def test_the_harness_is_optional_and_says_so(monkeypatch, tmp_path):
     from winnow.measure.harness import harness
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(InputError, match=r"pip install 'winnow\[eval\]'"):
+    with pytest.raises(InputError, match=r"pip install 'winnow-nn\[eval\]'"):
         harness(None, None, ["copa"], tmp_path)
 
 

@@ -43,7 +43,7 @@ def test_executors_by_name():
 
 def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # what an import of something absent comes to
-    with pytest.raises(InputError, match=r"pip install 'winnow\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install 'winnow-nn\[ray\]'"):
         executor_named("ray")
 
 

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -70,6 +71,11 @@ def metered(meter: Meter, names=CHANGING, writes: bool = True):
         meter.tick()
         return _File(found, meter) if writes else found
 
+    # pathlib of Python 3.10 calls what these names stood for when it was imported.
+    accessor = getattr(pathlib, "_NormalAccessor", None)
+    bound = {name: call for name, call in vars(accessor).items() if name in {*names, "open"}} if accessor else {}
+    for name, call in bound.items():
+        setattr(accessor, name, staticmethod(opening if name == "open" else counted(call)))
     for name, call in kept.items():
         setattr(os, name, counted(call))
     builtins.open = io.open = opening
@@ -79,6 +85,8 @@ def metered(meter: Meter, names=CHANGING, writes: bool = True):
         for name, call in kept.items():
             setattr(os, name, call)
         builtins.open = io.open = opened
+        for name, call in bound.items():
+            setattr(accessor, name, call)
 
 
 def full() -> None:

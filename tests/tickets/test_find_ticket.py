@@ -350,6 +350,19 @@ def test_a_trainer_is_searched_with_its_own_settings(tmp_path):
     assert (tmp_path / "t" / "tokenizer.json").exists()
 
 
+def test_files_of_the_models_folder_travel_to_their_places(tmp_path):
+    x, y = rows(40)
+    (tmp_path / "own.txt").write_text("own")
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    training = training_from(mlp(), loader, epochs=1, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+    training = replace(training, files={"LICENSE": tmp_path / "own.txt", "1_Pooling/own.txt": tmp_path / "own.txt"})
+    for _ in range(2):  # and the folder stays winnow's, so that it is replaced
+        find_ticket(training, sparsity=0.5, method="magnitude", out=tmp_path / "t")
+        assert (
+            (tmp_path / "t" / "LICENSE").read_text() == (tmp_path / "t" / "1_Pooling" / "own.txt").read_text() == "own"
+        )
+
+
 # -- what is refused
 
 

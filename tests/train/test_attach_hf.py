@@ -208,7 +208,7 @@ def test_the_package_needs_no_transformers_before_it_is_asked_for():
     assert json.loads(done.stdout) == [False, True]
     hidden = "import sys; sys.modules['transformers'] = None; import winnow.train; winnow.train.WinnowCallback"
     failed = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
-    assert "InputError: training with transformers needs it: pip install 'winnow[hf]'" in failed.stderr
+    assert "InputError: training with transformers needs it: pip install 'winnow-nn[hf]'" in failed.stderr
     import winnow.train
 
     with pytest.raises(AttributeError, match="nothing_here"):

@@ -12,6 +12,7 @@ import typer
 from winnow.cli.bench import bench
 from winnow.cli.compress import compress
 from winnow.cli.demo import demo
+from winnow.cli.env import env
 from winnow.cli.eval import eval
 from winnow.cli.export import export
 from winnow.cli.help import Command, Group, greeting, nearest
@@ -36,6 +37,7 @@ app = typer.Typer(
 for command in (compress, keep, run, eval, inspect, bench, report, export):
     app.command(cls=Command, no_args_is_help=True)(command)
 app.command(cls=Command)(demo)
+app.command(cls=Command)(env)
 
 
 @app.callback(invoke_without_command=True)

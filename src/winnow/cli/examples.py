@@ -74,6 +74,19 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("The same, with the form named", "winnow export smaller --to dense --out plain"),
         ("From a script: prints the folder as JSON", "winnow export smaller --out plain --json"),
     ),
+    "keep": (
+        (
+            "A candidate that was measured and not written, into smaller-int4-g128-gptq",
+            "winnow keep smaller int4-g128-gptq",
+        ),
+        ("Into a folder of another name", "winnow keep smaller int8-rtn --out smaller-int8"),
+        ("From a script: prints the folder as JSON", "winnow keep smaller int8-rtn --json"),
+    ),
+    "env": (
+        ("For a bug report", "winnow env"),
+        ("For a program", "winnow env --json"),
+        ("Does another distribution named winnow shadow this one?", "winnow env"),
+    ),
     "demo": (
         ("Train, compress, report, all in ./winnow-demo", "winnow demo"),
         ("How far it goes", "winnow demo --sparsity 0.95 --out demo-95"),

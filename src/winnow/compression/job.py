@@ -90,7 +90,18 @@ class Job(Inputs, Options):
     def described(self, inputs: dict[str, str] | None) -> dict[str, Any]:
         """What the job says of itself in what it writes (:mod:`winnow.disk.made`); ``inputs``: hashes of model and data, None
         before they are known."""
-        apart = {"model", "data", "eval", "weights", "tokenizer", "out", "compare_with", "overwrite", "keep_work"}
+        apart = {
+            "model",
+            "data",
+            "eval",
+            "weights",
+            "tokenizer",
+            "out",
+            "compare_with",
+            "overwrite",
+            "keep_work",
+            "push_to_hub",
+        }
         fields = type(self).model_fields
         said = {n: v for n in fields.keys() - apart if (v := getattr(self, n)) != fields[n].default}
         if self.sparsity is not None:  # as a text or as a number

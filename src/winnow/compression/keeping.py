@@ -69,14 +69,14 @@ class _Remainder(ArtifactWriter):
     def finish(
         self,
         config: dict[str, Any] | None,
-        files: Iterable[Path] = (),
+        files: Mapping[str, Path] | None = None,
         recipe: dict[str, Any] | None = None,
         manifest: dict[str, Any] | None = None,
         factory: str | None = None,
     ) -> Path:
         self._shards.close()
         self.about |= dict(
-            order=self._order, aliases=self._aliases, config=config, files=[path.name for path in files], recipe=recipe,
+            order=self._order, aliases=self._aliases, config=config, files=list(files or ()), recipe=recipe,
             manifest=manifest, factory=factory,
         )  # fmt: skip
         return self._folder
@@ -155,7 +155,7 @@ def keep(folder: Path | str, candidate: str, out: Path | str | None = None, *, o
             for name, of in about["aliases"].items():
                 writer.add_alias(name, of)
             writer.finish(
-                about["config"], [place / name for name in about["files"]], about["recipe"], about["manifest"], about["factory"]
+                about["config"], {name: place / name for name in about["files"]}, about["recipe"], about["manifest"], about["factory"]
             )  # fmt: skip
         return output.publish()
     finally:

@@ -255,10 +255,9 @@ def write_folder(setup: Setup, outcome: Outcome, folder: Path, into: ArtifactWri
             for name, stored in host.stored.items():
                 if name != stored:
                     writer.add_alias(name, stored)
+        beside = source.companions([setup.job.data, setup.job.eval])
         recipe, origin = outcome.candidate.recipe.key(), manifest(setup, outcome)
-        return writer.finish(
-            config=config, files=source.companions(), recipe=recipe, manifest=origin, factory=source.factory
-        )
+        return writer.finish(config=config, files=beside.files, recipe=recipe, manifest=origin, factory=source.factory)
 
 
 def manifest(setup: Setup, outcome: Outcome) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def set_up(job: Job) -> Setup:
         *source_notes(source),
         *prepared.notes,
         *scope.notes,
-        *source.left_out(),
+        *source.companions([job.data, job.eval, job.vocabulary]).left_out,
     ]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]

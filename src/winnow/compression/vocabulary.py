@@ -21,7 +21,7 @@ from winnow.calibrate.stream import Shards, loaded_names
 from winnow.compression.cut_tokenizer import Cut, cut_tokenizer
 from winnow.data.open import open_data
 from winnow.data.records import EOS
-from winnow.disk.files import copy_file, write_text
+from winnow.disk.files import copy_below, write_text
 from winnow.errors import InputError, disk_errors
 from winnow.formats.shards import ShardWriter
 from winnow.masks.blocks import find_blocks
@@ -188,9 +188,9 @@ def _write_rest(
     new = {old: number for number, old in enumerate(cut.rows)}
     _renumber(config, new)
     config["vocab_size"] = len(cut.rows)
-    for path in source.companions():
+    for place, path in source.companions().files.items():
         if path.name not in _STALE:
-            copy_file(path, folder / path.name)
+            copy_below(path, folder, place)
     write_text(folder / "config.json", _as_json(config))
     write_text(folder / "tokenizer.json", json.dumps(cut.tokenizer, ensure_ascii=False))
     settings = _read(folder / "tokenizer_config.json")

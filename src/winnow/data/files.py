@@ -169,7 +169,7 @@ def _read_parquet(path: Path) -> tuple[list[str] | None, list[Any]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise InputError(f"{path}: parquet files need pyarrow: pip install 'winnow[data]'.") from None
+        raise InputError(f"{path}: parquet files need pyarrow: pip install 'winnow-nn[data]'.") from None
     data = read_bytes(path)
     try:
         file = parquet.ParquetFile(io.BytesIO(data))

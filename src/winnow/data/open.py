@@ -139,7 +139,7 @@ def _open_hub(spec: str, column: str | None, label: str | None, limit: int | Non
     except ImportError:
         raise InputError(
             f"{spec} is not a file, folder or function here, and fetching it as a Hugging Face data set needs: "
-            "pip install 'winnow[data]'."
+            "pip install 'winnow-nn[data]'."
         ) from None
     name, _, config = spec.partition(":")
     try:

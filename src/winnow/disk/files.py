@@ -52,6 +52,14 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def copy_below(source: Path, folder: Path, place: str) -> None:
+    """Copies a file to ``place`` (with ``/``) in ``folder``, making the folders on the way."""
+    target = folder / place
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    copy_file(source, target)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A second name for an immutable file, or a copy where the file system cannot do that."""
     with disk_errors(target):

@@ -31,6 +31,7 @@ PAGES = frozenset(
 )  # fmt: skip
 _DESKTOP = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # of file managers, never the user's own
 _HALF = re.compile(rf"({'|'.join(re.escape(n) for n in (*sorted(PAGES), MARK))})\.\d+\.tmp")
+PARENT_CARD = "README.parent.md"  # README.md of the model that was compressed, beside the card that winnow writes
 _CARD = b"---\ntags:\n- winnow\n"  # how README.md of every artifact begins
 
 
@@ -144,24 +145,29 @@ def _unproven(entries: list[tuple[str, Path]]) -> tuple[str, str] | None:
                 continue
     for name, path in entries:
         inside, _, last = name.rpartition("/")
-        digests = proven.get(inside, {})
+        digests = {f"{place}/{file}".lstrip("/"): digest for place in proven for file, digest in proven[place].items()}
         if not _regular(path):
             return name, FOREIGN
         if (name == MARK and proven) or (last == "manifest.json" and inside in proven):
             continue
-        if last in digests:
-            if sha256(path) != digests[last]:
+        if name in digests:
+            if sha256(path) != digests[name]:
                 return name, CHANGED
         elif not (proven and (inside in proven or not inside) and _own_page(path)):
             return name, FOREIGN
     return None
 
 
+def is_own_card(path: Path) -> bool:
+    """Whether a README.md is a model card that winnow wrote. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(len(_CARD)) == _CARD
+
+
 def _own_page(path: Path) -> bool:
     """Whether a file beside an unmarked artifact is a page of winnow's: JSON with its fields, or the page beside such JSON."""
     if path.name == "README.md":
-        with open(path, "rb") as file:
-            return file.read(len(_CARD)) == _CARD
+        return is_own_card(path)
     if path.name == "run.yaml":
         path = path.with_name("run.json")
     if path.suffix == ".html" and path.name in PAGES:

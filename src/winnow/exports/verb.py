@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow.disk.files import copy_file, write_text
+from winnow.disk.files import copy_below, write_text
 from winnow.disk.links import refuse_links
 from winnow.disk.made import describe
-from winnow.disk.ownership import MARK, sha256
+from winnow.disk.ownership import MARK, is_own_card, sha256
 from winnow.formats.artifact import as_json
+from winnow.formats.companions import companions
 from winnow.formats.output import OutputFolder
 from winnow.formats.reader import check_listed, read_artifact
 from winnow.formats.shards import SHARD_BYTES, ShardWriter
+from winnow.report.compression.card import of_export
 
 
 def export_dense(
@@ -25,9 +27,11 @@ def export_dense(
     where ``out`` holds anything else, or is in ``folder``, or a file beside the weights is a link that leaves the folder.
     """
     artifact = read_artifact(folder)
+    beside = {path.name: path for path in artifact.other_files}
     if artifact.is_transformers:
-        refuse_links(artifact.other_files, artifact.folder)
-    check_listed(artifact.folder, [path.name for path in artifact.other_files], artifact.manifest)
+        refuse_links(beside.values(), artifact.folder)
+        beside |= {place: path for place, path in companions(artifact.folder).files.items() if "/" in place}
+    check_listed(artifact.folder, beside, artifact.manifest)
     made = describe("export", {"shard_bytes": shard_bytes}, {"weights": sha256(artifact.folder / "config.json")})
     output = OutputFolder(out, "export", [folder], made=made, overwrite=overwrite)
     try:
@@ -39,9 +43,11 @@ def export_dense(
             packing = ("quantization_config", "transformers_weights")
             config = {key: value for key, value in artifact.config.items() if key not in packing}
             write_text(output.path / "config.json", as_json(config))
-            for path in artifact.other_files:
-                if path.name != MARK:
-                    copy_file(path, output.path / path.name)
+            for place, path in beside.items():
+                if place == "README.md" and is_own_card(path):
+                    write_text(output.path / place, of_export(path.read_text(encoding="utf-8")))
+                elif place != MARK:
+                    copy_below(path, output.path, place)
         return output.publish()
     except BaseException:
         output.discard()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from winnow.disk.files import copy_file, write_text
+from winnow.disk.files import copy_below, write_text
 from winnow.errors import InputError
 from winnow.formats.names import NEEDS_WINNOW
 from winnow.formats.output import OutputFolder
@@ -114,7 +114,7 @@ class ArtifactWriter:
     def finish(
         self,
         config: dict[str, Any] | None,
-        files: Iterable[Path] = (),
+        files: Mapping[str, Path] | None = None,
         recipe: dict[str, Any] | None = None,
         manifest: dict[str, Any] | None = None,
         factory: str | None = None,
@@ -123,7 +123,7 @@ class ArtifactWriter:
 
         Args:
             config: the model's ``config.json`` (transformers), or None for a plain torch model.
-            files: to be copied beside it (tokenizer, generation configuration, licence ...).
+            files: to be copied beside it (tokenizer, generation configuration, licence ...), by their place in the folder.
             recipe, manifest: written to ``recipe.yaml`` and ``manifest.json``; the manifest gains the format version and
                 the SHA-256 of every file.
             factory: ``package.module:function`` that builds a plain torch model, or None.
@@ -141,15 +141,16 @@ class ArtifactWriter:
             if not (config.get("dtype") or config.get("torch_dtype")) and self._dtypes:
                 whole["dtype"] = self._dtypes.most_common(1)[0][0]
         write_text(folder / "config.json", as_json(whole))
-        for source in files:
-            if (folder / source.name).exists() or source.name in OWN_FILES:
-                raise InputError(f"{source} would overwrite the artifact's own {source.name}: leave it out")
-            copy_file(source, folder / source.name)
+        for place, source in (files or {}).items():
+            if (folder / place).exists() or place in OWN_FILES:
+                raise InputError(f"{source} would overwrite the artifact's own {place}: leave it out")
+            copy_below(source, folder, place)
         if recipe is not None:
             import yaml
 
             write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        digests = {path.name: sha256(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".winnow")}
+        written = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".winnow"))
+        digests = {path.relative_to(folder).as_posix(): sha256(path) for path in written}
         write_text(
             folder / "manifest.json", as_json({**(manifest or {}), "format_version": FORMAT_VERSION, "files": digests})
         )

@@ -20,7 +20,7 @@ def architecture(artifact: Artifact) -> Any:
     try:
         import transformers
     except ImportError:
-        raise InputError(f"{artifact.folder} is a transformers model: pip install 'winnow[hf]'") from None
+        raise InputError(f"{artifact.folder} is a transformers model: pip install 'winnow-nn[hf]'") from None
 
     from winnow.formats.hf import install_hook
 

@@ -65,6 +65,6 @@ def _register() -> None:
         importlib.import_module("winnow.formats.hf_quantizer")
     except ImportError as error:
         warnings.warn(
-            f"winnow cannot teach this transformers to load its folders ({error}): pip install 'winnow[hf]'",
+            f"winnow cannot teach this transformers to load its folders ({error}): pip install 'winnow-nn[hf]'",
             stacklevel=2,
         )

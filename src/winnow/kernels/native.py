@@ -29,7 +29,7 @@ def load_extension() -> Any:
     except ImportError as error:
         warnings.warn(
             f"winnow runs packed weights on slow PyTorch code, because its native kernels are missing ({error}): "
-            "install a C++ compiler and CMake, then pip install --force-reinstall --no-deps winnow",
+            "install a C++ compiler and CMake, then pip install --force-reinstall --no-deps winnow-nn",
             RuntimeWarning,
             stacklevel=3,
         )

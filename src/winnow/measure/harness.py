@@ -38,7 +38,7 @@ def harness(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise InputError("harness tasks need lm-eval: pip install 'winnow[eval]'.") from None
+        raise InputError("harness tasks need lm-eval: pip install 'winnow-nn[eval]'.") from None
     if not Path(include_path).is_dir():
         raise InputError(f"{include_path} is not a folder: give the one that holds the tasks' YAML files.")
     manager = TaskManager(include_path=str(include_path), include_defaults=False)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.formats.companions import DATA, WEIGHTS
 from winnow.formats.hf_folder import read_json
 from winnow.formats.state_dict import misfit
 
@@ -34,7 +35,7 @@ def auto_config(folder: Path, trust_remote_code: bool) -> Any:
     try:
         from transformers import AutoConfig
     except ImportError:
-        raise InputError("Hugging Face folders need transformers: pip install 'winnow[hf]'.") from None
+        raise InputError("Hugging Face folders need transformers: pip install 'winnow-nn[hf]'.") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a field of another type, say: whatever its class thinks of it
@@ -93,11 +94,11 @@ def from_hub(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(
-            f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow[hf]'."
+            f"{name} is not a local folder, and fetching it by name needs: pip install 'winnow-nn[hf]'."
         ) from None
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        others = (*(end for end in WEIGHTS if end != ".safetensors"), *DATA, ".zip", ".gz", ".tar", ".mp4")
+        return Path(snapshot_download(name, ignore_patterns=[*(f"*{end}" for end in others), "onnx/*", "openvino/*"]))
     except Exception as error:
         raise InputError(
             f"{name} is neither a local folder nor a Hugging Face model that could be fetched ({type(error).__name__}): check the name or the connection."

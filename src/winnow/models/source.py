@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import nn
 
 from winnow import importing
 from winnow.data.tokens import set_pad_token_id
-from winnow.disk.links import leaves_folder
 from winnow.errors import InputError
+from winnow.formats.companions import Companions, companions
 from winnow.formats.hf_folder import (
     check_folder,
     model_files,
@@ -37,12 +38,6 @@ from winnow.models.pretrained import (
     from_pretrained,
     quiet_transformers,
 )
-
-# Files of a model folder that are neither weights nor written anew: tokenizer, processor, generation settings.
-_COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model", "*.tiktoken",
-    "preprocessor_config.json", "processor_config.json", "generation_config.json", "chat_template*", "LICENSE*", "NOTICE*",
-)  # fmt: skip
 
 
 @dataclass
@@ -178,21 +173,9 @@ class ModelSource:
         if self.folder is not None and self.is_artifact:
             check_listed(self.folder, sorted({path.name for p in patterns for path in self.folder.glob(p)}))
 
-    def companions(self) -> list[Path]:
-        """Files to carry over unchanged into a compressed folder."""
-        return [path for path, outside in self._beside() if not outside]
-
-    def left_out(self) -> list[str]:
-        """A sentence for each file that :meth:`companions` leaves out: a link that leaves the folder."""
-        message = "is not copied: it is a link to something outside of the model's folder."
-        return [f"{path.name} {message}" for path, outside in self._beside() if outside]
-
-    def _beside(self) -> list[tuple[Path, bool]]:
-        """Companions, and whether each is a link that leaves the folder."""
-        if self.folder is None:
-            return []
-        found = sorted({p for pattern in _COMPANIONS for p in self.folder.glob(pattern) if p.is_file()})
-        return [(path, leaves_folder(path, self.folder)) for path in found]
+    def companions(self, but: Iterable[Any] = ()) -> Companions:
+        """Files to carry over unchanged into a folder made from this one, and what is left out, but for the files ``but``."""
+        return Companions() if self.folder is None else companions(self.folder, but)
 
     def weight_files(self) -> list[Path]:
         """The files that hold the model's weights, and no others; none for a module or a factory without weights."""

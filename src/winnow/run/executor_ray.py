@@ -62,7 +62,7 @@ class Ray:
         try:
             import ray  # noqa: F401
         except ImportError:
-            raise InputError("Ray is not installed: pip install 'winnow[ray]', or use executor local.") from None
+            raise InputError("Ray is not installed: pip install 'winnow-nn[ray]', or use executor local.") from None
         for name, value, least in (
             ("workers", workers, 1), ("threads", threads, 1), ("memory", memory, 1), ("retries", retries, 0),
         ):  # fmt: skip

@@ -101,7 +101,9 @@ def user_modules() -> Sources:
     """The source of every loaded module that is part of no installed package: what only this machine has."""
     found: Sources = {}
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in ("__main__", "__mp_main__", "winnow") or not isinstance(module, ModuleType):
+        if name.split(".")[0] in ("__main__", "__mp_main__", "winnow", "winnow_nn") or not isinstance(
+            module, ModuleType
+        ):
             continue
         file = getattr(module, "__file__", None)
         if not file or not file.endswith(".py") or _installed(file) or _has_distribution(name.split(".")[0]):

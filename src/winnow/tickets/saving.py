@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from winnow.disk.files import copy_file, write_text
+from winnow.disk.files import copy_below, write_text
 from winnow.errors import FormatError, disk_errors
 from winnow.formats.output import OutputFolder
 from winnow.models.pretrained import quiet_transformers
@@ -52,7 +52,7 @@ def write_tickets(
     """
     from winnow.report.ticket.page import write  # jinja2, which only those who write reports need
 
-    output = OutputFolder(folder, inputs=training.files, made=made, overwrite=overwrite)
+    output = OutputFolder(folder, inputs=training.files.values(), made=made, overwrite=overwrite)
     try:
         index = []
         for name, t in tickets:
@@ -75,9 +75,9 @@ def write_tickets(
 def _fill(folder: Path, ticket: Ticket, training: Training, settings: BaseModel, given: Sequence[Any]) -> None:
     with disk_errors(folder):
         _weights(folder, ticket.model)
-        for file in training.files:
-            if not (folder / file.name).exists():
-                copy_file(file, folder / file.name)
+        for place, file in training.files.items():
+            if not (folder / place).exists():
+                copy_below(file, folder, place)
         if hasattr(training.processor, "save_pretrained"):
             training.processor.save_pretrained(folder)
         ticket.masks.save(folder / MASKS)

@@ -23,7 +23,7 @@ from winnow.train.state_file import read_state, write_state
 try:
     from transformers import TrainerCallback
 except ImportError:
-    raise InputError("training with transformers needs it: pip install 'winnow[hf]'.") from None
+    raise InputError("training with transformers needs it: pip install 'winnow-nn[hf]'.") from None
 
 FILE = "winnow_train.safetensors"  # in every checkpoint folder
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from winnow import words
 from winnow.disk.files import write_text
+from winnow.disk.ownership import PARENT_CARD
 from winnow.records.compression import Candidate, Report
 from winnow.report.compression import phrases
+from winnow.report.compression.front_matter import front_matter, parents_front_matter
 from winnow.report.compression.tables import bits
 from winnow.report.compression.view import notes
 from winnow.report.draw.markdown import fenced, prose
@@ -16,12 +19,16 @@ FINE_TUNE = (
     "Training without masks fills the zeros in. Fine-tune with LoRA, then `winnow.train.merge(peft_model)`: it merges the adapters "
     "and leaves pruned weights zero. Or train all weights with `Trainer(..., callbacks=[winnow.train.WinnowCallback()])`."
 )
+_IMPORT = "import winnow  # makes from_pretrained read packed weights"
 
 
-def card(report: Report) -> str:
-    """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load."""
+def card(report: Report, parent: dict[str, Any] | None = None, *, embeds: bool = False) -> str:
+    """Markdown with the front matter the Hugging Face hub reads: origin, what was done, figures, how to load.
+
+    ``parent``: what is kept of the front matter of the model's own card; ``embeds``: the folder is one of sentence-transformers.
+    """
     chosen = report.picked
-    lines = ["---", "tags:", "- winnow", "- sparsity", "---", ""]
+    lines = ["---", front_matter(report, parent or {}, embeds=embeds), "---", ""]
     lines += [f"# {prose(report.title)}", "", prose(report.verdict.sentence), ""]
     if chosen is not None:
         before: list[Candidate | None] = [c for c in (report.dense, report.ticket) if c is not None] or [None]
@@ -51,7 +58,7 @@ def card(report: Report) -> str:
             lines += ["", f"Measured on {said}, which calibration did not see."]
     if noted := notes(report):
         lines += ["", "## Notes", "", *(f"- {prose(note)}" for note in noted)]
-    code = ["import winnow  # makes from_pretrained read packed weights", ""]
+    code = [_IMPORT, ""]
     if report.model.kind == "plain torch":
         code += ['model = winnow.load("this folder", factory=your_function_that_builds_the_model)']
     else:
@@ -61,6 +68,15 @@ def card(report: Report) -> str:
             "",
             f'model = {architecture}.from_pretrained("this folder")',
         ]
+    if embeds:
+        code += [
+            "",
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'encoder = SentenceTransformer("this folder")',
+        ]
+    if parent is not None:
+        lines += ["", f"The card of the model that was compressed: [{PARENT_CARD}]({PARENT_CARD})."]
     lines += ["", "## Load", "", *fenced("\n".join(code), "python"), ""]
     if report.model.kind != "plain torch" and chosen is not None and chosen.sparsity:
         lines += ["## Fine-tune", "", FINE_TUNE, ""]
@@ -71,9 +87,18 @@ def card(report: Report) -> str:
     return "\n".join(lines)
 
 
+def of_export(card: str) -> str:
+    """The card of a folder for the same model written dense, which loads without winnow."""
+    said = (
+        "The weights in this folder are the same model's, written dense by `winnow export`: they load without winnow."
+    )
+    return card.replace(f"{_IMPORT}\n\n", "").replace("\n## Load\n", f"\n{said}\n\n## Load\n", 1)
+
+
 def write(report: Report, folder: Path) -> Path:
     """Writes ``README.md`` unless the folder brought one of its own."""
     path = folder / "README.md"
     if not path.exists():
-        write_text(path, card(report))
+        parent = parents_front_matter(folder / PARENT_CARD) if (folder / PARENT_CARD).is_file() else None
+        write_text(path, card(report, parent, embeds=(folder / "modules.json").is_file()))
     return path

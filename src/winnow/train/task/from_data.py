@@ -121,6 +121,7 @@ def training_from(
     as_they_are = loss is not None and is_batches(data)
     found = from_batches(source, data, options) if as_they_are else from_records(source, data, options)
     kind = kind_of(source)
+    beside = source.companions([data, eval])
     return Training(
         model=found.model,
         examples=found.examples,
@@ -136,9 +137,9 @@ def training_from(
         include=include,
         exclude=exclude,
         seed=seed,
-        notes=[*found.notes, *source.left_out()],
+        notes=[*found.notes, *beside.left_out],
         types=found.types,
         kind=kind,
         processor=processor if hasattr(processor, "save_pretrained") else None,
-        files=tuple(source.companions()),
+        files=beside.files,
     )

@@ -102,7 +102,7 @@ class Training:
         notes: what was decided for the user, one sentence each.
         kind: what the model is ("encoder", "clip", "vision", ...), "" where it is not known.
         processor: the tokenizer or image processor that belongs to the model; saved beside it.
-        files: further files of the model's folder that are copied beside a saved ticket.
+        files: further files of the model's folder, by the place in a saved ticket's folder to which they are copied.
         types: of tensors that were widened for the training, by name; a ticket's model has them again.
     """
 
@@ -123,7 +123,7 @@ class Training:
     notes: list[str] = field(default_factory=list)
     kind: str = ""
     processor: Any = None
-    files: tuple[Path, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
