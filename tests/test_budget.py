@@ -14,7 +14,7 @@ SIZES = {"a": 1000, "b": 3000}
 
 
 @pytest.mark.parametrize(
-    "text, value", [("0.6", 0.6), ("60%", 0.6), (" 60 % ", 0.6), (0.6, 0.6), (0, 0.0), ("0%", 0.0), ("5e-1", 0.5)]
+    "text, value", [("0.6", 0.6), ("60%", 0.6), (" 60% ", 0.6), (0.6, 0.6), (0, 0.0), ("0%", 0.0), ("5e-1", 0.5)]
 )
 def test_sparsity_is_read(text, value):
     assert parse_sparsity(text) == pytest.approx(value, abs=0)

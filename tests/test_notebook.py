@@ -104,7 +104,7 @@ def test_every_result_is_short(result, data, tmp_path):
 def test_the_card_has_verdict_and_figures_open_and_layers_folded(result):
     page = result._repr_html_()
     tags = Tags(page)
-    assert result.report.verdict.sentence in tags.text and "50% zeros" in tags.text.replace("\u00a0%", "%")
+    assert result.report.verdict.sentence in tags.text and "50% sparsity" in tags.text
     assert page.index("<details open><summary>") < page.index("<details><summary>2 layers</summary>")
     assert {"script", "style", "link", "img"}.isdisjoint(tags.names)
 

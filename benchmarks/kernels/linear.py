@@ -90,9 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--trial-size", type=float, default=192, metavar="MIB", help="the same in the preliminary round"
     )
-    parser.add_argument(
-        "--ram", type=float, metavar="GIB", help="memory of all copies (default: 60 %% of what is free)"
-    )
+    parser.add_argument("--ram", type=float, metavar="GIB", help="memory of all copies (default: 60%% of what is free)")
     parser.add_argument("--peers", default=os.environ.get("WINNOW_PEERS_PYTHON"), metavar="PYTHON",
                         help="Python that has ONNX Runtime and OpenVINO (default $WINNOW_PEERS_PYTHON)")  # fmt: skip
     parser.add_argument("--dense", action="store_true", help="the dense contenders alone (for a file of its own)")

@@ -181,7 +181,7 @@ def _notes(group: Group) -> list[str]:
     seeds = sorted({len(found) for found in group.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     notes = [
-        f"Means over {count} seeds; bars: 95 % intervals over them (right: of ISP and IMP). An arrow: beyond the scale."
+        f"Means over {count} seeds; bars: 95% intervals over them (right: of ISP and IMP). An arrow: beyond the scale."
     ]
     if any(method in ("isp-plain", "isp-matched") for method, _ in group):
         notes.append(

@@ -62,7 +62,7 @@ def test_counted_zeros_are_the_zeros_there(shares, asked, options, tmp_path):
         row = result.report.picked
         assert row.sparsity == zeros / numel and result.report.requested.zeros_reached == zeros
         if before > asked * numel:
-            assert any("more than the 50 % requested" in n for n in result.report.notes)
+            assert any("more than the 50% requested" in n for n in result.report.notes)
             assert result.chosen.candidate.recipe.sparsity == pytest.approx(before / numel, abs=1e-4)
     from winnow.formats.artifact import read_artifact
 

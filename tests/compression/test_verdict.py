@@ -80,9 +80,8 @@ def test_int4_that_is_smaller_and_better_is_named_though_a_sparse_candidate_is_s
         found = judge(chosen, others, Task(), DENSE, SIZE, "out")
         assert found.baseline.name == "int4" and found.baseline.dominates and found.baseline.chosen_is == "worse"
         assert "Plain quantization is the better answer here: int4" in first(found.sentence)
-        assert (
-            "300 bytes instead of the 500 bytes of 50\u00a0% zeros and accuracy 89.00%, better by 3.00 points"
-            in first(found.sentence)
+        assert "300 bytes instead of the 500 bytes of 50% sparsity and accuracy 89.00%, better by 3.00 points" in first(
+            found.sentence
         )
         if tiny in others:  # of equal quality, and smaller
             assert found.better == "s50-int4" and "Store the same zeros in narrower values: 50" in found.sentence

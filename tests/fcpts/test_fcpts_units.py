@@ -392,7 +392,7 @@ def test_elements_at_the_ends_of_the_thresholds():
     keeps = Elements(scope).select(w, torch.tensor([1e-30, 1e-30]), 120)
     assert zeros_in(keeps) == 120 and not keeps["w1"][:9].any()
     keeps = Elements(scope).select(drawn(scope), torch.tensor([1e30, 1e-30]), 150)
-    assert [int((~k).sum()) for k in keeps.values()] == [99, 51]  # no tensor loses more than 99 %
+    assert [int((~k).sum()) for k in keeps.values()] == [99, 51]  # no tensor loses more than 99%
 
 
 # ---- selection: blocks

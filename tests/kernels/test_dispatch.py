@@ -117,7 +117,7 @@ def test_where_numbers_of_rows_disagree():
     assert {n: c.label for n, c in choose(OFFERED, times, "speed").items()} == {1: "packed", 128: "dense"}
     # One copy: packed takes sqrt(25 * 150) = 61 by geometric mean, shrunk 94, dense 100.
     assert {n: c.label for n, c in choose(OFFERED, times, "memory").items()} == {1: "packed", 128: "expanded"}
-    times[128]["expanded"] = 390.0  # now 99: not 5 % better
+    times[128]["expanded"] = 390.0  # now 99: not 5% better
     assert {c.label for c in choose(OFFERED, times, "memory").values()} == {"shrunk"}
     times[1]["shrunk"] = 99.0
     assert {c.label for c in choose(OFFERED, times, "memory").values()} == {"dense"}
@@ -310,7 +310,7 @@ def test_nothing_faster_nothing_changed():
     assert [type(m) for m in fast] == [nn.Linear, nn.ReLU, nn.Linear]
     for decision in fast.winnow_dispatch:
         assert set(decision.kernel.values()) == {"dense float32"} and not decision.changed
-        assert decision.reason == "stays: nothing was faster than dense float32 by more than 5 %"
+        assert decision.reason == "stays: nothing was faster than dense float32 by more than 5%"
 
 
 def test_a_layer_in_two_forms():

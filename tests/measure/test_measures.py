@@ -225,7 +225,7 @@ def test_a_yardstick_at_chance_is_said_and_no_limit_is_kept_by_it():
     x, y = points(400)
     untrained, mixed = classifier().eval(), np.random.default_rng(99).integers(0, 3, len(y))
     result = winnow.compress(trained(classifier(), x, y), (x, mixed), sparsity=0.5, **QUICK)
-    assert "no better, with 95 % confidence, than always" in result.report.verdict.sentence
+    assert "no better, with 95% confidence, than always" in result.report.verdict.sentence
     assert result.report.verdict.tone != "good"
     with pytest.raises(GateError, match="can show nothing"):
         winnow.compress(untrained, (x, mixed), max_drop=5, **QUICK)

@@ -637,7 +637,7 @@ def test_resnet_on_cifar(shared_data, monkeypatch):
     net = zoo.load("resnet20_jpegft", str(shared_data / "resnet-cifar10"))
     settings = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     found = ClassificationTask(open_data((images, labels)), settings).evaluate(net)
-    # 85.78 % on all 10,000.
+    # 85.78% on all 10,000.
     assert found.low < 0.8578 < found.high
     for name in ("load", "model"):
         sys.modules.pop(name, None)

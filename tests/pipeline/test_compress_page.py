@@ -80,7 +80,7 @@ def test_the_page_compares_with_the_dense_training(folder, tmp_path, monkeypatch
     assert "winnow export 'a ö b' --out 'a ö b-dense'" in report.undo  # by name: the report is given away
     assert str(tmp_path) not in report.model_dump_json() + readme
     assert ".work" not in report.model_dump_json() + readme + (out / "report.html").read_text()
-    assert report.requested.budget == "90% zeros, of the ticket stage" and "named by you" not in readme
+    assert report.requested.budget == "90% sparsity, of the ticket stage" and "named by you" not in readme
     stored = (folder / "weights.safetensors").stat().st_size
     assert (
         stored < 0.6 * report.sizes.dense_file
@@ -125,7 +125,7 @@ def test_a_ticket_that_nothing_was_measured_of():
     from winnow.pipeline.stages.compress_page import _name_ticket
 
     report = schema.Report(
-        title="m: 50% zeros", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
+        title="m: 50% sparsity", verdict=schema.Verdict(sentence="s"), model=schema.ModelInfo(name="m"),
         candidates=[schema.Candidate(name="s50", kind="pruned", sparsity=0.5, file_bytes=60, chosen=True)],
         sizes=schema.Sizes(dense_file=100, file=60),
     )  # fmt: skip

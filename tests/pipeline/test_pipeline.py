@@ -627,7 +627,7 @@ def test_the_command_line_refuses_and_plans(folder, tmp_path):
     told = refused(command("run", tmp_path / "bad.yaml", "--out", tmp_path / "o", cwd=folder))
     assert "line 8: stages[1].train.stps" in told
     plan = command("run", "recipe.yaml", "--dry-run", cwd=folder)
-    assert plan.returncode == 0 and "magnitude, 70 % zeros" in plan.stdout and "to do" in plan.stdout
+    assert plan.returncode == 0 and "magnitude, 70% sparsity" in plan.stdout and "to do" in plan.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 

@@ -546,7 +546,7 @@ def test_summary_marks_the_chosen_one() -> None:
     out = io.StringIO()
     Console(file=out, width=120).print(summary(report_samples.language_model()))
     (chosen,) = [line for line in out.getvalue().splitlines() if line.startswith("> ")]
-    for figure in ("SparseGPT 50 % + int4", "50%", "3.13", "7.0 MB", "46.90", "+9.53%", "+8.7 to +10.3"):
+    for figure in ("SparseGPT 50% + int4", "50%", "3.13", "7.0 MB", "46.90", "+9.53%", "+8.7 to +10.3"):
         assert figure in chosen
     assert "dense bf16" in out.getvalue() and "4 more in the report" in out.getvalue()
 
@@ -566,7 +566,7 @@ def test_the_baseline_of_the_verdict_is_a_row_of_the_terminals_table() -> None:
         ("winnow.demo_data:digits_vit", "digits_vit"),
         ("models:resnet20", "resnet20"),
         ("org/name", "org/name"),
-        ("a b: 50% zeros", "a b: 50% zeros"),
+        ("a b: 50% sparsity", "a b: 50% sparsity"),
         ("Stack", "Stack"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_plain_model_from_end_to_end(plain, tmp_path):
         assert m.difference is not None and m.difference < (1e-5 if exact else 0.05)
         assert m.ratio_low is None  # two rounds give no interval
     packed = next(c for c in found.contenders if c.name == "packed float32")
-    assert packed.weights == "int8, 60 % zeros" and packed.kind == "pruned+quantized"
+    assert packed.weights == "int8, 60% sparsity" and packed.kind == "pruned+quantized"
     assert packed.file_bytes == sum(f.stat().st_size for f in (plain / "out").glob("*.safetensors"))
     assert packed.load_seconds > 0 and packed.load_bytes is not None and sum(packed.kernels.values()) >= 6
     assert next(c for c in found.contenders if c.name == "dense bfloat16").changes
@@ -315,7 +315,7 @@ def made_up(ratio: float = 1.5, low: float | None = 1.4, high: float | None = 1.
     contenders = [
         Contender(name="dense float32", kind="dense", weights="float32", file_bytes=100_000_000, energy=0.5, energy_kind="estimated"),
         Contender(name="torch int8", kind="quantized", weights="int8", changes="rounds weights and activations to int8"),
-        Contender(name="packed float32", kind="pruned", weights="float32, 70 % zeros", kernels={"packed float32 avx512": 24}),
+        Contender(name="packed float32", kind="pruned", weights="float32, 70% sparsity", kernels={"packed float32 avx512": 24}),
     ]  # fmt: skip
     measures = []
     for case in cases:

@@ -49,7 +49,7 @@ def record(layers: list[AllocationLayer], target: float, **more: object) -> Allo
 
 
 def resnet(seeds: int = 3) -> AllocationRecord:
-    """Twenty layers of a convolutional network at 95 %, three seeds, beside an earlier run."""
+    """Twenty layers of a convolutional network at 95%, three seeds, beside an earlier run."""
     shapes = [("conv1", 432)]
     for stage, width in ((1, 16), (2, 32), (3, 64)):
         for i in range(3):
@@ -73,7 +73,7 @@ def resnet(seeds: int = 3) -> AllocationRecord:
 
 
 def encoder() -> AllocationRecord:
-    """Thirty-six matrices of a small text encoder at 60 %; one run, nothing to compare with."""
+    """Thirty-six matrices of a small text encoder at 60%; one run, nothing to compare with."""
     parts = [("attention.self.query", 147_456), ("attention.self.key", 147_456), ("attention.self.value", 147_456)]
     parts += [("attention.output.dense", 147_456), ("intermediate.dense", 589_824), ("output.dense", 589_824)]
     shapes = [(f"bert.encoder.layer.{i // 6}.{parts[i % 6][0]}.weight", parts[i % 6][1]) for i in range(36)]
@@ -83,7 +83,7 @@ def encoder() -> AllocationRecord:
 
 
 def decoder(blocks: int = 32) -> AllocationRecord:
-    """Seven matrices in each of 32 blocks of a language model, at 50 %."""
+    """Seven matrices in each of 32 blocks of a language model, at 50%."""
     parts = [
         ("self_attn.q_proj", 16.8),
         ("self_attn.k_proj", 4.2),

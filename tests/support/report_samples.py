@@ -95,14 +95,14 @@ def language_model(layers: int = 42) -> Report:
         _ppl("int4 GPTQ g32", "quantized", 4.5, 43.09, sparsity=0.0, values="int4", method="gptq", seconds=22.0),
         _ppl("int3 RTN g128", "quantized", 3.13, 47.9, sparsity=0.0, values="int3", method="rtn", seconds=0.5),
         _ppl("int3 GPTQ g128", "quantized", 3.13, 45.7, sparsity=0.0, values="int3", method="gptq", seconds=21.5),
-        _ppl("SparseGPT 50 %", "pruned", 9.0, 45.6, sparsity=0.5, values="keep", method="sparsegpt", seconds=31.0),
-        _ppl("SparseGPT 70 %", "pruned", 5.8, 60.1, sparsity=0.7, values="keep", method="sparsegpt", seconds=30.0),
-        _ppl("SparseGPT 90 %", "pruned", 2.6, 401.0, sparsity=0.9, values="keep", method="sparsegpt", seconds=29.0),
-        _ppl("magnitude 50 %", "pruned", 9.0, 48.3, sparsity=0.5, values="keep", method="magnitude", seconds=0.9),
-        _ppl("magnitude 90 %", "pruned", 2.6, 2572.0, sparsity=0.9, values="keep", method="magnitude", seconds=0.9),
-        _ppl("SparseGPT 50 % + int8", "pruned+quantized", 5.04, 45.62, sparsity=0.5, values="int8", method="sparsegpt"),
-        _ppl("SparseGPT 50 % + int4", "pruned+quantized", 3.13, 46.9, sparsity=0.5, values="int4", **chosen),
-        _ppl("SparseGPT 70 % + int4", "pruned+quantized", 2.33, 63.0, sparsity=0.7, values="int4", method="sparsegpt"),
+        _ppl("SparseGPT 50%", "pruned", 9.0, 45.6, sparsity=0.5, values="keep", method="sparsegpt", seconds=31.0),
+        _ppl("SparseGPT 70%", "pruned", 5.8, 60.1, sparsity=0.7, values="keep", method="sparsegpt", seconds=30.0),
+        _ppl("SparseGPT 90%", "pruned", 2.6, 401.0, sparsity=0.9, values="keep", method="sparsegpt", seconds=29.0),
+        _ppl("magnitude 50%", "pruned", 9.0, 48.3, sparsity=0.5, values="keep", method="magnitude", seconds=0.9),
+        _ppl("magnitude 90%", "pruned", 2.6, 2572.0, sparsity=0.9, values="keep", method="magnitude", seconds=0.9),
+        _ppl("SparseGPT 50% + int8", "pruned+quantized", 5.04, 45.62, sparsity=0.5, values="int8", method="sparsegpt"),
+        _ppl("SparseGPT 50% + int4", "pruned+quantized", 3.13, 46.9, sparsity=0.5, values="int4", **chosen),
+        _ppl("SparseGPT 70% + int4", "pruned+quantized", 2.33, 63.0, sparsity=0.7, values="int4", method="sparsegpt"),
     ]
     zeros = sum(layer.zeros or 0 for layer in rows)
     skipped = [SkippedTensor(name="model.embed_tokens.weight", numel=1_572_864, reason="embedding")]
@@ -140,7 +140,7 @@ def language_model(layers: int = 42) -> Report:
             disjoint=True,
             calibration_tokens=32_768,
         ),
-        chosen="SparseGPT 50 % + int4",
+        chosen="SparseGPT 50% + int4",
         baseline=Baseline(
             name="int3 GPTQ g128",
             label="int3 g128 GPTQ",
@@ -216,7 +216,7 @@ def classifier(classes: int = 10, changed: int = 7) -> Report:
         )  # fmt: skip
 
     return Report(
-        title="resnet20 on CIFAR-10, 70 % of its weights removed",
+        title="resnet20 on CIFAR-10, 70% of its weights removed",
         created="2026-11-22T18:49:03+00:00",
         verdict=Verdict(
             sentence="7.4 times smaller for 0.7 points of accuracy: smaller and better than every plain quantization measured.",
@@ -233,17 +233,17 @@ def classifier(classes: int = 10, changed: int = 7) -> Report:
             name="image classification", metric="accuracy", higher_is_better=True, unit="%",
             evaluation_data="CIFAR-10 test", calibration_data="CIFAR-10 train, 1,024 images", n=10_000, disjoint=True,
         ),
-        chosen="LAMP 70 % + int8",
+        chosen="LAMP 70% + int8",
         candidates=[
             candidate("dense fp32", "dense", 32.0, 92.6, sparsity=0.0),
             candidate("int8 RTN", "quantized", 8.2, 92.55, sparsity=0.0, seconds=0.2),
             candidate("int4 RTN g32", "quantized", 4.5, 89.9, sparsity=0.0, seconds=0.2),
             candidate("int4 GPTQ g32", "quantized", 4.5, 91.4, sparsity=0.0, seconds=3.0),
-            candidate("LAMP 50 %", "pruned", 17.0, 92.4, sparsity=0.5, seconds=5.0),
-            candidate("LAMP 70 %", "pruned", 10.6, 91.95, sparsity=0.7, seconds=5.0),
-            candidate("LAMP 90 %", "pruned", 4.2, 55.1, sparsity=0.9, seconds=5.0),
-            candidate("magnitude, uniform 90 %", "pruned", 4.2, 13.7, sparsity=0.9, seconds=1.0),
-            candidate("LAMP 70 % + int8", "pruned+quantized", 3.6, 91.9, sparsity=0.7, seconds=6.0, chosen=True,
+            candidate("LAMP 50%", "pruned", 17.0, 92.4, sparsity=0.5, seconds=5.0),
+            candidate("LAMP 70%", "pruned", 10.6, 91.95, sparsity=0.7, seconds=5.0),
+            candidate("LAMP 90%", "pruned", 4.2, 55.1, sparsity=0.9, seconds=5.0),
+            candidate("magnitude, uniform 90%", "pruned", 4.2, 13.7, sparsity=0.9, seconds=1.0),
+            candidate("LAMP 70% + int8", "pruned+quantized", 3.6, 91.9, sparsity=0.7, seconds=6.0, chosen=True,
                       method="LAMP, batch norm recalibrated", folder="out"),
         ],
         layers=rows,

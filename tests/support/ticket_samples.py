@@ -69,7 +69,7 @@ def evaluation(accuracy: float, seed: int, dense: Evaluation | None = None) -> E
     return Evaluation("accuracy", float(right.mean()), low, high, right, predictions, TEST, truth, details)
 
 
-LOSSES = {  # points lost at 50 %, and how fast that grows
+LOSSES = {  # points lost at 50%, and how fast that grows
     "isp-matched": (0.2, 2.2), "isp": (0.3, 2.4), "isp-plain": (0.6, 2.4), "imp": (-0.1, 2.5), "imp-rewind": (-0.2, 2.6),
     "lrr": (-0.1, 2.3), "magnitude": (1.2, 3.0), "snip": (2.0, 3.0), "grasp": (3.0, 2.8), "synflow": (2.4, 3.1),
     "earlybird": (1.0, 2.8), "progressive": (0.9, 2.5), "gradual": (0.8, 2.4), "lottery-pool": (0.3, 2.6),

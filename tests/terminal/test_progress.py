@@ -129,10 +129,10 @@ def test_a_part_says_what_its_own_stages_are(tracker, clock):
 def test_bar_count_and_time_left_are_there_at_every_width(tracker, clock, width):
     """The description gives way, with an ellipsis; what tells how far it is stays."""
     tracker.expect(
-        [Expected("x", "k", 40.0), Expected("training on digits and letters at 70 % zeros", "t"), Expected("y", "k")]
+        [Expected("x", "k", 40.0), Expected("training on digits and letters at 70% sparsity", "t"), Expected("y", "k")]
     )
     tracker("x")(1, 1, "")
-    update = tracker("training on digits and letters at 70 % zeros")
+    update = tracker("training on digits and letters at 70% sparsity")
     update(0, 100000, "")
     clock.now += 30
     update(25000, 100000, "bert.encoder.layer.11.attention.output.dense, step 300 of 1000")

@@ -128,7 +128,7 @@ def scripted(monkeypatch, script: list[float]) -> None:
 @pytest.mark.parametrize(
     ("script", "drawn", "still"),
     [
-        # Random masks of 50 % differ in half of all weights: 0.05 of them is a distance of 0.1.
+        # Random masks of 50% differ in half of all weights: 0.05 of them is a distance of 0.1.
         ([0.4, 0.0, 0.0, 0.0, 0.0], 4, True),  # the third zero agrees with the two before it
         ([0.0, 0.0, 0.4, 0.4, 0.02, 0.4, 0.4, 0.4], 8, True),
         ([0.0, 0.04, 0.0], 3, True),  # within the tolerance of both

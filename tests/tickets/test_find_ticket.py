@@ -440,7 +440,7 @@ def test_a_search_is_shown_in_a_few_lines(tmp_path):
     assert len(lines) == 3 and "magnitude" in lines[0] and str(tmp_path / "t") in lines[0]
     for line, ticket in zip(lines[1:], found.tickets):
         assert line.strip() == repr(ticket) and f"({ticket.zeros:,} of {found.masks.numel:,})" in line
-        assert f"accuracy {100 * ticket.evaluation.value:.2f} %" in line and "2 steps" in line
+        assert f"accuracy {100 * ticket.evaluation.value:.2f}%" in line and "2 steps" in line
     assert "accuracy" not in repr(find_ticket(mlp(), rows(60), sparsity=0.5, method="random", steps=1, task="none"))
 
 
@@ -469,7 +469,7 @@ def test_a_model_that_learned_nothing_is_told():
     idle = find_ticket(mlp(2), (x, y), sparsity=0.5, method="magnitude", steps=1, lr=1e-9)
     usual = 100 * np.bincount(idle.ticket.evaluation.truth).max() / idle.ticket.evaluation.n
     (note,) = [n for n in idle.ticket.notes if "most frequent answer" in n]
-    assert f"({usual:.2f} %)" in note and f"{100 * idle.ticket.evaluation.value:.2f} %" in note
+    assert f"({usual:.2f}%)" in note and f"{100 * idle.ticket.evaluation.value:.2f}%" in note
     learned = find_ticket(mlp(2), (x, y), sparsity=0.5, method="magnitude", steps=150, lr=1e-2)
     assert learned.ticket.evaluation.value > 0.85 and not learned.ticket.notes
 

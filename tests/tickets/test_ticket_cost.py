@@ -66,7 +66,7 @@ def test_price_by_hand() -> None:
     assert found.dense_flops == 150 * 4 * 3 * 180
     assert found.sparse_flops == pytest.approx(4 * 3 * (150 * 60 + 55 * 120))
     assert found.forward_share == pytest.approx((60 + 120 * 15 / 60) / 180)
-    # 0.75 zeros at 20 % a round: 0.8^6 = 0.262 is a little more than a quarter left, six rounds and the last
+    # 0.75 zeros at 20% a round: 0.8^6 = 0.262 is a little more than a quarter left, six rounds and the last
     assert (found.imp_rounds, found.imp_steps) == (6, 700)
     assert found.isp is None
 

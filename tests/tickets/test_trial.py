@@ -241,8 +241,8 @@ def test_figures_behind_a_decision() -> None:
     # the wrong ones of the dense model are wrong in the ticket too: 20 of 1000 were lost, none won
     low, high = paired_proportions(20, 0, 1000)
     assert (drop.low, drop.high) == (pytest.approx(100 * low), pytest.approx(100 * high))
-    assert "accuracy 90.00 %" in reasons[0] and "25.00 %" in reasons[0]
-    assert "80 % zeros" in reasons[1] and "−2.00 points" in reasons[1]
+    assert "accuracy 90.00%" in reasons[0] and "25.00%" in reasons[0]
+    assert "80% sparsity" in reasons[1] and "−2.00 points" in reasons[1]
     assert "better than one-shot magnitude" in reasons[2] and "+8.00" in reasons[2]
 
 
@@ -267,7 +267,7 @@ def test_perplexity_is_compared_with_the_untrained_model() -> None:
     decision, _, reasons, ability, drop, _ = judge(found, language(3.0), "isp", 0.5)
     assert decision == "go" and drop.value == pytest.approx(100 * math.expm1(0.005))
     assert ability.value == pytest.approx(-100 * math.expm1(-1.0))
-    assert "itself before the training" in reasons[0] and "+0.50 %" in reasons[1]
+    assert "itself before the training" in reasons[0] and "+0.50%" in reasons[1]
     assert judge({"dense": [language(3.0)], "isp": [language(3.0)]}, language(3.0), "isp", 0.5)[0] == "no-go"
 
 

@@ -941,7 +941,9 @@ def test_detach_tells_of_a_schedule_that_has_not_ended():
     train(attached.model, attached.optimizer, 3)
     # The last change was after step 2: 0.8 (1 - (1 - 2/10)^3) = 0.3904 of all weights.
     assert attached.zeros == round(0.8 * attached.numel) - round(0.8 * attached.numel * Fraction(8, 10) ** 3)
-    words = "39 % of the weights are zero, not the 80 % asked for: the schedule ends at step 10 and training ended at step 3."
+    words = (
+        "39% of the weights are zero, not the 80% asked for: the schedule ends at step 10 and training ended at step 3."
+    )
     with pytest.warns(UserWarning) as caught:
         attached.detach()
     assert [str(w.message) for w in caught] == [words] and caught[0].filename == __file__
@@ -958,7 +960,7 @@ def test_detach_tells_of_a_schedule_that_has_not_ended():
 def test_shares_that_look_alike_are_told_apart():
     attached = _attach(method=Gradual(0.8, end=100, every=1))
     train(attached.model, attached.optimizer, 90)
-    with pytest.warns(UserWarning, match=rf"^{100 * attached.zeros / attached.numel:.6g} % of .* not the 80 % asked"):
+    with pytest.warns(UserWarning, match=rf"^{100 * attached.zeros / attached.numel:.6g}% of .* not the 80% asked"):
         attached.detach()
 
 

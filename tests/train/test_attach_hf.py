@@ -159,11 +159,11 @@ def test_a_schedule_longer_than_the_training_is_told_before_and_after(tmp_path, 
     assert callback.masks.zeros > 0.39 * numel or every == 100
     share = "39" if every == 2 else "0"
     assert before.startswith(
-        f"{share} % of the weights will be zero, not the 80 % asked for: the schedule ends at step 20"
+        f"{share}% of the weights will be zero, not the 80% asked for: the schedule ends at step 20"
     )
     assert "going to end at step 5" in before
     assert after == (
-        f"{share} % of the weights are zero, not the 80 % asked for: the schedule ends at step 20 and training ended at step 5."
+        f"{share}% of the weights are zero, not the 80% asked for: the schedule ends at step 20 and training ended at step 5."
     )
 
 
@@ -178,7 +178,7 @@ def test_a_training_stopped_early_is_told_at_the_end_only(tmp_path):
         assert ours(caught) == []
         trainer(tmp_path / "cut", gradual(), Stop()).train()
     (only,) = ours(caught)
-    assert "not the 60 % asked for: the schedule ends at step 9 and training ended at step 4" in only
+    assert "not the 60% asked for: the schedule ends at step 9 and training ended at step 4" in only
 
 
 def test_trained_again_after_an_error(tmp_path):

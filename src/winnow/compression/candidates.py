@@ -35,7 +35,7 @@ class Candidate:
             plain = f"{values} {'GPTQ' if self.recipe.solver == 'sparsegpt' else 'RTN'}"
             return f"{plain}, embeddings too" if self.everything else plain
         pattern = "" if isinstance(self.recipe.pattern, Unstructured) else f" {self.recipe.structure}"
-        return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g}\u00a0%{pattern} zeros", values)))
+        return " + ".join(filter(None, (f"{100 * self.recipe.sparsity:.4g}%{pattern} sparsity", values)))
 
 
 def primary(recipe: Recipe) -> Candidate:

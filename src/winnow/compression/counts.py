@@ -182,10 +182,10 @@ def zeros_note(own: int, numel: int, structure: Structure, *, requested: float |
     fewer = requested is not None and own > round(requested * numel)
     if own < 0.01 * numel and not fewer:
         return []
-    found = f"{own:,} of the prunable weights ({100 * own / numel:.4g} %) are zeros already"
+    found = f"{own:,} of the prunable weights ({100 * own / numel:.4g}%) are zeros already"
     if not isinstance(structure, Unstructured):
         return [f"{found}: those in what {structure} keeps are stored as values and not counted."]
-    more = f", more than the {100 * requested:.4g} % requested" if fewer and requested is not None else ""
+    more = f", more than the {100 * requested:.4g}% requested" if fewer and requested is not None else ""
     return [f"{found}{more}: they stay zeros, are stored as such and counted."]
 
 

@@ -28,7 +28,7 @@ def search(
     Args:
         recipe_at: the recipe for a sparsity and a data type.
         make: compresses and measures a candidate on the *selection* data.
-        max_drop: points, or per cent of perplexity; the paired upper 95 % bound must not exceed it.
+        max_drop: points, or per cent of perplexity; the paired upper 95% bound must not exceed it.
 
     Raises:
         GateError: nothing holds; the sentence names the closest.
@@ -72,7 +72,7 @@ def safest_first(tried: Sequence[Outcome], max_drop: float) -> list[Outcome]:
 
 
 def within(outcome: Outcome, max_drop: float) -> bool:
-    """Whether the upper 95 % bound of the loss is at most ``max_drop`` (a NaN never is)."""
+    """Whether the upper 95% bound of the loss is at most ``max_drop`` (a NaN never is)."""
     return outcome.comparison is not None and outcome.comparison.high <= max_drop
 
 
@@ -81,6 +81,6 @@ def nothing_holds(tried: Sequence[Outcome], max_drop: float) -> str:
     bounds = [math.nan if o.comparison is None else o.comparison.high for o in tried]
     bound, closest = min(zip(bounds, tried), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
     return (
-        f"nothing stays within --max-drop {max_drop:g} with 95 % confidence (closest: {closest.candidate.label}, bound {bound:.2f}); "
+        f"nothing stays within --max-drop {max_drop:g} with 95% confidence (closest: {closest.candidate.label}, bound {bound:.2f}); "
         "nothing was written - raise the limit, or give more evaluation data to narrow the interval."
     )

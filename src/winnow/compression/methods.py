@@ -41,7 +41,7 @@ ALPS_WIDTH = 2048  # inputs; its eigendecomposition and 300 iterations grow with
 def choose(scope: Scope, *, has_data: bool, pattern: Structure, recurrent: int = 0) -> tuple[str, str]:
     """The method for a user who named none, and the reason, in words.
 
-    Taken from a table of methods and allocations on convolutional, recurrent, encoder and decoder models at 50 to 90 % zeros
+    Taken from a table of methods and allocations on convolutional, recurrent, encoder and decoder models at 50 to 90% zeros
     and 2:4 (docs/benchmarks/compression.md, "Defaults"). ``recurrent``: how many of the prunable weights are of recurrent layers.
     """
     if isinstance(pattern, Coupled):

@@ -42,7 +42,7 @@ def notes_of(recipe: Recipe, layers: Sequence[LayerOutcome], watched: Collection
     if kept := unrounded(recipe.values, layers):  # no float16 scale holds their weights
         found.append(
             f"{len(kept)} of {len(layers)} tensors keep their type and are not {recipe.values}: some of their weights are too "
-            f"small or too large for a float16 scale (it would cost them more than 0.1 % of their size): "
+            f"small or too large for a float16 scale (it would cost them more than 0.1% of their size): "
             f"{listed([f'{x.name} ({x.values})' for x in kept], NAMED)}."
         )
     fitted = {x.unit: x.fitted for x in layers if x.fitted is not None}

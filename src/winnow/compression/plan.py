@@ -125,7 +125,7 @@ def make_plan(
     skipped: dict[str, int] = {}
     for s in scope.skipped:
         skipped[s.reason] = skipped.get(s.reason, 0) + s.numel
-    rates = [(f"{100 * r.sparsity:.4g} % zeros", r.zeros, expected_bytes(r, host, scope, dense)) for r in recipes]
+    rates = [(f"{100 * r.sparsity:.4g}% sparsity", r.zeros, expected_bytes(r, host, scope, dense)) for r in recipes]
     disk = sum(size for *_, size in rates) + (2 * tokens * hidden * itemsize if ledger.spilled else 0)
     total = scope.numel + sum(s.numel for s in scope.skipped)
     return Plan(

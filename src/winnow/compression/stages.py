@@ -42,7 +42,7 @@ def at_goal(setup: Setup, plain: Sequence[Candidate], values: Sequence[str]) -> 
 
 
 def training(sparsity: float) -> str:
-    return f"training at {100 * sparsity:.4g} % zeros"
+    return f"training at {100 * sparsity:.4g}% sparsity"
 
 
 def _made(setup: Setup, candidate: Candidate, name: str) -> Iterator[Expected]:

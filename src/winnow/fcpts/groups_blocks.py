@@ -53,7 +53,7 @@ class Blocks:
     def select(self, weights: Matrices, thresholds: torch.Tensor, zeros: int) -> dict[str, torch.Tensor]:
         """Keep masks with the number of whole blocks nearest to ``zeros`` removed (a draw removes fewer).
 
-        A tensor loses 99 % of its blocks at most, or its even share where more than that is requested, and keeps one
+        A tensor loses 99% of its blocks at most, or its even share where more than that is requested, and keeps one
         block while others can give the count. Among equals the earlier tensor goes first, then the lower block; blocks
         that are zero already go before any other.
         Raises InputError when there are not so many weights or a magnitude is NaN.

@@ -111,7 +111,7 @@ def contenders(layer: Layer, values: Sequence[str], activations: str, prefer: st
 
     ``values`` are the types that the user allowed beside the layer's own. With ``prefer="memory"`` nothing is offered
     whose weights take more bytes than those of the given layer. Outputs differ from exact ones by at most, relative to the
-    largest: 1e-5 in float32, 3e-3 in float16, 2 % where anything is bfloat16, 4 % with int8 activations.
+    largest: 1e-5 in float32, 3e-3 in float16, 2% where anything is bfloat16, 4% with int8 activations.
     """
     sparse = layer.packed or layer.density <= DENSEST
     packed = _packed(layer, layer.values, activations) if sparse else []

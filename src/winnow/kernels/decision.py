@@ -27,9 +27,9 @@ def choose(offered: Mapping[str, Contender], times: Times, prefer: str) -> dict[
     """The contender for each number of rows.
 
     A layer stays as it was given (the first of ``offered``, and the other ways of the same copy) unless something is
-    faster by more than 5 %. Where that differs between numbers of rows, ``prefer="speed"`` keeps two copies of the
+    faster by more than 5%. Where that differs between numbers of rows, ``prefer="speed"`` keeps two copies of the
     weights, the pair with the smallest times (geometric mean), and ``prefer="memory"`` one: the fastest by geometric
-    mean, if that beats the given one by more than 5 %.
+    mean, if that beats the given one by more than 5%.
     """
     given = next(iter(offered.values())).member
     members = dict.fromkeys(c.member for c in offered.values())
@@ -142,7 +142,7 @@ def timed(
         reason = f"faster than as given: {', '.join(gains)}"
     else:
         percent = round(100 * (1 - MARGIN))
-        reason = f"stays: nothing was faster than {'packed' if layer.packed else dense} by more than {percent} %"
+        reason = f"stays: nothing was faster than {'packed' if layer.packed else dense} by more than {percent}%"
     dense_us = {count: measured[dense] for count, measured in times.items() if dense in measured}
     return _of(layer, {count: c.label for count, c in chosen.items()}, reason, dense_us, chosen_us, changed)
 
@@ -184,7 +184,7 @@ def _line(d: Decision) -> dict[str, str]:
         "layer": d.name or "(the model)",
         "kind": d.kind,
         "shape": f"{d.rows} x {d.cols}",
-        "kept": f"{100 * d.density:.1f} %",
+        "kept": f"{100 * d.density:.1f}%",
         "values": d.values,
         "runs on": runs,
         "against dense": " ".join(gains),

@@ -52,7 +52,7 @@ def accelerate(
     The modules are copied and share all parameters and buffers with the given model, which stays as it is. Each linear
     layer, Conv1D and 2-D convolution that has something to gain is timed as it is, packed, and in the other ways that
     the arguments allow, with its weights out of the caches unless the whole model fits them; it is replaced only where
-    that was faster by more than 5 %. ``winnow_dispatch`` of the result lists what each layer runs on, and why.
+    that was faster by more than 5%. ``winnow_dispatch`` of the result lists what each layer runs on, and why.
 
     Args:
         model: a dense model with zeros in it, one from ``winnow.load(DIR, packed=True)``, or the folder itself.

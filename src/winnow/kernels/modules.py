@@ -112,7 +112,7 @@ class PackedLayer(WeightOnDemand):
         return True
 
     def extra_repr(self) -> str:
-        kept = f"{100 * self.matrix.density:.1f} % kept"
+        kept = f"{100 * self.matrix.density:.1f}% kept"
         return f"{list(self._shape)}, bias={self.bias is not None}, {self.matrix.values}, {kept}"
 
 

@@ -22,14 +22,14 @@ def at_chance(task: Task, dense: Evaluation) -> str | None:
         share = float(np.bincount(dense.truth.astype(np.int64)).max()) / dense.n
         if dense.low <= share:
             return (
-                f"the dense model's accuracy of {100 * dense.value:.1f} % is no better, with 95 % confidence, than always "
-                f"giving the most frequent answer ({100 * share:.1f} %)."
+                f"the dense model's accuracy of {100 * dense.value:.1f}% is no better, with 95% confidence, than always "
+                f"giving the most frequent answer ({100 * share:.1f}%)."
             )
     elif dense.metric == "agreement" and constant(dense.predictions):
         return "the dense model gives the same answer to every example, so that agreement with it cannot fall."
     elif dense.metric in ("R2", "spearman") and dense.low <= 0:
         what = "explain the scores" if dense.metric == "R2" else "follow the scores"
-        return f"the dense model's outputs do not {what}, with 95 % confidence ({task.metric} {task.scale * dense.value:.1f})."
+        return f"the dense model's outputs do not {what}, with 95% confidence ({task.metric} {task.scale * dense.value:.1f})."
     elif isinstance(task, LanguageModelTask) and dense.value >= (bound := by_frequency(task)):
         return (
             f"the dense model's perplexity of {dense.value:.1f} is no better than that of guessing by the frequency of the "

@@ -1,4 +1,4 @@
-"""Two models on the same examples: what was lost, with a paired 95 % interval, and where."""
+"""Two models on the same examples: what was lost, with a paired 95% interval, and where."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Comparison:
 
     Attributes:
         drop: in points (hundredths) of accuracy, correlation or agreement; in per cent of perplexity if ``relative``.
-        low, high: paired 95 % interval of the drop; infinite where the examples are too few for a bound.
+        low, high: paired 95% interval of the drop; infinite where the examples are too few for a bound.
         relative: whether the drop is in per cent of the dense figure.
         n: examples both were measured on.
         method: how the interval was found.

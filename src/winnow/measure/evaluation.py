@@ -31,7 +31,7 @@ class Evaluation:
     Attributes:
         metric: "perplexity", "accuracy", "spearman", "R2" or "agreement".
         value: the figure: a perplexity, or a fraction (correlation, R2) of at most 1; NaN when the model put out NaN.
-        low, high: its 95 % interval.
+        low, high: its 95% interval.
         per_example: [n] float64, what the figure is the mean of: mean negative log-likelihood of each segment (nats),
             1 or 0 for right or wrong, agreement, similarity.
         predictions: [n, ...] the answers: class, next token at each position, or similarity; -1 (NaN) where NaN.

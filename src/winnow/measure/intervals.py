@@ -1,4 +1,4 @@
-"""95 % intervals of a figure, and paired ones of the difference between two models on the same examples."""
+"""95% intervals of a figure, and paired ones of the difference between two models on the same examples."""
 
 from __future__ import annotations
 

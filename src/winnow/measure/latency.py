@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster than the reference: median over rounds, with its 95 % interval (None below 6 rounds)."""
+    """How many times faster than the reference: median over rounds, with its 95% interval (None below 6 rounds)."""
 
     value: float
     low: float | None
@@ -51,10 +51,10 @@ def spread(times: Sequence[float]) -> Spread:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a median from order statistics alone: no distribution is assumed.
+    """95% interval of a median from order statistics alone: no distribution is assumed.
 
     The k-th smallest to the k-th largest value cover the median with probability 1 - 2 P(Binomial(n, 1/2) < k); k is
-    the largest that keeps 95 % (David and Nagaraja, Order Statistics, 2003, section 7.1). None for fewer than 6 values.
+    the largest that keeps 95% (David and Nagaraja, Order Statistics, 2003, section 7.1). None for fewer than 6 values.
     """
     n = len(values)
     below, k = 0.0, 0

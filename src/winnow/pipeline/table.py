@@ -32,7 +32,7 @@ def ran_table(ran: RunResult) -> RenderableType:
     table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
     for s in ran.stages:
         f = s.figures
-        zeros = "" if "sparsity" not in f else f"{100 * f['sparsity']:.4g} %"
+        zeros = "" if "sparsity" not in f else f"{100 * f['sparsity']:.4g}%"
         table.add_row(
             str(s.number), s.kind, Text(s.what), duration(s.seconds), zeros, size(f["file_bytes"]) if "file_bytes" in f else "",
             Text(_quality(f)), _lost(f), "was finished" if s.reused else "",
@@ -48,7 +48,7 @@ def trial_table(verdict: Verdict) -> RenderableType:
     table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
     for t in trial(verdict)["tickets"]:
         table.add_row(
-            Text(t["method"]), f"{100 * t['sparsity']:.4g} %", count(t["steps"]), duration(t["seconds"]), Text(_quality(t)), _lost(t)
+            Text(t["method"]), f"{100 * t['sparsity']:.4g}%", count(t["steps"]), duration(t["seconds"]), Text(_quality(t)), _lost(t)
         )  # fmt: skip
     tone = {"go": "green", "no-go": "red", "undecided": "yellow"}[verdict.decision]
     reasons = [Text(reason) for reason in verdict.reasons]

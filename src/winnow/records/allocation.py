@@ -100,5 +100,5 @@ class AllocationRecord(Shown, Part):
     warnings: list[Text] = Field(default_factory=list)
 
     def _card(self) -> Card:
-        sentence = f"{self.method}, {percent(self.exact_rate)} zeros over {len(self.layers)} layers"
+        sentence = f"{self.method}, {percent(self.exact_rate)} sparsity over {len(self.layers)} layers"
         return Card(type(self).__name__, sentence, [("steps", count(self.steps)), ("time", duration(self.seconds))])

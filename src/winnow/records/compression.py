@@ -225,7 +225,7 @@ class Times(Part):
 class SpeedCase(Part):
     """One kind of input in the quick measurement: every dense way to run the model, and the packed model.
 
-    ``ratio`` is how many times faster than ``rival`` the packed model is, paired by round, with its 95 % interval.
+    ``ratio`` is how many times faster than ``rival`` the packed model is, paired by round, with its 95% interval.
     """
 
     what: Text  # "one text of 31 tokens, the data's median", "one token after 128"

@@ -1,7 +1,7 @@
 """What a bench holds: the pydantic models behind bench.json, and the speed line of report.json. Imported lazily only.
 
 Times are milliseconds, sizes bytes, energy joules. ``ratio`` is how many times faster than dense: the median over rounds
-of the time of dense over the time of this one, both taken in the same round; ``ratio_low`` and ``ratio_high`` its 95 %
+of the time of dense over the time of this one, both taken in the same round; ``ratio_low`` and ``ratio_high`` its 95%
 interval, None where there were fewer than six rounds. ``difference`` is the largest absolute difference of an output
 from the float32 model of the same weights, over the largest absolute value of that output.
 """
@@ -36,7 +36,7 @@ class Contender(Part):
 
     name: Text
     kind: Literal["dense", "quantized", "pruned", "pruned+quantized"]
-    weights: Text  # what its weights are: "float32", "int8, 70 % zeros" ...
+    weights: Text  # what its weights are: "float32", "int8, 70% sparsity" ...
     changes: Text | None = None  # what it computes otherwise than the float32 model of the same weights
     note: Text | None = None
     kernels: dict[str, int] = Field(default_factory=dict)  # kernel -> layers that run on it

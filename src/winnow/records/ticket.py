@@ -3,7 +3,7 @@
 Units as in :mod:`winnow.records.compression`: shares between 0 and 1; ``quality``, ``low`` and ``high`` in ``task.unit``
 (accuracy 91.2 with the unit "%"); ``drop`` is what was lost against the dense model, positive when worse, in points, or in
 per cent of a perplexity. FLOPs count a multiplication and an addition as two; training FLOPs are three forwards a step.
-Intervals are 95 %.
+Intervals are 95%.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cost(Part):
     look_ahead: Count = 0  # of candidates, thrown away
     extra: Count = 0  # scoring passes, as steps
     passes: float  # steps over T
-    imp_rounds: Count  # K of full IMP to this sparsity, 20 % a round
+    imp_rounds: Count  # K of full IMP to this sparsity, 20% a round
     imp_steps: Count  # (K + 1) T
     dense_flops: float  # every step at dense cost
     sparse_flops: float  # products of prunable tensors scaled by the density of the step

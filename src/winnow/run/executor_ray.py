@@ -40,7 +40,7 @@ class Ray:
         memory: bytes reserved for each job; None reserves nothing.
         retries: how often a job is started again after its worker was lost.
         env: environment variables for the workers.
-        object_store: bytes for shared objects in a cluster started here; None for Ray's default, 30 % of the memory.
+        object_store: bytes for shared objects in a cluster started here; None for Ray's default, 30% of the memory.
 
     Raises:
         InputError: Ray is not installed, or an option makes no sense.

@@ -65,12 +65,12 @@ class Subject:
             return load(self.artifact.folder, packed=packed, dtype=dtype).eval()
 
     def weights(self) -> str:
-        """What the packed weights are: "int4, 70 % zeros"."""
+        """What the packed weights are: "int4, 70% sparsity"."""
         if self.artifact is None:
             return "dense"
         about = [self.tensors[name] for name in self.artifact.pruned_names]
         zeros, numel = sum(a["zeros"] for a in about), sum(a["rows"] * a["cols"] for a in about)
-        share = f", {100 * zeros / numel:.0f} % zeros" if zeros else ""
+        share = f", {100 * zeros / numel:.0f}% sparsity" if zeros else ""
         return f"{' and '.join(sorted({a['values'] for a in about}))}{share}"
 
     def packed_kind(self) -> Kind:

@@ -73,7 +73,7 @@ class Ticket:
             raise AssertionError(f"{self.masks.zeros} zeros instead of {self.zeros}")
 
     def __repr__(self) -> str:
-        found = f"{self.method}: {100 * self.sparsity:.4g} % zeros ({self.zeros:,} of {self.masks.numel:,})"
+        found = f"{self.method}: {100 * self.sparsity:.4g}% sparsity ({self.zeros:,} of {self.masks.numel:,})"
         if (e := self.evaluation) is not None:
             found += f", {shown(e.metric, e.value)}"
         return f"Ticket({found}, {self.cost.steps:,} steps of training)"
@@ -88,7 +88,7 @@ class Ticket:
 
 
 def shown(metric: str, value: float) -> str:
-    return f"{metric} {100 * value:.2f} %" if metric in PER_CENT else f"{metric} {value:.4g}"
+    return f"{metric} {100 * value:.2f}%" if metric in PER_CENT else f"{metric} {value:.4g}"
 
 
 Finder = Callable[["Search"], Iterator[Ticket]]
@@ -167,7 +167,7 @@ def usual_answer(evaluation: Evaluation) -> np.ndarray | None:
 
 
 def over_usual(evaluation: Evaluation, usual: np.ndarray) -> tuple[float, float, float]:
-    """Share of examples by which the model is better than one answer for all, with its paired 95 % interval."""
+    """Share of examples by which the model is better than one answer for all, with its paired 95% interval."""
     from winnow.measure.intervals import paired_proportions
 
     right = evaluation.per_example == 1
@@ -190,6 +190,6 @@ def remarks(evaluation: Evaluation, zeros: int) -> list[str]:
     how = "no better" if value <= 0 else "not clearly better"
     fewer = ", or ask for fewer zeros" if zeros else ""
     return [
-        f"an accuracy of {100 * evaluation.value:.2f} % on {evaluation.n:,} examples is {how} than always giving the most "
-        f"frequent answer ({100 * usual.mean():.2f} %): train longer or at another learning rate{fewer}."
+        f"an accuracy of {100 * evaluation.value:.2f}% on {evaluation.n:,} examples is {how} than always giving the most "
+        f"frequent answer ({100 * usual.mean():.2f}%): train longer or at another learning rate{fewer}."
     ]

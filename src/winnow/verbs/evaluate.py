@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Measured(Shown):
-    """A figure with its 95 % interval, and the paired change against a reference where one was given."""
+    """A figure with its 95% interval, and the paired change against a reference where one was given."""
 
     model: str
     metric: str
@@ -201,13 +201,13 @@ def evaluation_table(found: Measured) -> RenderableType:
 
     unit = f" {found.unit}" if found.unit else ""
     rows = Table.grid("", "", padding=(0, 2))
-    interval = f"(95 %: {number(found.low)} to {number(found.high)})"
+    interval = f"(95%: {number(found.low)} to {number(found.high)})"
     rows.add_row(Text(found.metric), f"{number(found.value)}{unit}  {interval}")
     rows.add_row("measured on", Text(found.description))
     if found.reference is not None:
         worse = "per cent" if found.relative else "points"
         rows.add_row("against", Text(f"{found.reference}: {number(found.reference_value)}{unit}"))
-        interval = f"(95 %: {number(found.drop_low)} to {number(found.drop_high)})"
+        interval = f"(95%: {number(found.drop_low)} to {number(found.drop_high)})"
         rows.add_row("lost", f"{number(found.drop)} {worse}  {interval}")
     for name, value in found.details.items():
         if isinstance(value, (int, float)):

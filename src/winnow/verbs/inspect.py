@@ -141,11 +141,11 @@ def inspection_table(found: Inspection) -> RenderableType:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for x in found.layers:
-        zeros = "" if x.zeros is None else f"{100 * x.zeros / max(x.numel, 1):.1f} %"
+        zeros = "" if x.zeros is None else f"{100 * x.zeros / max(x.numel, 1):.1f}%"
         shape = " x ".join(map(str, x.shape))
         reason = x.reason if x.prunable else f"not pruned: {x.reason}"
         cells = (x.name, shape, count(x.numel), zeros, number(x.bits_per_weight), reason)
         table.add_row(*map(Text, cells), style=None if x.prunable else "dim")
-    sparsity = "" if found.sparsity is None else f", {100 * found.sparsity:.4g} % of them zero"
+    sparsity = "" if found.sparsity is None else f", {100 * found.sparsity:.4g}% of them zero"
     head = f"{found.spec} ({found.architecture}): {bulk(found.parameters)} parameters, {count(found.prunable)} prunable{sparsity}, {size(found.file_bytes)}"
     return Group(Text(head, style="bold"), table, *(Text(note) for note in found.notes))

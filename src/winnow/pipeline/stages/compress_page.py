@@ -65,7 +65,7 @@ def compress_report(
     report.undo = _undo(inputs, out)
     if ticket is not None and sparse is not None:
         if own_zeros:
-            report.requested.budget = f"{percent(sparse.sparsity, 4)} zeros, of the ticket stage"
+            report.requested.budget = f"{percent(sparse.sparsity, 4)} sparsity, of the ticket stage"
         _name_ticket(report, execution.results[ticket].figures["sparsity"])
         if dense is not None:
             _compare(report, dense)

@@ -26,7 +26,7 @@ from winnow.terminal.progress import Progress
 
 
 class Evaluate(Stage):
-    """A measurement, and with ``max_drop`` a gate: exit code 3 when the paired upper 95 % bound of the loss is above it."""
+    """A measurement, and with ``max_drop`` a gate: exit code 3 when the paired upper 95% bound of the loss is above it."""
 
     kind = "eval"
     makes = False
@@ -94,7 +94,7 @@ class Evaluate(Stage):
             return
         worse = "per cent" if drop["relative"] else "points"
         raise GateError(
-            f"stage {number + 1} (eval): {figures['metric']} lost {drop['drop']:.2f} {worse} against {figures['against']}, with 95 % confidence "
+            f"stage {number + 1} (eval): {figures['metric']} lost {drop['drop']:.2f} {worse} against {figures['against']}, with 95% confidence "
             f"at most {drop['high']:.2f}, and max_drop is {self.max_drop:g}; {execution.out} is as it was, and {execution.store.root.name} "
             "keeps the finished stages - raise the limit, change a stage, or give more evaluation data to narrow the interval."
         )

@@ -76,7 +76,7 @@ class Ticket(FineTuning):
         return {"settings": (METHODS[known(self.method)].settings_class, f"the settings of method {self.method}")}
 
     def describe(self, inputs: RecipeInputs, number: int) -> str:
-        return f"{self.method}, {100 * self.sparsity:.4g} % zeros"
+        return f"{self.method}, {100 * self.sparsity:.4g}% sparsity"
 
     def planned_steps(self, inputs: RecipeInputs) -> int | None:
         total = self.training_steps(inputs)

@@ -147,7 +147,7 @@ def judge(
             short += ", and so does one-shot magnitude pruning, which needs no search"
         return "go", short, reasons, ability, drop, gain
     if drop.low > max_drop and kept < HALF:
-        reasons.append(f"It keeps {100 * max(kept, 0.0):.0f} % of what the dense model is better by than its baseline.")
+        reasons.append(f"It keeps {100 * max(kept, 0.0):.0f}% of what the dense model is better by than its baseline.")
         return "no-go", "too little is left of the dense model's skill", reasons, ability, drop, gain
     side = "is above" if drop.low > max_drop else "may be above"
     return "undecided", f"the ticket's loss {side} {max_drop:g} {unit}", reasons, ability, drop, gain
@@ -162,10 +162,10 @@ def _shown(d: Difference, unit: str) -> str:
 
 
 def _ability(dense: Sequence[Evaluation], ability: Difference, usual: float | None, unit: str) -> str:
-    against = "itself before the training" if usual is None else f"the most frequent answer ({100 * usual:.2f} %)"
+    against = "itself before the training" if usual is None else f"the most frequent answer ({100 * usual:.2f}%)"
     return f"Dense: {_value(dense)}, against {against}: {_shown(ability, unit)}."
 
 
 def _loss(ticket: Sequence[Evaluation], drop: Difference, unit: str, sparsity: float) -> str:
     shown = negative(drop) if unit == "points" else drop
-    return f"Ticket at {100 * sparsity:g} % zeros: {_value(ticket)}, against dense: {_shown(shown, unit)}."
+    return f"Ticket at {100 * sparsity:g}% sparsity: {_value(ticket)}, against dense: {_shown(shown, unit)}."

@@ -77,11 +77,11 @@ class Gradual:
             return None
         found, target = 100 * zeros / numel, 100 * self.sparsity
         share = f"{found:.0f}" if target - found >= 1 else f"{found:.6g}"
-        rest = f"not the {target:.4g} % asked for: the schedule ends at step {self.end} and training"
+        rest = f"not the {target:.4g}% asked for: the schedule ends at step {self.end} and training"
         if last is None:
-            return f"{share} % of the weights are zero, {rest} ended at step {step}."
+            return f"{share}% of the weights are zero, {rest} ended at step {step}."
         fix = f"give an end of {step} or less, or train longer."
-        return f"{share} % of the weights will be zero, {rest} is going to end at step {step}; {fix}"
+        return f"{share}% of the weights will be zero, {rest} is going to end at step {step}; {fix}"
 
     def _changed(self, step: int) -> int:
         """The last step up to ``step``, before the end, after which masks change; ``begin`` where there is none."""

@@ -33,7 +33,7 @@ def snip(run: Run, batches: int = 1) -> dict[str, torch.Tensor]:
     batch norms in eval mode. Costs one step a mini-batch, counted in ``run.cost``.
 
     Beside the authors' code (namhoonlee/snip-public): it too takes one mini-batch of the training's size and the
-    inference mode. That size is 100 there and whatever the training has here; on ResNet-20 at 90 % the ticket did not gain
+    inference mode. That size is 100 there and whatever the training has here; on ResNet-20 at 90% the ticket did not gain
     from 250 examples in place of 32.
     """
     drawn = mini_batches(run.training.examples, run.training.seed, batches)

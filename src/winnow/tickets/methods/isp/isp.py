@@ -33,9 +33,9 @@ def isp(search: Search) -> Iterator[Ticket]:
     magnitude pruning (``aggregate="literal"``); see :func:`winnow.tickets.methods.isp.denoise.denoise` for the others.
 
     Beside the authors' code (VITA-Group/instant_soup, isp_dynamic.py): there candidates differ in their data only, look
-    ahead with a fresh optimizer behind a warm-up of 500 steps, at 0 to 8 % of the training's rate (they then differ in
-    0.03 to 0.33 % of the active weights, here in 3 to 16 %), and are joined by ``union``; the target is met once, at
-    the end; masks are drawn until 45 to 64 % of the training, here until ``budget`` of it. Learning rates and decays of
+    ahead with a fresh optimizer behind a warm-up of 500 steps, at 0 to 8% of the training's rate (they then differ in
+    0.03 to 0.33% of the active weights, here in 3 to 16%), and are joined by ``union``; the target is met once, at
+    the end; masks are drawn until 45 to 64% of the training, here until ``budget`` of it. Learning rates and decays of
     the candidates, a soup each round and its exact count are the paper's.
     """
     yield from _tickets(search, soup=True, extended=False)
