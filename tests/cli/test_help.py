@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import get_args
 
@@ -85,10 +86,13 @@ def test_three_examples_under_every_command_that_parse(name):
             read_recipe(ROOT / "recipes" / "bert-ticket.yaml", found["sets"])
 
 
-def test_commands_in_readme_parse():
-    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    found = [argv for block in blocks for argv in commands_in(block)]
-    assert len(found) > 3
+def test_commands_in_the_documentation_parse():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [
+        b for p in pages for b in re.findall(r"^ *```\w*\n(.*?)^ *```", p.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    found = [argv for block in blocks for argv in commands_in(textwrap.dedent(block))]
+    assert len(found) > 12
     for argv in found:
         parsed(argv)
 

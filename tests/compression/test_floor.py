@@ -33,7 +33,7 @@ def test_a_floor_above_the_dense_model_is_said_before_the_work(model, tmp_path, 
         own = 100 * float((model(X).argmax(1) == torch.as_tensor(Y)).double().mean())
     assert 50 < own < 100
     job = dict(data=points(), eval=(X, Y), method="magnitude", out=tmp_path / "out", **budget)
-    with pytest.raises(GateError, match=rf"the dense model itself reaches accuracy {own:.2f}.%: no compression can satisfy --floor 99\.9") as error:  # fmt: skip
+    with pytest.raises(GateError, match=rf"the dense model itself reaches accuracy {own:.2f}%: no compression can satisfy --floor 99\.9") as error:  # fmt: skip
         winnow.compress(model, floor=99.9, **job)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
     with pytest.raises(pytest.fail.Exception):  # at the floor itself there is work to do

@@ -61,7 +61,7 @@ def test_a_candidate_kept_later_is_the_one_that_keep_writes(tmp_path, case):
         kept = keep(tmp_path / "out", name)
         assert kept == tmp_path / f"out-{name}" and files(kept) == files(tmp_path / "right" / name)
     held = sum(p.stat().st_size for p in (tmp_path / "out.work").rglob("*.safetensors"))
-    assert held < sum((tmp_path / "right" / n / "model.safetensors").stat().st_size for n in others)
+    assert held < sum((tmp_path / "right" / n / "model.winnow.safetensors").stat().st_size for n in others)
 
 
 def test_from_python_by_name(tmp_path):
@@ -97,7 +97,7 @@ def test_on_the_command_line(tmp_path):
     assert "out.work is gone" in said
     again = said.partition("`")[2].partition("`")[0].split()
     assert command(*again[1:], cwd=tmp_path).returncode == 0  # what the sentence says makes it again
-    assert (tmp_path / "out" / "int4-g32-rtn" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "int4-g32-rtn" / "model.winnow.safetensors").is_file()
 
 
 def damage(path):
@@ -109,7 +109,7 @@ def damage(path):
 def test_what_was_damaged_is_not_written(tmp_path):
     compressed("plain", tmp_path / "out")
     record = next(p for p in (tmp_path / "out.work").glob("candidate-*.json") if '"int8-rtn"' in p.read_text())
-    kept = {p: p.read_bytes() for p in (record, record.with_suffix("") / "model.safetensors")}
+    kept = {p: p.read_bytes() for p in (record, record.with_suffix("") / "model.winnow.safetensors")}
     for path, data in kept.items():
         damage(path)
         with pytest.raises(InputError, match=r"not kept any more .*compress again with keep="):

@@ -84,7 +84,7 @@ def test_streamed_and_loaded_write_the_same_file_and_measure_the_same(tmp_path):
     found = {}
     for how, more in (("loaded", {}), ("streamed", dict(ram="3GB"))):
         result = winnow.compress(tmp_path / "model", text, out=tmp_path / how, sequential="block", **options, **more)
-        found[how] = (tmp_path / how / "model.safetensors").read_bytes(), result.report
+        found[how] = (tmp_path / how / "model.winnow.safetensors").read_bytes(), result.report
     assert found["loaded"][0] == found["streamed"][0]
     first, second = ([c.quality for c in report.candidates] for _, report in found.values())
     assert first == pytest.approx(second, rel=1e-5)
@@ -210,5 +210,5 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(tmp_path, monkeypatch):
             winnow.compress(model, data, out=tmp_path / "out", **options)
     assert list((tmp_path / "out.work").rglob("rest-*/*.safetensors"))
     winnow.compress(model, data, out=tmp_path / "out", **options)
-    name = "model.safetensors"
+    name = "model.winnow.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -34,7 +34,9 @@ def folder(tmp_path):
     tokenizer.save_pretrained(tmp_path / "t")
     model = transformers.BertForSequenceClassification(config).eval()
     (tmp_path / "t" / "preprocessor_config.json").write_text('{"size": 8}')
-    return artifact_of(tmp_path / "out", model, files=sorted((tmp_path / "t").iterdir()), shard_bytes=1 << 20)
+    return artifact_of(
+        tmp_path / "out", model, files={p.name: p for p in (tmp_path / "t").iterdir()}, shard_bytes=1 << 20
+    )
 
 
 def change(path, old, new):

@@ -167,6 +167,7 @@ def test_the_manifest_speaks_of_files_in_folders_too(made, tmp_path):
         baselines="none",
         speed=False,
         out=tmp_path / "o",
+        overwrite=True,
     )
     (tmp_path / "o" / "1_Pooling" / "config.json").write_text("changed")
     with pytest.raises(Exception, match=r"1_Pooling/config\.json was changed"):
@@ -181,6 +182,7 @@ def test_the_manifest_speaks_of_files_in_folders_too(made, tmp_path):
             baselines="none",
             speed=False,
             out=tmp_path / "o",
+            overwrite=True,
         )
 
 

@@ -23,7 +23,24 @@ SMALL = {
 }
 UNKEYED = {"eval": {"data", "column", "label", "max_drop"}}  # the records themselves count; a gate decides no figure
 # Something for every field: the first that the field takes, and that it does not have already.
-WORDS = ["2:4", "int8", "float32", "block", "2m", "2GB", "all", "meta", "imp", "cosine", "before", "bfloat16"]
+WORDS = [
+    "2:4",
+    "int8",
+    "float32",
+    "block",
+    "2m",
+    "2GB",
+    "all",
+    "meta",
+    "imp",
+    "cosine",
+    "before",
+    "bfloat16",
+    "wanda",
+    "row",
+    "erk",
+    "lm",
+]
 VALUES = (False, True, 2, 32, 0.5, 0.25, *WORDS, ["a"], {"a": 0.5})
 
 

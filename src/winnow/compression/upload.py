@@ -19,7 +19,7 @@ def check_upload(repo: str) -> None:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
     except ImportError:
-        raise InputError("--push-to-hub needs pip install 'winnow[hf]'.", option="push_to_hub") from None
+        raise InputError("--push-to-hub needs pip install 'winnow-nn[hf]'.", option="push_to_hub") from None
     try:
         validate_repo_id(repo)
     except HFValidationError:

@@ -218,7 +218,7 @@ def require_floor(setup: Setup, dense: Evaluation | None) -> None:
         return
     value, higher = task.scale * dense.value, task.higher_is_better
     if not (value >= floor if higher else value <= floor):
-        unit = written_unit(task) and f"\u00a0{written_unit(task)}"
+        unit = written_unit(task)
         raise GateError(
             f"the dense model itself reaches {task.metric} {number(value)}{unit}: no compression can satisfy --floor {floor:g}. "
             f"Nothing was written - give a floor {'below' if higher else 'above'} that."

@@ -124,7 +124,7 @@ def _tuner(peft_model: nn.Module) -> Any:
     try:
         from peft.tuners.tuners_utils import BaseTuner
     except ImportError:
-        raise InputError("merging adapters needs peft: pip install 'winnow[lora]'.") from None
+        raise InputError("merging adapters needs peft: pip install 'winnow-nn[lora]'.") from None
     peft_model = unwrap(peft_model)
     tuner = getattr(peft_model, "base_model", None)
     if isinstance(tuner, BaseTuner):

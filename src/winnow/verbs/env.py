@@ -13,15 +13,17 @@ from typing import Any
 from winnow.words import size
 
 REQUIRED = (
-    "torch", "numpy", "scipy", "scikit-learn", "safetensors", "pydantic", "typer", "rich", "jinja2", "pillow", "psutil", "PyYAML",
+    "torch", "numpy", "scipy", "scikit-learn", "safetensors", "pydantic", "typing-extensions", "typer", "rich", "jinja2", "pillow", "psutil", "PyYAML",
 )  # fmt: skip
 EXTRAS = {
     "hf": ("transformers", "tokenizers", "accelerate"),
+    "lora": ("peft",),
     "data": ("pyarrow",),
     "hub": ("datasets",),
     "eval": ("lm-eval",),
     "bench": ("onnxruntime", "onnx", "onnxscript", "openvino", "codecarbon"),
     "ray": ("ray",),
+    "plot": ("matplotlib", "pandas"),
     "gpu": ("triton",),
 }
 # Of what a processor names, what decides which kernels run (x86-64, ARM).
