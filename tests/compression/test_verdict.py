@@ -209,7 +209,9 @@ def test_the_nearest_is_the_one_that_dominates_else_the_closest_in_bytes():
     assert named(100, 5, (1000, 0), (1004, 2), (1009, 1), (1020, 0)) == 0
     assert named(100, 5, (1000, 2), (1004, 1), (1020, 0)) == 1  # within a hundredth in size: the better
     assert named(100, 5, (130, 1), (150, 0)) == 0
-    assert named(100, 5, (130, 1), (150, 0), limit=200) == 1  # a size that was asked for is what others may use
+    assert named(100, 50, (130, 30), (150, 0), limit=200) == 1  # a size that was asked for is what others may use
+    assert named(100, 5, (130, 1), (150, 0), limit=200) == 0  # not told apart: the smaller one
+    assert named(500, 5, (480, 0), (160, 2), (90, 40)) == 1  # nor is a third of the size passed over for it
     broken = plain("int8", 120, accuracy(flipped(0)))
     broken.comparison = compare(DENSE, Evaluation("accuracy", math.nan, 0, 1, np.zeros(N), np.zeros(N), N), higher_is_better=True)  # fmt: skip
     sound = plain("int4", 900, accuracy(flipped(0)))

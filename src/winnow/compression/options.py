@@ -111,7 +111,10 @@ class Options(BaseModel):
     )
     size: str | int | None = option(None, "Size of the weights file, e.g. 40MB.", BUDGET)
     max_drop: float | None = option(
-        None, "Find the smallest file that loses at most this many points (per cent, for perplexity).", BUDGET, gt=0
+        None,
+        "Find the smallest file that loses at most this many points (per cent, for perplexity), with 95% confidence.",
+        BUDGET,
+        gt=0,
     )
     method: Method = option("auto", f"Pruning method: {one_of(Method)}.", METHOD)
     score: Score | None = option(None, f"Importance score: {one_of(Score)}.", METHOD)

@@ -128,6 +128,12 @@ def make_plan(
     rates = [(f"{100 * r.sparsity:.4g}% sparsity", r.zeros, expected_bytes(r, host, scope, dense)) for r in recipes]
     disk = sum(size for *_, size in rates) + (2 * tokens * hidden * itemsize if ledger.spilled else 0)
     total = scope.numel + sum(s.numel for s in scope.skipped)
+    if job.max_drop is not None:
+        rates = []
+        notes = [
+            *notes,
+            "the sparsity is searched for: every step of the search compresses and measures one candidate.",
+        ]
     return Plan(
         scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
         recipes[0].method, [*notes, *prepared.notes],
@@ -245,10 +251,11 @@ def plan_table(plan: Plan) -> RenderableType:
         rows.add_row(f"  at {text}: {count(zeros)} weights pruned", f"about {size(expected)}")
     for note in plan.notes:
         rows.add_row(Text(f"note: {note}"), "")
-    rows.add_row("time per candidate", f"about {duration(plan.seconds)}")
+    rows.add_row("time per candidate, measuring apart", f"about {duration(plan.seconds)}")
     rows.add_row("disk while it runs", f"about {size(plan.disk)} per candidate")
     for what, bytes_ in ledger.table():
-        memory.add_row(f"  {what}", size(bytes_))
+        if bytes_:
+            memory.add_row(f"  {what}", size(bytes_))
     allowed = f" of {size(ledger.limit)} allowed" if ledger.limit else ""
     memory.add_row("peak memory", f"about {size(ledger.need)}{allowed}")
     return Group(Text("Plan (nothing is written)", style="bold"), rows, Text(""), memory)

@@ -186,7 +186,10 @@ def _doubts(task: Task | None, dense: Evaluation | None, outcomes: list[Outcome]
     """Why not to believe the figures: a dense model at chance, a candidate that beats it."""
     if task is None or dense is None:
         return []
-    compared = ((o.candidate.label, too_good(o.comparison)) for o in outcomes if o.comparison is not None)
+    measured = [o for o in outcomes if o.comparison is not None]
+    compared = (
+        (o.candidate.label, too_good(o.comparison, len(measured))) for o in measured if o.comparison is not None
+    )
     ahead = next((f"{label}: {how}" for label, how in compared if how), None)
     return [found for found in (at_chance(task, dense), ahead) if found is not None]
 

@@ -20,12 +20,13 @@ T = TypeVar("T", Outcome, "Candidate")
 
 
 def winner(chosen: T, others: Sequence[T], limit: int | None = None) -> T | None:
-    """The best candidate of at most ``limit`` bytes (the size of ``chosen``, unless more was allowed) that measured no
-    worse than ``chosen``, strictly ahead in quality or size; or None. Both are outcomes, or rows of a report.
+    """The candidate to take instead: of at most ``limit`` bytes (the size of ``chosen``, unless more was allowed), measured no
+    worse than ``chosen``, and strictly ahead in quality or size; or None. Both are outcomes, or rows of a report.
 
-    The best in quality, and of equals the smallest: no other within the size is better, so what is named is never
-    dominated. Plain quantization that was requested is overruled as any other candidate is. A drop that is not a number
-    (the outputs hold NaN) is worse than any other.
+    Of several the smallest among those whose quality is that of the best of them, as far as can be told: within half the
+    paired 95% interval of the best one's loss. A much smaller file is not passed over for a difference that is noise, nor a
+    much better model for a few bytes. Plain quantization that was requested is overruled as any other candidate is. A drop
+    that is not a number (the outputs hold NaN) is worse than any other.
     """
     if chosen.file_bytes is None or chosen.drop is None:
         return None
@@ -36,14 +37,29 @@ def winner(chosen: T, others: Sequence[T], limit: int | None = None) -> T | None
         if o.file_bytes is not None and o.drop is not None and o.file_bytes <= room and o.drop <= lost
         if o.file_bytes < chosen.file_bytes or o.drop < lost
     ]
-    return others[min(ahead)[2]] if ahead else None
+    if not ahead:
+        return None
+    best, _, first = min(ahead)
+    close = best + _half(others[first])
+    return others[min((bytes_, drop, i) for drop, bytes_, i in ahead if drop <= close)[2]]
+
+
+def _half(candidate: Outcome | Candidate) -> float:
+    """Half of the paired interval of a loss; 0 where there is none."""
+    if isinstance(candidate, Outcome):
+        found = candidate.comparison
+        low, high = (found.low, found.high) if found is not None else (None, None)
+    else:
+        low, high = candidate.drop_low, candidate.drop_high
+    half = 0.0 if low is None or high is None else (high - low) / 2
+    return half if math.isfinite(half) else 0.0
 
 
 def nearest(chosen: Outcome, plain: Sequence[Outcome], limit: int | None = None) -> Outcome | None:
     """The plain-quantized model to judge ``chosen`` by; None where there is none.
 
-    1. Where some are no larger (or within ``limit`` bytes) and measured no worse, one of which is ahead: the best of them,
-       as :func:`winner` has it.
+    1. Where some are no larger (or within ``limit`` bytes) and measured no worse, one of which is ahead: the one that
+       :func:`winner` takes.
     2. Else the one closest in bytes (by ratio), the best in quality of those within 1% of its size.
 
     One whose outputs hold NaN comes last.

@@ -172,7 +172,12 @@ def doubtful(judgement: Judgement, doubts: Sequence[str]) -> Judgement:
     if not doubts:
         return judgement
     sentences = " ".join(f"{d[:1].upper()}{d[1:]}" for d in doubts)
-    judgement = replace(judgement, sentence=f"{judgement.sentence} {sentences}")
+    first = (
+        "Find out first whether the figures below can be right."
+        if judgement.better is not None
+        else judgement.next_step
+    )
+    judgement = replace(judgement, sentence=f"{judgement.sentence} {sentences}", next_step=first)
     return replace(judgement, tone="mixed", answer=CHECK) if judgement.tone == "good" else judgement
 
 

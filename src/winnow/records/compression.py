@@ -326,5 +326,5 @@ class Report(Tabular, Record):
 
     @property
     def ranked(self) -> list[Candidate]:
-        """Candidates from most bits per weight to fewest, the unmeasured last: the order of every table and figure."""
-        return sorted(self.candidates, key=lambda c: -c.bits_per_weight if c.bits_per_weight is not None else 1.0)
+        """Candidates from the largest file to the smallest, the unmeasured last: the order of every table and figure."""
+        return sorted(self.candidates, key=lambda c: -c.file_bytes if c.file_bytes is not None else 1.0)
