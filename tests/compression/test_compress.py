@@ -188,6 +188,15 @@ def test_batch_norms_are_recalibrated(tmp_path):
     assert int(pruned.bn1.num_batches_tracked) > 0
 
 
+def test_batch_norms_that_alone_cost_the_quality_are_the_next_step():
+    """Calibration data of another kind spoils every row of the table: less sparsity would not mend that."""
+    x, y = images()
+    net = trained(convnet(), x, y)
+    options = dict(sparsity=0.3, method="magnitude", baselines="rtn", eval=images(seed=3), speed=False)
+    assert "--no-recalibrate" in winnow.compress(net, (5 * x + 3, y), **options).report.next_step
+    assert "--no-recalibrate" not in winnow.compress(net, (x, y), **options).report.next_step
+
+
 def test_every_row_but_the_dense_one_gets_its_batch_norms_anew():
     """Pruned, rounded, both, by GPTQ or by the nearest value: each with the statistics of its own weights, or none."""
     x, y = images()

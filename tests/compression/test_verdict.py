@@ -217,3 +217,13 @@ def test_the_nearest_is_the_one_that_dominates_else_the_closest_in_bytes():
     sound = plain("int4", 900, accuracy(flipped(0)))
     assert nearest(pruned(100, accuracy(flipped(5))), [broken, sound]) is sound
     assert nearest(pruned(100, accuracy(flipped(5))), [broken]) is broken
+
+
+def test_a_gain_among_many_candidates_needs_more_than_one_interval():
+    """Of ten models that are all as good as the dense one, one often seems better at 95%: the interval grows with their number."""
+    from winnow.measure.chance import too_good
+    from winnow.measure.compare import Comparison
+
+    found = Comparison(-1.5, -2.8, -0.2, False, 800, "")
+    assert "not by chance" in too_good(found) and too_good(found, 10) is None
+    assert too_good(Comparison(-4.0, -5.3, -2.7, False, 800, ""), 10) is not None

@@ -98,6 +98,10 @@ def world(tmp_path_factory):
         str(folder / "my-bert"), str(folder / "train.jsonl"), eval=str(folder / "test.jsonl"), column="text", label="label", sparsity=0.6,
         speed=False, out=folder / "smaller",
     )  # fmt: skip
+    compress(
+        "recipes.tiny:network", str(folder / "images.npz"), weights=folder / "resnet.safetensors", sparsity=0.5, baselines="none", speed=False,
+        task="none", out=folder / "smaller-cnn",
+    )  # fmt: skip
     return folder
 
 

@@ -22,8 +22,8 @@ from winnow.formats import ArtifactWriter, load, pack
 from winnow.forward.batch import call
 from winnow.kernels import dispatch, native
 from winnow.kernels.cache import TimingCache
-from winnow.kernels.contenders import Contender
-from winnow.kernels.decision import choose
+from winnow.kernels.contenders import Contender, Layer
+from winnow.kernels.decision import choose, timed
 from winnow.kernels.dense import Int8Linear, RoundedLayer, RoutedLayer, ShrunkLayer
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.micro import ENOUGH, FEW, MOST, TRIES, TWO, Case, MicroTimer, time_contenders
@@ -121,6 +121,17 @@ def test_where_numbers_of_rows_disagree():
     assert {c.label for c in choose(OFFERED, times, "memory").values()} == {"shrunk"}
     times[1]["shrunk"] = 99.0
     assert {c.label for c in choose(OFFERED, times, "memory").values()} == {"dense"}
+
+
+def test_what_does_not_run_as_given_at_some_rows_is_recorded_all_the_same():
+    conv = thinned(nn.Conv2d(3, 8, 3), 0.4)
+    layer = Layer("conv", conv, LayerSpec(conv), {1, 64})
+    offered = {label: OFFERED[label] for label in ["packed", "dense"]}
+    times = {1: {"dense": 5.0}, 64: {"packed": 10.0, "dense": 8.0}}
+    chosen = choose(offered, times, "speed")
+    assert timed(layer, offered, times, chosen).reason == "faster than as given: 1.25x at 64 rows"
+    times = {1: {"dense": 5.0}}
+    assert "does not run at these rows" in timed(layer, offered, times, choose(offered, times, "speed")).reason
 
 
 def test_never_more_than_two_copies():

@@ -21,7 +21,7 @@ from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
 from winnow.machine.facts import machine
 from winnow.machine.memory import peak_rss
-from winnow.measure.chance import at_chance, too_good
+from winnow.measure.chance import NOTICEABLE, at_chance, too_good
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task, written_unit
 from winnow.naming import name_of, title_of, without_paths
@@ -45,6 +45,12 @@ from winnow.words import number
 
 if TYPE_CHECKING:
     from winnow.compression.setup import Setup
+
+
+RECALIBRATION = (
+    "Add --no-recalibrate, or give calibration data like what the model was trained on: its new batch norms alone cost much of "
+    "what is lost, in every row of the table."
+)
 
 
 def build_report(
@@ -79,6 +85,8 @@ def build_report(
     judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines)
     if judged.better is not None:
         judged = replace(judged, next_step=f"Take that model instead: {how_to_take(judged.better, job, folders)}.")
+    if (harm := setup.recalibrated) is not None and harm.low > 0 and harm.drop > NOTICEABLE:
+        judged = replace(judged, next_step=RECALIBRATION)
     verdict = doubtful(judged, doubts)
     classes = class_rows(task, dense, main.evaluation)
     allocation = _allocation(setup, main, classes=len(classes))

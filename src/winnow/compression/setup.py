@@ -37,6 +37,7 @@ from winnow.masks.prunable import CONVOLUTIONS, Scope
 from winnow.masks.scope import declares_outputs, find_scope
 from winnow.masks.structure import NM, Unstructured, check, within_tensor
 from winnow.masks.unwrap import on_meta
+from winnow.measure.compare import Comparison
 from winnow.measure.fits import check_length, require_sound
 from winnow.measure.prepare import Prepared, prepare, try_model
 from winnow.models.source import ModelSource, open_model
@@ -61,6 +62,7 @@ class Setup:
     trimmed: Trimmed | None = None
     large_embeddings: bool = False  # embeddings that stay unpruned are a large part of the dense file
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
+    recalibrated: Comparison | None = None  # what new batch norms alone cost the dense model, once measured
 
     @property
     def made(self) -> dict[str, Any]:

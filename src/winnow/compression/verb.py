@@ -231,3 +231,4 @@ def _note_recalibrated(setup: Setup, runner: Runner, outcomes: list[Outcome]) ->
     found = runner.dense_recalibrated(recipe) if recipe is not None else None
     if recipe is not None and found is not None and runner.task is not None and runner.dense is not None:
         setup.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
+        setup.recalibrated = found[1]

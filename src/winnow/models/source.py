@@ -271,7 +271,7 @@ def _open_folder(path: Path, trust_remote_code: bool, spec: str, weights: str | 
         if "winnow" in config:
             factory = config["winnow"].get("factory") or "package.module:function"
             raise InputError(
-                f"{path} holds a plain torch model, which needs its own code: give {factory} as MODEL and this folder with --weights."
+                f"{path} holds a plain torch model, which needs its own code: give {factory} as MODEL and this folder with --weights, or in a bench --factory {factory}."
             )
         return source
     if not config:

@@ -50,7 +50,7 @@ class RigL(RandomMasks):
         if not 0 < fraction < 1:
             raise InputError(f"fraction is {fraction}: give a number between 0 and 1, such as 0.3.")
         if every < 1 or end < every:
-            raise InputError("masks change every so many steps up to end: give 1 <= every <= end.")
+            raise InputError(f"masks would change every {every} steps up to step {end}: give 1 <= every <= end.")
         self.end, self.every, self.fraction = end, every, fraction
         self._dense: dict[str, torch.Tensor] = {}
 
