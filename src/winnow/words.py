@@ -91,6 +91,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 60} {large}" + (f" {whole % 60} {small}" if whole % 60 else "")
 
 
+def amount(text: str, unit: str) -> str:
+    """A figure with its unit; nothing stands between a figure and a per cent sign."""
+    return text + unit if unit == "%" else f"{text} {unit}".strip()
+
+
 def percent(share: float | None, digits: int = 1, fixed: bool = False) -> str:
     """0.5 -> "50%" (``fixed``: "50.0%"), 0.505 -> "50.5%"."""
     if share is None or not math.isfinite(share):

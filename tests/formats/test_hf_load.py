@@ -404,7 +404,7 @@ def test_without_winnow_a_folder_is_refused_in_a_sentence(tmp_path):
 
 
 def test_the_page_on_packed_folders_quotes_the_refusal():
-    page = (Path(__file__).parents[2] / "docs" / "packed-folders.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "packed-folders.md").read_text()
     assert NEEDS_WINNOW in " ".join(page.split())
 
 

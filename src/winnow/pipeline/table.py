@@ -16,7 +16,7 @@ from winnow.pipeline.stages import KINDS
 from winnow.pipeline.verb import RunResult
 from winnow.terminal.screen import Text
 from winnow.tickets.trial.verdict import Verdict
-from winnow.words import count, duration, number, size
+from winnow.words import amount, count, duration, number, size
 
 
 def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
@@ -83,10 +83,7 @@ def _steps(stage: PlannedStage) -> str:
 def _quality(figures: dict[str, Any]) -> str:
     if figures.get("value") is None:
         return ""
-    unit = f" {figures['unit']}" if figures.get("unit") else ""
-    return (
-        f"{figures['metric']} {number(figures['value'])}{unit} ({number(figures['low'])} to {number(figures['high'])})"
-    )
+    return f"{figures['metric']} {amount(number(figures['value']), figures.get('unit') or '')} ({number(figures['low'])} to {number(figures['high'])})"
 
 
 def _lost(figures: dict[str, Any]) -> str:
@@ -94,7 +91,7 @@ def _lost(figures: dict[str, Any]) -> str:
     if drop is None:
         return ""
     unit = "%" if drop["relative"] else "points"
-    return f"{number(drop['drop'])} {unit} ({number(drop['low'])} to {number(drop['high'])})"
+    return f"{amount(number(drop['drop']), unit)} ({number(drop['low'])} to {number(drop['high'])})"
 
 
 def _table(headings: Sequence[str]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from winnow.disk.regular import read_regular
 from winnow.records.compression import Report
-from winnow.report.compression import phrases
+from winnow.words import amount
 
 _KEPT = (
     "base_model",
@@ -88,7 +88,7 @@ def _figures(report: Report, task: Any) -> dict[str, Any]:
     return {
         "task_type": task if isinstance(task, str) else "other",
         "dataset_type": re.sub(r"[^\w./-]+", "-", name), "dataset_name": name,
-        "metric_type": metric, "metric_name": phrases.amount(report.task.metric, report.task.unit and f"({report.task.unit})"),
+        "metric_type": metric, "metric_name": amount(report.task.metric, report.task.unit and f"({report.task.unit})"),
         "metric_value": round(chosen.quality, 4),
     }  # fmt: skip
 

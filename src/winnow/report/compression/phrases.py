@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 
 from winnow.records.compression import Candidate, ModelInfo, Report, Sizes, TaskInfo
-from winnow.words import count, number, signed
-
-
-def amount(text: str, unit: str) -> str:
-    """A figure with its unit; nothing stands between a figure and a per cent sign."""
-    return text + unit if unit == "%" else f"{text} {unit}".strip()
+from winnow.words import amount, count, number, signed
 
 
 def plain(value: float, task: TaskInfo) -> str:

@@ -34,7 +34,7 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
         return Verdict(sentence=sentence, tone="mixed", answer="Quality not measured"), row.sparsity
     said = f"{head}: {task.metric} {phrases.quality(row.figure.value, task)}"
     if row.drop is not None:
-        against = f"{phrases.amount(change(row.drop, task), unit(task))} against dense"
+        against = f"{words.amount(change(row.drop, task), unit(task))} against dense"
         said += f", {phrases.with_interval(against, change_span(row.drop, task))}"
     said += f", {took}"
     theirs = next((r for r in rows if r.method == reference and r.zeros == row.zeros), None)
@@ -53,7 +53,7 @@ def _depends(drop: Figure | None, report: TicketReport) -> str:
     if drop is None:
         return " It depends on what is lost against the dense model, which was not measured."
     if drop.value > SMALL_DROP:
-        price = phrases.amount(change(drop, task), unit(task)).lstrip("+" + words.MINUS)
+        price = words.amount(change(drop, task), unit(task)).lstrip("+" + words.MINUS)
         lost = f"{price} of {task.metric}" if task.higher_is_better else f"{task.metric} {price} higher"
         return f" It depends on whether that sparsity is worth {lost}."
     bound = f"{SMALL_DROP:g} point" if task.higher_is_better else f"{SMALL_DROP:g}%"

@@ -50,7 +50,7 @@ def _tiles(report: TicketReport) -> list[tuple[str, str, list[str]]]:
     r, task = report.picked, report.task
     found = []
     if r.figure is not None:
-        details = [f"{phrases.amount(change(r.drop, task), unit(task))} against dense" if r.drop is not None else ""]
+        details = [f"{words.amount(change(r.drop, task), unit(task))} against dense" if r.drop is not None else ""]
         details.append(f"95% interval {change_span(r.drop, task)}" if change_span(r.drop, task) else "")
         label = f"{words.capital(task.metric)} of {report.named(report.chosen)}"
         found.append((label, phrases.quality(r.figure.value, task), details))

@@ -15,7 +15,7 @@ from winnow.measure.evaluation import Evaluation
 from winnow.notebook import Card, Shown
 from winnow.tickets.search import Ticket, over_usual, shown, usual_answer
 from winnow.train.task.training import Training
-from winnow.words import signed
+from winnow.words import amount, signed
 
 Decision = Literal["go", "no-go", "undecided"]
 MAX_DROP = 2.0  # points, or per cent of perplexity
@@ -142,7 +142,7 @@ def judge(
         return "undecided", "the dense model's skill is not clear of its baseline", reasons, ability, drop, gain
     kept = (ability.value - drop.value) / ability.value
     if drop.high <= max_drop:
-        short = f"the ticket loses at most {max_drop:g} {unit}"
+        short = f"the ticket loses at most {amount(f'{max_drop:g}', unit)}"
         if gain is not None and gain.low <= 0 and rival is not None and difference(dense, rival).high <= max_drop:
             short += ", and so does one-shot magnitude pruning, which needs no search"
         return "go", short, reasons, ability, drop, gain
@@ -150,7 +150,7 @@ def judge(
         reasons.append(f"It keeps {100 * max(kept, 0.0):.0f}% of what the dense model is better by than its baseline.")
         return "no-go", "too little is left of the dense model's skill", reasons, ability, drop, gain
     side = "is above" if drop.low > max_drop else "may be above"
-    return "undecided", f"the ticket's loss {side} {max_drop:g} {unit}", reasons, ability, drop, gain
+    return "undecided", f"the ticket's loss {side} {amount(f'{max_drop:g}', unit)}", reasons, ability, drop, gain
 
 
 def _value(evaluations: Sequence[Evaluation]) -> str:
@@ -158,7 +158,7 @@ def _value(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _shown(d: Difference, unit: str) -> str:
-    return f"{signed(d.value)} {unit} ({signed(d.low)} to {signed(d.high)})"
+    return f"{amount(signed(d.value), unit)} ({signed(d.low)} to {signed(d.high)})"
 
 
 def _ability(dense: Sequence[Evaluation], ability: Difference, usual: float | None, unit: str) -> str:
