@@ -145,45 +145,15 @@ def test_the_manifest_speaks_of_files_in_folders_too(made, tmp_path):
     artifact = read_artifact(made / "packed")
     assert artifact.manifest["files"].keys() >= TRAVELS.keys()
     artifact.verify()
-    winnow.compress(
-        str(made / "model"),
-        None,
-        sparsity=0.5,
-        method="magnitude",
-        task="none",
-        baselines="none",
-        speed=False,
-        out=tmp_path / "o",
-    )
-    (
-        tmp_path / "o" / ".winnow.json"
-    ).unlink()  # then the manifest accounts for the files, and the folder is still winnow's
-    winnow.compress(
-        str(made / "model"),
-        None,
-        sparsity=0.5,
-        method="magnitude",
-        task="none",
-        baselines="none",
-        speed=False,
-        out=tmp_path / "o",
-        overwrite=True,
-    )
+    options = dict(sparsity=0.5, method="magnitude", task="none", baselines="none", speed=False, out=tmp_path / "o")
+    winnow.compress(str(made / "model"), None, **options)
+    (tmp_path / "o" / ".winnow.json").unlink()  # the manifest accounts for the files, and the folder is still winnow's
+    winnow.compress(str(made / "model"), None, overwrite=True, **options)
     (tmp_path / "o" / "1_Pooling" / "config.json").write_text("changed")
     with pytest.raises(Exception, match=r"1_Pooling/config\.json was changed"):
         winnow.export_dense(tmp_path / "o", tmp_path / "e")
     with pytest.raises(InputError, match="holds something else"):
-        winnow.compress(
-            str(made / "model"),
-            None,
-            sparsity=0.5,
-            method="magnitude",
-            task="none",
-            baselines="none",
-            speed=False,
-            out=tmp_path / "o",
-            overwrite=True,
-        )
+        winnow.compress(str(made / "model"), None, overwrite=True, **options)
 
 
 def test_a_model_fetched_by_name_brings_its_companions(tmp_path, monkeypatch):

@@ -100,6 +100,9 @@ class SET(RigL):
     """Sparse evolutionary training (Mocanu et al. 2018, arXiv 1707.04780): as :class:`RigL`, but weights come back at random
     places, and the same share changes places throughout (zeta, the paper's 0.3)."""
 
+    def gradient(self, attached: Attached, name: str, gradient: torch.Tensor) -> None:
+        """Not grown by: no copy of it is kept."""
+
     def share(self, step: int) -> float:
         return self.fraction
 
