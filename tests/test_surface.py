@@ -88,8 +88,8 @@ def test_ticket_methods():
 
 def test_packages_for_training():
     assert set(winnow.train.__all__) == {
-        "Attached", "Fixed", "Gradual", "Merged", "RandomMasks", "RigL", "SET", "SignIn", "SparseMethod", "WinnowCallback", "attach",
-        "merge", "read_state", "write_state",
+        "Attached", "Fixed", "GraSP", "Gradual", "Merged", "RandomMasks", "RigL", "SET", "SNIP", "SRSTE", "SignIn", "SparseMethod",
+        "SynFlow", "WinnowCallback", "attach", "merge", "read_state", "write_state",
     }  # fmt: skip
     assert set(winnow.tickets.__all__) == {
         "METHODS", "Found", "ModelSoup", "Ticket", "Training", "clip_image_classifier", "find_ticket", "instant_model_soup", "training_from",

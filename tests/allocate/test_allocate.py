@@ -350,7 +350,7 @@ def test_bad_input_is_one_sentence():
     layers = make()
     nan = [LayerInfo("x", 4, 4, weight=torch.full((4, 4), float("nan")), scores=torch.full((4, 4), float("nan")))]
     cases = [
-        (lambda: allocate("erdos", layers, 5), "uniform, global, erk, lamp, l2, owl, alphapruning, table"),
+        (lambda: allocate("erdos", layers, 5), "uniform, global, erk, balanced, lamp, l2, owl, alphapruning, table"),
         (lambda: allocate("owl", layers, 5, eps=0.3), "it takes m, lam"),
         (lambda: allocate("uniform", layers, 5, eps=0.3), "it takes none"),
         (lambda: allocate("uniform", layers, 5, table={"l0": 0.5}), "table allocation"),

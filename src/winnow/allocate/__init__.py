@@ -15,7 +15,9 @@ from winnow.masks.structure import NM, Structure, Unstructured, check, nearest_z
 __all__ = ["ALLOCATIONS", "NAMES", "LayerInfo", "allocate"]
 
 # name -> file here and function in it, which takes (layers, zeros, caps, **options) and returns counts in order
-ALLOCATIONS = {n.rstrip("_"): n for n in ("uniform", "global_", "erk", "lamp", "l2", "owl", "alphapruning", "table")}
+ALLOCATIONS = {
+    n.rstrip("_"): n for n in ("uniform", "global_", "erk", "balanced", "lamp", "l2", "owl", "alphapruning", "table")
+}
 EXISTING = {"zeros": "zeros"}  # of a model that is sparse already: its own zeros, and no other total
 NAMES = (*ALLOCATIONS, *EXISTING)
 

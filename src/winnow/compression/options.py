@@ -84,7 +84,9 @@ Method = Literal[
 ]  # fmt: skip
 Score = Literal["magnitude", "wanda", "ria", "random"]
 Group = Literal["layer", "row"]
-Allocation = Literal["uniform", "global", "erk", "lamp", "l2", "owl", "alphapruning", "learned", "table", "zeros"]
+Allocation = Literal[
+    "uniform", "global", "erk", "balanced", "lamp", "l2", "owl", "alphapruning", "learned", "table", "zeros"
+]
 SOLVERS = ("none", "sparsegpt", "alps", "lsq", "swap", "reconstruct", "distil")
 STRUCTURES = ("unstructured", "2:4", "4:8", "block:1x4", "neuron", "head", "channel")
 Values = Literal["keep", "bf16", "int8", "int4"]

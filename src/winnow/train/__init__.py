@@ -9,7 +9,9 @@ from winnow.train.methods.dynamic import SET, RigL
 from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
 from winnow.train.methods.random_masks import RandomMasks
+from winnow.train.methods.saliency_masks import SNIP, GraSP, SynFlow
 from winnow.train.methods.sign_in import SignIn
+from winnow.train.methods.sr_ste import SRSTE
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
@@ -17,14 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SET",
+    "SNIP",
+    "SRSTE",
     "Attached",
     "Fixed",
+    "GraSP",
     "Gradual",
     "Merged",
     "RandomMasks",
     "RigL",
     "SignIn",
     "SparseMethod",
+    "SynFlow",
     "WinnowCallback",
     "attach",
     "merge",

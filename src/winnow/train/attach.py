@@ -107,6 +107,7 @@ class Attached:
         }
         self._masks: dict[str, torch.Tensor] = {}  # laid out as the weights are; tensors that lose nothing are not here
         self.zeros = 0
+        self._trains_pruned: bool = getattr(method, "trains_pruned", False)
         self._handles: list[Any] = []
         self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
         self.factors = Factors(self.method, self.weights, self.optimizers, self._masks)
@@ -178,7 +179,7 @@ class Attached:
             found[name] = keep.to(self.weights[name].device)
         for name, keep in found.items():
             self.keeps[name] = keep
-            if bool(keep.all()):
+            if bool(keep.all()) or self._trains_pruned:  # such a method projects the weights itself
                 self._masks.pop(name, None)
             else:
                 mask, weight = self.scope.prunables[name].restore(keep), self.weights[name]
@@ -199,7 +200,7 @@ class Attached:
                 weight.grad = masked(weight.grad, mask, name)
             for moment in () if name in self.factors else moments(self.optimizers, weight):
                 zero(moment, mask, name)
-        self.factors.follow(zeros=True)
+        self.factors.follow(zeros=not self._trains_pruned)
 
     def detach(self) -> nn.Module:
         """Takes the hooks off and returns the model: a plain one, zeros in place.

@@ -18,7 +18,8 @@ from winnow.train.examples import Examples
 from winnow.train.saliency.saliency import grasp, snip
 from winnow.train.saliency.synflow import Flow, synflow_masks
 from winnow.train.task.run import Run
-from winnow.train.task.training import TaskLoss, Training
+from winnow.train.task.training import Training
+from winnow.train.task_loss import TaskLoss
 
 
 def mlp(sizes=(10, 7, 6, 4), act=nn.Tanh, dtype=torch.float64) -> nn.Sequential:

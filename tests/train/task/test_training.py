@@ -22,7 +22,8 @@ from winnow.train.task.batches import Fetched
 from winnow.train.task.check import check_training
 from winnow.train.task.identity import training_identity
 from winnow.train.task.run import Run
-from winnow.train.task.training import TaskLoss, Training, adamw, cosine, linear, warmup
+from winnow.train.task.training import Training, adamw, cosine, linear, warmup
+from winnow.train.task_loss import TaskLoss
 
 
 def first(training: Training):

@@ -24,8 +24,9 @@ from winnow.terminal.progress import Expected, ProgressOption, expect, watch
 from winnow.tickets.method import PruningSettings
 from winnow.tickets.methods.isp.look_ahead import Protocol, departed, protocols
 from winnow.tickets.methods.isp.plan import Decay, Positive
+from winnow.train.norms import tracking_norms
 from winnow.train.task.run import Cost, Position, Run
-from winnow.train.task.train_mode import recalibrate_mixture, tracking_norms, training_batches
+from winnow.train.task.train_mode import recalibrate_mixture, training_batches
 from winnow.train.task.training import Training
 
 State = dict[str, torch.Tensor]

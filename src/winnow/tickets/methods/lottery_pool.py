@@ -17,10 +17,11 @@ from winnow.tickets.methods import imp
 from winnow.tickets.methods.imp import ImpSettings, Restart, State, trajectory
 from winnow.tickets.search import Round, Search, Ticket, densities
 from winnow.train.examples import Examples, divided
+from winnow.train.norms import tracking_norms
 from winnow.train.resume import read_under
 from winnow.train.saliency.saliency import spend
 from winnow.train.task.run import Run
-from winnow.train.task.train_mode import recalibrate_mixture, tracking_norms, training_batches
+from winnow.train.task.train_mode import recalibrate_mixture, training_batches
 from winnow.train.task.training import Training
 
 EVALUATIONS = 3  # forward passes that cost what one training step costs

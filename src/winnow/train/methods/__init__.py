@@ -7,13 +7,19 @@ from winnow.train.methods.dynamic import SET, RigL
 from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
 from winnow.train.methods.random_masks import RandomMasks
+from winnow.train.methods.saliency_masks import SNIP, GraSP, SynFlow
 from winnow.train.methods.sign_in import SignIn
+from winnow.train.methods.sr_ste import SRSTE
 
 METHODS: dict[str, type[SparseMethod]] = {
     "fixed": Fixed,
     "gradual": Gradual,
+    "grasp": GraSP,
     "random": RandomMasks,
     "rigl": RigL,
     "set": SET,
     "sign-in": SignIn,
+    "snip": SNIP,
+    "sr-ste": SRSTE,
+    "synflow": SynFlow,
 }

@@ -27,7 +27,7 @@ class RigL(RandomMasks):
     process: under DistributedDataParallel they are averaged over all processes, so that masks are identical.
 
     Args:
-        sparsity, distribution, seed: of the random masks it starts from; see :class:`RandomMasks`.
+        sparsity, distribution, seed, rescale: of the random masks it starts from; see :class:`RandomMasks`.
         end: step of the last change; the paper's choice is three quarters of the training.
         every: steps between two changes.
         fraction: f(0), share of a tensor's weights that change places (the paper's 0.3).
@@ -45,8 +45,9 @@ class RigL(RandomMasks):
         fraction: float = 0.3,
         distribution: Distribution = "erk",
         seed: int = 0,
+        rescale: bool = True,
     ) -> None:
-        super().__init__(sparsity, distribution=distribution, seed=seed)
+        super().__init__(sparsity, distribution=distribution, seed=seed, rescale=rescale)
         if not 0 < fraction < 1:
             raise InputError(f"fraction is {fraction}: give a number between 0 and 1, such as 0.3.")
         if every < 1 or end < every:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from winnow.errors import InputError
 from winnow.seeding import generator, seeded
 from winnow.train.examples import Examples, Part
-from winnow.train.task.run import Run
-from winnow.train.task.train_mode import batch_statistics
+from winnow.train.norms import batch_statistics
+from winnow.train.saliency.subject import Subject
 
 PER_CLASS = 10  # examples of every class at least
 LARGEST = 512  # examples of a part at most: a second derivative holds all their activations
@@ -25,7 +25,7 @@ FEW = 100  # examples in which classes need not come twice
 LOOK, LOOK_AT_MOST = 2, 8  # times as many examples as are needed are looked through for their classes
 
 
-def snip(run: Run, batches: int = 1) -> dict[str, torch.Tensor]:
+def snip(run: Subject, batches: int = 1) -> dict[str, torch.Tensor]:
     """|w dL/dw| for every prunable weight, matrices [rows, cols] by name; low scores go first.
 
     It is |dL/dc| for a factor c = 1 in front of each weight (Lee et al. 2019, arXiv 1810.02340, equation 5; their
@@ -44,7 +44,7 @@ def snip(run: Run, batches: int = 1) -> dict[str, torch.Tensor]:
     return {n: run.scope.prunables[n].matrix(s) for n, s in found.items()}
 
 
-def grasp(run: Run, batches: int = 8, temperature: float = 200.0) -> dict[str, torch.Tensor]:
+def grasp(run: Subject, batches: int = 8, temperature: float = 200.0) -> dict[str, torch.Tensor]:
     """w * (H g) for every prunable weight, matrices [rows, cols] by name; low scores go first.
 
     Without w the squared norm of the gradient changes by about -2 w (H g): weights with the largest -w (H g) hold the
@@ -86,14 +86,14 @@ def grasp_steps(examples: Examples, drawn: list[torch.Tensor]) -> int:
     return math.ceil(3 * steps_of(examples, drawn) - 1e-9)
 
 
-def spend(run: Run, steps: int) -> None:
+def spend(run: Subject, steps: int) -> None:
     """Counts scoring passes as steps at the density of the moment."""
     run.cost.extra += steps
     run.cost.weighted += steps * run.density
 
 
 @contextmanager
-def _scoring(run: Run) -> Iterator[dict[str, torch.nn.Parameter]]:
+def _scoring(run: Subject) -> Iterator[dict[str, torch.nn.Parameter]]:
     """The prunable weights, with gradients even where the training freezes them; the time goes to ``run.cost``."""
     started = time.perf_counter()
     weights = dict(run.attached.weights)
@@ -108,7 +108,7 @@ def _scoring(run: Run) -> Iterator[dict[str, torch.nn.Parameter]]:
         run.cost.seconds += time.perf_counter() - started
 
 
-def _losses(run: Run, drawn: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _losses(run: Subject, drawn: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """The loss on each part of the examples, with the same random numbers whenever it is asked for."""
     for number, index in enumerate(drawn):
         with seeded(run.training.seed, "scores", number):
@@ -117,7 +117,7 @@ def _losses(run: Run, drawn: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def _mean_gradients(
-    run: Run, weights: dict[str, torch.nn.Parameter], drawn: Sequence[torch.Tensor]
+    run: Subject, weights: dict[str, torch.nn.Parameter], drawn: Sequence[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     total = {n: torch.zeros_like(w) for n, w in weights.items()}
     for loss in _losses(run, drawn):
@@ -127,7 +127,7 @@ def _mean_gradients(
 
 
 @contextmanager
-def _divided_logits(run: Run, temperature: float, drawn: Sequence[torch.Tensor]) -> Iterator[None]:
+def _divided_logits(run: Subject, temperature: float, drawn: Sequence[torch.Tensor]) -> Iterator[None]:
     """Divides the logits: the model's own output where the loss is made of it, else what its output layer puts out.
 
     The two differ where something comes between them, as CLIP's normalization does, which undoes any factor. Which one
@@ -161,7 +161,7 @@ def _divided_logits(run: Run, temperature: float, drawn: Sequence[torch.Tensor])
 
 
 @torch.no_grad()
-def _outputs(run: Run, drawn: Sequence[torch.Tensor]) -> list[Any]:
+def _outputs(run: Subject, drawn: Sequence[torch.Tensor]) -> list[Any]:
     """What the model returns to the loss on these examples, call by call."""
     found: list[Any] = []
     handle = run.model.register_forward_hook(lambda module, inputs, output: found.append(output))

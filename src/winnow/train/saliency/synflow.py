@@ -16,10 +16,12 @@ from winnow.train.distil.outputs import read_output
 from winnow.train.examples import map_tensors
 from winnow.train.saliency.linearized import Linearized, linearize
 from winnow.train.saliency.saliency import spend
-from winnow.train.task.run import Run
+from winnow.train.saliency.subject import Subject
 
 
-def synflow_masks(run: Run, zeros: int, iterations: int = 100, max_rate: float = MAX_RATE) -> dict[str, torch.Tensor]:
+def synflow_masks(
+    run: Subject, zeros: int, iterations: int = 100, max_rate: float = MAX_RATE
+) -> dict[str, torch.Tensor]:
     """Keep masks [rows, cols] with exactly ``zeros`` zeros, found in ``iterations`` prunings of rising sparsity.
 
     After pruning k of n a share (1 - S)^(k/n) is left (Tanaka et al. 2020, arXiv 2006.05467, algorithm 1); each scores
@@ -51,7 +53,7 @@ def synflow_masks(run: Run, zeros: int, iterations: int = 100, max_rate: float =
 class Flow:
     """A linear, non-negative float64 copy of a run's model at its start, and the flow through each weight of it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Subject) -> None:
         self.training, self.scope = run.training, run.scope
         self.model = linearize(working_copy(run.training.model))
         self.weights = {n: self.model.get_parameter(n) for n in self.scope.prunables}

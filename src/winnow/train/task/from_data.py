@@ -16,8 +16,9 @@ from winnow.train.task.batches import is_batches
 from winnow.train.task.given import patterns, real, whole
 from winnow.train.task.starting_model import kind_of
 from winnow.train.task.task_data import TASKS, DataOptions, from_batches, from_records
-from winnow.train.task.training import Loss, OptimizerFactory, Schedule, TaskLoss, Training, adamw, cosine, linear
+from winnow.train.task.training import OptimizerFactory, Schedule, Training, adamw, cosine, linear
 from winnow.train.task.training import warmup as warm
+from winnow.train.task_loss import Loss, TaskLoss
 
 EPOCHS = 3  # where neither steps nor epochs are given
 # Learning rate and weight decay of AdamW. Encoders and CLIP: Jaiswal et al. 2023, table 1. Language models and vision

@@ -24,7 +24,8 @@ from winnow.models.source import open_model
 from winnow.train.examples import Examples, map_tensors
 from winnow.train.task.batches import Fetched, from_loader
 from winnow.train.task.starting_model import in_float, kind_of
-from winnow.train.task.training import Training, decay_groups, split_labels
+from winnow.train.task.training import Training, decay_groups
+from winnow.train.task_loss import split_labels
 
 
 def training_from_trainer(trainer: Any) -> Training:

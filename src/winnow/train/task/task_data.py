@@ -27,7 +27,7 @@ from winnow.models.source import ModelSource
 from winnow.train.examples import Examples
 from winnow.train.task.batches import from_loader, labelled, own_tokens, running_text
 from winnow.train.task.starting_model import in_float, starting_model
-from winnow.train.task.training import Loss, split_labels
+from winnow.train.task_loss import Loss, split_labels
 
 HELD_OUT = 0.2  # of the data, where no evaluation data is given
 Kind = Literal["classes", "scores", "own"]

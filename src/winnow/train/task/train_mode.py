@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from winnow.seeding import generator
 from winnow.solve.batchnorm import recalibrate
+from winnow.train.norms import frozen
 from winnow.train.task.training import Loss, Training
 
 
@@ -25,36 +24,6 @@ def train_mode(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and frozen(module):
             module.eval()
-
-
-def frozen(norm: nn.Module) -> bool:
-    """Whether a batch norm has weight or bias and none of them is trained."""
-    own = list(norm.parameters(recurse=False))
-    return bool(own) and not any(p.requires_grad for p in own)
-
-
-def tracking_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The batch norms whose running statistics move in training: those that have some and are not :func:`frozen`."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not frozen(m)]
-
-
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalize by the batch they see, as in training, and their running statistics stay as they are.
-
-    Frozen ones (:func:`frozen`) go on as in eval mode, and so does everything that is no batch norm.
-    """
-    norms = tracking_norms(model)  # those that track nothing normalize by the batch in any mode
-    modes = [m.training for m in norms]
-    for norm in norms:
-        norm.train()
-        norm.track_running_stats = False  # torch then neither reads nor moves the buffers
-    try:
-        yield
-    finally:
-        for norm, mode in zip(norms, modes):
-            norm.train(mode)
-            norm.track_running_stats = True
 
 
 def training_batches(training: Training, count: int) -> list[Any]:

@@ -1,0 +1,36 @@
+"""Masks on weights that have not been trained yet, and what is left of the initialisation under them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from winnow.train.attach import Attached
+
+
+@torch.no_grad()
+def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale: bool) -> None:
+    """Masks a new network. With ``rescale`` the kept weights of every output unit are multiplied by what the unit's norm over
+    its inputs was, divided by what it is: its activations then vary as they do in the dense network.
+
+    An initialisation divides by the root of a unit's fan-in, and a masked unit has a smaller one; without correction
+    activations and gradients shrink by that factor in every layer (Evci et al. 2022, arXiv 2010.03533, who draw weights anew
+    for the fan-in that is left). For a random mask the factor is sqrt(fan-in / kept) in expectation, whatever distribution
+    the weights were drawn from; for a mask that keeps large weights it is smaller, as it has to be. Units that keep
+    nothing stay zero.
+    """
+    if not rescale:
+        attached.set(keeps)
+        return
+    dense = {name: _norms(matrix) for name, matrix in attached.matrices().items()}
+    attached.set(keeps)
+    for name, matrix in attached.matrices().items():
+        left = _norms(matrix)
+        factor = torch.where(left > 0, dense[name] / left, torch.ones_like(left)).to(matrix.dtype)
+        attached.weights[name].mul_(attached.scope.prunables[name].restore(factor.expand(matrix.shape)))
+
+
+def _norms(matrix: torch.Tensor) -> torch.Tensor:
+    """Of every row, [rows, 1]."""
+    return matrix.double().norm(dim=1, keepdim=True)
