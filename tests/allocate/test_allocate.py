@@ -105,6 +105,22 @@ def test_erk_is_the_papers_loop(shapes, rate):
     assert min(counts.values()) >= 0
 
 
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_balanced_gives_every_layer_as_many_weights(numels, density):
+    """Layers that have fewer than an even part of what is left to give stay dense, the smallest first."""
+    layers = [LayerInfo(f"l{i}", 1, n) for i, n in enumerate(numels)]
+    kept = left = round(density * sum(numels))
+    expected, waiting = {}, sorted(range(len(numels)), key=lambda i: numels[i])
+    while waiting:
+        i = waiting[0]
+        expected[i] = min(numels[i], left / len(waiting))
+        left -= expected[i]
+        waiting.remove(i)
+    counts = allocate("balanced", layers, sum(numels) - kept, max_rate=1.0)
+    assert all(abs(numels[i] - counts[f"l{i}"] - expected[i]) < 1 + 1e-6 for i in expected)
+
+
 def test_erk_sees_single_experts():
     one = LayerInfo("one", 64, 32, shape=(64, 32))
     experts = LayerInfo("experts", 8 * 64, 32, shape=(8, 64, 32))

@@ -42,7 +42,7 @@ def test_random_masks_have_erk_densities_and_exact_counts():
     assert not all(torch.equal(k, random_masks(scope, "80%", seed=4)[n]) for n, k in keeps.items())
     uniform = random_masks(scope, 0.8, "uniform")
     assert all(abs(int((~k).sum()) / k.numel() - 0.8) < 1 / k.numel() + 1e-9 for k in uniform.values())
-    with pytest.raises(InputError, match="choose from erk, uniform"):
+    with pytest.raises(InputError, match="choose from erk, uniform, balanced"):
         RandomMasks(0.5, distribution="even").start(
             attach(model, torch.optim.SGD(model.parameters(), 0.1), SET(0.5, end=1, every=1))
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from winnow.train.attach import Attached
 
 
 @torch.no_grad()
-def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale: bool) -> None:
+def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale: bool | None) -> None:
     """Masks a new network. With ``rescale`` the kept weights of every output unit are multiplied by what the unit's norm over
     its inputs was, divided by what it is: its activations then vary as they do in the dense network.
 
@@ -20,6 +22,8 @@ def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale:
     the weights were drawn from; for a mask that keeps large weights it is smaller, as it has to be. Units that keep
     nothing stay zero.
     """
+    if rescale is None:
+        rescale = not any(isinstance(m, (_NormBase, nn.GroupNorm)) for m in attached.model.modules())
     if not rescale:
         attached.set(keeps)
         return

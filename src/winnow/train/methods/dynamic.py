@@ -45,7 +45,7 @@ class RigL(RandomMasks):
         fraction: float = 0.3,
         distribution: Distribution = "erk",
         seed: int = 0,
-        rescale: bool = True,
+        rescale: bool | None = None,
     ) -> None:
         super().__init__(sparsity, distribution=distribution, seed=seed, rescale=rescale)
         if not 0 < fraction < 1:

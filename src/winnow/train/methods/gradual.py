@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
-from winnow.budget import parse_sparsity
+import torch
+
+from winnow.budget import largest_remainder, parse_sparsity
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
-from winnow.masks.ranking import limits
+from winnow.masks.ranking import limits, lowest
 from winnow.train.attach import Attached
 from winnow.train.methods.fixed import nonzero
+from winnow.train.methods.random_masks import Distribution, distributed
 
 
 class Gradual:
-    """Global magnitude pruning whose target rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
+    """Magnitude pruning whose target rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
 
     s(t) = S + (S_0 - S) (1 - (t - begin) / (end - begin))^3, S_0 the sparsity at the start; masks change every ``every``
     steps and at ``end``, after the optimizer's step, and only lose weights. At ``end`` the count is round(S N), to the weight.
@@ -26,9 +29,13 @@ class Gradual:
         every: steps between two changes.
         power: 3 is the cubic; 1 a straight line.
         max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
+        distribution: what weights compete with: "global", all others of the model in one ranking; or those of their tensor
+            alone, whose zeros are then "uniform" (every tensor at the schedule's sparsity, as in the paper), "erk" or "balanced"
+            (see :func:`winnow.train.methods.random_masks.random_masks`) at every change. Zeros that a model brings along stay,
+            and where a tensor has more of them than its share the others lose less.
 
     Raises:
-        InputError: steps out of order, a ``max_rate`` outside 0 to 1, or (when attached) a model that is sparser than the target.
+        InputError: steps out of order, a ``max_rate`` outside 0 to 1, an unknown distribution, or (when attached) a model that is sparser than the target.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class Gradual:
         every: int = 100,
         power: float = 3.0,
         max_rate: float = MAX_RATE,
+        distribution: Literal["global"] | Distribution = "global",
     ) -> None:
         if not all(hasattr(n, "__index__") for n in (begin, end, every)):
             raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
@@ -47,7 +55,10 @@ class Gradual:
             raise InputError("a gradual schedule needs 0 <= begin < end, every >= 1 and power > 0: check the numbers.")
         self.sparsity, self.begin, self.end, self.every, self.power = parse_sparsity(sparsity), begin, end, every, power
         limits([], 0, max_rate)  # refuses a wrong one now, not in the middle of a training
-        self.max_rate, self.zeros_at_start = max_rate, 0
+        if distribution not in ("global", *get_args(Distribution)):
+            known = ", ".join(("global", *get_args(Distribution)))
+            raise InputError(f"distribution is {distribution!r}: choose from {known}.")
+        self.max_rate, self.distribution, self.zeros_at_start = max_rate, distribution, 0
 
     def start(self, attached: Attached) -> None:
         present = nonzero(attached)
@@ -67,7 +78,21 @@ class Gradual:
             return
         zeros = self.zeros_at(t, attached.numel)
         if zeros > attached.zeros:
-            attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros, self.max_rate))
+            attached.set(self.masks(attached, zeros))
+
+    def masks(self, attached: Attached, zeros: int) -> dict[str, torch.Tensor]:
+        """Bool matrices [rows, cols] with so many zeros in all, among them those of now."""
+        matrices, keeps = attached.matrices(), attached.keeps
+        if self.distribution == "global":
+            return global_magnitude(matrices, keeps, zeros, self.max_rate)
+        present = {n: k.numel() - int(k.count_nonzero()) for n, k in keeps.items()}
+        shares = distributed(attached.scope, zeros, self.distribution, self.max_rate)
+        claims = [max(0, shares[n] - present[n]) for n in keeps]
+        more = dict(zip(keeps, largest_remainder(claims, zeros - sum(present.values()), claims)))
+        return {
+            n: ~lowest(matrices[n].abs().float().masked_fill(~keep, -1.0), present[n] + more[n])
+            for n, keep in keeps.items()
+        }
 
     def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
         """A sentence where training ends (now, or after step ``last``) before the target sparsity is reached."""

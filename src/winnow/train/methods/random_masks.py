@@ -74,7 +74,7 @@ class RandomMasks:
         *,
         distribution: Distribution = "erk",
         seed: int = 0,
-        rescale: bool = True,
+        rescale: bool | None = None,
     ) -> None:
         self.sparsity, self.distribution, self.seed = parse_sparsity(sparsity), distribution, seed
         self.rescale = rescale

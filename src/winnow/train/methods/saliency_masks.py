@@ -25,7 +25,7 @@ class SNIP(Fixed):
     """The weights on which the loss depends most (Lee et al. 2019, arXiv 1810.02340): those of the largest |w dL/dw| stay, in
     one ranking over all tensors, and the mask never changes.
 
-    L is the mean over ``batches``, without dropout; batch norms normalize by the batch, as they are going to in training,
+    L is the mean over the examples of ``batches``, without dropout; batch norms normalize by the batch, as they are going to in training,
     and their running statistics stay. Scores: :func:`winnow.train.saliency.saliency.snip`. In several processes
     (DistributedDataParallel) the masks are those that the first one finds on its batches.
 
@@ -36,7 +36,6 @@ class SNIP(Fixed):
             (inputs, labels) or dicts with "labels".
         max_rate: share of its weights that a tensor may lose at most; 1 is the papers' ranking, which may empty a tensor.
         rescale: as for :class:`winnow.train.RandomMasks`.
-        seed: of the random numbers of a forward pass, where it draws some.
 
     Raises:
         InputError: a ``max_rate`` outside 0 to 1; when attached, no batches, or a single one that is not in a list.
@@ -49,16 +48,15 @@ class SNIP(Fixed):
         *,
         loss: Loss | None = None,
         max_rate: float = MAX_RATE,
-        rescale: bool = True,
-        seed: int = 0,
+        rescale: bool | None = None,
     ) -> None:
-        self.sparsity, self.max_rate, self.rescale, self.seed = parse_sparsity(sparsity), max_rate, rescale, seed
+        self.sparsity, self.max_rate, self.rescale = parse_sparsity(sparsity), max_rate, rescale
         if not 0 < max_rate <= 1:
             raise InputError(f"max_rate is {max_rate}: give the share that a tensor may lose, such as 0.99.")
         self.batches, self.loss = batches, TaskLoss("classes") if loss is None else loss
 
     def start(self, attached: Attached) -> None:
-        subject = Beginning(attached, self.batches, self.loss, self.seed)
+        subject = Beginning(attached, self.batches, self.loss)
         with eval_mode(attached.model):
             keeps = self.keeps(subject, round(self.sparsity * attached.numel))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -78,7 +76,7 @@ class GraSP(SNIP):
     ranking over all tensors. Scores: :func:`winnow.train.saliency.saliency.grasp`.
 
     Args:
-        sparsity, batches, loss, max_rate, rescale, seed: as for :class:`SNIP`; 10 examples or more of every class are what the paper takes.
+        sparsity, batches, loss, max_rate, rescale: as for :class:`SNIP`; 10 examples or more of every class are what the paper takes.
         temperature: the logits are divided by it; 1 for a regression.
     """
 
@@ -90,10 +88,9 @@ class GraSP(SNIP):
         loss: Loss | None = None,
         temperature: float = 200.0,
         max_rate: float = MAX_RATE,
-        rescale: bool = True,
-        seed: int = 0,
+        rescale: bool | None = None,
     ) -> None:
-        super().__init__(sparsity, batches, loss=loss, max_rate=max_rate, rescale=rescale, seed=seed)
+        super().__init__(sparsity, batches, loss=loss, max_rate=max_rate, rescale=rescale)
         if not temperature > 0:
             raise InputError(
                 f"temperature is {temperature}: give a positive number, 200 as in the paper or 1 for none."
@@ -111,7 +108,7 @@ class SynFlow(SNIP):
     :func:`winnow.train.saliency.synflow.synflow_masks`.
 
     Args:
-        sparsity, batches, loss, max_rate, rescale, seed: as for :class:`SNIP`; of the batches one example is used, with ones in
+        sparsity, batches, loss, max_rate, rescale: as for :class:`SNIP`; of the batches one example is used, with ones in
             the place of its numbers, and of the loss how it calls the model.
         iterations: rounds of scoring and pruning.
     """
@@ -124,10 +121,9 @@ class SynFlow(SNIP):
         loss: Loss | None = None,
         iterations: int = 100,
         max_rate: float = MAX_RATE,
-        rescale: bool = True,
-        seed: int = 0,
+        rescale: bool | None = None,
     ) -> None:
-        super().__init__(sparsity, batches, loss=loss, max_rate=max_rate, rescale=rescale, seed=seed)
+        super().__init__(sparsity, batches, loss=loss, max_rate=max_rate, rescale=rescale)
         if iterations < 1:
             raise InputError(f"{iterations} rounds find no mask: give iterations of 1 or more, 100 as in the paper.")
         self.iterations = iterations

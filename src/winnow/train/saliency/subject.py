@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -49,13 +49,15 @@ class Beginning:
 
     density = 1.0
 
-    def __init__(self, attached: Attached, batches: Iterable[Any], loss: Loss, seed: int) -> None:
-        given = list(batches)
-        if not given:
+    def __init__(self, attached: Attached, batches: Iterable[Any], loss: Loss) -> None:
+        given = [] if torch.is_tensor(batches) or isinstance(batches, (Mapping, str)) else list(batches)
+        kinds = {(t.dtype, t.ndim) if torch.is_tensor(t) else None for t in given}
+        if not given or (len(kinds) > 1 and None not in kinds):  # what a loader gives: inputs and labels in a list
             raise InputError(
-                "there is no batch to find masks on: give one or more in a list, such as [next(iter(loader))]."
+                "masks are found on a list of batches, and this is none or a single one: give it in a list, such as "
+                "[next(iter(loader))]."
             )
         self.attached, self.model, self.scope, self.keeps = attached, attached.model, attached.scope, attached.keeps
         examples = Examples(given, max(batch_rows(b) or 1 for b in given))
-        self.training = SimpleNamespace(model=attached.model, examples=examples, loss=loss, seed=seed)
+        self.training = SimpleNamespace(model=attached.model, examples=examples, loss=loss, seed=0)
         self.cost = SimpleNamespace(extra=0, weighted=0.0, seconds=0.0)
