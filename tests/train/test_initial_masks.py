@@ -223,6 +223,7 @@ def test_a_resumed_training_is_not_rescaled_again():
         (lambda: SNIP(0.5, []), r"give it in a list, such as \[next"),
         (lambda: SNIP(0.5, BATCHES[0]), r"a single one: give it in a list"),
         (lambda: SNIP(0.5, {"x": X, "labels": Y}), r"a single one: give it in a list"),
+        (lambda: SNIP(0.5, BATCHES, loss=lambda model, batch: model(batch[0])), "return the mean over the batch"),
         (lambda: SNIP(0.5, BATCHES, max_rate=0), "such as 0.99"),
         (lambda: GraSP(0.5, BATCHES, temperature=0), "200 as in the paper"),
         (lambda: SynFlow(0.5, BATCHES, iterations=0), "iterations of 1 or more"),

@@ -135,7 +135,12 @@ def test_weights_that_the_loop_writes_are_projected_and_optimizers_may_write_dat
 
 
 def test_bad_input():
-    for structure, words in (("unstructured", "give n:m"), ("4:2", "0 < n < m"), ("block:1x4", "give n:m")):
+    for structure, words in (
+        ("unstructured", "give n:m"),
+        ("4:2", "0 < n < m"),
+        ("block:1x4", "give n:m"),
+        (2, "use unstructured, n:m"),
+    ):
         with pytest.raises(InputError, match=words):
             SRSTE(structure)
     with pytest.raises(InputError, match="2e-4 as in the paper"):

@@ -21,6 +21,11 @@ def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale:
     for the fan-in that is left). For a random mask the factor is sqrt(fan-in / kept) in expectation, whatever distribution
     the weights were drawn from; for a mask that keeps large weights it is smaller, as it has to be. Units that keep
     nothing stay zero.
+
+    None decides by the model, as measured with random masks of 90 to 98% on digits, 200 steps
+    (``benchmarks/training/rescale.py``). Without norms, networks stay at chance under SGD, and reach 75 to 96% rescaled; a
+    transformer with layer norms gains 18 to 33 points. Batch norms undo any scale, and larger weights then only move less in a
+    step: within 0.6 points with SGD, 1 to 5 points worse with Adam. So models with batch, group or instance norms are left as they are.
     """
     if rescale is None:
         rescale = not any(isinstance(m, (_NormBase, nn.GroupNorm)) for m in attached.model.modules())

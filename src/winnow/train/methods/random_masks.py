@@ -64,8 +64,9 @@ class RandomMasks:
     Args:
         sparsity: share of the prunable weights, or text such as "90%"; the count is exact.
         distribution, seed: as for :func:`random_masks`.
-        rescale: what is left of an initialisation is scaled up to the variance of activations that it was made for
-            (:func:`winnow.train.beginning.mask_initial`). False for weights that have been trained already.
+        rescale: whether what is left of the initialisation is scaled to the norm that each output unit had
+            (:func:`winnow.train.beginning.mask_initial`). None: unless the model has batch, group or instance norms, as measured
+            there. Give False for weights that have been trained already.
     """
 
     def __init__(

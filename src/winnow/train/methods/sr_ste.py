@@ -39,7 +39,7 @@ class SRSTE:
     trains_pruned = True
 
     def __init__(self, structure: str, *, decay: float = 2e-4) -> None:
-        found = parse_structure(structure)
+        found = parse_structure(str(structure))
         if not isinstance(found, NM):
             raise InputError(f"SR-STE trains n:m sparsity, not {structure!r}: give n:m, such as 2:4.")
         if not 0 <= decay < float("inf"):

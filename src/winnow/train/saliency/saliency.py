@@ -113,6 +113,10 @@ def _losses(run: Subject, drawn: Sequence[torch.Tensor]) -> Iterator[torch.Tenso
     for number, index in enumerate(drawn):
         with seeded(run.training.seed, "scores", number):
             loss = run.training.loss(run.model, run.training.examples.take(index))
+        if not torch.is_tensor(loss) or loss.numel() != 1:
+            raise InputError(
+                "masks are scored on a loss that is one number: return the mean over the batch, as a tensor."
+            )
         yield loss
 
 
