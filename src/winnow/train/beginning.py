@@ -24,8 +24,9 @@ def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale:
 
     None decides by the model, as measured with random masks of 90 to 98% on digits, 200 steps
     (``benchmarks/training/rescale.py``). Without norms, networks stay at chance under SGD, and reach 75 to 96% rescaled; a
-    transformer with layer norms gains 18 to 33 points. Masks of SNIP, GraSP and SynFlow need it as well, at 95% 4 to 66. Batch norms undo any scale, and larger weights then only move less in a
-    step: within 0.6 points with SGD, 1 to 5 points worse with Adam. So models with batch, group or instance norms are left as they are.
+    transformer with layer norms gains 18 to 33 points. Masks of SNIP, GraSP and SynFlow need it as well: 4 to 66 points at
+    95%. Batch norms undo any scale, and larger weights then only move less in a step: up to 1 point worse with SGD, 1 to 5
+    with Adam. So models with batch, group or instance norms are left as they are.
     """
     if rescale is None:
         rescale = not any(isinstance(m, (_NormBase, nn.GroupNorm)) for m in attached.model.modules())

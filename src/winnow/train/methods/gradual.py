@@ -35,7 +35,8 @@ class Gradual:
             and where a tensor has more of them than its share the others lose less.
 
     Raises:
-        InputError: steps out of order, a ``max_rate`` outside 0 to 1, an unknown distribution, or (when attached) a model that is sparser than the target.
+        InputError: steps out of order, a ``max_rate`` outside 0 to 1, an unknown distribution, or (when attached) a
+            model that is sparser than the target.
     """
 
     def __init__(
