@@ -88,7 +88,7 @@ def test_ticket_methods():
 
 def test_packages_for_training():
     assert set(winnow.train.__all__) == {
-        "Attached", "Fixed", "Gradual", "Merged", "RandomMasks", "RigL", "SET", "SignIn", "SparseMethod", "WinnowCallback", "attach",
+        "Attached", "Fixed", "Gradual", "LightningCallback", "Merged", "RandomMasks", "RigL", "SET", "SignIn", "SparseMethod", "WinnowCallback", "attach",
         "merge", "read_state", "write_state",
     }  # fmt: skip
     assert set(winnow.tickets.__all__) == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def both(work: Any, *args: Any) -> list[Any]:
 
 def _process(rank: int, folder: str, work: Any, args: Any) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=100)
+    )
     try:
         torch.save(work(rank, Path(folder), *args), f"{folder}/{rank}")
     finally:

@@ -104,6 +104,8 @@ class Attached:
     ) -> None:
         if not hasattr(method, "stepped"):
             raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
+        if together is not None:  # before anything is gathered
+            require_same(asked_for(scope.prunables, method, state), together)
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
         self._places = places_of(model, scope)
         self._known = held(self.optimizers) | set(map(id, model.parameters()))
@@ -121,8 +123,6 @@ class Attached:
         self._handles: list[Any] = []
         self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
         self.factors = Factors(self.method, self.weights, self.optimizers, self._masks)
-        if together is not None:
-            require_same(asked_for(self.keeps, method, state), together)
         if state is None:
             method.start(self)
             self.factors.start()
