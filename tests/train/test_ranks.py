@@ -14,9 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from small import classifier, points
-from sparse_methods import magnitude_keeps
 from winnow.errors import InputError
-from winnow.masks.mask import MaskSet
 from winnow.train import SET, Attached, Fixed, Gradual, RandomMasks, RigL, SignIn, attach
 
 X, Y = points()
@@ -52,7 +50,9 @@ OPTIMIZERS: dict[str, Any] = {
 
 def random_half() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {f"{i}.weight": torch.rand(s, generator=generator) < 0.5 for i, s in ((0, (9, 12)), (2, (1, 9)), (3, (7, 1)))}
+    return {
+        f"{i}.weight": torch.rand(s, generator=generator) < 0.5 for i, s in ((0, (9, 12)), (2, (1, 9)), (3, (7, 1)))
+    }
 
 
 def train(attached: Attached, called: nn.Module, first: int, last: int, rank: int = 0, ranks: int = 1) -> None:
@@ -124,7 +124,10 @@ def in_shards(rank: int, folder: Path, names: list[tuple[str, str]]) -> dict[Any
 
 def test_sharded_parameters():
     """Masks, weights and Sign-In's health of every method are those of one process, in both, also when resumed."""
-    names = [(m, "adamw" if "sign" in m else "sgd") for m in METHODS] + [("sign-in, rigl", "sgd"), ("sign-in", "adagrad")]
+    names = [(m, "adamw" if "sign" in m else "sgd") for m in METHODS] + [
+        ("sign-in, rigl", "sgd"),
+        ("sign-in", "adagrad"),
+    ]
     one, two = both(in_shards, names)
     for method, optimizer in names:
         plain = model()
@@ -132,7 +135,9 @@ def test_sharded_parameters():
         train(alone, plain, 0, STEPS)
         health = alone.method.health(alone) if method.startswith("sign-in") else {}
         for weights, masks, found in (*one[method, optimizer], *two[method, optimizer]):
-            assert masks == alone.masks and masks.zeros == sum(int((w == 0).sum()) for n, w in weights.items() if n in masks)
+            assert masks == alone.masks and masks.zeros == sum(
+                int((w == 0).sum()) for n, w in weights.items() if n in masks
+            )
             assert found == pytest.approx(health)
             for n, w in weights.items():
                 torch.testing.assert_close(w, plain.state_dict()[n], rtol=1e-9, atol=1e-12, msg=f"{method}, {n}")
@@ -189,6 +194,13 @@ def refusals(rank: int, folder: Path) -> list[str]:
 def test_processes_that_disagree():
     one, two = both(refusals)
     assert one == two and all("\n" not in sentence for sentence in one)
-    words = ["masks: draw them from one seed", "masks", "method: give every process the same", "method", "checkpoint: load the same", "prunable tensors"]
+    words = [
+        "masks: draw them from one seed",
+        "masks",
+        "method: give every process the same",
+        "method",
+        "checkpoint: load the same",
+        "prunable tensors",
+    ]
     for sentence, word in zip(one, words, strict=True):
         assert sentence.startswith(f"processes 0 and 1 disagree about the {word}")

@@ -19,6 +19,7 @@ from winnow.train.masking import masked, moments, on_gradient, zero
 from winnow.train.method import SparseMethod, title, unfinished
 from winnow.train.ranks import asked_for, masked_by, require_same
 from winnow.train.shards import group_of, is_sharded, local, part, whole
+from winnow.train.state_file import of_another_method, require_state
 from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_known, require_trained, scope_of
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
@@ -47,7 +48,8 @@ def attach(
     codes. The weights themselves are masked after every step in any case, also under optimizers that mix entries (Muon).
     Gradients that the loop writes itself (``torch.autograd.grad``) are masked when the step that reads them begins, weights
     that it writes itself (``load_state_dict``) at the next step or :meth:`Attached.enforce`. A copy of the model, pickled
-    or deep-copied, is a plain model with its zeros.
+    or deep-copied, is a plain model with its zeros. An average of the weights (``torch.optim.swa_utils.AveragedModel``) is zero
+    where masks stay; where they have moved, ``attached.masks.apply`` makes it so.
 
     In several processes attach in each, to the wrapped model; that all have the same masks, method and step is checked.
     Under DistributedDataParallel local gradients are masked before they are averaged. Under
@@ -254,24 +256,15 @@ class Attached:
         Raises:
             InputError: masks of another model, or another method's state; nothing has changed then.
         """
-        masks = state.get("masks")
-        if not isinstance(masks, Mapping) or "step" not in state or "method" not in state:
-            raise InputError("this is no state of an attached method: give what Attached.state_dict returned.")
-        if (of := state.get("of", title(self.method))) != title(self.method):
-            raise InputError(
-                f"the checkpoint is of another method, {of}, and this is {title(self.method)}: "
-                "attach with the method it was made with."
-            )
-        if set(masks) != set(self.keeps):
-            raise InputError("the checkpoint holds masks of other tensors: attach with the scope it was made with.")
-        for name, bits in masks.items():
-            rows, cols = self.keeps[name].shape
-            if tuple(bits.shape) != (rows, (cols + 7) // 8):
-                raise InputError(f"the checkpoint's mask of {name} is of another shape: attach to the model it is of.")
+        require_state(state, self.keeps, title(self.method))
+        try:
+            self.method.restore(state["method"])
+        except (KeyError, TypeError) as error:
+            raise of_another_method(None, title(self.method)) from error
         self.factors.expect(state.get("factors", {}))
-        self.set({n: Mask(bits.cpu(), tuple(self.keeps[n].shape)).unpack() for n, bits in masks.items()})  # type: ignore[arg-type]
+        packed = {n: Mask(bits.cpu(), tuple(self.keeps[n].shape)) for n, bits in state["masks"].items()}  # type: ignore[arg-type]
+        self.set({n: mask.unpack() for n, mask in packed.items()})
         self.step = int(state["step"])
-        self.method.restore(state["method"])
         self.factors.restore(state.get("factors", {}))
 
     def _gradient(self, name: str) -> Any:

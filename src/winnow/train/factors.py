@@ -149,12 +149,13 @@ class Factors:
                         for mask in masks:
                             zero(entries, mask, name)
             return
+        before, after = (None if laid is None else laid[1] for laid in (old, new))
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             flat = tensor.detach().reshape(len(tensor), -1)
-            if old is not None:
-                flat = flat.new_zeros(len(tensor), weight.numel()).index_copy_(1, old[1], flat)
-            return flat.index_select(1, new[1]) if new is not None else flat.reshape(-1, *weight.shape)
+            if before is not None:
+                flat = flat.new_zeros(len(tensor), weight.numel()).index_copy_(1, before, flat)
+            return flat.index_select(1, after) if after is not None else flat.reshape(-1, *weight.shape)
 
         for optimizer in self._optimizers:
             state = optimizer.state.get(weight, {})

@@ -75,7 +75,12 @@ class LightningCallback(Callback):  # type: ignore[misc]
         given = trainer.strategy.model if trainer.world_size > 1 else pl_module  # wrapped by DistributedDataParallel
         include = [*self.include, *(_pruned_by_name(pl_module) if self._own_zeros else ())]
         self.attached = attach(
-            given, trainer.optimizers, self.method, include=include, exclude=self.exclude, state=saved if resumed else None
+            given,
+            trainer.optimizers,
+            self.method,
+            include=include,
+            exclude=self.exclude,
+            state=saved if resumed else None,
         )
         last = trainer.estimated_stepping_batches
         if pl_module.automatic_optimization and last != float("inf"):

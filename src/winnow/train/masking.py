@@ -64,5 +64,7 @@ def moments(optimizers: Sequence[torch.optim.Optimizer], weight: nn.Parameter) -
         for optimizer in optimizers
         for t in optimizer.state.get(weight, {}).values()
         # Subclasses and integers are codes of a quantized moment: zero bits are no zero.
-        if (type(t) in (torch.Tensor, nn.Parameter) or is_sharded(t)) and t.is_floating_point() and t.shape == weight.shape
+        if (type(t) in (torch.Tensor, nn.Parameter) or is_sharded(t))
+        and t.is_floating_point()
+        and t.shape == weight.shape
     ]

@@ -67,9 +67,9 @@ class SignIn:
             )
         if moments not in get_args(Moments):
             raise InputError(f"moments is {moments!r}: choose from {', '.join(get_args(Moments))}.")
-        self.beta = dict(beta) if isinstance(beta, Mapping) else {"*": float(beta)}
+        self.beta = dict(beta) if isinstance(beta, Mapping) else {"*": beta}
         for value in self.beta.values():
-            if not 0 < value < float("inf"):
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"beta is {value}: give a positive number, 1 unless you have a reason.")
         self.inner: SparseMethod = masks if hasattr(masks, "stepped") else Fixed(masks)  # type: ignore[assignment, arg-type]
         self.every, self.end, self.moments, self.resets = int(every), end, moments, 0
@@ -132,7 +132,9 @@ class SignIn:
         attached.factors.follow(everywhere=True)
         self.resets += 1
         for name, (m, w) in before.items() if self.moments != "keep" else ():
-            new = local(attached.factors.tensors[name]).detach().flip(0)  # w', m': what dL/dm and dL/dw are multiplied by
+            new = (
+                local(attached.factors.tensors[name]).detach().flip(0)
+            )  # w', m': what dL/dm and dL/dw are multiplied by
             for optimizer in attached.optimizers:
                 for key, moment in optimizer.state.get(attached.weights[name], {}).items():
                     if key not in (*_FIRST, *_SECOND) or not torch.is_tensor(moment):
