@@ -149,6 +149,7 @@ def test_averages_of_weights(name):
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_compiled_models(before):
     """Compiled by inductor before or after attach: the masks and weights of the eager model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +47,10 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+TRIED = [(m, "adamw" if "sign" in m else "sgd") for m in METHODS]
+TRIED += [("sign-in, rigl", "sgd"), ("sign-in", "adagrad")]
+
+
 def random_half() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
@@ -64,20 +67,22 @@ def train(attached: Attached, called: nn.Module, first: int, last: int, rank: in
         attached.optimizer.step()
 
 
-def both(work: Any, *args: Any) -> list[Any]:
-    """What a function returns in two processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_process, (folder, work, args), nprocs=2)
-        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(2)]
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: Any) -> list[dict[str, Any]]:
+    """What two processes have found, by test: started once, for that takes longer than the tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_process, (str(folder),), nprocs=2)
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(2)]
 
 
-def _process(rank: int, folder: str, work: Any, args: Any) -> None:
+def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=100)
     )
     try:
-        torch.save(work(rank, Path(folder), *args), f"{folder}/{rank}")
+        found = {work.__name__: work(rank, Path(folder)) for work in (in_shards, in_parallel, refusals)}
+        torch.save(found, f"{folder}/{rank}")
     finally:
         torch.distributed.destroy_process_group()
 
@@ -91,13 +96,13 @@ def sharded() -> nn.Module:
     return fully_shard(made, mesh=mesh)
 
 
-def in_shards(rank: int, folder: Path, names: list[tuple[str, str]]) -> dict[Any, Any]:
+def in_shards(rank: int, folder: Path) -> dict[Any, Any]:
     """For every method and optimizer: a training in one go, and one that goes on from a sharded checkpoint."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     found = {}
-    for number, (method, optimizer) in enumerate(names):
+    for number, (method, optimizer) in enumerate(TRIED):
         runs = []
         for resumed in (False, True):
             made = sharded()
@@ -122,14 +127,10 @@ def in_shards(rank: int, folder: Path, names: list[tuple[str, str]]) -> dict[Any
     return found
 
 
-def test_sharded_parameters():
+def test_sharded_parameters(both):
     """Masks, weights and Sign-In's health of every method are those of one process, in both, also when resumed."""
-    names = [(m, "adamw" if "sign" in m else "sgd") for m in METHODS] + [
-        ("sign-in, rigl", "sgd"),
-        ("sign-in", "adagrad"),
-    ]
-    one, two = both(in_shards, names)
-    for method, optimizer in names:
+    one, two = (found["in_shards"] for found in both)
+    for method, optimizer in TRIED:
         plain = model()
         alone = attach(plain, OPTIMIZERS[optimizer](plain.parameters()), METHODS[method]())
         train(alone, plain, 0, STEPS)
@@ -155,9 +156,9 @@ def in_parallel(rank: int, folder: Path) -> Any:
     return attached.masks, attached.model.state_dict(), attached.method.resets, attached.method.health(attached)
 
 
-def test_distributed_data_parallel():
+def test_distributed_data_parallel(both):
     """Each process with half of every batch, resets in both: masks and weights are those of one process with all of it."""
-    (masks, first, *rest), (others, second, *others_rest) = both(in_parallel)
+    (masks, first, *rest), (others, second, *others_rest) = (found["in_parallel"] for found in both)
     assert masks == others and rest == others_rest and all(torch.equal(first[n], second[n]) for n in first)
     plain = classifier().double()
     method = SignIn(RigL(0.7, end=6, every=2), every=3)
@@ -179,6 +180,11 @@ def refusals(rank: int, folder: Path) -> list[str]:
         attach(made, optimizer, RandomMasks(0.5)).detach()
         return str(caught.value)
 
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    flat = FullyShardedDataParallel(model(), device_id=torch.device("cpu"))
+    with pytest.raises(InputError, match=r"whose parameters are flat: use torch\.distributed\.fsdp\.fully_shard"):
+        attach(flat, torch.optim.SGD(flat.parameters(), 0.1), RandomMasks(0.5))
     plain = model()
     state = attach(plain, torch.optim.SGD(plain.parameters(), 0.1), RandomMasks(0.5)).state_dict()
     return [
@@ -191,8 +197,8 @@ def refusals(rank: int, folder: Path) -> list[str]:
     ]
 
 
-def test_processes_that_disagree():
-    one, two = both(refusals)
+def test_processes_that_disagree(both):
+    one, two = (found["refusals"] for found in both)
     assert one == two and all("\n" not in sentence for sentence in one)
     words = [
         "masks: draw them from one seed",

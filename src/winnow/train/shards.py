@@ -58,15 +58,20 @@ def is_cut_up(model: nn.Module) -> bool:
     Raises:
         InputError: they were cut up by something else than ``fully_shard``.
     """
-    cut = [m for m in model.modules() if any(c.__name__ == "FSDPModule" for c in type(m).__mro__)]
+    kinds = [(m, {c.__name__ for c in type(m).__mro__}) for m in model.modules()]
+    if any("FullyShardedDataParallel" in names for _, names in kinds):
+        raise InputError(
+            "the model is in a FullyShardedDataParallel, whose parameters are flat: use torch.distributed.fsdp.fully_shard."
+        )
+    cut = [m for m, names in kinds if "FSDPModule" in names]
     for module in cut:
         module.reshard()  # type: ignore[operator]
     found = {n: p for n, p in model.named_parameters() if is_sharded(p)}
     for name, p in found.items():
-        kinds = [type(placement).__name__ for placement in p.placements]  # type: ignore[attr-defined]
-        if not cut or kinds.count("Shard") != 1 or set(kinds) > {"Shard", "Replicate"}:
+        ways = [type(placement).__name__ for placement in p.placements]  # type: ignore[attr-defined]
+        if not cut or ways.count("Shard") != 1 or not set(ways) <= {"Shard", "Replicate"}:
             raise InputError(
-                f"{name} is cut up over processes as {', '.join(kinds)}: shard the model with fully_shard alone, "
+                f"{name} is cut up over processes as {', '.join(ways)}: shard the model with fully_shard alone, "
                 "or make the masks before it is cut up, in one process, and load its result."
             )
     return bool(found)
