@@ -51,7 +51,7 @@ $(VENV)/.core: pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(wildcard native/*)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[hf,lora,data,plot,ray,dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[hf,lora,lightning,data,plot,ray,dev]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.dev

@@ -88,7 +88,7 @@ def test_ticket_methods():
 
 def test_packages_for_training():
     assert set(winnow.train.__all__) == {
-        "Attached", "Fixed", "GraSP", "Gradual", "Merged", "RandomMasks", "RigL", "SET", "SNIP", "SRSTE", "SignIn", "SparseMethod",
+        "Attached", "Fixed", "GraSP", "Gradual", "LightningCallback", "Merged", "RandomMasks", "RigL", "SET", "SNIP", "SRSTE", "SignIn", "SparseMethod",
         "SynFlow", "WinnowCallback", "attach", "merge", "read_state", "write_state",
     }  # fmt: skip
     assert set(winnow.tickets.__all__) == {

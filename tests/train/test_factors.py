@@ -213,7 +213,7 @@ def test_factors_of_another_shape_type_or_method_are_refused():
         method.split = lambda name, weight, wrong=wrong: wrong(weight)
         with pytest.raises(InputError, match=r"give torch\.float64 \[k, 48, 24\]"):
             attach(model, sgd(model.parameters()), method)
-    with pytest.raises(InputError, match="factors of another method"):
+    with pytest.raises(InputError, match="of another method, Product, and this is Fixed"):
         attach(model, sgd(model.parameters()), Fixed(), state=attached.state_dict())
 
 

@@ -153,6 +153,8 @@ def test_a_single_neuron_recovers_a_wrong_outer_sign(start):
         (dict(every=0), "give 1 or more"),
         (dict(every=10, end=5), "smaller every or a larger end"),
         (dict(every=1, beta=0), "positive number"),
+        (dict(every=1, beta=float("nan")), "positive number"),
+        (dict(every=1, beta="1"), "positive number"),
         (dict(every=1, beta={"head": -1.0}), "positive number"),
         (dict(every=1, moments="mix"), "remap, keep, zero"),
     ],

@@ -49,7 +49,13 @@ def find_scope(
     Raises InputError for a pattern that matches nothing, for a model whose layers are packed or quantized already or
     that cannot be worked on in this form, and for a model with nothing to prune.
     """
-    model = plain_module(model)
+    return scope_in_place(plain_module(model), include, exclude, outputs=outputs)
+
+
+def scope_in_place(
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = (), *, outputs: Sequence[str] | None = None
+) -> Scope:
+    """:func:`find_scope` of a model that is taken as it is, also one that is cut up over processes: values are not read."""
     require_dense(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     aliases, views = tied(parameters), overlapping(parameters)

@@ -16,6 +16,7 @@ from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
     from winnow.train.hf import WinnowCallback
+    from winnow.train.lightning import LightningCallback
 
 __all__ = [
     "SET",
@@ -25,6 +26,7 @@ __all__ = [
     "Fixed",
     "GraSP",
     "Gradual",
+    "LightningCallback",
     "Merged",
     "RandomMasks",
     "RigL",
@@ -40,8 +42,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name != "WinnowCallback":  # the one name that needs transformers
-        raise AttributeError(f"module 'winnow.train' has no attribute {name!r}")
-    from winnow.train.hf import WinnowCallback
+    """The names that need transformers or Lightning."""
+    if name == "WinnowCallback":
+        from winnow.train.hf import WinnowCallback
 
-    return WinnowCallback
+        return WinnowCallback
+    if name == "LightningCallback":
+        from winnow.train.lightning import LightningCallback
+
+        return LightningCallback
+    raise AttributeError(f"module 'winnow.train' has no attribute {name!r}")

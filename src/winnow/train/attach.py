@@ -16,8 +16,11 @@ from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
-from winnow.train.method import SparseMethod, unfinished
-from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_trained, scope_of
+from winnow.train.method import SparseMethod, title, unfinished
+from winnow.train.ranks import asked_for, masked_by, require_same
+from winnow.train.shards import group_of, is_sharded, local, part, whole
+from winnow.train.state_file import of_another_method, require_state
+from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_known, require_trained, scope_of
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
 
@@ -45,9 +48,15 @@ def attach(
     codes. The weights themselves are masked after every step in any case, also under optimizers that mix entries (Muon).
     Gradients that the loop writes itself (``torch.autograd.grad``) are masked when the step that reads them begins, weights
     that it writes itself (``load_state_dict``) at the next step or :meth:`Attached.enforce`. A copy of the model, pickled
-    or deep-copied, is a plain model with its zeros. Under DistributedDataParallel attach in every process: local gradients
-    are masked before they are averaged, and the same weights give the same masks. FSDP and DeepSpeed, which shard
-    parameters, are not supported.
+    or deep-copied, is a plain model with its zeros. An average of the weights (``torch.optim.swa_utils.AveragedModel``) is zero
+    where masks stay; where they have moved, ``attached.masks.apply`` makes it so.
+
+    In several processes attach in each, to the wrapped model; that all have the same masks, method and step is checked.
+    Under DistributedDataParallel local gradients are masked before they are averaged. Under
+    ``torch.distributed.fsdp.fully_shard`` attach when the model is sharded and the optimizer made: masks are whole in every
+    process, weights and factors are masked where they lie, and :meth:`Attached.matrices`, dense gradients and
+    :meth:`Attached.state_dict` are gathered, so that every process has to ask for them. FullyShardedDataParallel (the
+    first FSDP), tensor parallelism and DeepSpeed are not supported.
 
     Args:
         optimizer: what trains the prunable weights. Of several (Muon for the matrices, AdamW for the rest) give all, the
@@ -63,9 +72,10 @@ def attach(
         InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, or model and
             optimizer are attached already.
     """
-    model = unwrap(model)
+    given, model = model, unwrap(model)
     require_unmasked(model)
-    return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
+    scope = scope_of(model, include, exclude, scope)
+    return Attached(model, plain_optimizers(optimizer), method, scope, state, together=group_of(given, model))
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -92,11 +102,16 @@ class Attached:
         method: SparseMethod,
         scope: Scope,
         state: Mapping[str, Any] | None = None,
+        together: Any = None,
     ) -> None:
         if not hasattr(method, "stepped"):
             raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
+        if together is not None:  # before anything is gathered
+            require_same(asked_for(scope.prunables, method, state), together)
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
         self._places = places_of(model, scope)
+        self._known = held(self.optimizers) | set(map(id, model.parameters()))
+        self._groups = {o: len(o.param_groups) for o in self.optimizers}
         self.weights: dict[str, nn.Parameter] = {n: parameters[key] for n, (parameters, key) in self._places.items()}
         require_trained(self.weights, self.optimizers)
         self._check_alone()
@@ -116,6 +131,8 @@ class Attached:
             self.factors.start()
         else:
             self.load_state_dict(state)
+        if together is not None:
+            require_same(masked_by(self.masks), together)
         self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
         self._handles += [o.register_step_pre_hook(self._stepping) for o in self.optimizers]
         self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
@@ -152,8 +169,8 @@ class Attached:
         return MaskSet(self.keeps)
 
     def matrices(self) -> dict[str, torch.Tensor]:
-        """The prunable weights as matrices [rows, cols], detached."""
-        return {name: p.matrix(self.weights[name].detach()) for name, p in self.scope.prunables.items()}
+        """The prunable weights as matrices [rows, cols], detached; whole ones, where they are sharded."""
+        return {name: p.matrix(whole(self.weights[name].detach())) for name, p in self.scope.prunables.items()}
 
     @torch.no_grad()
     def set(self, keeps: Mapping[str, torch.Tensor] | MaskSet) -> None:
@@ -182,7 +199,8 @@ class Attached:
             if bool(keep.all()) or self._trains_pruned:  # such a method projects the weights itself
                 self._masks.pop(name, None)
             else:
-                mask, weight = self.scope.prunables[name].restore(keep), self.weights[name]
+                weight = local(self.weights[name])
+                mask = part(self.scope.prunables[name].restore(keep), self.weights[name])
                 if mask.stride() != weight.stride():  # channels last: an order of magnitude slower if the two differ
                     mask = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
                 self._masks[name] = mask
@@ -227,7 +245,7 @@ class Attached:
         :func:`winnow.train.write_state`.
         """
         masks = {name: mask.bits for name, mask in self.masks.items()}
-        state = {"step": self.step, "masks": masks, "method": self.method.state()}
+        state = {"step": self.step, "masks": masks, "of": title(self.method), "method": self.method.state()}
         return state | ({"factors": self.factors.state()} if self.factors.tensors else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,32 +255,29 @@ class Attached:
         first and load then, or give ``state`` to :func:`attach`.
 
         Raises:
-            InputError: masks of another model.
+            InputError: masks of another model, or another method's state; nothing has changed then.
         """
-        masks = state.get("masks")
-        if not isinstance(masks, Mapping) or "step" not in state or "method" not in state:
-            raise InputError("this is no state of an attached method: give what Attached.state_dict returned.")
-        if set(masks) != set(self.keeps):
-            raise InputError("the checkpoint holds masks of other tensors: attach with the scope it was made with.")
-        for name, bits in masks.items():
-            rows, cols = self.keeps[name].shape
-            if tuple(bits.shape) != (rows, (cols + 7) // 8):
-                raise InputError(f"the checkpoint's mask of {name} is of another shape: attach to the model it is of.")
+        require_state(state, self.keeps, title(self.method))
+        try:
+            self.method.restore(state["method"])
+        except (KeyError, TypeError) as error:
+            raise of_another_method(None, title(self.method)) from error
         self.factors.expect(state.get("factors", {}))
-        self.set({n: Mask(bits.cpu(), tuple(self.keeps[n].shape)).unpack() for n, bits in masks.items()})  # type: ignore[arg-type]
+        packed = {n: Mask(bits.cpu(), tuple(self.keeps[n].shape)) for n, bits in state["masks"].items()}  # type: ignore[arg-type]
+        self.set({n: mask.unpack() for n, mask in packed.items()})
         self.step = int(state["step"])
-        self.method.restore(state["method"])
         self.factors.restore(state.get("factors", {}))
 
     def _gradient(self, name: str) -> Any:
         prunable, dense = self.scope.prunables[name], getattr(self.method, "gradient", None)
+        due = getattr(self.method, "due", None) if is_sharded(self.weights[name]) else None
 
         def hook(parameter: torch.Tensor) -> None:
             self._arrived.add(name)
             if parameter.grad is None:  # a hook before this one has used it up
                 return
-            if dense is not None:
-                dense(self, name, prunable.matrix(parameter.grad.detach()))
+            if dense is not None and (due is None or due(self.step + 1)):
+                dense(self, name, prunable.matrix(whole(parameter.grad.detach())))
             mask = self._masks.get(name)
             if mask is not None:
                 parameter.grad = masked(parameter.grad, mask, name)
@@ -278,6 +293,8 @@ class Attached:
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Gradients that the loop has written itself went past the hook: they go through it now."""
+        if len(optimizer.param_groups) != self._groups[optimizer]:
+            self._groups[optimizer] = require_known(optimizer, self._known, self.model)
         for name in [n for n in self._held(optimizer) if n not in self._arrived]:
             self._gradient(name)(self.weights[name])
         return self.factors.enter(optimizer, args, kwargs)
@@ -298,7 +315,7 @@ class Attached:
 
     def _check_places(self) -> None:
         for name, (parameters, key) in self._places.items():
-            if parameters.get(key) is not self.weights[name]:
+            if parameters.get(key) is not self.weights[name] and not is_sharded(self.weights[name]):
                 raise InputError(
                     f"{name} is another parameter now than when attached: replace parameters first, then make the optimizer "
                     "and attach; to train something in their place give the method split and merge."

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from winnow.train.attach import Attached
+from winnow.train.shards import local, part
 
 
 @torch.no_grad()
@@ -38,7 +39,8 @@ def mask_initial(attached: Attached, keeps: Mapping[str, torch.Tensor], rescale:
     for name, matrix in attached.matrices().items():
         left = _norms(matrix)
         factor = torch.where(left > 0, dense[name] / left, torch.ones_like(left)).to(matrix.dtype)
-        attached.weights[name].mul_(attached.scope.prunables[name].restore(factor.expand(matrix.shape)))
+        weight = attached.weights[name]
+        local(weight).mul_(part(attached.scope.prunables[name].restore(factor.expand(matrix.shape)), weight))
 
 
 def _norms(matrix: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.train.masking import zero
+from winnow.train.shards import is_sharded, local, part, stacked_as, whole
 from winnow.train.targets import held
 
 
 class Factors:
     """Tensors that an optimizer steps in the place of weights theta = merge(factors), by weight name: [k, *shape], or, where a
     mask removes weights, [k, n] of the n that stay, in their order: at 90% sparsity two factors and their momentum take less
-    memory than the momentum of the dense weight.
+    memory than the momentum of the dense weight. Factors of a weight that ``fully_shard`` has cut up are [k, *shape] under
+    any mask, cut as the weight is, so that what writes sharded checkpoints knows where every entry belongs.
 
     Only inside ``optimizer.step`` do they stand in its parameter groups, with gradients by the chain rule from those of
     the weights. At all other times model and optimizer hold the weights, and gradients are dL/dtheta: accumulation, loss
@@ -37,7 +40,8 @@ class Factors:
     ) -> None:
         self._method, self._weights, self._optimizers, self._masks = method, weights, optimizers, masks
         self.tensors: dict[str, nn.Parameter] = {}
-        self._laid: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by name: the mask that was, and what it keeps
+        # By name: the mask that was, and the entries that it keeps (None: factors are of all)
+        self._laid: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._entered: set[torch.optim.Optimizer] = set()
         self._expected: frozenset[str] = frozenset()
 
@@ -49,7 +53,7 @@ class Factors:
             if split is not None:
                 self._place(name, split.detach().clone())
                 for optimizer in self._optimizers:
-                    _restart(optimizer, weight, split.shape)
+                    _restart(optimizer, weight, self.tensors[name])
 
     @torch.no_grad()
     def follow(self, *, zeros: bool = False, everywhere: bool = False) -> None:
@@ -58,7 +62,7 @@ class Factors:
         for name in self.tensors:
             if self._masks.get(name) is not (self._laid[name][0] if name in self._laid else None):
                 self._move(name)
-            factors, values = self.tensors[name], self._values(name, self._weights[name])
+            factors, values = local(self.tensors[name]), self._values(name, self._weights[name])
             stale = values != self._method.merge(name, factors)
             stale = torch.ones_like(stale) if everywhere else stale | (values == 0) if zeros else stale
             if bool(stale.any()):
@@ -96,12 +100,12 @@ class Factors:
         for optimizer in self._optimizers:
             self.leave(optimizer)
             for name in self.tensors:
-                _restart(optimizer, self._weights[name], self._weights[name].shape)
+                _restart(optimizer, self._weights[name], self._weights[name])
         self.expect(())
 
     def state(self) -> dict[str, torch.Tensor]:
         self.follow()
-        return {n: f.detach() for n, f in self.tensors.items()}
+        return {n: whole(f.detach()) for n, f in self.tensors.items()}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """The inverse of :meth:`state`. Raises InputError where they are of another method or other weights."""
@@ -109,7 +113,9 @@ class Factors:
             raise InputError("the checkpoint holds factors of another method: attach with the method it was made with.")
         for name, tensor in state.items():
             self._lay(name)
-            self._place(name, tensor.to(self._weights[name].device, copy=True))
+            weight = self._weights[name]
+            tensor = part(tensor, weight, lead=1) if tensor.shape[1:] == weight.shape else tensor
+            self._place(name, tensor.to(weight.device, copy=True))
 
     def expect(self, names: Collection[str]) -> None:
         """Forgets the factors: those of a checkpoint come, of these weights. The optimizers hold their moments already."""
@@ -127,19 +133,29 @@ class Factors:
         if mask is None:
             self._laid.pop(name, None)
         else:
-            self._laid[name] = mask, mask.reshape(-1).nonzero().squeeze(1)
+            sharded = is_sharded(self._weights[name])
+            self._laid[name] = mask, None if sharded else mask.reshape(-1).nonzero().squeeze(1)
 
     def _move(self, name: str) -> None:
         """Factors and moments from the entries of an earlier mask to those of the mask of now; what is new is zero."""
         factors, weight, old = self.tensors[name], self._weights[name], self._laid.get(name)
         self._lay(name)
         new = self._laid.get(name)
+        if is_sharded(weight):
+            masks = [laid[0] for laid in (old, new) if laid is not None]
+            for state in (optimizer.state.get(weight, {}) for optimizer in self._optimizers):
+                for moment in (v for v in state.values() if torch.is_tensor(v) and v.shape == factors.shape):
+                    for entries in local(moment):
+                        for mask in masks:
+                            zero(entries, mask, name)
+            return
+        before, after = (None if laid is None else laid[1] for laid in (old, new))
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             flat = tensor.detach().reshape(len(tensor), -1)
-            if old is not None:
-                flat = flat.new_zeros(len(tensor), weight.numel()).index_copy_(1, old[1], flat)
-            return flat.index_select(1, new[1]) if new is not None else flat.reshape(-1, *weight.shape)
+            if before is not None:
+                flat = flat.new_zeros(len(tensor), weight.numel()).index_copy_(1, before, flat)
+            return flat.index_select(1, after) if after is not None else flat.reshape(-1, *weight.shape)
 
         for optimizer in self._optimizers:
             state = optimizer.state.get(weight, {})
@@ -148,8 +164,11 @@ class Factors:
 
     def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The entries of a tensor of the weight's shape that the factors stand for."""
-        tensor = tensor.detach()
-        return tensor.reshape(-1).index_select(0, self._laid[name][1]) if name in self._laid else tensor
+        tensor, index = local(tensor).detach(), self._index(name)
+        return tensor if index is None else tensor.reshape(-1).index_select(0, index)
+
+    def _index(self, name: str) -> torch.Tensor | None:
+        return self._laid[name][1] if name in self._laid else None
 
     def _place(self, name: str, tensor: torch.Tensor) -> None:
         weight = self._weights[name]
@@ -159,19 +178,20 @@ class Factors:
                 f"the factors of {name} are {tensor.dtype} {list(tensor.shape)}: "
                 f"give {weight.dtype} [k, {', '.join(map(str, shape))}]."
             )
-        self.tensors[name] = nn.Parameter(tensor)
+        self.tensors[name] = nn.Parameter(stacked_as(tensor, weight))
         with torch.no_grad():
             self._write(name)
 
     def _write(self, name: str) -> None:
         """The weight that the factors stand for."""
-        weight, merged = self._weights[name], self._method.merge(name, self.tensors[name])
-        if name not in self._laid:
+        weight, index = local(self._weights[name]), self._index(name)
+        merged = self._method.merge(name, local(self.tensors[name]))
+        if index is None:
             weight.copy_(merged)
         elif weight.is_contiguous():
-            weight.view(-1).index_copy_(0, self._laid[name][1], merged)
+            weight.view(-1).index_copy_(0, index, merged)
         else:  # channels last
-            weight.put_(self._laid[name][1], merged)
+            weight.put_(index, merged)
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
         self.follow()
@@ -179,9 +199,11 @@ class Factors:
             factors, gradient = self.tensors[name], self._weights[name].grad
             if gradient is not None:
                 with torch.enable_grad():
-                    merged = self._method.merge(name, factors)
-                    upstream = self._values(name, gradient.to_dense()).to(merged.dtype)
-                    (factors.grad,) = torch.autograd.grad(merged, factors, upstream)
+                    leaf = local(factors).detach().requires_grad_()
+                    merged = self._method.merge(name, leaf)
+                    upstream = self._values(name, local(gradient).to_dense()).to(merged.dtype)
+                    (found,) = torch.autograd.grad(merged, leaf, upstream)
+                factors.grad = stacked_as(found, self._weights[name])
         self._entered.add(optimizer)
 
 
@@ -200,9 +222,9 @@ def _exchange(
     return names
 
 
-def _restart(optimizer: torch.optim.Optimizer, weight: nn.Parameter, shape: Sequence[int]) -> None:
-    """An optimizer that has never stepped this weight, of which it is going to step factors (or weights) of a shape."""
+def _restart(optimizer: torch.optim.Optimizer, weight: nn.Parameter, stepped: torch.Tensor) -> None:
+    """An optimizer that has never stepped this weight, of which it is going to step factors (or the weight itself)."""
     state = optimizer.state.pop(weight, None)
     if state is not None and isinstance(optimizer, torch.optim.Adagrad):  # makes its state when it is constructed
-        start = weight.new_full(tuple(shape), optimizer.defaults["initial_accumulator_value"])
+        start = torch.full_like(stepped, optimizer.defaults["initial_accumulator_value"], requires_grad=False)
         optimizer.state[weight] = {"step": torch.zeros_like(state["step"]), "sum": start}

@@ -13,12 +13,14 @@ import torch
 from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
-from winnow.masks.scope import find_scope
 from winnow.masks.unwrap import unwrap
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.methods.fixed import Fixed
+from winnow.train.ranks import asked_for, masked_by, require_same
+from winnow.train.shards import whole
 from winnow.train.state_file import read_state, write_state
+from winnow.train.targets import scope_of
 
 try:
     from transformers import TrainerCallback
@@ -69,12 +71,15 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
             self.attached.release()
         # What was pruned by name only, such as a head, is in no scope by itself.
         pruned = getattr(unwrap(model), "winnow_zeros", ()) if self._own_zeros else ()
-        scope, saved = find_scope(model, include=[*self.include, *pruned], exclude=self.exclude), None
+        scope, saved = scope_of(unwrap(model), [*self.include, *pruned], self.exclude, None), None
         if state.global_step:
             path = _resumed(args, state.global_step)
             saved = read_state(path)
             _require_zeros(model, scope, saved["masks"], path)
         self.attached = attach(model, optimizer, self.method, scope=scope, state=saved)
+        if args.world_size > 1 and torch.distributed.is_initialized():  # the model that comes here is not wrapped
+            facts = asked_for(scope.prunables, self.method, saved) | masked_by(self.attached.masks)
+            require_same(facts, None)
         self.attached.step = state.global_step
         if state.max_steps > 0:
             _warn(unfinished(self.attached, state.max_steps), state)
@@ -85,8 +90,11 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = _folder(args, state.global_step)
-        if self.attached is not None and args.should_save and folder.is_dir():
-            write_state(folder / FILE, self.attached.state_dict())
+        state_dict = (
+            None if self.attached is None else self.attached.state_dict()
+        )  # of shards, gathered by every process
+        if state_dict is not None and args.should_save and folder.is_dir():
+            write_state(folder / FILE, state_dict)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.attached is None:
@@ -135,7 +143,7 @@ def _require_zeros(model: Any, scope: Scope, masks: dict[str, torch.Tensor], pat
     for name, bits in masks.items():
         if name not in scope.prunables:
             continue  # attach says so
-        weight = scope.prunables[name].matrix(model.get_parameter(name).detach())
+        weight = scope.prunables[name].matrix(whole(model.get_parameter(name).detach()))
         keep = Mask(bits, tuple(weight.shape)).unpack(weight.device)  # type: ignore[arg-type]
         if bool(((weight != 0) & ~keep).any()):
             raise InputError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from winnow.errors import InputError
+from winnow.train.shards import is_sharded, local
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
 # Elements: from 32,768 on torch splits the work over threads, and waking them costs more than the work.
@@ -27,8 +28,9 @@ def on_gradient(parameter: nn.Parameter, hook: Any) -> Any:
 def zero(tensor: torch.Tensor, mask: torch.Tensor, name: str) -> None:
     """tensor * mask in place, on the bits: 0 * inf is zero then, and a bool mask costs no more than one of floats.
 
-    (masked_fill_ and products of floats with bools are 10 to 100 times slower on CPU.)
+    (masked_fill_ and products of floats with bools are 10 to 100 times slower on CPU.) Of a sharded tensor, the part here.
     """
+    tensor = local(tensor)
     if tensor.device != mask.device:
         raise InputError(
             f"{name} moved from {mask.device} to {tensor.device} after attach: move the model first, "
@@ -62,5 +64,7 @@ def moments(optimizers: Sequence[torch.optim.Optimizer], weight: nn.Parameter) -
         for optimizer in optimizers
         for t in optimizer.state.get(weight, {}).values()
         # Subclasses and integers are codes of a quantized moment: zero bits are no zero.
-        if type(t) in (torch.Tensor, nn.Parameter) and t.is_floating_point() and t.shape == weight.shape
+        if (type(t) in (torch.Tensor, nn.Parameter) or is_sharded(t))
+        and t.is_floating_point()
+        and t.shape == weight.shape
     ]

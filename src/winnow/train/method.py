@@ -16,7 +16,8 @@ class SparseMethod(Protocol):
 
     - ``gradient(attached, name, gradient)`` gets the dense dL/dtheta of every prunable weight, a matrix [rows, cols], each
       time one is accumulated and before it is masked (what RigL grows by): of pruned weights that of the last micro-batch,
-      of the others the sum so far. It is read only.
+      of the others the sum so far. It is read only. Of sharded weights it is gathered; with ``due(step)`` as well only
+      for the steps that the method needs it of.
     - ``split(name, weight)`` and ``merge(name, factors)`` together train other numbers than the weights, as
       theta = m * w: ``split`` gets the weight, or its entries [n] that a mask keeps, and returns factors [k, *shape] of
       its type, which the optimizer then steps in its place (None: the weight itself); ``merge`` gives back what factors
@@ -46,3 +47,10 @@ def unfinished(attached: Attached, last: int | None = None, method: SparseMethod
     """A warning of the method (one within ``attached.method``, where given) where training ends now, or after ``last``."""
     find = getattr(method or attached.method, "unfinished", None)
     return None if find is None else find(attached, last)
+
+
+def title(method: Any) -> str:
+    """The class of a method, and that of the method within it: "SignIn(RigL)"."""
+    inner = getattr(method, "inner", None)
+    own = type(method).__name__
+    return f"{own}({title(inner)})" if hasattr(inner, "stepped") else own

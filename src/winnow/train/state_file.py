@@ -40,6 +40,27 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _with_tensors(tree, file)
 
 
+def require_state(state: Mapping[str, Any], keeps: Mapping[str, torch.Tensor], title: str) -> None:
+    """Raises InputError unless this is the state of a method of this title, on tensors with masks of these shapes."""
+    masks = state.get("masks")
+    if not isinstance(masks, Mapping) or "step" not in state or "method" not in state:
+        raise InputError("this is no state of an attached method: give what Attached.state_dict returned.")
+    if (of := state.get("of", title)) != title:
+        raise of_another_method(of, title)
+    if set(masks) != set(keeps):
+        raise InputError("the checkpoint holds masks of other tensors: attach with the scope it was made with.")
+    for name, bits in masks.items():
+        rows, cols = keeps[name].shape
+        if tuple(bits.shape) != (rows, (cols + 7) // 8):
+            raise InputError(f"the checkpoint's mask of {name} is of another shape: attach to the model it is of.")
+
+
+def of_another_method(of: str | None, title: str) -> InputError:
+    return InputError(
+        f"the checkpoint is of another method{f', {of}' if of else ''}, and this is {title}: attach with the method it was made with."
+    )
+
+
 def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if torch.is_tensor(value):
         tensors[path] = value

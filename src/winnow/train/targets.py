@@ -10,6 +10,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
+from winnow.train.shards import is_cut_up, whole
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
@@ -30,10 +31,11 @@ def plain_optimizers(given: Optimizers) -> list[torch.optim.Optimizer]:
 
 
 def scope_of(model: nn.Module, include: Sequence[str], exclude: Sequence[str], scope: Scope | None) -> Scope:
+    cut_up = is_cut_up(model)
     if scope is None:
-        from winnow.masks.scope import find_scope
+        from winnow.masks.scope import find_scope, scope_in_place
 
-        scope = find_scope(model, include=include, exclude=exclude)
+        scope = (scope_in_place if cut_up else find_scope)(model, include=include, exclude=exclude)
     elif include or exclude:
         raise InputError("a scope says already what is prunable: give it, or include and exclude.")
     if not scope.prunables:
@@ -69,9 +71,26 @@ def require_trained(weights: Mapping[str, nn.Parameter], optimizers: Sequence[to
     """Raises InputError unless the weights are finite, each a parameter of its own, and some of them are trained."""
     trained = held(optimizers)
     if not any(id(p) in trained for p in weights.values()):
-        raise InputError("the optimizer trains none of the prunable weights: make it of this model's parameters.")
+        raise InputError(
+            "the optimizer trains none of the prunable weights: make it of this model's parameters, once the model is where "
+            "and as it is trained (moved, sharded)."
+        )
     if len({id(p) for p in weights.values()}) < len(weights):
         raise InputError("two prunable tensors are one parameter: leave one of the tied names out of the scope.")
     for name, weight in weights.items():
-        if not bool(torch.isfinite(weight.detach()).all()):
+        if not bool(whole(torch.isfinite(weight.detach()).all())):
             raise InputError(f"{name} holds NaN or infinity: start from a checkpoint with finite weights.")
+
+
+def require_known(optimizer: torch.optim.Optimizer, known: set[int], model: nn.Module) -> int:
+    """The number of an optimizer's groups. Raises InputError where one holds matrices that were nowhere when masks were put on."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    for number, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            if id(p) not in known and p.ndim > 1:
+                name = names.get(id(p), f"a tensor {list(p.shape)}")
+                raise InputError(
+                    f"{name} came to the optimizer (group {number}) after attach and would be trained without a mask: detach() "
+                    "and attach again, with exclude if it is to stay dense."
+                )
+    return len(optimizer.param_groups)

@@ -18,6 +18,7 @@ REQUIRED = (
 EXTRAS = {
     "hf": ("transformers", "tokenizers", "accelerate"),
     "lora": ("peft",),
+    "lightning": ("lightning",),
     "data": ("pyarrow",),
     "hub": ("datasets",),
     "eval": ("lm-eval",),

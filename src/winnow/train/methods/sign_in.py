@@ -14,6 +14,7 @@ from winnow.masks.mask import MaskSet
 from winnow.train.attach import Attached
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.methods.fixed import Fixed
+from winnow.train.shards import is_sharded, local, whole
 
 Moments = Literal["remap", "keep", "zero"]
 _FIRST = ("momentum_buffer", "exp_avg")  # of optimizers of torch: momentum, in units of the gradient
@@ -66,9 +67,9 @@ class SignIn:
             )
         if moments not in get_args(Moments):
             raise InputError(f"moments is {moments!r}: choose from {', '.join(get_args(Moments))}.")
-        self.beta = dict(beta) if isinstance(beta, Mapping) else {"*": float(beta)}
+        self.beta = dict(beta) if isinstance(beta, Mapping) else {"*": beta}
         for value in self.beta.values():
-            if not 0 < value < float("inf"):
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"beta is {value}: give a positive number, 1 unless you have a reason.")
         self.inner: SparseMethod = masks if hasattr(masks, "stepped") else Fixed(masks)  # type: ignore[assignment, arg-type]
         self.every, self.end, self.moments, self.resets = int(every), end, moments, 0
@@ -82,6 +83,11 @@ class SignIn:
     def gradient(self) -> Any:
         """What the masks' own method does with dense gradients."""
         return getattr(self.inner, "gradient", None)
+
+    @property
+    def due(self) -> Any:
+        """When it needs them."""
+        return getattr(self.inner, "due", None)
 
     def start(self, attached: Attached) -> None:
         low = next((n for n, w in attached.weights.items() if w.dtype not in (torch.float32, torch.float64)), None)
@@ -122,14 +128,18 @@ class SignIn:
     @torch.no_grad()
     def reset(self, attached: Attached) -> None:
         """Splits every weight anew; no weight changes."""
-        before = {name: factors.detach().clone() for name, factors in attached.factors.tensors.items()}
+        before = {name: local(factors).detach().clone() for name, factors in attached.factors.tensors.items()}
         attached.factors.follow(everywhere=True)
         self.resets += 1
         for name, (m, w) in before.items() if self.moments != "keep" else ():
-            new = attached.factors.tensors[name].detach().flip(0)  # w', m': what dL/dm and dL/dw are multiplied by
+            new = (
+                local(attached.factors.tensors[name]).detach().flip(0)
+            )  # w', m': what dL/dm and dL/dw are multiplied by
             for optimizer in attached.optimizers:
                 for key, moment in optimizer.state.get(attached.weights[name], {}).items():
-                    if key not in (*_FIRST, *_SECOND) or not torch.is_tensor(moment) or moment.shape != new.shape:
+                    if key not in (*_FIRST, *_SECOND) or not torch.is_tensor(moment):
+                        continue
+                    if (moment := local(moment)).shape != new.shape:
                         continue
                     if self.moments == "zero":
                         moment.zero_()
@@ -140,12 +150,14 @@ class SignIn:
 
     def health(self, attached: Attached) -> dict[str, float]:
         """Mean of (m^2 - w^2) / beta by tensor: 1 after a reset, near 0 where signs have frozen."""
-        return {
-            name: float((factors[0].square() - factors[1].square()).mean()) / self.beta_of(name)
-            if factors.numel()
-            else 1.0
-            for name, factors in ((n, f.detach()) for n, f in attached.factors.tensors.items())
-        }
+        found = {}
+        for name, tensor in attached.factors.tensors.items():
+            factors = whole(tensor.detach())
+            if is_sharded(tensor):  # of all entries
+                factors = factors[:, attached.scope.prunables[name].restore(attached.keeps[name])]
+            beta = (factors[0].square() - factors[1].square()).mean()
+            found[name] = float(beta) / self.beta_of(name) if factors.numel() else 1.0
+        return found
 
     def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
         step = attached.step if last is None else last

@@ -14,6 +14,7 @@ from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, check, parse_structure, select
 from winnow.train.attach import Attached
+from winnow.train.shards import is_sharded
 
 
 class SRSTE:
@@ -52,6 +53,10 @@ class SRSTE:
         if attached.method is not self:
             raise InputError(
                 "SR-STE trains numbers of its own in the weights' places: attach it alone, not within another method."
+            )
+        if any(is_sharded(weight) for weight in attached.weights.values()):
+            raise InputError(
+                "SR-STE reads whole groups of weights at every step and cannot train sharded ones: take DistributedDataParallel."
             )
         self._prunables = attached.scope.prunables
         for name, prunable in self._prunables.items():
