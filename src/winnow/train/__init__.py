@@ -10,6 +10,7 @@ from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
 from winnow.train.methods.random_masks import RandomMasks
 from winnow.train.methods.sign_in import SignIn
+from winnow.train.signs import Signs
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "RandomMasks",
     "RigL",
     "SignIn",
+    "Signs",
     "SparseMethod",
     "WinnowCallback",
     "attach",
