@@ -68,20 +68,14 @@ def signs(
     from winnow.tickets.signs.verb import sign_ablation
     from winnow.train.task.training import adamw, sgd
 
-    training = dict(
-        eval=eval,
-        steps=steps,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        seed=seed,
-    )
-    training["optimizer"] = {"adamw": adamw, "sgd": sgd, None: None}[optimizer]
+    factory = {"adamw": adamw, "sgd": sgd, None: None}[optimizer]
+    training: dict[str, Any] = dict(
+        eval=eval, steps=steps, epochs=epochs, batch=batch, lr=lr, weight_decay=weight_decay, optimizer=factory, schedule=schedule
+    )  # fmt: skip
     training = {name: value for name, value in training.items() if value is not None} | given(options)
     with on_the_command_line(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         found = sign_ablation(
-            model, data, sparsity=sparsity, seeds=seeds, out=out, overwrite=overwrite, command=command_line(), progress=progress, **training
+            model, data, sparsity=sparsity, seeds=seeds, seed=seed, out=out, overwrite=overwrite, command=command_line(),
+            progress=progress, **training,
         )  # fmt: skip
     show_report(summary, found, out / PAGE, as_json)

@@ -14,7 +14,7 @@ from pydantic import Field
 from winnow.notebook import Card
 from winnow.records.compression import ModelInfo, TaskInfo, Verdict
 from winnow.records.parts import Count, Part, Record, Share, Text
-from winnow.records.ticket import Figure
+from winnow.records.ticket import Figure, MethodLine
 from winnow.words import number, percent
 
 
@@ -108,7 +108,8 @@ class SignReport(Record):
     runs: list[SignRun]
     arms: list[SignArm] = Field(default_factory=list)  # by sparsity, then in their order
     contrasts: list[SignContrast] = Field(default_factory=list)
-    named: dict[str, Text] = Field(default_factory=dict)  # what arms and runs are called
+    described: dict[str, MethodLine] = Field(default_factory=dict)  # arms and runs by name
+    reference: Text | None = None  # what alignment is with
     seeds: list[int] = Field(default_factory=list)
     steps: Count | None = None  # of one training
     notes: list[Text] = Field(default_factory=list)
@@ -117,7 +118,12 @@ class SignReport(Record):
 
     def title_of(self, name: str) -> str:
         """What an arm or run is called."""
-        return self.named.get(name, name)
+        return self.described[name].title if name in self.described else name
+
+    def brief_of(self, name: str) -> str:
+        """The same where there is little room."""
+        found = self.described.get(name)
+        return found.brief or found.title if found else name
 
     @property
     def levels(self) -> list[float]:

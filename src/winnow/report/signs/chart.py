@@ -44,11 +44,13 @@ def arms(report: SignReport, canvas: Canvas) -> tuple[str, str] | None:
         canvas.text(0, y, level(sparsity), "heading")
         top = y + 0.35 * font
         y = top
-        for arm in (a for a in report.arms if a.sparsity == sparsity):
-            y = _arm(report, arm, canvas, x, y, line, stacked)
+        own = [a for a in report.arms if a.sparsity == sparsity]
+        bottom = top + len(own) * line * (2 if stacked else 1)
         for value in x.ticks(56):
-            canvas.line(x(value), top, x(value), y, "grid")
-            canvas.text(x(value), y + 1.25 * font, words.short(value), anchor="middle")
+            canvas.line(x(value), top, x(value), bottom, "grid")
+            canvas.text(x(value), bottom + 1.25 * font, words.short(value), anchor="middle")
+        for arm in own:
+            y = _arm(report, arm, canvas, x, y, line, stacked)
         canvas.line(names, y, width - behind, y, "axis")
         y += 1.5 * font
     canvas.height = y + 0.3 * font
@@ -62,7 +64,7 @@ def arms(report: SignReport, canvas: Canvas) -> tuple[str, str] | None:
 def _arm(report: SignReport, arm: SignArm, canvas: Canvas, x: Scale, y: float, line: float, stacked: bool) -> float:
     font, f, look = canvas.font, arm.figure, LOOKS.get(arm.name, PLAIN)
     if stacked:
-        canvas.text(0, y + 0.8 * line, report.title_of(arm.name), "label")
+        canvas.text(0, y + 0.8 * line, report.title_of(arm.name), "name")
         y += line
     middle = y + line / 2
     if not stacked:
@@ -94,8 +96,10 @@ def over_steps(
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     ends = (low if low == 0 else low - pad, high + pad)
-    several = len(lines) > 1
-    longest = max(text_width(report.title_of(name), font) for name in lines)
+    tall = canvas.height - 5.1 * font
+    fanned = sorted(tall * (line[-1][1] - ends[0]) / (ends[1] - ends[0]) for line in lines.values())
+    several = len(lines) > 1 and fanned[-1] - fanned[0] > 1.25 * font  # lines that end in one spot need no names there
+    longest = max(text_width(report.brief_of(name), font) for name in lines)
     names = min(longest + 14, width * (0.34 if width > NARROW else 0.36)) if several else 4.0
     plot = Plot(canvas, Box(0, 2.2 * font, width - names, canvas.height - 2.9 * font), ends, spacing=26)
     x = plot.across(0, max(s for line in lines.values() for s, _ in line), room=(3, 6))
@@ -113,7 +117,7 @@ def over_steps(
             canvas.text(
                 right + 6,
                 at + 0.35 * font,
-                fit(report.title_of(name), names - 8, font),
+                fit(report.brief_of(name), names - 8, font),
                 "name",
                 title=report.title_of(name),
             )

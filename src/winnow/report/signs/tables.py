@@ -57,7 +57,7 @@ def contrasts(report: SignReport) -> Table:
     ]  # fmt: skip
 
     def row(c: SignContrast) -> Row:
-        return Row(f"{report.title_of(c.first)}, less {report.title_of(c.second)}", group=(level(c.sparsity), ""))
+        return Row(f"{report.brief_of(c.first)}, less {report.brief_of(c.second)}", group=(level(c.sparsity), ""))
 
     return Table.of("Difference", report.contrasts, columns, row)
 

@@ -9,7 +9,8 @@ from winnow import words
 from winnow.records.signs import SignReport, SignRun
 from winnow.report.draw.page import Bullets, Command, Facts, Figure, Fold, Page, Section, Text, plain_rows
 from winnow.report.draw.plot import renditions
-from winnow.report.draw.summary import Summary
+from winnow.report.draw.summary import Line, Summary
+from winnow.report.draw.table import Table
 from winnow.report.signs import chart
 from winnow.report.signs.chart import Get
 from winnow.report.signs.tables import contrasts, layers, level, results, trainings
@@ -18,7 +19,7 @@ from winnow.report.ticket.chart import sample
 SERIES: tuple[tuple[str, str, Get, bool], ...] = (
     ("flips", "Flipped against initialisation", lambda p: p.flip_share, True),
     ("transitions", "Flipped since the record before", lambda p: p.change_share if p.step else None, True),
-    ("alignment", "Signs as in the reference", lambda p: p.alignment, True),
+    ("alignment", "Signs as in {reference}", lambda p: p.alignment, True),
     ("beta", "Health of beta, before a reset", lambda p: p.health, False),
 )
 
@@ -47,8 +48,15 @@ def view(report: SignReport) -> Page:
 
 def summary(report: SignReport) -> Summary:
     """Verdict, arms and paired differences."""
-    lines = [("Note", note) for note in report.notes]
-    return Summary(report.verdict.tone, report.verdict.sentence, [results(report), contrasts(report), lines])
+    parts: list[str | Table | list[Line]] = []
+    for at in map(level, report.levels):
+        parts += [at, _group(results(report), at), _group(contrasts(report), at)]
+    parts.append([("Note", note) for note in report.notes])
+    return Summary(report.verdict.tone, report.verdict.sentence, parts)
+
+
+def _group(table: Table, heading: str) -> Table:
+    return table.where(lambda row: row.group[0] == heading)
 
 
 def _ablation(report: SignReport) -> Section | None:
@@ -73,6 +81,7 @@ def _ablation(report: SignReport) -> Section | None:
         ),
         results(report),
         Section("Paired differences", contrasts(report)),
+        Text(_given_signs(report)),
         Text(
             f"Intervals are 95%, {paired}, all on the same {words.count(task.n)} test examples. Training loss is the mean over the last "
             "epoch; a difference below zero means that the first is lower. Arms of one seed share mask, batches, the drawn magnitudes and the "
@@ -80,6 +89,21 @@ def _ablation(report: SignReport) -> Section | None:
             "model did."
         ),
     )  # fmt: skip
+
+
+def _given_signs(report: SignReport) -> str:
+    """How many of the learned signs were there before any training."""
+    told = [
+        f"{words.percent(r.points[0].alignment)} at {level(r.sparsity)}"
+        for r in report.runs
+        if r.name == "initial" and r.points[0].alignment is not None
+    ]
+    if not told:
+        return ""
+    return (
+        f"Of the weights in the learned mask, those that the network began with had the learned sign already in {' and '.join(told)}; "
+        "a random start has about half of them."
+    )
 
 
 def _over_training(report: SignReport) -> list[Section]:
@@ -105,7 +129,17 @@ def _over_training(report: SignReport) -> list[Section]:
 
 def _figures(report: SignReport, runs: Sequence[SignRun], key: str) -> list[Figure]:
     made = (
-        (f"{name}-{key}", partial(chart.over_steps, report, runs, heading, get, share))
+        (
+            f"{name}-{key}",
+            partial(
+                chart.over_steps,
+                report,
+                runs,
+                heading.format(reference=report.reference or "the reference"),
+                get,
+                share,
+            ),
+        )
         for name, heading, get, share in SERIES
     )
     return [Figure(renditions(paint, name)) for name, paint in made]

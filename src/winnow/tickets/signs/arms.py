@@ -22,16 +22,17 @@ from winnow.train.methods.sign_in import SignIn
 from winnow.train.signs import Signs, Weights
 from winnow.train.task.run import Position, Run
 from winnow.train.task.training import Training
+from winnow.words import percent
 
 Matrices = Mapping[str, torch.Tensor]
 TEACHER = "teacher"
-NAMES = {
-    TEACHER: "dense-to-sparse (gradual magnitude)",
-    "signs": "learned signs, random magnitudes",
-    "magnitudes": "learned magnitudes, random signs",
-    "random": "random signs and magnitudes",
-    "sign-in": "random, trained with Sign-In",
-    "initial": "the initial weights it was learned from",
+NAMES = {  # title, and where there is little room
+    TEACHER: ("dense-to-sparse (gradual magnitude)", "dense-to-sparse"),
+    "signs": ("learned signs, random magnitudes", "learned signs"),
+    "magnitudes": ("learned magnitudes, random signs", "learned magnitudes"),
+    "random": ("random signs and magnitudes", "random"),
+    "sign-in": ("random, trained with Sign-In", "Sign-In"),
+    "initial": ("the weights it was learned from", "initial weights"),
 }
 RECORDS = 25  # of the signs, evenly over a training
 
@@ -115,7 +116,7 @@ class Trial:
         signs = Signs(method, every=max(1, training.steps // RECORDS), reference=reference)
         level = f"{self.sparsity:g}-{training.seed}"
         folder = None if self.store is None else self.store.folder(f"{self.key}-{level}-{name}")
-        progress: Any = self.stages(f"{NAMES[name]}, {self.sparsity:.4g}, seed {training.seed}")
+        progress: Any = self.stages(f"{NAMES[name][0]}, {percent(self.sparsity)}, seed {training.seed}")
         run = Run(training, method=signs, start=start, folder=folder, progress=progress)
         run.advance_to(training.steps)
         signs.record(run.attached)

@@ -23,7 +23,7 @@ from winnow.models.source import open_model
 from winnow.naming import without_paths
 from winnow.records.compression import ModelInfo, Verdict
 from winnow.records.signs import SignArm, SignContrast, SignReport
-from winnow.records.ticket import Figure
+from winnow.records.ticket import Figure, MethodLine
 from winnow.report.signs.verdict import judge
 from winnow.run.store import Store, stage_key
 from winnow.seeding import torch_seed
@@ -203,7 +203,8 @@ def _report(
     }  # fmt: skip
     report = SignReport(
         title=f"Signs against magnitudes: {name}", created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        verdict=Verdict(sentence=""), task=task, runs=runs, arms=arms, contrasts=contrasts, named=dict(NAMES), seeds=seeds,
+        verdict=Verdict(sentence=""), task=task, runs=runs, arms=arms, contrasts=contrasts, described={n: MethodLine(title=title, brief=brief) for n, (title, brief) in NAMES.items()}, seeds=seeds,
+        reference="the dense-to-sparse result",
         model=ModelInfo(
             name=name, architecture=type(training.model).__name__, prunable=numel,
             parameters=sum(p.numel() for p in training.model.parameters()),
