@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from small import classifier, points
+from small import Classifier, classifier, points
 from sparse_methods import Grow, magnitude_keeps, random_keeps
 from winnow.errors import FormatError, InputError
 from winnow.masks.scope import find_scope
 from winnow.records.signs import SignReport
 from winnow.report.signs.page import read
-from winnow.train import Fixed, Gradual, SignIn, Signs, attach, read_state, write_state
+from winnow.train import Fixed, Gradual, RandomMasks, SignIn, Signs, attach, read_state, write_state
 from winnow.train.signs import sign_run
 
 X, Y = points()
@@ -177,6 +177,32 @@ def test_seeds_add_up_and_a_bare_file_is_written(tmp_path):
         read(page.parent)
 
 
+@pytest.mark.hf
+def test_the_trainer_records_and_resumes(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from winnow.train import WinnowCallback
+
+    class Model(Classifier):
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": F.cross_entropy(super().forward(x), labels)}
+
+    records = []
+    for resumed in (None, str(tmp_path / "checkpoint-5")):
+        args = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=10, per_device_train_batch_size=16, learning_rate=0.05, save_steps=5,
+            report_to=[], use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, seed=3,
+        )  # fmt: skip
+        torch.manual_seed(1)
+        model, signs = Model(), Signs(SignIn(RandomMasks(0.8), every=3), every=2)
+        data = [{"x": x, "labels": y} for x, y in zip(X, Y)]
+        trainer = transformers.Trainer(model=model, args=args, train_dataset=data, callbacks=[WinnowCallback(signs)])
+        trainer.train(resume_from_checkpoint=resumed)
+        records.append(signs.report())
+    assert records[0] == records[1] and [p.step for p in records[0].runs[0].points] == [0, 2, 4, 6, 8, 10]
+    assert records[0].runs[0].points[-1].flipped > 0
+
+
 def test_mistakes_name_their_fix():
     with pytest.raises(InputError, match="give 1 or more"):
         Signs(every=0)
@@ -187,6 +213,9 @@ def test_mistakes_name_their_fix():
         begun(Signs(reference=wrong))
     with pytest.raises(InputError, match="attach the method itself, without Signs"):
         begun(Signs(), state=begun(Fixed()).state_dict())
+    attached = begun(Signs(SignIn(every=2), every=5))
+    with pytest.warns(UserWarning, match="before signs are recorded at step 5: give a smaller every"):
+        attached.detach()
     with pytest.raises(InputError, match="before the training"):
         Signs().report()
     with pytest.raises(AttributeError):

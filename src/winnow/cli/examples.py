@@ -87,8 +87,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("At two sparsities, six seeds of each arm", "winnow signs --sparsity 95%,98% --seeds 6 --out digits-signs"),
         (
             "Your own network, with the training it usually gets",
-            "winnow signs mypackage:build_resnet --data train.npz --eval test.npz --sparsity 90% \\\n"
-            "    --epochs 30 --batch 128 --lr 0.1 --optimizer sgd --schedule cosine",
+            "winnow signs mypackage:build_resnet --data train.npz --eval test.npz \\\n"
+            "    --sparsity 90% --epochs 30 --batch 128 --lr 0.1 --optimizer sgd",
         ),
     ),
     "env": (

@@ -20,7 +20,7 @@ def signs(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="package.module:function (fresh weights for every seed), a folder, or a Hugging Face name; by default a small network on scikit-learn's digits.",
         ),
     ] = None,

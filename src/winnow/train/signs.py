@@ -16,7 +16,7 @@ from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Prunable
 from winnow.masks.unwrap import unwrap
 from winnow.train.attach import Attached
-from winnow.train.method import SparseMethod
+from winnow.train.method import SparseMethod, unfinished
 from winnow.train.methods.fixed import Fixed
 
 if TYPE_CHECKING:
@@ -145,6 +145,15 @@ class Signs:
         tensors = dict(unwrap(given).state_dict() if isinstance(given, nn.Module) else given)
         self._aligned = {n: _reference_bits(n, p, tensors) for n, p in attached.scope.prunables.items()}
         self._reference = {}  # its bits are all that is needed
+
+    def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
+        step = attached.step if last is None else last
+        if step < self.every and len(self.steps) < 2:
+            return (
+                f"training ends at step {step}, before signs are recorded at step {self.every}: "
+                "give a smaller every, or call record at the end."
+            )
+        return unfinished(attached, last, self.method)
 
     def report(self, title: str = "Signs in training", command: str | None = None) -> SignReport:
         """The record as a value: ``to_json()``, and what :func:`winnow.report.signs.page.write` makes a page of."""
