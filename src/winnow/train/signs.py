@@ -82,7 +82,7 @@ class Signs:
     ) -> None:
         if not hasattr(every, "__index__") or every < 1:
             raise InputError("every is the number of optimizer steps between two records: give 1 or more.")
-        self.method: SparseMethod = method if hasattr(method, "stepped") else Fixed(method)  # type: ignore[assignment, arg-type]
+        self.inner: SparseMethod = method if hasattr(method, "stepped") else Fixed(method)  # type: ignore[assignment, arg-type]
         self.every = int(every)
         self.steps: list[int] = []
         self._reference = reference
@@ -94,13 +94,13 @@ class Signs:
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else a method may have (``gradient``, ``split``, ``resets`` ...) is the recorded one's."""
-        if name.startswith("__") or "method" not in vars(self):  # while it is copied or unpickled
+        if name.startswith("__") or "inner" not in vars(self):  # while it is copied or unpickled
             raise AttributeError(name)
-        return getattr(self.method, name)
+        return getattr(self.inner, name)
 
     def start(self, attached: Attached) -> None:
         self._find_reference(attached)
-        self.method.start(attached)
+        self.inner.start(attached)
         self._start = self._last = {n: Bits.of(m) for n, m in attached.matrices().items()}
         self.steps, self._counts, self._health = [], [], []
         self.record(attached)
@@ -108,7 +108,7 @@ class Signs:
     def stepped(self, attached: Attached) -> None:
         due = attached.step % self.every == 0
         health = self._healths(attached) if due else None
-        self.method.stepped(attached)
+        self.inner.stepped(attached)
         if due:
             self.record(attached, health)
 
@@ -134,7 +134,7 @@ class Signs:
         self._last = now
 
     def _healths(self, attached: Attached) -> torch.Tensor:
-        tell = getattr(self.method, "health", None)
+        tell = getattr(self.inner, "health", None)
         found: Mapping[str, float] = {} if tell is None else tell(attached)
         return torch.tensor([found.get(n, math.nan) for n in attached.keeps], dtype=torch.float64)
 
@@ -153,7 +153,7 @@ class Signs:
                 f"training ends at step {step}, before signs are recorded at step {self.every}: "
                 "give a smaller every, or call record at the end."
             )
-        return unfinished(attached, last, self.method)
+        return unfinished(attached, last, self.inner)
 
     def report(self, title: str = "Signs in training", command: str | None = None) -> SignReport:
         """The record as a value: ``to_json()``, and what :func:`winnow.report.signs.page.write` makes a page of."""
@@ -181,12 +181,12 @@ class Signs:
             signs[key] = {n: {of: mask.bits for of, mask in b._asdict().items()} for n, b in kept.items()}
         if self.steps:
             signs |= {"counts": torch.stack(self._counts), "health": torch.stack(self._health)}
-        return {"method": self.method.state(), "signs": signs}
+        return {"method": self.inner.state(), "signs": signs}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if not {"method", "signs"} <= set(state):
             raise InputError("the checkpoint holds no record of signs: attach the method itself, without Signs.")
-        self.method.restore(state["method"])
+        self.inner.restore(state["method"])
         signs = state["signs"]
         self._start, self._last = (
             {

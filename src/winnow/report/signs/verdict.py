@@ -17,7 +17,7 @@ def told(run: SignRun, title: str, command: str | None = None) -> SignReport:
         said += f"; {words.percent(last.alignment)} have the reference’s sign ({words.percent(first.alignment)} at the start)"
     healths = [p.health for p in run.points if p.health is not None]
     if healths:
-        said += f"; beta was at {min(healths):.2f} of its target at its lowest"
+        said += f"; beta fell to {words.percent(min(healths))} of its target at its lowest"
     verdict = Verdict(sentence=f"{said}.", tone="mixed", answer="Signs recorded")
     return SignReport(title=title, command=command, verdict=verdict, runs=[run], steps=last.step)
 

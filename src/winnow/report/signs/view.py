@@ -83,7 +83,7 @@ def _ablation(report: SignReport) -> Section | None:
         Section("Paired differences", contrasts(report)),
         Text(_given_signs(report)),
         Text(
-            f"Intervals are 95%, {paired}, all on the same {words.count(task.n)} test examples. Training loss is the mean over the last "
+            f"A positive difference is in favour of the first. Intervals are 95%, {paired}, all on the same {words.count(task.n)} test examples. Training loss is the mean over the last "
             "epoch; a difference below zero means that the first is lower. Arms of one seed share mask, batches, the drawn magnitudes and the "
             "drawn signs. The random start is normal with variance 2 over the mean kept fan-in; whatever is not pruned starts as the "
             "model did."
@@ -118,7 +118,7 @@ def _over_training(report: SignReport) -> list[Section]:
         if sparsity == order[0]:
             table = trainings(report) if len(report.runs) > 1 else None
             text = Text(
-                "A transition is a weight with another sign than at the record before. Beta is the mean of (m² − w²) / beta over the kept "
+                "A transition is a weight with another sign than at the record before; the last interval may be a shorter one. Beta is the mean of (m² − w²) / beta over the kept "
                 "weights: 1 after a reset, near 0 where signs can hardly change."
             )
             found.append(Section(title, *figures, table, text))
