@@ -17,6 +17,7 @@ from ticket_inputs import save_bert, sentences, write_csv
 from winnow.demo_data import digits, digits_mlp
 from winnow.errors import InputError
 from winnow.records.signs import SignReport
+from winnow.report.signs.chart import LOOKS
 from winnow.report.signs.page import read
 from winnow.report.signs.view import view
 from winnow.tickets import sign_ablation, training_from
@@ -71,6 +72,7 @@ def test_the_ordering_of_the_published_ablation(report):
 
 
 def test_figures_are_those_of_the_seeds(report):
+    assert set(LOOKS) == set(NAMES)  # each is drawn in a way of its own
     assert report.seeds == [0, 1, 2] and report.levels == [0.9, 0.98] and [a.name for a in report.arms] == [*NAMES] * 2
     arms = {(a.name, a.sparsity): a for a in report.arms}
     for c in report.contrasts:
