@@ -13,7 +13,7 @@ from torch import nn
 
 import winnow.train.task.run as run_module
 from command import winnow
-from ticket_inputs import save_bert, sentences, write_csv
+from ticket_inputs import save_bert, sentences, trainer, write_csv
 from winnow.demo_data import digits, digits_mlp
 from winnow.errors import InputError
 from winnow.records.signs import SignReport
@@ -133,6 +133,8 @@ def test_models_of_other_kinds(tmp_path):
         weights[1], weights[2]
     )  # read once, then a model a seed
     assert found.arms[0].figure.low is None and found.verdict.answer == "Not told apart" and "DigitsMLP" in found.title
+    found = sign_ablation(trainer(tmp_path), sparsity=0.5, seeds=1, progress=False)
+    assert found.steps == 10 and "BertForSequenceClassification" in found.title
     rows = write_csv(tmp_path / "rows.csv", sentences(60))
     folder = save_bert(tmp_path / "bert")
     found = sign_ablation(folder, rows, sparsity=0.5, seeds=1, steps=2, batch=8, progress=False, out=tmp_path / "out")

@@ -71,8 +71,8 @@ def sign_ablation(
 
     Args:
         model: ``"package.module:function"`` or a function without arguments, which makes other initial weights for every seed; or a
-            module, a Hugging Face folder or name, or a :class:`winnow.tickets.Training`, from which every seed starts. None: a small
-            network on scikit-learn's digits, with settings of its own where ``training`` has none.
+            module, a Hugging Face folder or name, a :class:`winnow.tickets.Training` or a ``transformers.Trainer``, from which every
+            seed starts. None: a small network on scikit-learn's digits, with settings of its own where ``training`` has none.
         data: labelled data, as for :func:`winnow.tickets.training_from`.
         sparsity: target sparsity of the prunable weights, or several, rising.
         seeds: trainings of each arm; intervals need three.
@@ -122,10 +122,16 @@ def sign_ablation(
 
 def _training(model: Any, data: Any, options: dict[str, Any]) -> tuple[Training, Fresh | None]:
     """The first seed's training, and what makes the initial weights of a seed."""
-    if isinstance(model, Training):
+    ready = isinstance(model, Training)
+    if ready or (hasattr(model, "compute_loss") and hasattr(model, "get_train_dataloader")):
         if options or data is not None:
-            raise InputError("a Training says all about its data and training: leave the rest out, or change it there.")
-        return model, None
+            kind = "Training" if ready else "Trainer"
+            raise InputError(f"a {kind} says all about its data and training: leave the rest out, or change it there.")
+        if ready:
+            return model, None
+        from winnow.train.task.from_trainer import training_from_trainer
+
+        return training_from_trainer(model), None
     if model is None:
         if data is not None:
             raise InputError("there is data and no model: give the model that is trained on it.")
