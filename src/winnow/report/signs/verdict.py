@@ -39,7 +39,10 @@ def judge(report: SignReport) -> Verdict:
     said += f", paired over {len(report.seeds)} seeds." if len(report.seeds) > 1 else ", of one seed."
     sign_in = report.contrast("sign-in", "random", level)
     if sign_in is not None:
-        said += f" From a random start Sign-In gains {difference(sign_in.gain, task)} over plain training."
+        said += (
+            f" From a random start Sign-In reaches {reaches(arms['sign-in'])}, plain training {reaches(arms['random'])}: "
+            f"{difference(sign_in.gain, task)}."
+        )
     low, high = found.gain.low, found.gain.high
     if low is None or high is None or low <= 0 <= high:
         return Verdict(sentence=said, tone="mixed", answer="Not told apart")
