@@ -36,6 +36,11 @@ FLAGS = {
     "report": {"--json"},
     "export": {"--out", "--to", "--overwrite", "--json"},
     "env": {"--json"},
+    "signs": {
+        "--data", "--eval", "--task", "--column", "--label", "--length", "--sparsity", "--seeds", "--seed", "--steps", "--epochs", "--batch",
+        "--lr", "--weight-decay", "--optimizer", "--schedule", "--include", "--exclude", "--weights", "--trust-remote-code", "--out",
+        "--overwrite", "--json", "--verbose", "--quiet",
+    },
     "demo": {"--out", "--sparsity", "--seed", "--overwrite", "--json", "--verbose", "--quiet"},
     "run": {"--out", "--set", "--executor", "--keep-work", "--overwrite", "--poc", "--dry-run", "--json", "--verbose", "--quiet"},
 }  # fmt: skip
@@ -88,10 +93,10 @@ def test_ticket_methods():
 
 def test_packages_for_training():
     assert set(winnow.train.__all__) == {
-        "Attached", "Fixed", "GraSP", "Gradual", "LightningCallback", "Merged", "RandomMasks", "RigL", "SET", "SNIP", "SRSTE", "SignIn", "SparseMethod",
-        "SynFlow", "WinnowCallback", "attach", "merge", "read_state", "write_state",
+        "Attached", "Fixed", "GraSP", "Gradual", "LightningCallback", "Merged", "RandomMasks", "RigL", "SET", "SNIP", "SRSTE", "SignIn", "Signs",
+        "SparseMethod", "SynFlow", "WinnowCallback", "attach", "merge", "read_state", "write_state",
     }  # fmt: skip
     assert set(winnow.tickets.__all__) == {
-        "METHODS", "Found", "ModelSoup", "Ticket", "Training", "clip_image_classifier", "find_ticket", "instant_model_soup", "training_from",
+        "METHODS", "Found", "ModelSoup", "Ticket", "Training", "clip_image_classifier", "find_ticket", "instant_model_soup", "sign_ablation", "training_from",
         "training_from_trainer", "with_head",
     }  # fmt: skip

@@ -66,6 +66,25 @@ class DigitsViT(nn.Module):
         return self.head(self.norm(x_BTD).mean(1))
 
 
+class DigitsMLP(nn.Module):
+    """64-96-96-10 with ReLU, on 8x8 digits: ``forward(images [B, 1, 8, 8]) -> logits [B, 10]``."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(64, width), nn.Linear(width, width), nn.Linear(width, 10)
+        for layer in (self.fc1, self.fc2, self.head):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.fc2(F.relu(self.fc1(images.flatten(1))))))
+
+
+def digits_mlp() -> DigitsMLP:
+    """An untrained :class:`DigitsMLP`, for trainings from scratch."""
+    return DigitsMLP()
+
+
 def digits_vit() -> DigitsViT:
     """The untrained demo model, for ``winnow.demo_data:digits_vit`` with ``--weights``."""
     return DigitsViT()

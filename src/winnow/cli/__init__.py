@@ -21,6 +21,7 @@ from winnow.cli.keep import keep
 from winnow.cli.output import put
 from winnow.cli.report import report
 from winnow.cli.run import run
+from winnow.cli.signs import signs
 from winnow.errors import WinnowError, sentence_of
 from winnow.terminal.legible import legible_logs, visible
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 for command in (compress, keep, run, eval, inspect, bench, report, export):
     app.command(cls=Command, no_args_is_help=True)(command)
 app.command(cls=Command)(demo)
+app.command(cls=Command)(signs)
 app.command(cls=Command)(env)
 
 

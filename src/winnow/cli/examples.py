@@ -82,6 +82,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("Into a folder of another name", "winnow keep smaller int8-rtn --out smaller-int8"),
         ("From a script: prints the folder as JSON", "winnow keep smaller int8-rtn --json"),
     ),
+    "signs": (
+        ("On built-in data, nothing to download", "winnow signs"),
+        ("At two sparsities, six seeds of each arm", "winnow signs --sparsity 95%,98% --seeds 6 --out digits-signs"),
+        (
+            "Your own network, with the training it usually gets",
+            "winnow signs mypackage:build_resnet --data train.npz --eval test.npz \\\n"
+            "    --sparsity 90% --epochs 30 --batch 128 --lr 0.1 --optimizer sgd",
+        ),
+    ),
     "env": (
         ("For a bug report", "winnow env"),
         ("For a program", "winnow env --json"),

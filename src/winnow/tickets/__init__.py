@@ -16,6 +16,7 @@ _HOME = {
     "with_head": "winnow.train.task.starting_model",
     "instant_model_soup": "winnow.tickets.methods.ims",
     "ModelSoup": "winnow.tickets.methods.ims",
+    "sign_ablation": "winnow.tickets.signs.verb",
 }
 __all__ = sorted(_HOME)
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from winnow.tickets.methods.ims import instant_model_soup as instant_model_soup
     from winnow.tickets.methods.registry import METHODS as METHODS
     from winnow.tickets.search import Ticket as Ticket
+    from winnow.tickets.signs.verb import sign_ablation as sign_ablation
     from winnow.tickets.verb import Found as Found
     from winnow.tickets.verb import find_ticket as find_ticket
     from winnow.train.task.clip import clip_image_classifier as clip_image_classifier

@@ -74,7 +74,7 @@ def build(
     rest = [m for m in methods if m != chosen]
     reference = _known(reference, methods, next((m for m in YARDSTICKS if m in rest), None))
     denses = _denses(dense, tickets, numbers)
-    task = _task([t.evaluation for t in tickets], data)
+    task = task_of([t.evaluation for t in tickets], data)
     first = next(iter(denses.values()), None)
     costs = [price(t, training.steps, (flops, batch)) for t in tickets]
     lines = [_line(t, n, cost, task, denses.get(n, first)) for t, n, cost in zip(tickets, numbers, costs)]
@@ -93,7 +93,7 @@ def build(
         rows.append(_row(own, theirs, task))
     found = {m: METHODS[m] for m in methods if m in METHODS}
     described = {m: MethodLine(title=f.title, brief=f.brief, meaning=f.meaning) for m, f in found.items()}
-    figures = [audit.figure(e, _scale(e)) for e in denses.values()]
+    figures = [audit.figure(e, scale_of(e)) for e in denses.values()]
     report = TicketReport(
         title=title or f"Tickets of {model}", verdict=Verdict(sentence="", tone="mixed"),
         model=ModelInfo(
@@ -101,7 +101,7 @@ def build(
             parameters=sum(p.numel() for p in training.model.parameters()),
         ),
         task=task, chosen=chosen, sparsity=0.0, reference=reference, steps=training.steps, batch=batch,
-        forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, _ends(task)),
+        forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, ends_of(task)),
         tickets=lines, rows=rows, settings=dict(settings or {}), described=described,
     )  # fmt: skip
     report.verdict, report.sparsity = judge(report)
@@ -140,7 +140,7 @@ def _denses(
     return dict(zip(order, plain))
 
 
-def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInfo:
+def task_of(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInfo:
     known = [e for e in evaluations if e is not None]
     if len({(e.metric, e.n) for e in known}) > 1:
         raise InputError("the tickets were evaluated on different data: evaluate all on one task.")
@@ -150,18 +150,18 @@ def _task(evaluations: Sequence[Evaluation | None], data: str | None) -> TaskInf
     return TaskInfo(metric=metric, unit=unit, higher_is_better=higher, evaluation_data=data, n=known[0].n)
 
 
-def _scale(evaluation: Evaluation) -> float:
+def scale_of(evaluation: Evaluation) -> float:
     """From the stored figure to the one that is shown."""
     return METRICS[evaluation.metric][3] if evaluation.metric in METRICS else 1.0
 
 
-def _ends(task: TaskInfo) -> tuple[float, float]:
+def ends_of(task: TaskInfo) -> tuple[float, float]:
     return (0.0, 100.0) if task.unit == "%" else (float("-inf"), float("inf"))
 
 
 def _line(ticket: Ticket, seed: int, cost: Cost, task: TaskInfo, dense: Evaluation | None) -> TicketLine:
     evaluation = ticket.evaluation
-    scale = 1.0 if evaluation is None else _scale(evaluation)
+    scale = 1.0 if evaluation is None else scale_of(evaluation)
     line = TicketLine(
         method=ticket.method, seed=seed, sparsity=ticket.sparsity, zeros=ticket.zeros, notes=list(ticket.notes),
         cost=cost,
@@ -194,7 +194,7 @@ def _row(own: Sequence[tuple[Ticket, TicketLine]], theirs: Mapping[int, Ticket],
     means = ("steps", "passes", "dense_flops", "sparse_flops", "forward_share", "seconds")
     return Row(
         method=lines[0].method, sparsity=lines[0].sparsity, zeros=lines[0].zeros, seeds=len(own),
-        figure=audit.pooled([line.figure for line in lines if line.figure is not None], _ends(task)),
+        figure=audit.pooled([line.figure for line in lines if line.figure is not None], ends_of(task)),
         drop=audit.pooled([line.drop for line in lines if line.drop is not None]),
         against=audit.pooled(gaps), imp_steps=lines[0].cost.imp_steps,
         **{name: sum(getattr(line.cost, name) for line in lines) / len(own) for name in means},

@@ -12,6 +12,7 @@ from winnow.train.methods.random_masks import RandomMasks
 from winnow.train.methods.saliency_masks import SNIP, GraSP, SynFlow
 from winnow.train.methods.sign_in import SignIn
 from winnow.train.methods.sr_ste import SRSTE
+from winnow.train.signs import Signs
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "RandomMasks",
     "RigL",
     "SignIn",
+    "Signs",
     "SparseMethod",
     "SynFlow",
     "WinnowCallback",

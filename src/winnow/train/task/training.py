@@ -35,6 +35,11 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) ->
     return torch.optim.AdamW(groups, lr=lr, fused=fused)
 
 
+def sgd(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with a momentum of 0.9; decay on matrices only."""
+    return torch.optim.SGD(decay_groups(parameters, weight_decay), lr=lr, momentum=0.9)
+
+
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups of an optimizer: matrices with weight decay, vectors (biases, norms) without."""
     given = list(parameters)

@@ -1,0 +1,1 @@
+"""Signs against magnitudes: what a learned mask is worth with either, and with neither."""
