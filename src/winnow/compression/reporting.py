@@ -100,6 +100,7 @@ def build_report(
     # An allocation's own warnings speak of the floor where higher is better.
     warned = allocation is not None and task is not None and task.higher_is_better
     floor_note = [below] if below is not None and not warned else []
+    why, acts = [f"method {recipe.method}: {setup.reason}."], "--data" in setup.reason
     environment, prepared = machine(), setup.prepared
     texts = prepared.kind in ("causal-lm", "encoder", "seq2seq")
     tokens = token_count(prepared.batches) or None if texts else None
@@ -161,7 +162,8 @@ def build_report(
         cost=Cost(seconds_total=time.time() - started, calibration_tokens=tokens, energy="not measured: no meter was read"),
         classes=classes,
         changed=changed_rows(task, dense, main.evaluation),
-        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), *rest_note(setup.host, setup.scope, main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *rest_note(setup.host, setup.scope, main), *(why if acts else []), *main.notes])),
+        remarks=list(dict.fromkeys([*setup.remarks, *_error_note(main), *([] if acts else why), *main.pruned.remarks])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},

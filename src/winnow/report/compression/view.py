@@ -59,9 +59,9 @@ def view(report: Report, bench: Bench | None = None) -> Page:
 
 
 def notes(report: Report) -> list[str]:
-    """All that a reader must keep in mind, on the first screen: the run's notes and the allocation's warnings, each once."""
+    """All that a reader must keep in mind, on the first screen: the run's notes, the allocation's warnings, and how it was done, each once."""
     warnings = report.allocation.warnings if report.allocation is not None else []
-    return list(dict.fromkeys([*report.notes, *warnings]))
+    return list(dict.fromkeys([*report.notes, *warnings, *report.remarks]))
 
 
 def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
