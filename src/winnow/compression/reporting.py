@@ -16,7 +16,7 @@ from winnow.compression.keeping import how_to_take
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
 from winnow.compression.rest import rest_note
-from winnow.compression.verdict import doubtful, judge
+from winnow.compression.verdict import COMMAND, doubtful, how_to_use, judge
 from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
 from winnow.machine.facts import machine
@@ -82,7 +82,10 @@ def build_report(
     limit = parse_size(job.size) if job.size is not None else None
     doubts = _doubts(task, dense, [main, *outcomes])
     others = [o for o in outcomes if o is not main]
-    judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines)
+    written = None if job.out is None else place
+    use = how_to_use(written, plain=setup.source.config is None, factory=setup.source.factory)
+    options = replace(COMMAND, use=use)
+    judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines, options)
     if judged.better is not None:
         judged = replace(judged, next_step=f"Take that model instead: {how_to_take(judged.better, job, folders)}.")
     if (harm := setup.recalibrated) is not None and harm.low > 0 and harm.drop > NOTICEABLE:
