@@ -88,6 +88,7 @@ def written(tmp_path, text):
         ("      sparsity: 70%\n", "", 11, ["ticket.sparsity", "is missing"]),
         ("steps: 12\n      lr: 5e-3\n  - eval", "steps: ten\n  - eval", 8, ["train.steps", "integer", "'ten'"]),
         ("steps: 12\n      lr: 5e-3\n  - eval", "steps: 1\n      epochs: 2\n  - eval", 7, ["steps and epochs"]),
+        ("      lr: 5e-3\n  - eval", "      learning_rate: 5e-3\n  - eval", 9, ["learning_rate: is no field", "mean lr?"]),
         ("method: magnitude", "method: magic", 12, ["ticket.method", "magic", "imp-rewind"]),
         ("method: magnitude", "method: dense", 12, ["ticket.method", "train"]),
         ("method: magnitude", "method: imp\n      settings:\n        rte: 0.1", 14, ["settings.rte", "rate?"]),

@@ -147,7 +147,11 @@ def _stored_smaller(report: Report, inputs: RecipeInputs) -> list[str]:
 
 
 def judge_recipe(
-    report: Report, stage: CompressOptions, ticket: Ticket | None, place: str, dense: Dense | None,
+    report: Report,
+    stage: CompressOptions,
+    ticket: Ticket | None,
+    place: str,
+    dense: Dense | None,
     factory: str | None = None,
 ) -> Judgement:
     """What to think of a recipe's packed model.

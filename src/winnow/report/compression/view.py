@@ -96,9 +96,11 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
     speed = report.speed
     if speed is not None and speed.dense is not None and speed.fast is not None and speed.ratio is not None:
         path = f"{milli(speed.dense.median)} → {milli(speed.fast.median)}"
-        tiles.insert(
-            min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), [path, speed.what, unsure(speed)])
-        )
+        reason = unsure(speed)
+        under = [path, f"{speed.what}{': ' if reason else ''}{reason}"]
+        if reason:  # what the table states of other inputs
+            under += [f"{c.what}: {outcome(speed, c)}" for c in speed.cases[1:] if not unsure(speed, c)]
+        tiles.insert(min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), under))
     elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
         limit = words.size(report.memory.limit_bytes or None)
         allowed = f"of {limit} allowed" if limit else ""
