@@ -179,7 +179,9 @@ def closing_line(folder: Path | str) -> str | None:
     records = [path for path in sorted(root.glob(f"{_KEY}*.json")) if unsealed(path) is not None]
     if not records:
         return None
-    command, held = f"`winnow keep {quote(str(folder))} NAME`", f"{root} ({size(folder_bytes(root))})"
+    typed = Path(folder).with_name(root.name) if Path(folder).name else root
+    place = typed if typed.resolve() == root.resolve() else root  # as short as it was typed
+    command, held = f"`winnow keep {quote(str(folder))} NAME`", f"{place} ({size(folder_bytes(root))})"
     if len(records) == 1:
         return f"The other candidate: {command} writes it.\n{held} holds it: delete that when you do not need it."
     return f"{len(records)} other candidates: {command} writes one.\n{held} holds them: delete it when you need none."
