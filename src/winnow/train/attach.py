@@ -16,7 +16,7 @@ from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
-from winnow.train.method import SparseMethod, unfinished
+from winnow.train.method import SparseMethod, plan, unfinished
 from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_trained, scope_of
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
@@ -31,6 +31,7 @@ def attach(
     exclude: Sequence[str] = (),
     scope: Scope | None = None,
     state: Mapping[str, Any] | None = None,
+    steps: int | None = None,
 ) -> Attached:
     """Keeps masks on a model while it is trained, in any training loop.
 
@@ -58,14 +59,16 @@ def attach(
         scope: what is prunable, in place of the two.
         state: an :meth:`Attached.state_dict` to go on from, after model and optimizer were loaded: the method is restored
             and not started.
+        steps: optimizer steps of the whole training, from its first: what methods take their ``end`` or ``every`` from where
+            you name none. Give the same when you resume.
 
     Raises:
-        InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, or model and
-            optimizer are attached already.
+        InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, model and
+            optimizer are attached already, or a method needs ``steps``.
     """
     model = unwrap(model)
     require_unmasked(model)
-    return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
+    return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state, steps)
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -92,9 +95,15 @@ class Attached:
         method: SparseMethod,
         scope: Scope,
         state: Mapping[str, Any] | None = None,
+        steps: int | None = None,
     ) -> None:
         if not hasattr(method, "stepped"):
             raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
+        if steps is not None and (not hasattr(steps, "__index__") or steps < 1):
+            raise InputError(
+                f"steps is {steps!r}: give the number of optimizer steps of the whole training, 1 or more."
+            )
+        plan(method, steps)
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope
         self._places = places_of(model, scope)
         self.weights: dict[str, nn.Parameter] = {n: parameters[key] for n, (parameters, key) in self._places.items()}
