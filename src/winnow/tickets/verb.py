@@ -67,7 +67,7 @@ class Found(Shown):
         return "\n  ".join([f"Found {len(self.tickets)} by {self.method}{where}:", *shown, *more])
 
     def _card(self) -> Card:
-        rows = [ticket.row() for ticket in self.tickets]
+        rows = [ticket.told() for ticket in self.tickets]
         notes = [{"note": note} for note in [*self.training.notes, *(n for t in self.tickets for n in t.notes)]]
         facts = [("model", self._named), ("folder", "" if self.folder is None else str(self.folder))]
         several = f"{len(rows)} tickets" if len(rows) > 1 else "a ticket"

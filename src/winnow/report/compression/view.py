@@ -12,7 +12,19 @@ from winnow.records.speed import Bench
 from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
 from winnow.report.draw.figures import sample, swatch
-from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text, breakdown, plain_rows
+from winnow.report.draw.page import (
+    Bullets,
+    Command,
+    Example,
+    Facts,
+    Figure,
+    Fold,
+    Page,
+    Section,
+    Text,
+    breakdown,
+    plain_rows,
+)
 from winnow.report.draw.plot import renditions
 from winnow.report.speed import view as speed
 from winnow.report.speed.chart import milli
@@ -51,7 +63,7 @@ def view(report: Report, bench: Bench | None = None) -> Page:
             _size(report),
             _time(report),
             _skipped(report),
-            Section("Evaluation", Facts(_measured(report))),
+            Section("Evaluation", Facts(_measured(report)), Bullets(report.remarks)),
             _reproduce(report),
         ],
         footer=(footer if tiles else "") + "Every figure on this page, unrounded, is in report.json.",
@@ -59,9 +71,9 @@ def view(report: Report, bench: Bench | None = None) -> Page:
 
 
 def notes(report: Report) -> list[str]:
-    """All that a reader must keep in mind, on the first screen: the run's notes, the allocation's warnings, and how it was done, each once."""
+    """All that a reader must keep in mind, on the first screen: the run's notes and the allocation's warnings, each once."""
     warnings = report.allocation.warnings if report.allocation is not None else []
-    return list(dict.fromkeys([*report.notes, *warnings, *report.remarks]))
+    return list(dict.fromkeys([*report.notes, *warnings]))
 
 
 def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
