@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import winnow
 import winnow_nn
@@ -90,6 +91,24 @@ def test_every_install_line_names_our_distribution():
     project = (ROOT / "pyproject.toml").read_text()
     assert extras and all(f"\n{extra} = [" in project for extra in extras), extras
     assert f'\nname = "{winnow_nn.DISTRIBUTION}"' in project and '\nwinnow = "winnow_nn:main"' in project
+
+
+def test_the_suite_runs_on_every_python_that_is_named():
+    """Classifiers, the lowest version allowed, wheels and the workflow say the same; its steps are targets of the Makefile."""
+    project = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    assert len(named) >= 5 and f'requires-python = ">={named[0]}"' in project
+    assert re.findall(r"cp3(\d+)-\*", project) == [version.removeprefix("3.") for version in named]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    tests, lint = workflow["jobs"]["tests"], workflow["jobs"]["lint"]
+    assert tests["strategy"]["matrix"]["python"] == named  # quoted: 3.10 is no 3.1
+    steps = [*tests["steps"], *lint["steps"]]
+    set_up = [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")]
+    assert set_up[0] == "${{ matrix.python }}" and set_up[1] in named
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert [step["run"] for step in steps if "run" in step] == ["make test", "make lint"]
+    assert {"test", "lint"} <= set(targets)
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]) for step in steps if "uses" in step)
 
 
 def test_the_version_is_one():

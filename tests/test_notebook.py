@@ -1,5 +1,6 @@
 """What results look like at a prompt and in a notebook: short, complete, and safe to show."""
 
+import dataclasses
 import html.parser
 import math
 import sys
@@ -168,6 +169,38 @@ def test_the_picture_is_change_against_size():
         pyplot.close(ax.figure)
     with pytest.raises(InputError, match="nothing was measured"):
         plot(Report(title="t", verdict=Verdict(sentence="s"), model=ModelInfo(name="m")))
+
+
+def test_names_that_keep_and_save_take_are_on_the_card(result):
+    tags = Tags(result._repr_html_())
+    assert all(c.name in tags.text for c in result.report.candidates)
+    assert f"({result.chosen.name})" in repr(result)
+
+
+def test_tickets_have_frame_figures_and_picture(data):
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot
+
+    given = dict(method="magnitude", steps=2, progress=False)
+    x = torch.randn(90, 16, generator=torch.Generator().manual_seed(2))
+    other = x, x[:, :3].argmax(1)
+    found = winnow.find_ticket(net(), data, sparsity=[0.5, 0.7, 0.8], eval=other, **given)
+    assert list(found.to_frame().sparsity) == pytest.approx([0.5, 0.7, 0.8], abs=1e-4)
+    right = [100 * float((t.model(other[0]).argmax(1) == other[1]).float().mean()) for t in found.tickets]
+    assert found.metrics["accuracy"] == pytest.approx(right[-1]) and found.metrics["zeros"] == found.ticket.zeros
+    given_axes = pyplot.figure().subplots()
+    ax = found.plot(given_axes)
+    (line,) = [line for line in ax.lines if line.get_marker() == "o"]
+    assert ax is given_axes and ax.get_xlabel() == "sparsity (%)"
+    assert list(line.get_xdata()) == pytest.approx([50, 70, 80], abs=0.01)
+    assert list(line.get_ydata()) == pytest.approx(right)
+    pyplot.close(ax.figure)
+    unmeasured = winnow.find_ticket(net(), data, sparsity=0.5, task="none", **given)
+    with pytest.raises(InputError, match="give evaluation data"):
+        unmeasured.plot()
+    many = dataclasses.replace(found, tickets=found.tickets * 10)
+    assert len(repr(many)) < LONG and "24 more" in repr(many)
 
 
 def test_a_missing_package_is_one_sentence(result, monkeypatch):

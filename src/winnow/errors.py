@@ -39,12 +39,32 @@ class GateError(WinnowError):
     exit_code = 3
 
 
+# What options are called elsewhere (transformers, torch.nn.utils.prune, SparseGPT, llm-compressor): of each line one is ours.
+_SAME = (
+    "lr learning_rate", "weight_decay wd", "steps max_steps num_steps n_steps iterations num_iterations",
+    "epochs num_epochs num_train_epochs n_epochs max_epochs", "batch batch_size train_batch_size per_device_train_batch_size bs",
+    "warmup warmup_ratio", "clip max_grad_norm grad_clip clip_grad_norm gradient_clip_val",
+    "schedule scheduler lr_scheduler lr_scheduler_type", "precision mixed_precision", "seed random_seed random_state",
+    "sparsity sparsity_level sparsity_ratio target_sparsity final_sparsity pruning_ratio prune_ratio amount",
+    "structure pattern sparsity_pattern sparsity_type mask_structure prunen_prunem",
+    "samples num_samples n_samples nsamples num_calibration_samples calibration_samples",
+    "length max_length max_seq_length max_seq_len seq_len seqlen sequence_length", "damp dampening dampening_frac percdamp",
+    "group_size groupsize", "values bits wbits weight_bits", "include targets", "exclude ignore ignored_layers skip",
+    "data dataset calibration_data train_data train_dataset", "eval eval_data eval_dataset validation val test_data",
+    "out output output_dir save_dir save_path", "ram max_memory memory_limit", "allocation layerwise_sparsity sparsity_distribution",
+)  # fmt: skip
+
+
 def meant(name: object, known: Iterable[object]) -> str:
-    """What a sentence about an unknown name adds where a known one is near: " (did you mean wanda?)"."""
+    """What a sentence about an unknown name adds where a known one is near, or is the same by another name: " (did you mean
+    wanda?)"."""
     from difflib import SequenceMatcher, get_close_matches
 
-    by_text = {str(one).lower(): str(one) for one in known}
-    text = str(name).lower()
+    by_text = {str(one).lower().lstrip("-"): str(one) for one in known}
+    text = str(name).lower().lstrip("-")
+    same = next((line.split() for line in _SAME if text.replace("-", "_") in line.split()), [])
+    if ours := [one for one in by_text if one.replace("-", "_") in same]:
+        return f" (did you mean {by_text[ours[0]]}?)"
     begun = [one for one in by_text if text and one.startswith(text)]
     near = begun if len(begun) == 1 else get_close_matches(text, list(by_text), 2)
     if len({SequenceMatcher(None, one, text).ratio() for one in near}) < len(near):

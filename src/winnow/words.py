@@ -136,6 +136,19 @@ def signed(value: float, digits: int = 2) -> str:
     return ("+" if value > 0 else MINUS) + text
 
 
+def change(drop: float, low: float | None, high: float | None, relative: bool) -> str:
+    """What was lost as a change with the signs of every verdict: "−0.20 points (−1.12 to +0.56)"; minus is worse.
+
+    ``relative``: per cent of a metric where lower is better (perplexity); then plus is worse.
+    """
+    sign, unit = (1, "%") if relative else (-1, "points")
+    text = amount(signed(sign * drop), unit)
+    if low is None or high is None:
+        return text
+    first, last = sorted((sign * low, sign * high))
+    return f"{text} ({signed(first)} to {signed(last)})"
+
+
 def clip(text: str, limit: int) -> str:
     """At most ``limit`` characters, the cut marked."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -211,10 +211,31 @@ def test_the_nearest_name_inside_open_values_and_data(argv, near, tmp_path, monk
         ("int9", ["keep", "int8", "int4"], None),  # as near to the one as to the other
         ("", ["a"], None),
         ("zzz", ["alps"], None),
+        ("learning_rate", ["lr", "label", "steps"], "lr"),  # what others call it
+        ("num_train_epochs", ["steps", "epochs"], "epochs"),
+        ("batch_size", ["batch", "data"], "batch"),
+        ("sparsity_level", ["structure", "sparsity"], "sparsity"),
+        ("--max-length", ["--length", "--label"], "--length"),
+        ("learning_rate", ["steps"], None),  # not here
+        ("--bogus", ["--out"], None),  # alike in the dashes only
     ],
 )
 def test_meant(name, known, near):
     assert meant(name, known) == (f" (did you mean {near}?)" if near else "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--samples", "1e3"], "--samples must be a whole number, not '1e3': write 1000."),
+        (["--samples=many"], "--samples must be a whole number, not 'many'."),
+        (["--damp", "abc"], "--damp must be a number, not 'abc'."),
+    ],
+)
+def test_a_value_that_is_no_number_is_one_sentence(argv, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", "small:classifier", *argv, "--out", "o"])
+    assert ended.value.code == 2 and capsys.readouterr().err == f"winnow: {said}\n"
 
 
 def test_alone_it_says_where_to_begin():

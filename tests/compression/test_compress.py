@@ -156,7 +156,9 @@ def test_the_method_for_those_who_name_none():
 
     def chosen(model, data, **options):
         result = winnow.compress(model, data, **{"sparsity": 0.5, "task": "none", "speed": False, **options})
-        (reason,) = [n for n in result.report.notes if n.startswith("method ")]
+        report = result.report
+        (reason,) = [n for n in (*report.notes, *report.remarks) if n.startswith("method ")]
+        assert (reason in report.notes) == (data is None)  # then there is something to do about it
         return result.outcomes[0].candidate.recipe.method, reason
 
     x, y = images()
@@ -214,7 +216,7 @@ def test_every_row_but_the_dense_one_gets_its_batch_norms_anew():
                 own = recalibrate_norms(model, made._setup.prepared.batches)
             for name, value in own.items():
                 assert torch.equal(norms[name], value if recalibrate else net.state_dict()[name]), (o.name, name)
-        noted = [n for n in made.report.notes if n.startswith("batch norms of every row")]
+        noted = [n for n in made.report.remarks if n.startswith("batch norms of every row")]
         assert len(noted) == recalibrate and all("accuracy" in n for n in noted)
         with host.dense(scope) as model:
             assert all(torch.equal(b, net.state_dict()[n]) for n, b in model.named_buffers())

@@ -84,7 +84,9 @@ def test_on_the_command_line(tmp_path):
     write_points(tmp_path, 80, 60)
     job = ["compress", "small:classifier", "--data", "train.npz", "--eval", "test.npz", "--sparsity", "0.6", "--baselines", "rtn", "--no-speed"]  # fmt: skip
     done = command(*job, "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0 and "out.work" in done.stdout and "`winnow keep out NAME`" in done.stdout
+    assert done.returncode == 0 and "`winnow keep out NAME`" in done.stdout
+    last = done.stdout.splitlines()[-2:]
+    assert all(len(line) <= 80 for line in last) and last[1].startswith("out.work (")
     done = command("keep", "out", "int8-rtn", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["folder"] == str(tmp_path / "out-int8-rtn")
     chosen = json.loads((tmp_path / "out" / "report.json").read_text())["chosen"]
@@ -151,7 +153,7 @@ def test_a_full_disk_costs_the_other_candidates_and_not_the_result(tmp_path, mon
     assert "not all other candidates could be kept" in caplog.text
     assert winnow.load(tmp_path / "out", factory=classifier) is not None
     kept = [json.loads(p.read_text())["candidate"] for p in (tmp_path / "out.work").glob("candidate-*.json")]
-    assert len(kept) == 1 and "the other candidate" in closing_line(tmp_path / "out")
+    assert len(kept) == 1 and "The other candidate: `winnow keep" in closing_line(tmp_path / "out")
     keep(tmp_path / "out", kept[0])
     lost = next(o.name for o in result.outcomes[1:] if o.name not in kept)
     with pytest.raises(InputError, match="not kept any more"):

@@ -1,10 +1,15 @@
 """The nearest plain quantization in the first sentence of every verdict, and what is said of it."""
 
 import math
+import re
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import winnow
+from small import classifier, points, trained
 from winnow.compression.candidates import Candidate
 from winnow.compression.outcome import Outcome
 from winnow.compression.recipe import Recipe
@@ -97,6 +102,21 @@ def test_a_model_that_beats_int4_in_both_says_so():
     assert "the nearest plain quantization, int4" in first(found.sentence)
     assert "has 300 bytes (1.50× larger) and accuracy 87.00%, worse by 2.80 points (95% interval" in found.sentence
     assert "depends" not in found.sentence
+    assert found.next_step == "Use it: `winnow.load('out')`, or `from_pretrained` after `import winnow`."
+
+
+def test_the_next_step_is_a_line_that_loads_a_plain_torch_model(tmp_path):
+    """As printed, run: with its code by name, and by a function where the model was given in memory."""
+    net = trained(classifier(), *points(400), steps=200)
+    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    options = dict(eval=points(2000, seed=3), sparsity=0.3, method="magnitude", baselines="none", speed=False, progress=False)  # fmt: skip
+    for model, more in (("small:classifier", dict(weights=tmp_path / "weights.safetensors")), (net, {})):
+        result = winnow.compress(model, points(400), out=tmp_path / "out", overwrite=True, **more, **options)
+        said = re.search(r"^Use it: `(winnow\.load\([^`]*\))`", result.report.next_step)
+        loaded = eval(said[1], {"winnow": winnow, "build": classifier})  # as a person would paste it
+        assert torch.equal(loaded.state_dict()["head.weight"], net.state_dict()["head.weight"])
+    unwritten = winnow.compress(net, points(400), **options)
+    assert "result.save(FOLDER)" in unwritten.report.next_step and "winnow.load" not in unwritten.report.next_step
 
 
 def test_a_trade_off_says_on_what_it_depends():

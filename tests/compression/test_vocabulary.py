@@ -141,7 +141,7 @@ def test_a_compressed_folder_has_the_smaller_vocabulary_everywhere(kind, tmp_pat
     )
     report = winnow.compress(model, corpus, vocabulary=corpus, out=tmp_path / "out", **options).report
     rows = report.model.vocabulary
-    assert rows < report.model.vocabulary_before and any("the vocabulary was cut" in note for note in report.notes)
+    assert rows < report.model.vocabulary_before and any("the vocabulary was cut" in note for note in report.remarks)
     assert report.hashes["model"] == open_model(model).sha256()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     made = winnow.load(tmp_path / "out")

@@ -37,7 +37,7 @@ def test_mean_and_deviation_are_used(fed):
     result = winnow.compress(model, (given[80:], y[80:]), eval=(given[:80], y[:80]), mean=MEAN, std=STD, **QUICK)
     dense = next(c for c in result.report.candidates if c.kind == "dense")
     assert dense.quality == pytest.approx(accuracy(model, seen[:80], y[:80]))
-    assert any("0.4" in n and "0.25" in n for n in result.report.notes)
+    assert any("0.4" in n and "0.25" in n for n in result.report.remarks)
     measured = winnow.evaluate(model, (given[:80], y[:80]), mean="0.4", std="0.25")
     assert measured.value == pytest.approx(dense.quality)
 

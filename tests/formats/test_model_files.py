@@ -159,7 +159,7 @@ def test_quantized_weights_are_dequantized_as_transformers_does_it(tmp_path):
     for name, tensor in found.items():
         assert torch.equal(tensor[tensor != 0], want[name][tensor != 0])
         assert (tensor - dense[name])[tensor != 0].abs().max() < 0.07 * dense[name].abs().max()  # e4m3: 4 bits of value
-    assert any("stored quantized (fp8)" in note for note in result._setup.notes)
+    assert any("stored quantized (fp8)" in note for note in result._setup.remarks)
     size = (folder / "model.safetensors").stat().st_size
     assert result.report.sizes.dense_file == size
     with pytest.raises(InputError, match=r"already quantized \(fp8\).*--ram"):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def written(tmp_path, text):
         ("      sparsity: 70%\n", "", 11, ["ticket.sparsity", "is missing"]),
         ("steps: 12\n      lr: 5e-3\n  - eval", "steps: ten\n  - eval", 8, ["train.steps", "integer", "'ten'"]),
         ("steps: 12\n      lr: 5e-3\n  - eval", "steps: 1\n      epochs: 2\n  - eval", 7, ["steps and epochs"]),
+        ("      lr: 5e-3\n  - eval", "      learning_rate: 5e-3\n  - eval", 9, ["learning_rate: is no field", "mean lr?"]),
         ("method: magnitude", "method: magic", 12, ["ticket.method", "magic", "imp-rewind"]),
         ("method: magnitude", "method: dense", 12, ["ticket.method", "train"]),
         ("method: magnitude", "method: imp\n      settings:\n        rte: 0.1", 14, ["settings.rte", "rate?"]),
@@ -549,6 +551,36 @@ def test_trials_that_cannot_be(here, tmp_path):
     text = "model: small:classifier\nweights: weights.safetensors\ndata: train.npz\nstages:\n  - train: {steps: 2}\n"
     with pytest.raises(InputError, match="no ticket stage"):
         try_recipe(written(tmp_path, text), 1)
+
+
+def test_text_and_table_of_a_trial_give_a_loss_one_sign():
+    """Right on 150 of 200 instead of 180: -15 points in both, as in the report."""
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from winnow.measure.evaluation import Evaluation
+    from winnow.pipeline.table import trial_table
+    from winnow.tickets.trial.verdict import Full, Verdict, judge
+
+    def right(count: int) -> Evaluation:
+        answers = np.arange(200) < count
+        return Evaluation(
+            "accuracy", count / 200, 0.0, 1.0, answers.astype(float), np.where(answers, 0, 1), 200, np.zeros(200, int)
+        )
+
+    found = {"dense": [right(180)], "ticket": [right(150)]}
+    *_, reasons, skill, drop, gain = judge(found, right(20), "ticket", 0.9)
+    tickets = [
+        SimpleNamespace(method=m, zeros=0, sparsity=0.9, cost=SimpleNamespace(steps=1, seconds=1.0), evaluation=e)
+        for m, (e,) in found.items()
+    ]
+    verdict = Verdict("no-go", "No-go.", reasons, skill, drop, gain, Full(1, 1.0, 1, 1.0), 1, 1, 1.0, tickets, None)
+    console = Console(width=2000, record=True, file=io.StringIO())
+    console.print(trial_table(verdict))
+    shown = console.export_text().splitlines()
+    change = re.search(r"against dense: (−15\.00 points \(−.* to −.*\))", "\n".join(shown))
+    assert change and next(line for line in shown if line.startswith("ticket")).rstrip().endswith(change[1])
 
 
 # -- as a process -------------------------------------------------------------------------------------------------------

@@ -551,6 +551,15 @@ def test_summary_marks_the_chosen_one() -> None:
     assert "dense bf16" in out.getvalue() and "4 more in the report" in out.getvalue()
 
 
+def test_what_there_is_nothing_to_do_about_is_on_the_page_only() -> None:
+    report = report_samples.language_model()
+    report.remarks = ["method alps: lowest error for layers of up to 2,048 inputs."]
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(summary(report))
+    assert "lowest error" not in shown.getvalue() and report.notes[0] in shown.getvalue()
+    assert report.remarks[0] in html.render(report)
+
+
 def test_the_baseline_of_the_verdict_is_a_row_of_the_terminals_table() -> None:
     report = report_samples.language_model()
     assert report.baseline is not None

@@ -457,7 +457,7 @@ def quick(ratio: float, low: float | None, high: float | None) -> Speed:
 def test_the_speed_line_claims_only_what_was_seen():
     assert line(quick(0.976, 0.95, 1.01)).startswith("one image: dense float32 12.1 ms, packed 12.4 ms: no gain here")
     assert outcome(quick(1.53, 1.49, 1.58)) == "1.53× speedup"
-    assert outcome(quick(3.0, 0.44, 17.23)) == "not clear"
+    assert outcome(quick(3.0, 0.44, 17.23)) == "not stated"
     wide = line(quick(3.0, 0.44, 17.23))
     assert "3.00×" not in wide and "no speedup is stated, because the 95% interval of the ratio is too wide" in wide
     assert outcome(quick(0.5, 0.41, 0.6)) == "slower here, 0.50×"

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 
+import report_samples
 from html_page import Page
 from winnow.compression.speed import speed_case
 from winnow.compression.speed_inputs import median_row, stretched
@@ -18,6 +19,7 @@ from winnow.machine.load import OtherPrograms
 from winnow.measure.latency import spread
 from winnow.records.compression import Speed, SpeedCase
 from winnow.records.speed import Bench, Case, Contender, Measure
+from winnow.report.compression import view as compression_view
 from winnow.report.draw.plot import picture
 from winnow.report.speed import chart, view
 from winnow.report.speed.doubt import busy, doubt, unsteady
@@ -148,7 +150,7 @@ def test_the_speed_line_names_the_rival_and_tokens_per_second():
     )
     assert "16 ms" in line(speed(token, others=1.8)) and "speedup (" not in line(speed(token, others=1.8))
     assert "busy (other programs kept 1.8 of 2 cores at work)" in line(speed(token, others=1.8))
-    assert outcome(speed(token)) == "1.60× speedup" and outcome(speed(token, others=1.8)) == "not clear"
+    assert outcome(speed(token)) == "1.60× speedup" and outcome(speed(token, others=1.8)) == "not stated"
 
 
 def test_the_table_of_cases_states_no_ratio_that_says_nothing():
@@ -162,6 +164,27 @@ def test_the_table_of_cases_states_no_ratio_that_says_nothing():
     text = Page(str(view.Page(tool="x", title="t", subtitle=[], created="", tone="good", sentence="s", chapters=[
         view.Section("Speed", *view.chapter(None, speed(short, wide)))], footer="").html())).text  # fmt: skip
     assert "One text of 128 tokens" in text and "1.50×" in text and "3.00×" not in text
+
+
+@pytest.mark.parametrize("others", [0.0, 1.8])
+def test_the_tile_claims_what_the_table_does(others):
+    """Not of the first input, whose interval is wide, and of nothing on a busy machine; the tile says why."""
+    wide = case("one text of 31 tokens", {"float32": 48.0}, 16.0, 0.4, 17.0)
+    clear = case("one text of 128 tokens", {"float32": 12.0}, 8.0, 1.4, 1.6)
+    report = report_samples.language_model()
+    report.speed = speed(wide, clear, others=others)
+    (tile,) = [t for t in compression_view.view(report).tiles if t[0] == "Speed here"]
+    table = quick(report.speed)
+    column = (
+        [c.title for c in table.columns].index("Speedup") if any(c.title == "Speedup" for c in table.columns) else None
+    )
+    shown = ["" if column is None else row.cells[column][0] for row in table.rows]
+    small = " ".join(tile[2])
+    assert tile[1] == "Not stated" and shown == (["", ""] if others else ["", "1.50×"])
+    assert (
+        "the machine was busy" if others else "one text of 31 tokens: the 95% interval of the ratio is too wide"
+    ) in small
+    assert ("one text of 128 tokens: 1.50× speedup" in small) == (not others) and ("1.50" in small) == (not others)
 
 
 def bench(own: float, onnx: float, others: float = 0.0) -> Bench:

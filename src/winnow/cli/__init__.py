@@ -15,7 +15,7 @@ from winnow.cli.demo import demo
 from winnow.cli.env import env
 from winnow.cli.eval import eval
 from winnow.cli.export import export
-from winnow.cli.help import Command, Group, greeting, nearest
+from winnow.cli.help import Command, Group, greeting, nearest, no_number
 from winnow.cli.inspect import inspect
 from winnow.cli.keep import keep
 from winnow.cli.output import put
@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         show = getattr(error, "show", None)  # a usage error of the command line: it knows how to say itself
         if show is None:
             raise
+        if (sentence := no_number(error, sys.argv[1:] if argv is None else argv)) is not None:
+            _fail(sentence, 2)
         nearest(error)
         said = io.StringIO()
         show(said)

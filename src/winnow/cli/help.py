@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -78,9 +79,28 @@ def greeting(promise: str) -> str:
     return f"{above}\n\nTo begin with:\n\n{steps}\n\n{below}"
 
 
+def no_number(error: Any, argv: Sequence[str]) -> str | None:
+    """One sentence for a usage error about a value of ``argv`` that is no number; None of any other error."""
+    flags = getattr(getattr(error, "param", None), "opts", [])
+    kind = re.search(r"valid (integer|number|float)", getattr(error, "message", ""))
+    if kind is None or not flags:
+        return None
+    given = ""
+    for at, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in flags:
+            given = value if equals else "".join(argv[at + 1 : at + 2])
+    said = f"{flags[0]} must be {'a whole number' if kind[1] == 'integer' else 'a number'}, not {given!r}"
+    try:
+        return f"{said}: write {int(float(given))}" if float(given).is_integer() else said  # 1e3
+    except (ValueError, OverflowError):
+        return said
+
+
 def nearest(error: Any) -> None:
     """Makes a usage error about a flag that does not exist name the nearest one that does."""
-    name, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
-    if name and known:
+    name, params = getattr(error, "option_name", None), getattr(getattr(error.ctx, "command", None), "params", [])
+    known = [flag for p in params for flag in (*p.opts, *p.secondary_opts) if flag.startswith("--")]
+    if name and hasattr(error, "possibilities"):
         error.message = error.message.rstrip(".") + meant(name, known)
         error.possibilities = None

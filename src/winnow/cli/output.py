@@ -32,8 +32,8 @@ def show_report(table: Any, found: Any, page: Path | None, as_json: bool, work: 
     if page is not None:
         screen.print()
         screen.print(f"Report: {page.resolve()}", soft_wrap=True)
-    if work is not None:
-        screen.print(work, soft_wrap=True)
+    for line in (work or "").splitlines():
+        screen.print(line, soft_wrap=True)
 
 
 def put(text: str) -> None:

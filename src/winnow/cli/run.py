@@ -89,6 +89,8 @@ def run(
     else:
         console().print(ran_table(ran), soft_wrap=False)
         if keep_work:
-            held = f"{work_folder(ran.folder)} ({size(folder_bytes(work_folder(ran.folder)))})"
-            said = f"{held} keeps the finished stages for a changed recipe (with --overwrite); delete it when you need none."
-            console().print(said, soft_wrap=True)
+            work = work_folder(ran.folder)
+            console().print("Finished stages are kept for a changed recipe (with --overwrite).")
+            console().print(
+                f"{work} ({size(folder_bytes(work))}) holds them: delete it when you need none.", soft_wrap=True
+            )

@@ -66,12 +66,9 @@ def check_earlier(job: Job, fitting: Recovery) -> None:
     earlier_record(Path(str(job.compare_with)))
 
 
-def source_notes(source: ModelSource) -> list[str]:
-    """What the user should know of where the dense weights come from."""
-    if source.quantized is not None:
-        return [
-            f"{source.spec} is stored quantized ({source.quantized}); the dense model here are its values as transformers "
-            "dequantizes them, and sizes compare with the quantized file."
-        ]
-    random = source.untrained()
-    return [random] if random is not None else []
+def stored_quantized(source: ModelSource) -> list[str]:
+    """What the dense model is where its folder holds it quantized."""
+    return [
+        f"{source.spec} is stored quantized ({source.quantized}); the dense model here are its values as transformers "
+        "dequantizes them, and sizes compare with the quantized file."
+    ] * (source.quantized is not None)

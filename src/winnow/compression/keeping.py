@@ -174,13 +174,17 @@ def how_to_take(candidate: str, job: Job, folders: Mapping[str, Path]) -> str:
 
 
 def closing_line(folder: Path | str) -> str | None:
-    """What ``FOLDER.work`` holds and is good for, in a sentence; None where it keeps no candidate."""
+    """What ``FOLDER.work`` holds and is good for, in two lines for 80 columns; None where it keeps no candidate."""
     root = work_folder(folder)
     records = [path for path in sorted(root.glob(f"{_KEY}*.json")) if unsealed(path) is not None]
     if not records:
         return None
-    others = "the other candidate" if len(records) == 1 else f"the {len(records)} other candidates"
-    return f"{root} ({size(folder_bytes(root))}) keeps {others}: `winnow keep {quote(str(folder))} NAME` writes one; delete it when you need none."
+    typed = Path(folder).with_name(root.name) if Path(folder).name else root
+    place = typed if typed.resolve() == root.resolve() else root  # as short as it was typed
+    command, held = f"`winnow keep {quote(str(folder))} NAME`", f"{place} ({size(folder_bytes(root))})"
+    if len(records) == 1:
+        return f"The other candidate: {command} writes it.\n{held} holds it: delete that when you do not need it."
+    return f"{len(records)} other candidates: {command} writes one.\n{held} holds them: delete it when you need none."
 
 
 def _found(

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 NAMED = 8  # tensors in a note; all of them are in the report's list of layers
 
 
-def notes_of(recipe: Recipe, layers: Sequence[LayerOutcome], watched: Collection[str]) -> list[str]:
-    """A note for each kind of tensor that was not treated as the recipe says, or seen otherwise than by a layer's inputs.
-
-    ``watched``: tensors whose inputs are no layer's arguments, and were seen in the products that the forward makes.
-    """
+def notes_of(recipe: Recipe, layers: Sequence[LayerOutcome]) -> list[str]:
+    """A note for each kind of tensor that was not treated as the recipe says."""
     found = []
     if unseen := [x for x in layers if x.unseen]:  # the method stood without the inputs that it reads
         were, their, them = ("were", "theirs", "them") if len(unseen) > 1 else ("was", "its own", "it")
@@ -34,11 +31,6 @@ def notes_of(recipe: Recipe, layers: Sequence[LayerOutcome], watched: Collection
             f"inputs of {their} (no data reached {them}, or the forward does not multiply with the parameter itself): "
             f"{listed(names, NAMED)}."
         )
-    if names := [x.name for x in layers if x.name in watched and not x.unseen]:
-        found.append(
-            f"input statistics of {len(names)} tensors were taken from the products that the forward makes with them: "
-            f"{listed(names, NAMED)}."
-        )
     if kept := unrounded(recipe.values, layers):  # no float16 scale holds their weights
         found.append(
             f"{len(kept)} of {len(layers)} tensors keep their type and are not {recipe.values}: some of their weights are too "
@@ -52,6 +44,15 @@ def notes_of(recipe: Recipe, layers: Sequence[LayerOutcome], watched: Collection
             "fit was better on the calibration examples held out; more --samples may help."
         )
     return found
+
+
+def watched_note(layers: Sequence[LayerOutcome], watched: Collection[str]) -> list[str]:
+    """Which tensors' inputs are no layer's arguments, and were seen in the products that the forward makes."""
+    names = [x.name for x in layers if x.name in watched and not x.unseen]
+    return [
+        f"input statistics of {len(names)} tensors were taken from the products that the forward makes with them: "
+        f"{listed(names, NAMED)}."
+    ] * bool(names)
 
 
 def unrounded(values: str, layers: Sequence[LayerOutcome]) -> list[LayerOutcome]:

@@ -101,6 +101,7 @@ class Pruned:
     seconds: float = 0.0
     files: Callable[[], dict[str, TensorFile]] = dict  # the file that each packed tensor is stored in
     folder: Path | None = None  # of the stored units
+    remarks: list[str] = field(default_factory=list)  # how it was done, with nothing to act on
     rest: dict[str, Prunable] = field(default_factory=dict)  # packed too: unpruned tensors stored in fewer bits
 
     def __repr__(self) -> str:

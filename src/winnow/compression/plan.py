@@ -136,7 +136,7 @@ def make_plan(
         ]
     return Plan(
         scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
-        recipes[0].method, [*notes, *prepared.notes],
+        recipes[0].method, [*notes, *prepared.notes, *prepared.remarks],
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 
 from winnow.compression.counts import grid_of
 from winnow.compression.hosts import Host, read_matrix, write_matrix, write_tensors
-from winnow.compression.otherwise import notes_of
+from winnow.compression.otherwise import notes_of, watched_note
 from winnow.compression.outcome import LayerOutcome, Pruned
 from winnow.compression.recipe import Recipe
 from winnow.compression.solving import solve_unit, store_solution, unseen_parts
@@ -55,7 +55,7 @@ class Pruner:
         self._extra: dict[str, torch.Tensor] = {}
         self._whole: set[str] = set()  # stored units whose checksums were verified
         self._reached = (0, 1)  # of the walk's progress
-        self.notes: list[str] = []
+        self.remarks: list[str] = []
 
     def run(self) -> Pruned:
         """Prunes the host's model in place and returns what was done."""
@@ -87,14 +87,15 @@ class Pruner:
                 walker.fit(self._fit, skip=lambda u: self._finished(u.path, u.prunables), follow=follow)
             else:
                 walker.walk(lambda u, stats: self._prune(u.path, u.prunables, stats), skip=lambda u: self._done(u.path))
-            self.notes += walker.notes
+            self.remarks += walker.notes
             watched = walker.watched
         else:
             self._without_data()
         order = {name: i for i, name in enumerate(self.scope.prunables)}
         layers = sorted(self.layers.values(), key=lambda x: order[x.name])
-        self.notes += notes_of(self.recipe, layers, watched)
-        return Pruned(layers, self.packed, self._extra, self.notes, time.perf_counter() - started)
+        self.remarks += watched_note(layers, watched)
+        notes, seconds = notes_of(self.recipe, layers), time.perf_counter() - started
+        return Pruned(layers, self.packed, self._extra, notes, seconds, remarks=self.remarks)
 
     def packed(self, name: str) -> PackedTensor:
         """The packed weight of a tensor, from memory or from the stored unit."""

@@ -16,7 +16,7 @@ from winnow.compression.keeping import how_to_take
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
 from winnow.compression.rest import rest_note
-from winnow.compression.verdict import doubtful, judge
+from winnow.compression.verdict import COMMAND, doubtful, how_to_use, judge
 from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
 from winnow.machine.facts import machine
@@ -82,7 +82,10 @@ def build_report(
     limit = parse_size(job.size) if job.size is not None else None
     doubts = _doubts(task, dense, [main, *outcomes])
     others = [o for o in outcomes if o is not main]
-    judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines)
+    written = None if job.out is None else place
+    use = how_to_use(written, plain=setup.source.config is None, factory=setup.source.factory)
+    options = replace(COMMAND, use=use)
+    judged = judge(main, others, task, dense, setup.dense_file, place, limit, job.baselines, options)
     if judged.better is not None:
         judged = replace(judged, next_step=f"Take that model instead: {how_to_take(judged.better, job, folders)}.")
     if (harm := setup.recalibrated) is not None and harm.low > 0 and harm.drop > NOTICEABLE:
@@ -100,6 +103,7 @@ def build_report(
     # An allocation's own warnings speak of the floor where higher is better.
     warned = allocation is not None and task is not None and task.higher_is_better
     floor_note = [below] if below is not None and not warned else []
+    why, acts = [f"method {recipe.method}: {setup.reason}."], "--data" in setup.reason
     environment, prepared = machine(), setup.prepared
     texts = prepared.kind in ("causal-lm", "encoder", "seq2seq")
     tokens = token_count(prepared.batches) or None if texts else None
@@ -161,7 +165,8 @@ def build_report(
         cost=Cost(seconds_total=time.time() - started, calibration_tokens=tokens, energy="not measured: no meter was read"),
         classes=classes,
         changed=changed_rows(task, dense, main.evaluation),
-        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *_error_note(main), *rest_note(setup.host, setup.scope, main), f"method {recipe.method}: {setup.reason}.", *main.notes])),
+        notes=list(dict.fromkeys([*floor_note, *doubts, *setup.notes, *rest_note(setup.host, setup.scope, main), *(why if acts else []), *main.notes])),
+        remarks=list(dict.fromkeys([*setup.remarks, *_error_note(main), *([] if acts else why), *main.pruned.remarks])),
         machine=environment,
         versions={"winnow": __version__, **{k: v for k, v in environment.items() if k in ("python", "torch", "transformers")}},
         seeds={"seed": job.seed},

@@ -126,7 +126,7 @@ class Runner:
             order = {name: i for i, name in enumerate(self.scope.prunables)}
             done = dict(
                 layers=[asdict(x) for x in sorted((x for r in runs for x in r.layers), key=lambda x: order[x.name])],
-                notes=[note for r in runs for note in r.notes],
+                notes=[note for r in runs for note in r.notes], remarks=[said for r in runs for said in r.remarks],
                 seconds=sum(r.seconds for r in runs) + (record["seconds"] if record is not None else 0.0), record=record,
                 dense=[n for n, k in learned.keeps.items() if bool(k.all())] if learned is not None else [],
             )  # fmt: skip
@@ -150,6 +150,7 @@ class Runner:
             notes,
             done["seconds"],
             files,
+            remarks=done["remarks"],
             rest=rest,
             folder=folder,
         )

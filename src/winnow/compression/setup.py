@@ -14,7 +14,7 @@ from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
 from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_loadable, check_trainable, check_zeros, source_notes
+from winnow.compression.checks import check_earlier, check_loadable, check_trainable, check_zeros, stored_quantized
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
@@ -58,7 +58,8 @@ class Setup:
     reason: str  # why this method
     dense_file: int  # of the dense model's weights, as a plain safetensors file
     plan: Plan
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what the user can act on
+    remarks: list[str] = field(default_factory=list)  # of the rest, for the page
     trimmed: Trimmed | None = None
     large_embeddings: bool = False  # embeddings that stay unpruned are a large part of the dense file
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
@@ -184,12 +185,12 @@ def set_up(job: Job) -> Setup:
             )
         )  # fmt: skip
     notes = [
-        *([trimmed.note] if trimmed is not None else []),
-        *source_notes(source),
+        *(note for note in (source.untrained(),) if note is not None),
         *prepared.notes,
         *scope.notes,
         *source.companions([job.data, job.eval, job.vocabulary]).left_out,
     ]
+    remarks = [*([trimmed.note] if trimmed is not None else []), *stored_quantized(source), *prepared.remarks]
     if job.keeps_zeros and job.solver is None:
         recipes = [at_values(r, r.values, has_data=bool(prepared.batches)) for r in recipes]
         notes += [how] if (how := rounded(recipes[0])) else []
@@ -214,7 +215,7 @@ def set_up(job: Job) -> Setup:
         notes=[trimmed.note] if trimmed is not None else [],
     )
     setup = Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, trimmed, large, existing
+        job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, remarks, trimmed, large, existing
     )
     if job.out is not None and job.out.exists():
         check_made(job.out, setup.made, job.overwrite)

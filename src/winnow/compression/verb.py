@@ -27,7 +27,7 @@ from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
 from winnow.disk.work import check_made, folder_bytes, work_folder
 from winnow.errors import GateError, InputError, meant
-from winnow.measure.chance import at_chance
+from winnow.measure.chance import at_chance, too_good
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import written_unit
 from winnow.run.store import Store
@@ -230,5 +230,6 @@ def _note_recalibrated(setup: Setup, runner: Runner, outcomes: list[Outcome]) ->
     recipe = next((o.candidate.recipe for o in outcomes if o.candidate.recipe and o.candidate.recipe.recalibrate), None)
     found = runner.dense_recalibrated(recipe) if recipe is not None else None
     if recipe is not None and found is not None and runner.task is not None and runner.dense is not None:
-        setup.notes.append(recalibrated_note(runner.task, runner.dense, *found, recipe.samples))
+        note = recalibrated_note(runner.task, runner.dense, *found, recipe.samples)
+        (setup.notes if too_good(found[1]) else setup.remarks).append(note)
         setup.recalibrated = found[1]

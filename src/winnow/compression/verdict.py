@@ -46,9 +46,21 @@ class Options:
     )
     smaller: str = "`--values int8`"
     more: str = "`--eval`"
+    use: str = "`winnow.load(FOLDER)`"  # how the model is loaded; see how_to_use
 
 
 COMMAND = Options()
+
+
+def how_to_use(folder: str | None, *, plain: bool = False, factory: str | None = None) -> str:
+    """How the model of a written folder is loaded, in words; a ``plain`` torch model by the code that builds it."""
+    if folder is None:
+        return "it is `result.model`, and `result.save(FOLDER)` writes it"
+    if not plain:
+        return f"`winnow.load({folder!r})`, or `from_pretrained` after `import winnow`"
+    if factory is not None:
+        return f"`winnow.load({folder!r}, factory={factory!r})`"
+    return f"`winnow.load({folder!r}, factory=build)`, where `build()` makes the model"
 
 
 def judge(
@@ -60,6 +72,7 @@ def judge(
     next_folder: str,
     limit: int | None = None,
     level: str = "all",
+    options: Options | None = None,
 ) -> Judgement:
     """Compares the chosen candidate with the dense model, the nearest plain quantization, and everything else that was
     measured within its size.
@@ -67,6 +80,7 @@ def judge(
     ``limit``: bytes that were allowed, where a size was requested; otherwise the chosen candidate's own. ``level``: the
     baselines that were asked for.
     """
+    options = options or replace(COMMAND, use=how_to_use(next_folder))
     label = chosen.candidate.label
     if chosen.comparison is None or task is None or chosen.evaluation is None or dense is None:
         return unmeasured(label, dense_file, chosen.file_bytes)
@@ -74,7 +88,7 @@ def judge(
     found = baseline(chosen, others, task, limit, level)
     sides = Sides(found, chosen.file_bytes, info)
     worse = moved(info, task.scale * dense.value, task.scale * chosen.evaluation.value, chosen.comparison)
-    judged = weigh(label, dense_file, chosen.file_bytes, worse, chosen.comparison, next_folder, sides=sides)
+    judged = weigh(label, dense_file, chosen.file_bytes, worse, chosen.comparison, options, sides=sides)
     best = winner(chosen, others, limit)
     if best is None or best.evaluation is None or best.comparison is None:
         return judged
@@ -112,7 +126,6 @@ def weigh(
     after: int,
     worse: str,
     loss: Comparison,
-    folder: str,
     options: Options = COMMAND,
     *,
     sides: Sides,
@@ -124,7 +137,6 @@ def weigh(
         before, after: bytes of the file.
         worse: what became of the quality, in words.
         loss: the same in figures.
-        folder: where it is written.
     """
     tone, found = tone_of(loss), sides.baseline
     if tone == "bad":
@@ -145,7 +157,7 @@ def weigh(
     following = (
         f"Check the examples below that changed; with more evaluation data ({options.more}) the interval narrows."
         if conditions
-        else f"Use it: `winnow.load({folder!r})`, or `from_pretrained` after `import winnow`."
+        else f"Use it: {options.use}."
     )
     sentence = f"{_shrank(label, before, after)}, {worse}{sides.clause}.{depends}"
     return Judgement(sentence, "mixed" if conditions else "good", following, None, found)

@@ -37,7 +37,8 @@ class Prepared:
     images: str | None = None  # how images are fed
     batch_size: int = 8  # examples in a calibration batch
     hashes: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what the user can act on
+    remarks: list[str] = field(default_factory=list)  # how images are fed, where the model says it
 
 
 def prepare(
@@ -105,7 +106,7 @@ def prepare(
         processor = with_normalisation(processor, given, mean, std)
     if given is not None and given.kind == "images":
         found.images = describe_preprocessing(processor, given)
-        found.notes.append(found.images)
+        (found.notes if "--mean" in found.images else found.remarks).append(found.images)
     found.length = length
     if tokens is not None and kind in ("causal-lm", "seq2seq") and source.config is not None:
         longest = length or context_length(processor, source.config, kind)

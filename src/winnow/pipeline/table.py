@@ -16,7 +16,7 @@ from winnow.pipeline.stages import KINDS
 from winnow.pipeline.verb import RunResult
 from winnow.terminal.screen import Text
 from winnow.tickets.trial.verdict import Verdict
-from winnow.words import amount, count, duration, number, size
+from winnow.words import amount, change, count, duration, number, size
 
 
 def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
@@ -29,13 +29,13 @@ def planned_table(stages: Sequence[PlannedStage]) -> RenderableType:
 
 def ran_table(ran: RunResult) -> RenderableType:
     """The stages of a finished run, and where their result is."""
-    table = _table(("", "stage", "", "time", "zeros", "file", "quality", "lost", ""))
+    table = _table(("", "stage", "", "time", "zeros", "file", "quality", "change", ""))
     for s in ran.stages:
         f = s.figures
         zeros = "" if "sparsity" not in f else f"{100 * f['sparsity']:.4g}%"
         table.add_row(
             str(s.number), s.kind, Text(s.what), duration(s.seconds), zeros, size(f["file_bytes"]) if "file_bytes" in f else "",
-            Text(_quality(f)), _lost(f), "was finished" if s.reused else "",
+            Text(_quality(f)), _change(f), "was finished" if s.reused else "",
         )  # fmt: skip
     notes = [Text(note, style="dim") for note in ran.notes]
     result = ran.folder.resolve()
@@ -45,10 +45,10 @@ def ran_table(ran: RunResult) -> RenderableType:
 
 def trial_table(verdict: Verdict) -> RenderableType:
     """What a trial found: the verdict, its reasons, and a row for each training."""
-    table = _table(("method", "zeros", "steps", "time", "quality", "lost"))
+    table = _table(("method", "zeros", "steps", "time", "quality", "change"))
     for t in trial(verdict)["tickets"]:
         table.add_row(
-            Text(t["method"]), f"{100 * t['sparsity']:.4g}%", count(t["steps"]), duration(t["seconds"]), Text(_quality(t)), _lost(t)
+            Text(t["method"]), f"{100 * t['sparsity']:.4g}%", count(t["steps"]), duration(t["seconds"]), Text(_quality(t)), _change(t)
         )  # fmt: skip
     tone = {"go": "green", "no-go": "red", "undecided": "yellow"}[verdict.decision]
     reasons = [Text(reason) for reason in verdict.reasons]
@@ -86,12 +86,9 @@ def _quality(figures: dict[str, Any]) -> str:
     return f"{figures['metric']} {amount(number(figures['value']), figures.get('unit') or '')} ({number(figures['low'])} to {number(figures['high'])})"
 
 
-def _lost(figures: dict[str, Any]) -> str:
+def _change(figures: dict[str, Any]) -> str:
     drop = figures.get("drop")
-    if drop is None:
-        return ""
-    unit = "%" if drop["relative"] else "points"
-    return f"{amount(number(drop['drop']), unit)} ({number(drop['low'])} to {number(drop['high'])})"
+    return "" if drop is None else change(drop["drop"], drop["low"], drop["high"], drop["relative"])
 
 
 def _table(headings: Sequence[str]) -> Any:

@@ -297,7 +297,8 @@ class Report(Tabular, Record):
     cost: Cost = Field(default_factory=Cost)
     classes: list[ClassQuality] = Field(default_factory=list)
     changed: list[ChangedExample] = Field(default_factory=list)
-    notes: list[Text] = Field(default_factory=list)  # warnings
+    notes: list[Text] = Field(default_factory=list)  # warnings: what the user can act on
+    remarks: list[Text] = Field(default_factory=list)  # how things were done; not on a terminal
     machine: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     seeds: dict[str, Any] = Field(default_factory=dict)

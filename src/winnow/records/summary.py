@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from winnow.notebook import Card, Shown, figures, frame
-from winnow.words import number, percent, signed, size
+from winnow.words import change, number, percent, size
 
 _PER_CANDIDATE = (
     "name", "label", "kind", "sparsity", "values", "method", "bits_per_weight", "file_bytes", "quality", "low", "high",
@@ -53,7 +53,7 @@ class Tabular(Shown):
         chosen, dense, unit = report.picked, report.dense, report.task.unit
         facts = [("model", report.model.name)]
         if chosen is not None:
-            facts.append(("chosen", chosen.label or chosen.name))
+            facts.append(("chosen", _named(chosen)))
             facts.append(("file", _against(size(chosen.file_bytes), size(report.sizes.dense_file))))
             facts.append(
                 (report.task.metric, _against(_of(chosen.quality, unit), _of(dense.quality, unit) if dense else ""))
@@ -62,7 +62,7 @@ class Tabular(Shown):
             facts.append(("sparsity", percent(chosen.sparsity)))
         rows = [
             {
-                "": "→" if c is chosen else "", "model": c.label or c.name, "file": size(c.file_bytes),
+                "": "→" if c is chosen else "", "name": c.name, "model": c.label or c.name, "file": size(c.file_bytes),
                 report.task.metric: _of(c.quality, unit), "change": _change(c, report.task),
                 "bits per weight": number(c.bits_per_weight), "sparsity": percent(c.sparsity),
             }
@@ -72,9 +72,14 @@ class Tabular(Shown):
             {"layer": x.name, "sparsity": percent(x.sparsity), "error": number(x.error), "bits per weight": number(x.bits_per_weight)}
             for x in report.layers
         ]  # fmt: skip
-        notes = [{"note": note} for note in report.notes]
+        notes = [{"note": note} for note in dict.fromkeys([*report.notes, *report.remarks])]
         tables = [(f"{len(rows)} candidates", rows), (f"{len(layers)} layers", layers), (f"{len(notes)} notes", notes)]
         return Card(type(self).__name__, report.verdict.sentence, facts, tables, report.verdict.tone)
+
+
+def _named(c: Any) -> str:
+    """What a person reads, and the name that ``winnow keep`` and ``result.save(candidate=)`` take."""
+    return c.name if c.label in (None, c.name) else f"{c.label} ({c.name})"
 
 
 def _of(value: float | None, unit: str) -> str:
@@ -91,10 +96,4 @@ def _change(c: Any, task: Any) -> str:
     """The paired change against the dense model, better is up; for a metric where lower is better its relative rise."""
     if c.drop is None or c.unpacked:
         return ""
-    sign, unit = (-1, " points") if task.higher_is_better else (1, "%")
-    ends = (
-        ""
-        if c.drop_low is None
-        else " ({} to {})".format(*(signed(x) for x in sorted((sign * c.drop_low, sign * c.drop_high))))
-    )
-    return f"{signed(sign * c.drop)}{unit}{ends}"
+    return change(c.drop, c.drop_low, c.drop_high, not task.higher_is_better)

@@ -13,13 +13,18 @@ from winnow.words import duration
 
 log = logging.getLogger("winnow")
 EVERY = 30.0  # seconds between two lines of a stage
+LONG = 1.0  # seconds from which on the end of a stage is worth a line
 
 
 class LogView:
-    """A line at the start and at the end of every stage, and one every 30 seconds, at INFO of the logger ``winnow``."""
+    """A line when the work begins, one every 30 seconds, and one at the end of every stage that took a second or more.
+
+    At INFO of the logger ``winnow``; the start of every stage, and the end of those that were shorter, at DEBUG.
+    """
 
     def __init__(self, tracker: Tracker, every: float = EVERY) -> None:
         self.tracker, self.every = tracker, every
+        self._begun = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="winnow-progress", daemon=True)
 
@@ -32,13 +37,16 @@ class LogView:
         self._thread.join()
 
     def begun(self, stage: Stage) -> None:
-        log.info("%s: started", visible(stage.name))
+        log.log(logging.DEBUG if self._begun else logging.INFO, "%s: started", visible(stage.name))
+        self._begun = True
 
     def moved(self, stage: Stage) -> None:
         pass
 
     def ended(self, stage: Stage) -> None:
-        log.info("%s: done in %s", visible(stage.name), duration(stage.length()))
+        seconds = stage.length() or 0.0
+        level = logging.INFO if seconds >= LONG else logging.DEBUG
+        log.log(level, "%s: done in %s", visible(stage.name), duration(seconds))
 
     def line(self) -> str | None:
         """The running stage, done of total, and the time left; None while nothing runs."""

@@ -45,8 +45,8 @@ def watch(progress: ProgressOption = None) -> Iterator[Progress]:
     """What a verb reports its stages to, made of its argument ``progress``.
 
     A function is called with every stage's name and gives a function (done, total, what). None shows bars on a terminal and
-    in a notebook, and elsewhere a line at the start and end of each stage and every 30 seconds, at INFO of the logger
-    ``winnow``. True is the same, and where logging leaves such lines out, prints them on standard error. False shows nothing.
+    in a notebook, and elsewhere a line every 30 seconds and at the end of each stage that took a second or more, at INFO of
+    the logger ``winnow``. True is the same, and where logging leaves such lines out, prints them on standard error. False shows nothing.
 
     Raises:
         InputError: anything else.

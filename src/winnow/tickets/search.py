@@ -19,6 +19,7 @@ from winnow.run.executor import Executor, Local
 from winnow.run.store import Store
 from winnow.train.task.run import Cost, Progress, Run
 from winnow.train.task.training import Training
+from winnow.words import count, duration, number, percent
 
 PER_CENT = ("accuracy", "agreement")  # metrics that are stored as shares
 
@@ -85,6 +86,15 @@ class Ticket:
             scale = 100.0 if e.metric in PER_CENT else 1.0
             found |= {e.metric: scale * e.value, f"{e.metric}_low": scale * e.low, f"{e.metric}_high": scale * e.high}
         return found | {"steps": self.cost.steps, "seconds": self.cost.seconds}
+
+    def told(self) -> dict[str, str]:
+        """:meth:`row` as a person reads it."""
+        found = {"method": self.method, "sparsity": percent(self.sparsity, 2), "zeros": count(self.zeros)}
+        if (e := self.evaluation) is not None:
+            scale = 100.0 if e.metric in PER_CENT else 1.0
+            value, low, high = (number(scale * x) for x in (e.value, e.low, e.high))
+            found[e.metric] = f"{value} ({low} to {high})"
+        return found | {"steps": count(self.cost.steps), "time": duration(self.cost.seconds)}
 
 
 def shown(metric: str, value: float) -> str:

@@ -35,6 +35,8 @@ from winnow.train.task.training import Loss, OptimizerFactory, Schedule, Trainin
 if TYPE_CHECKING:
     from winnow.records.ticket import TicketReport
 
+SHOWN = 6  # tickets in the text of a result
+
 log = logging.getLogger(__name__)
 
 
@@ -60,10 +62,12 @@ class Found(Shown):
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f" in {self.folder}"
-        return "\n  ".join([f"Found {len(self.tickets)} by {self.method}{where}:", *map(repr, self.tickets)])
+        more = [f"and {len(self.tickets) - SHOWN} more"] * (len(self.tickets) > SHOWN)
+        shown = map(repr, self.tickets[:SHOWN])
+        return "\n  ".join([f"Found {len(self.tickets)} by {self.method}{where}:", *shown, *more])
 
     def _card(self) -> Card:
-        rows = [ticket.row() for ticket in self.tickets]
+        rows = [ticket.told() for ticket in self.tickets]
         notes = [{"note": note} for note in [*self.training.notes, *(n for t in self.tickets for n in t.notes)]]
         facts = [("model", self._named), ("folder", "" if self.folder is None else str(self.folder))]
         several = f"{len(rows)} tickets" if len(rows) > 1 else "a ticket"
@@ -78,6 +82,12 @@ class Found(Shown):
     def metrics(self) -> dict[str, float]:
         """Flat figures of the sparsest ticket, for an experiment tracker."""
         return figures(self.ticket.row())
+
+    def plot(self, ax: Any = None) -> Any:
+        """Quality against sparsity on matplotlib axes, which are returned; see :func:`winnow.report.ticket.plot.plot`."""
+        from winnow.report.ticket.plot import plot
+
+        return plot(self.report, ax)
 
     @property
     def ticket(self) -> Ticket:

@@ -16,7 +16,7 @@ from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
-from winnow.train.method import SparseMethod, title, unfinished
+from winnow.train.method import SparseMethod, plan, title, unfinished
 from winnow.train.ranks import asked_for, masked_by, require_same
 from winnow.train.shards import group_of, is_sharded, local, part, whole
 from winnow.train.state_file import of_another_method, require_state
@@ -34,6 +34,7 @@ def attach(
     exclude: Sequence[str] = (),
     scope: Scope | None = None,
     state: Mapping[str, Any] | None = None,
+    steps: int | None = None,
 ) -> Attached:
     """Keeps masks on a model while it is trained, in any training loop.
 
@@ -67,15 +68,17 @@ def attach(
         scope: what is prunable, in place of the two.
         state: an :meth:`Attached.state_dict` to go on from, after model and optimizer were loaded: the method is restored
             and not started.
+        steps: optimizer steps of the whole training, from its first: what methods take their ``end`` or ``every`` from where
+            you name none. Give the same when you resume.
 
     Raises:
-        InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, or model and
-            optimizer are attached already.
+        InputError: nothing is prunable, the optimizer trains none of it, the weights hold NaN or infinity, model and
+            optimizer are attached already, or a method needs ``steps``.
     """
     given, model = model, unwrap(model)
     require_unmasked(model)
     scope = scope_of(model, include, exclude, scope)
-    return Attached(model, plain_optimizers(optimizer), method, scope, state, together=group_of(given, model))
+    return Attached(model, plain_optimizers(optimizer), method, scope, state, steps, together=group_of(given, model))
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -102,10 +105,16 @@ class Attached:
         method: SparseMethod,
         scope: Scope,
         state: Mapping[str, Any] | None = None,
+        steps: int | None = None,
         together: Any = None,
     ) -> None:
         if not hasattr(method, "stepped"):
             raise InputError(f"{type(method).__name__} is no method: give Fixed(masks), Gradual(...) or your own.")
+        if steps is not None and (not hasattr(steps, "__index__") or steps < 1):
+            raise InputError(
+                f"steps is {steps!r}: give the number of optimizer steps of the whole training, 1 or more."
+            )
+        plan(method, steps)
         if together is not None:  # before anything is gathered
             require_same(asked_for(scope.prunables, method, state), together)
         self.model, self.optimizers, self.method, self.scope = model, list(optimizers), method, scope

@@ -33,12 +33,12 @@ _log = logging.getLogger(__name__)
 
 
 class WinnowCallback(TrainerCallback):  # type: ignore[misc]
-    """Trains under masks with the Trainer: ``Trainer(..., callbacks=[WinnowCallback(Gradual(0.9, end=1000))])``.
+    """Trains under masks with the Trainer: ``Trainer(..., callbacks=[WinnowCallback(Gradual(0.9))])``.
 
     ``WinnowCallback()`` alone fine-tunes a model that is sparse already: the zeros it has are the masks, and stay.
 
     Attaches when training begins and detaches when it ends; what is left is a plain model with its zeros. Steps are the
-    Trainer's ``global_step``. Every checkpoint folder gets masks and the method's state (``winnow_train.safetensors``), and
+    Trainer's ``global_step``; where a method is given no ``end`` or ``every``, they come of its ``max_steps``. Every checkpoint folder gets masks and the method's state (``winnow_train.safetensors``), and
     ``resume_from_checkpoint`` goes on from it. With ``load_best_model_at_end`` the masks are the best checkpoint's, which a
     gradual method may have written before its last zeros: a warning says so. A schedule that is longer than the training is
     warned about (UserWarning) before the first step and at the end.
@@ -76,7 +76,8 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
             path = _resumed(args, state.global_step)
             saved = read_state(path)
             _require_zeros(model, scope, saved["masks"], path)
-        self.attached = attach(model, optimizer, self.method, scope=scope, state=saved)
+        steps = state.max_steps if state.max_steps > 0 else None
+        self.attached = attach(model, optimizer, self.method, scope=scope, state=saved, steps=steps)
         if args.world_size > 1 and torch.distributed.is_initialized():  # the model that comes here is not wrapped
             facts = asked_for(scope.prunables, self.method, saved) | masked_by(self.attached.masks)
             require_same(facts, None)

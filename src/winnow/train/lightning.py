@@ -74,6 +74,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
             )
         given = trainer.strategy.model if trainer.world_size > 1 else pl_module  # wrapped by DistributedDataParallel
         include = [*self.include, *(_pruned_by_name(pl_module) if self._own_zeros else ())]
+        last = trainer.estimated_stepping_batches
+        known = pl_module.automatic_optimization and last != float("inf")
         self.attached = attach(
             given,
             trainer.optimizers,
@@ -81,9 +83,9 @@ class LightningCallback(Callback):  # type: ignore[misc]
             include=include,
             exclude=self.exclude,
             state=saved if resumed else None,
+            steps=int(last) if known else None,
         )
-        last = trainer.estimated_stepping_batches
-        if pl_module.automatic_optimization and last != float("inf"):
+        if known:
             _warn(unfinished(self.attached, int(last)), trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from winnow.errors import InputError
+
 if TYPE_CHECKING:
     from winnow.train.attach import Attached
 
@@ -12,8 +14,10 @@ if TYPE_CHECKING:
 class SparseMethod(Protocol):
     """What decides about the masks in any training loop: see :mod:`winnow.train.methods`. It holds the state of one training.
 
-    Four more things are optional, none of which a loop needs to know of:
+    Five more things are optional, none of which a loop needs to know of:
 
+    - ``plan(steps)`` is called before ``start`` and ``restore`` with the optimizer steps of the whole training, None where they
+      are not known: for steps that the user left out, by :func:`planned`.
     - ``gradient(attached, name, gradient)`` gets the dense dL/dtheta of every prunable weight, a matrix [rows, cols], each
       time one is accumulated and before it is masked (what RigL grows by): of pruned weights that of the last micro-batch,
       of the others the sum so far. It is read only. Of sharded weights it is gathered; with ``due(step)`` as well only
@@ -41,6 +45,30 @@ class SparseMethod(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of :meth:`state`."""
+
+
+def plan(method: SparseMethod, steps: int | None) -> None:
+    """Tells a method, where it asks, how long the training is."""
+    tell = getattr(method, "plan", None)
+    if tell is not None:
+        tell(steps)
+
+
+def planned(method: SparseMethod, name: str, given: int | None, share: float, steps: int | None) -> int:
+    """A step that a method needs: the one ``given``, else ``share`` of the training's ``steps``, 1 or more.
+
+    Raises:
+        InputError: neither is known; the sentence says how to give them.
+    """
+    if given is not None:
+        return int(given)
+    if steps is None:
+        kind = type(method).__name__
+        raise InputError(
+            f"{kind} needs to know how long the training is: give {kind}(..., {name}=STEP), or the optimizer steps of the "
+            "whole training with attach(..., steps=STEPS)."
+        )
+    return max(1, int(share * steps + 1e-9))  # 0.9 times 70 is a little less than 63
 
 
 def unfinished(attached: Attached, last: int | None = None, method: SparseMethod | None = None) -> str | None:

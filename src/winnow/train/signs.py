@@ -184,8 +184,6 @@ class Signs:
         return {"method": self.inner.state(), "signs": signs}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        if not {"method", "signs"} <= set(state):
-            raise InputError("the checkpoint holds no record of signs: attach the method itself, without Signs.")
         self.inner.restore(state["method"])
         signs = state["signs"]
         self._start, self._last = (

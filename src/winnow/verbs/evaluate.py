@@ -25,7 +25,7 @@ from winnow.models.reference import open_reference
 from winnow.models.source import ModelSource, open_model
 from winnow.notebook import Card, Shown, figures
 from winnow.terminal.progress import Expected, ProgressOption, expect, watch
-from winnow.words import number
+from winnow.words import change, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,6 +55,12 @@ class Measured(Shown):
     harness: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # how images are fed, and what makes the figures doubtful
 
+    @property
+    def change(self) -> tuple[str, str]:
+        """What it is called, and the paired change against the reference; minus is worse (perplexity: plus)."""
+        text = "" if self.drop is None else change(self.drop, self.drop_low, self.drop_high, self.relative)
+        return "change (95% interval)", text
+
     def _card(self) -> Card:
         unit = f" {self.unit}" if self.unit else ""
         sentence = (
@@ -62,11 +68,8 @@ class Measured(Shown):
         )
         facts = [("measured on", self.description)]
         if self.reference is not None:
-            worse = "%" if self.relative else " points"
             facts.append(("against", f"{self.reference}, {number(self.reference_value)}{unit}"))
-            facts.append(
-                ("lost", f"{number(self.drop)}{worse} (95%: {number(self.drop_low)} to {number(self.drop_high)})")
-            )
+            facts.append(self.change)
         more = [{"figure": k.replace("_", " "), "value": v} for k, v in figures(self.details).items()]
         return Card("Measured", sentence, facts, [("more", more), ("notes", [{"note": note} for note in self.notes])])
 
@@ -140,7 +143,7 @@ def evaluate(
         relative=bool(against and against.relative), details=dict(found.details), harness=figures,
         notes=[
             *(note for one in (source, dense_source) if one is not None and (note := one.untrained())),
-            *prepared.notes, *_doubts(work, found, dense, against, source, dense_source),
+            *prepared.notes, *prepared.remarks, *_doubts(work, found, dense, against, source, dense_source),
         ],
     )  # fmt: skip
 
@@ -205,10 +208,8 @@ def evaluation_table(found: Measured) -> RenderableType:
     rows.add_row(Text(found.metric), f"{number(found.value)}{unit}  {interval}")
     rows.add_row("measured on", Text(found.description))
     if found.reference is not None:
-        worse = "per cent" if found.relative else "points"
         rows.add_row("against", Text(f"{found.reference}: {number(found.reference_value)}{unit}"))
-        interval = f"(95%: {number(found.drop_low)} to {number(found.drop_high)})"
-        rows.add_row("lost", f"{number(found.drop)} {worse}  {interval}")
+        rows.add_row(*found.change)
     for name, value in found.details.items():
         if isinstance(value, (int, float)):
             rows.add_row(Text(name.replace("_", " ")), number(value))

@@ -12,7 +12,7 @@ from winnow.compression.options import Options as CompressOptions
 from winnow.compression.reporting import below_floor, known
 from winnow.compression.rivals import winner
 from winnow.compression.sides import Sides
-from winnow.compression.verdict import Judgement, Options, moved, tone_of, unmeasured, weigh
+from winnow.compression.verdict import Judgement, Options, how_to_use, moved, tone_of, unmeasured, weigh
 from winnow.measure.compare import Comparison, compare
 from winnow.measure.evaluation import Evaluation
 from winnow.measure.task import Task
@@ -59,7 +59,7 @@ def compress_report(
         c.folder = str(out) if c.chosen and c.folder is not None else None
     stage: CompressOptions = inputs.pipeline.stages[number]
     sparse: Ticket | None = None if ticket is None else inputs.pipeline.stages[ticket]
-    judged = judge_recipe(report, stage, sparse, str(out), dense)
+    judged = judge_recipe(report, stage, sparse, str(out), dense, inputs.model.source().factory)
     report.verdict = Verdict(sentence=judged.sentence, tone=judged.tone, answer=judged.answer)
     report.next_step = judged.next_step
     report.undo = _undo(inputs, out)
@@ -147,7 +147,12 @@ def _stored_smaller(report: Report, inputs: RecipeInputs) -> list[str]:
 
 
 def judge_recipe(
-    report: Report, stage: CompressOptions, ticket: Ticket | None, place: str, dense: Dense | None
+    report: Report,
+    stage: CompressOptions,
+    ticket: Ticket | None,
+    place: str,
+    dense: Dense | None,
+    factory: str | None = None,
 ) -> Judgement:
     """What to think of a recipe's packed model.
 
@@ -156,8 +161,11 @@ def judge_recipe(
         ticket: the stage whose ticket was packed, if there was one: the loss of the ticket itself then counts too.
         place: the folder that is written.
         dense: what that loss is measured by; without it the sentence says that it is unknown.
+        factory: what builds a plain torch model.
     """
-    options, picked, given = _options(ticket), report.picked, report.dense
+    use = how_to_use(place, plain=report.model.kind == "plain torch", factory=factory)
+    options = replace(_options(ticket), use=use)
+    picked, given = report.picked, report.dense
     sizes = report.sizes.dense_file or 0, report.sizes.file or 0
     label = "" if picked is None else picked.label or picked.name
     as_made = report.verdict.sentence, report.verdict.tone, report.verdict.answer
@@ -171,7 +179,7 @@ def judge_recipe(
         before, after = (dense.task.scale * e.value for e in (dense.evaluation, dense.packed))
     lost = moved(report.task, before, after, loss)
     if ticket is None:
-        judged = weigh(label, *sizes, lost, loss, place, options, sides=_sides(report, ""))
+        judged = weigh(label, *sizes, lost, loss, options, sides=_sides(report, ""))
         judged = replace(judged, sentence=as_made[0], tone=as_made[1], answer=as_made[2])
     elif better is not None:
         more = "The dense model was not measured." if dense is None else f"Against the dense model: {lost}."
@@ -181,7 +189,7 @@ def judge_recipe(
     else:
         alone = f"packing alone: {lost}; the dense model was not measured"
         worse = alone if dense is None else f"against the dense model {lost}"
-        judged = weigh(label, *sizes, worse, loss, place, options, sides=_sides(report, " of the ticket"))
+        judged = weigh(label, *sizes, worse, loss, options, sides=_sides(report, " of the ticket"))
         below = below_floor(
             picked.quality, stage.floor, report.task.metric, report.task.unit, report.task.higher_is_better
         )

@@ -56,7 +56,7 @@ def card(report: Report, parent: dict[str, Any] | None = None, *, embeds: bool =
         if report.task.evaluation_data:
             said = f"{prose(report.task.evaluation_data)} ({words.count(report.task.n)} examples)"
             lines += ["", f"Measured on {said}, which calibration did not see."]
-    if noted := notes(report):
+    if noted := [*notes(report), *report.remarks]:
         lines += ["", "## Notes", "", *(f"- {prose(note)}" for note in noted)]
     code = [_IMPORT, ""]
     if report.model.kind == "plain torch":

@@ -12,7 +12,19 @@ from winnow.records.speed import Bench
 from winnow.report.allocation import view as allocation
 from winnow.report.compression import frontier, layer_map, phrases, tables
 from winnow.report.draw.figures import sample, swatch
-from winnow.report.draw.page import Command, Example, Facts, Figure, Fold, Page, Section, Text, breakdown, plain_rows
+from winnow.report.draw.page import (
+    Bullets,
+    Command,
+    Example,
+    Facts,
+    Figure,
+    Fold,
+    Page,
+    Section,
+    Text,
+    breakdown,
+    plain_rows,
+)
 from winnow.report.draw.plot import renditions
 from winnow.report.speed import view as speed
 from winnow.report.speed.chart import milli
@@ -51,7 +63,7 @@ def view(report: Report, bench: Bench | None = None) -> Page:
             _size(report),
             _time(report),
             _skipped(report),
-            Section("Evaluation", Facts(_measured(report))),
+            Section("Evaluation", Facts(_measured(report)), Bullets(report.remarks)),
             _reproduce(report),
         ],
         footer=(footer if tiles else "") + "Every figure on this page, unrounded, is in report.json.",
@@ -96,9 +108,11 @@ def _tiles(report: Report) -> list[tuple[str, str, list[str]]]:
     speed = report.speed
     if speed is not None and speed.dense is not None and speed.fast is not None and speed.ratio is not None:
         path = f"{milli(speed.dense.median)} → {milli(speed.fast.median)}"
-        tiles.insert(
-            min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), [path, speed.what, unsure(speed)])
-        )
+        reason = unsure(speed)
+        under = [path, f"{speed.what}{': ' if reason else ''}{reason}"]
+        if reason:  # what the table states of other inputs
+            under += [f"{c.what}: {outcome(speed, c)}" for c in speed.cases[1:] if not unsure(speed, c)]
+        tiles.insert(min(2, len(tiles)), ("Speed here", words.capital(outcome(speed)), under))
     elif report.memory.peak_bytes:  # with a fifth tile the row breaks; the figure is in its own chapter too
         limit = words.size(report.memory.limit_bytes or None)
         allowed = f"of {limit} allowed" if limit else ""

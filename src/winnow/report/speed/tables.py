@@ -11,7 +11,7 @@ from winnow.report.draw import table
 from winnow.report.draw.figures import square
 from winnow.report.draw.table import Column, Table
 from winnow.report.speed.chart import CSS, distinct, fastest, milli, times
-from winnow.report.speed.doubt import doubt, unsteady
+from winnow.report.speed.doubt import busy, doubt
 
 
 def case(bench: Bench, which: Case) -> Table:
@@ -121,13 +121,20 @@ def kernels(found: dict[str, int]) -> str:
 
 
 def quick(speed: Speed | None) -> Table:
-    """The cases of the quick measurement that ends a compression."""
+    """The cases of the quick measurement that ends a compression; a ratio only where the headline would state one, too."""
+
+    def stated(c: SpeedCase) -> str:
+        return "" if speed is None or unsure(speed, c) else times(c.ratio)
+
+    def below(c: SpeedCase) -> str:  # an interval that is too wide tells why; on a busy machine it tells nothing
+        return "" if speed is None or busy(speed.others, speed.cores, speed.threads) else interval(c)
+
     columns: list[Column[SpeedCase]] = [
         Column("Fastest dense", lambda c: c.rival, left=True),
         Column("Dense", lambda c: milli(c.dense[c.rival].median)),
         Column(words.capital(speed.runs_on) if speed and speed.runs_on else "Packed", lambda c: milli(c.fast.median)),
         Column("Per second", lambda c: rate(c), "extra"),
-        Column("Speedup", lambda c: "" if unsteady(c.ratio_low, c.ratio_high) else times(c.ratio), below=interval),
+        Column("Speedup", stated, below=below),
         Column("Max. relative output difference", lambda c: off(c.difference), "roomy"),
     ]
 
@@ -165,20 +172,23 @@ def fastest_of(speed: Speed) -> str:
     return "fastest " if speed.cases and len(speed.cases[0].dense) > 1 else ""
 
 
-def unsure(speed: Speed) -> str:
-    """Why the quick measurement bears no headline; "" where it does. Older reports did not know how busy the machine was."""
-    return doubt(speed.ratio_low, speed.ratio_high, speed.others, speed.cores, speed.threads)
+def unsure(speed: Speed, case: SpeedCase | None = None) -> str:
+    """Why the quick measurement (of one case, else of the first) bears no headline; "" where it does. Older reports did not
+    know how busy the machine was."""
+    found = speed if case is None else case
+    return doubt(found.ratio_low, found.ratio_high, speed.others, speed.cores, speed.threads)
 
 
-def outcome(speed: Speed) -> str:
+def outcome(speed: Speed, case: SpeedCase | None = None) -> str:
     """Faster or slower only where the interval says so, and nothing where the measurement bears no headline."""
-    assert speed.ratio is not None
-    if unsure(speed):
-        return "not clear"
-    low = speed.ratio_low if speed.ratio_low is not None else speed.ratio
-    high = speed.ratio_high if speed.ratio_high is not None else speed.ratio
-    if low > 1.0 and speed.ratio >= 1.02:
-        return f"{times(speed.ratio)} speedup"
-    if high < 1.0 and speed.ratio <= 0.98:
-        return f"slower here, {times(speed.ratio)}"
+    found = speed if case is None else case
+    assert found.ratio is not None
+    if unsure(speed, case):
+        return "not stated"
+    low = found.ratio_low if found.ratio_low is not None else found.ratio
+    high = found.ratio_high if found.ratio_high is not None else found.ratio
+    if low > 1.0 and found.ratio >= 1.02:
+        return f"{times(found.ratio)} speedup"
+    if high < 1.0 and found.ratio <= 0.98:
+        return f"slower here, {times(found.ratio)}"
     return "no gain here"

@@ -11,7 +11,10 @@ from winnow.errors import InputError
 from winnow.masks.ranking import lowest
 from winnow.seeding import seed_of
 from winnow.train.attach import Attached
+from winnow.train.method import planned
 from winnow.train.methods.random_masks import Distribution, RandomMasks
+
+END = 0.75  # of the training
 
 
 class RigL(RandomMasks):
@@ -28,19 +31,20 @@ class RigL(RandomMasks):
 
     Args:
         sparsity, distribution, seed, rescale: of the random masks it starts from; see :class:`RandomMasks`.
-        end: step of the last change; the paper's choice is three quarters of the training.
+        end: step of the last change; None: three quarters of the training, the paper's choice, whose length
+            :func:`winnow.train.attach` (``steps``) or the Trainer says.
         every: steps between two changes.
         fraction: f(0), share of a tensor's weights that change places (the paper's 0.3).
 
     Raises:
-        InputError: a fraction outside 0 to 1, or steps out of order.
+        InputError: a fraction outside 0 to 1, steps out of order, or (when attached) no end and no length of the training.
     """
 
     def __init__(
         self,
         sparsity: float | str,
         *,
-        end: int,
+        end: int | None = None,
         every: int = 100,
         fraction: float = 0.3,
         distribution: Distribution = "erk",
@@ -50,10 +54,17 @@ class RigL(RandomMasks):
         super().__init__(sparsity, distribution=distribution, seed=seed, rescale=rescale)
         if not 0 < fraction < 1:
             raise InputError(f"fraction is {fraction}: give a number between 0 and 1, such as 0.3.")
-        if every < 1 or end < every:
-            raise InputError(f"masks would change every {every} steps up to step {end}: give 1 <= every <= end.")
-        self.end, self.every, self.fraction = end, every, fraction
+        self.every, self.fraction, self._given = every, fraction, end
+        self._end(every if end is None else end)
         self._dense: dict[str, torch.Tensor] = {}
+
+    def plan(self, steps: int | None) -> None:
+        self._end(planned(self, "end", self._given, END, steps))
+
+    def _end(self, end: int) -> None:
+        if self.every < 1 or end < self.every:
+            raise InputError(f"masks would change every {self.every} steps up to step {end}: give 1 <= every <= end.")
+        self.end = end
 
     def due(self, step: int) -> bool:
         """Whether masks change after this step."""

@@ -12,8 +12,11 @@ from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.ranking import limits, lowest
 from winnow.train.attach import Attached
+from winnow.train.method import planned
 from winnow.train.methods.fixed import nonzero
 from winnow.train.methods.random_masks import Distribution, distributed
+
+END = 0.5  # of the training, as winnow.find_ticket has it: the other half recovers
 
 
 class Gradual:
@@ -25,7 +28,8 @@ class Gradual:
     Args:
         sparsity: S, a share of the prunable weights or text such as "80%".
         begin: optimizer step at which it starts to rise.
-        end: step at which it is reached.
+        end: step at which it is reached; None: half of the training, whose length :func:`winnow.train.attach` (``steps``) or the
+            Trainer says.
         every: steps between two changes.
         power: 3 is the cubic; 1 a straight line.
         max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
@@ -35,7 +39,8 @@ class Gradual:
             and where a tensor has more of them than its share the others lose less.
 
     Raises:
-        InputError: steps out of order, a ``max_rate`` outside 0 to 1, an unknown distribution, or (when attached) a
+        InputError: steps out of order, a ``max_rate`` outside 0 to 1, an unknown distribution, or (when attached) no end and no
+            length of the training, or a
             model that is sparser than the target.
     """
 
@@ -43,23 +48,33 @@ class Gradual:
         self,
         sparsity: float | str,
         *,
-        end: int,
+        end: int | None = None,
         begin: int = 0,
         every: int = 100,
         power: float = 3.0,
         max_rate: float = MAX_RATE,
         distribution: Literal["global"] | Distribution = "global",
     ) -> None:
-        if not all(hasattr(n, "__index__") for n in (begin, end, every)):
+        if not all(hasattr(n, "__index__") for n in (begin, every, *([] if end is None else [end]))):
             raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
-        if not 0 <= begin < end or every < 1 or not power > 0:
-            raise InputError("a gradual schedule needs 0 <= begin < end, every >= 1 and power > 0: check the numbers.")
-        self.sparsity, self.begin, self.end, self.every, self.power = parse_sparsity(sparsity), begin, end, every, power
+        self.sparsity, self.begin, self.every, self.power = parse_sparsity(sparsity), begin, every, power
+        self._given = end
+        self._end(begin + 1 if end is None else end)
         limits([], 0, max_rate)  # refuses a wrong one now, not in the middle of a training
         if distribution not in ("global", *get_args(Distribution)):
             known = ", ".join(("global", *get_args(Distribution)))
             raise InputError(f"distribution is {distribution!r}: choose from {known}.")
         self.max_rate, self.distribution, self.zeros_at_start = max_rate, distribution, 0
+
+    def plan(self, steps: int | None) -> None:
+        self._end(planned(self, "end", self._given, END, steps))
+
+    def _end(self, end: int) -> None:
+        if not 0 <= self.begin < end or self.every < 1 or not self.power > 0:
+            raise InputError(
+                f"a gradual schedule from step {self.begin} to {end} needs 0 <= begin < end, every >= 1 and power > 0: check the numbers."
+            )
+        self.end = end
 
     def start(self, attached: Attached) -> None:
         present = nonzero(attached)

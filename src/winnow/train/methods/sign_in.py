@@ -12,7 +12,7 @@ import torch
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.train.attach import Attached
-from winnow.train.method import SparseMethod, unfinished
+from winnow.train.method import SparseMethod, plan, planned, unfinished
 from winnow.train.methods.fixed import Fixed
 from winnow.train.shards import is_sharded, local, whole
 
@@ -37,7 +37,8 @@ class SignIn:
     Args:
         masks: a method that decides about the masks (:class:`Fixed`, :class:`Gradual`, your own), masks as :class:`Fixed`
             takes them, or None for the zeros that the model has.
-        every: optimizer steps between two resets.
+        every: optimizer steps between two resets; None: a tenth of the training, whose length :func:`winnow.train.attach`
+            (``steps``) or the Trainer says, and then ``end`` is nine tenths of it unless given.
         end: step of the last reset at most; None: until training ends.
         beta: of every tensor, or by name or pattern (the first that fits; 1 where none does). Other values than 1 change
             the speed of training near zero by the same factor.
@@ -45,7 +46,8 @@ class SignIn:
             Moments of names that torch's optimizers do not have are kept.
 
     Raises:
-        InputError: a beta that is not positive, steps out of order, an unknown ``moments``; when attached, weights in less than
+        InputError: a beta that is not positive, steps out of order, an unknown ``moments``; when attached, neither ``every`` nor
+            the length of the training, weights in less than
             float32 (m is close to 1 and its updates are small: keep float32 parameters and compute under autocast), or a
             pattern of ``beta`` that fits no prunable tensor.
     """
@@ -54,16 +56,16 @@ class SignIn:
         self,
         masks: SparseMethod | MaskSet | Mapping[str, torch.Tensor] | None = None,
         *,
-        every: int,
+        every: int | None = None,
         end: int | None = None,
         beta: float | Mapping[str, float] = 1.0,
         moments: Moments = "remap",
     ) -> None:
-        if not hasattr(every, "__index__") or every < 1:
+        if every is not None and (not hasattr(every, "__index__") or every < 1):
             raise InputError("every is the number of optimizer steps between two resets: give 1 or more.")
-        if end is not None and every > end:
+        if end is not None and (every or 1) > end:
             raise InputError(
-                f"the first reset would come at step {every}, after the last one allowed ({end}): give a smaller every or a larger end."
+                f"the first reset would come at step {every or 1}, after the last one allowed ({end}): give a smaller every or a larger end."
             )
         if moments not in get_args(Moments):
             raise InputError(f"moments is {moments!r}: choose from {', '.join(get_args(Moments))}.")
@@ -72,12 +74,21 @@ class SignIn:
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"beta is {value}: give a positive number, 1 unless you have a reason.")
         self.inner: SparseMethod = masks if hasattr(masks, "stepped") else Fixed(masks)  # type: ignore[assignment, arg-type]
-        self.every, self.end, self.moments, self.resets = int(every), end, moments, 0
+        self._given, self.moments, self.resets = (every, end), moments, 0
+        self.every, self.end = int(every or 1), end
 
     @classmethod
     def of(cls, steps: int, masks: Any = None, **options: Any) -> SignIn:
         """With a reset every tenth of a training of ``steps``, the last at nine tenths."""
         return cls(masks, every=max(1, steps // 10), end=max(1, steps * 9 // 10), **options)
+
+    def plan(self, steps: int | None) -> None:
+        plan(self.inner, steps)
+        every, end = self._given
+        self.every = planned(self, "every", every, 0.1, steps)
+        if every is None and end is not None:
+            self.every = min(self.every, end)
+        self.end = planned(self, "end", end, 0.9, steps) if every is None else end
 
     @property
     def gradient(self) -> Any:

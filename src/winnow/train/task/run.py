@@ -113,7 +113,7 @@ class Run:
         self.attached: Attached = attach(self.model, self.optimizer, fixed, scope=self.scope)
         if method is not None:  # it finds the zeros
             self.attached.release()
-            self.attached = attach(self.model, self.optimizer, method, scope=self.scope)
+            self.attached = attach(self.model, self.optimizer, method, scope=self.scope, steps=self.total)
         self.step = self.attached.step = first_step
         self.cost = Cost()
         self.losses: list[float] = []
