@@ -30,7 +30,9 @@ class InputError(WinnowError, ValueError):
 
 
 class FormatError(WinnowError):
-    """A stored artifact is truncated, altered, or of an unknown version (exit code 1)."""
+    """A file or folder that was given is truncated, altered, or of an unknown version (exit code 2)."""
+
+    exit_code = 2
 
 
 class GateError(WinnowError):
