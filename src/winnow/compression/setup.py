@@ -213,9 +213,10 @@ def set_up(job: Job) -> Setup:
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
     base = recipes[0]
     tried = [base, *(r for c in baselines(recipes, job.baselines, has_data=bool(prepared.batches)) if (r := c.recipe))]
-    timing = measure(
-        host.model, scope, prepared.batches, prepared.task, tried, device=job.device, streamed=host.streamed
-    )
+    with torch.random.fork_rng(devices=[]):
+        timing = measure(
+            host.model, scope, prepared.batches, prepared.task, tried, device=job.device, streamed=host.streamed
+        )
     plan = make_plan(
         job,
         source,

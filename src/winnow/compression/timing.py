@@ -26,6 +26,7 @@ from winnow.measure.task import Task
 from winnow.solve.batchnorm import has_batchnorm
 
 PATIENCE = 1.0  # seconds that a rehearsal may take, by what a part of it took
+TOKENS = 512  # of an example, where there is none to look at
 FLUSH = 0.015  # seconds until the files of a finished unit are on the disk
 ROUNDS = {"alps": 36, "lsq": 60, "swap": 40}  # that solvers take, about: they end when little changes any more
 _DIRECT = 128  # inputs up to which least squares factorizes a system for each row
@@ -68,7 +69,7 @@ class Timing:
         if changed and recipe.values in ("int8", "int4"):
             seconds += 15 * passes(1, weights)
         units = len({p.block or p.module for p in self.scope.prunables.values()})
-        if self.forward and changed and (gram or recipe.needs_data):
+        if self.forward and changed and _walked(recipe):
             walked = self.walks.get(gram) or Walked(2 * self.forward)
             units = walked.units or units
             seconds += walked.seconds + sum(solving(recipe, g) for g in walked.groups if gram)
@@ -77,6 +78,11 @@ class Timing:
         if changed and self.norms and recipe.recalibrate:
             seconds += self.forward
         return seconds + FLUSH * units
+
+
+def _walked(recipe: Recipe) -> bool:
+    """Whether statistics of the calibration data are taken for a candidate; what trains has its values by then."""
+    return (recipe.chain.needs_gram or recipe.needs_data) and not recipe.recovery.trains
 
 
 def solving(recipe: Recipe, group: Group) -> float:
@@ -120,9 +126,9 @@ def measure(
     large, so that they run at the speed of any large product here.
     """
     tokens, flops = max(token_count(list(batches)), 1), 2 * scope.numel
-    wanted = dict.fromkeys(r.chain.needs_gram for r in recipes if batches and (r.chain.needs_gram or r.needs_data))
+    wanted = dict.fromkeys(r.chain.needs_gram for r in recipes if batches and _walked(r))
     examples = max(example_count(batches), 1)
-    if streamed or flops * tokens / examples * matmul_seconds() > PATIENCE:
+    if streamed or flops * (tokens / examples if batches else TOKENS) * matmul_seconds() > PATIENCE:
         forward = flops * tokens * matmul_seconds() if batches else 0.0
         walks = {gram: _reckoned(scope, tokens, forward, gram) for gram in wanted}
         return Timing(scope, forward, walks, None if task is None else forward * task.n / examples or None)
@@ -222,6 +228,8 @@ def _evaluation(model: nn.Module, task: Task) -> float:
         with suppress(_Enough, InputError):  # what is wrong the run itself will say
             task.evaluate(model, progress=progress)
         seconds = (time.perf_counter() - started) / (share or 1.0)
+        if seconds > PATIENCE:
+            break
     return seconds
 
 

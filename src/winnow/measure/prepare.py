@@ -198,7 +198,7 @@ def try_model(prepared: Prepared, model: nn.Module, config: Any = None) -> None:
             if prepared.kind != "seq2seq":
                 raise
             raise InputError(
-                f"this encoder-decoder cannot be measured on such data, for which it wants decoder inputs ({error.__cause__ or error}): "
+                f"this encoder-decoder cannot be measured on such data, for which it wants decoder inputs ({error.__cause__ or error.flagged}): "
                 "give --task none, which prunes and packs without measuring, or tensors with decoder_input_ids."
             ) from error
     if prepared.evaluation is not None and prepared.task is not None:
