@@ -30,7 +30,7 @@ TOKENS = 512  # of an example, where there is none to look at
 FLUSH = 0.015  # seconds until the files of a finished unit are on the disk
 ROUNDS = {"alps": 36, "lsq": 60, "swap": 40}  # that solvers take, about: they end when little changes any more
 _DIRECT = 128  # inputs up to which least squares factorizes a system for each row
-_LARGE = 1 << 28  # multiplications beyond which a product runs at the speed of a large one
+_LARGE, _WIDE = 1 << 28, 2048  # multiplications, or inputs, beyond which a product runs at the speed of a large one
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def matmul_seconds() -> float:
 @cache
 def product(rows: int, cols: int) -> float:
     """Of [rows, cols] times [cols, cols] in float32."""
-    if rows * cols * cols > _LARGE:
+    if rows * cols * cols > _LARGE or cols > _WIDE:
         return 2 * rows * cols**2 * matmul_seconds()
     a, b = torch.ones(rows, cols), torch.ones(cols, cols)
     return _timed(lambda: a @ b, 3)
