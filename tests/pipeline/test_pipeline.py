@@ -190,7 +190,7 @@ def test_set_puts_values_in_place(here):
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["ticket.sparsity=3"], ["--set ticket.sparsity=3", "ticket.sparsity", "outside 0 to 1"]),
+        (["ticket.sparsity=3"], ["sets ticket.sparsity=3", "ticket.sparsity", "outside 0 to 1"]),
         (["tickt.sparsity=0.3"], ["no stage tickt"]),
         (["eval.max_drop=3"], ["2 eval stages", "eval.1.max_drop"]),
         (["eval.3.max_drop=3"], ["there are 2"]),
