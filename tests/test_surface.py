@@ -70,7 +70,7 @@ def test_exit_codes():
     codes = {
         e.__name__: e.exit_code for e in (errors.WinnowError, errors.InputError, errors.FormatError, errors.GateError)
     }
-    assert codes == {"WinnowError": 1, "InputError": 2, "FormatError": 1, "GateError": 3}
+    assert codes == {"WinnowError": 1, "InputError": 2, "FormatError": 2, "GateError": 3}
 
 
 def test_format_version():

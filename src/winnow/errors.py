@@ -11,9 +11,21 @@ from pathlib import Path
 
 
 class WinnowError(Exception):
-    """The work failed (exit code 1). The message is one sentence that names the fix."""
+    """The work failed (exit code 1). The message is one sentence that names the fix.
+
+    Sentences are written with options as flags (``--batch-size 4``), which is what the command line shows: ``flagged``. As text the
+    error names the keyword of the Python function: ``batch_size=4``.
+    """
 
     exit_code = 1
+
+    @property
+    def flagged(self) -> str:
+        """The sentence with options as flags."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return keywords(self.flagged)
 
 
 class InputError(WinnowError, ValueError):
@@ -30,7 +42,9 @@ class InputError(WinnowError, ValueError):
 
 
 class FormatError(WinnowError):
-    """A stored artifact is truncated, altered, or of an unknown version (exit code 1)."""
+    """A file or folder that was given is truncated, altered, or of an unknown version (exit code 2)."""
+
+    exit_code = 2
 
 
 class GateError(WinnowError):
@@ -53,6 +67,45 @@ _SAME = (
     "data dataset calibration_data train_data train_dataset", "eval eval_data eval_dataset validation val test_data",
     "out output output_dir save_dir save_path", "ram max_memory memory_limit", "allocation layerwise_sparsity sparsity_distribution",
 )  # fmt: skip
+
+SWITCHES = ("overwrite", "trust_remote_code", "dry_run")  # flags without a value
+# A command to type, in backticks or beginning with a program's name, stays as it is.
+_COMMAND = r"`[^`]*`|\b(?:pip|ray|git|winnow [a-z]+) [^`,;:(]*"
+# A flag, and a number or a placeholder (DIR) behind it. What a recipe sets with --set is no setting of a method.
+_SETTING = r"(?P<before>(?<=, ))?--set(?: (?P<set>\w+(?:\.\w+)*)(?:=(?P<to>[\w+-]*(?:\.\w+)*))?(?![\w=]))?"
+_FLAG = r"(?<![\w-])--(?P<no>no-)?(?P<name>[a-z][a-z-]*[a-z])(?: (?P<value>-?\d+(?:\.\d+)?(?:%|[A-Za-z]+)?(?![\w%])|[A-Z]{3,}\b))?"
+_SAID = re.compile(f"(?P<command>{_COMMAND})|{_SETTING}|{_FLAG}")
+
+
+def keywords(sentence: str) -> str:
+    """A sentence about flags as one about keywords of Python: "--size 40MB or --no-speed" becomes 'size="40MB" or speed=False'."""
+    return _SAID.sub(_keyword, sentence)
+
+
+def _keyword(found: re.Match[str]) -> str:
+    if found["command"] is not None:
+        return found[0]
+    if found["name"] is None:
+        return _setting(found)
+    name, value = found["name"].replace("-", "_"), found["value"]
+    if found["no"] is not None:
+        return f"{name}=False"
+    if value is None:
+        return f"{name}=True" if name in SWITCHES else name
+    return f"{name}={value if value.isalpha() else _literal(value)}"
+
+
+def _setting(found: re.Match[str]) -> str:
+    name, value = found["set"], found["to"]
+    if found["before"] is not None or "." in (name or ""):
+        return found[0].replace("--set", "sets", 1)
+    if name is None:
+        return "settings"
+    return f'settings "{name}"' if value is None else f'settings={{"{name}": {_literal(value) or "..."}}}'
+
+
+def _literal(text: str) -> str:
+    return text if not text or re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) else f'"{text}"'
 
 
 def meant(name: object, known: Iterable[object]) -> str:

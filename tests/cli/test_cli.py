@@ -143,6 +143,19 @@ def test_unknown_flag_and_version():
     assert done.returncode == 0 and done.stdout.startswith("winnow 0.")
 
 
+def test_damaged_weights_end_with_2_and_one_sentence(files, tmp_path):
+    whole = (files / "weights.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    for given in (["small:classifier", "--weights", tmp_path / "cut.safetensors"], [folder]):
+        said = refused(winnow("compress", *given, "--sparsity", "0.5", "--out", tmp_path / "out"))
+        assert "is not a whole safetensors file" in said
+        assert not (tmp_path / "out").exists() and not (tmp_path / "out.work").exists()
+
+
 def test_interrupt_is_one_sentence_and_the_work_stays(files, tmp_path):
     script = (
         "import os, signal, sys\n"

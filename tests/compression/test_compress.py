@@ -240,9 +240,9 @@ def test_same_seed_same_bytes(model, tmp_path):
         (dict(sparsity=1.2), "sparsity"),
         (dict(sparsity="fifty"), "sparsity"),
         (dict(sparsity=0.5, size="1MB"), "mutually exclusive"),
-        (dict(sparsity=0.5, values="int7"), "--values"),
-        (dict(sparsity=0.5, method="magic"), "--method 'magic' is not known: choose one of auto,"),
-        (dict(sparsity=0.5, method="wnada"), "--method 'wnada' is not known (did you mean wanda?)"),
+        (dict(sparsity=0.5, values="int7"), "values"),
+        (dict(sparsity=0.5, method="magic"), "method 'magic' is not known: choose one of auto,"),
+        (dict(sparsity=0.5, method="wnada"), "method 'wnada' is not known (did you mean wanda?)"),
         (dict(sparsity=0.5, method="wanda"), "calibration data"),
         (dict(structure="3:5", sparsity=0.4, method="magnitude"), "3:5"),
         (dict(structure="2:4", sparsity=0.6), "means a sparsity of 0.5"),
@@ -252,8 +252,8 @@ def test_same_seed_same_bytes(model, tmp_path):
         (dict(sparsity=0.5, colour="red"), "no option 'colour'"),
         (dict(sparsity=0.5, valuess="int8"), "no option 'valuess' (did you mean values?)"),
         (dict(sparsity=0.5, include=("blokcs",)), "matches no parameter or module of this model (did you mean blocks?)"),
-        (dict(sparsity=0.5, baselines="some", data=True), "--baselines"),
-        (dict(sparsity=0.5, keep=("s99",), data=True), "--keep 's99'"),
+        (dict(sparsity=0.5, baselines="some", data=True), "baselines"),
+        (dict(sparsity=0.5, keep=("s99",), data=True), "keep 's99'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_that_names_the_fix(model, options, words, tmp_path):

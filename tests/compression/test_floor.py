@@ -33,7 +33,7 @@ def test_a_floor_above_the_dense_model_is_said_before_the_work(model, tmp_path, 
         own = 100 * float((model(X).argmax(1) == torch.as_tensor(Y)).double().mean())
     assert 50 < own < 100
     job = dict(data=points(), eval=(X, Y), method="magnitude", out=tmp_path / "out", **budget)
-    with pytest.raises(GateError, match=rf"the dense model itself reaches accuracy {own:.2f}%: no compression can satisfy --floor 99\.9") as error:  # fmt: skip
+    with pytest.raises(GateError, match=rf"the dense model itself reaches accuracy {own:.2f}%: no compression can satisfy floor=99\.9") as error:  # fmt: skip
         winnow.compress(model, floor=99.9, **job)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
     with pytest.raises(pytest.fail.Exception):  # at the floor itself there is work to do
@@ -43,9 +43,7 @@ def test_a_floor_above_the_dense_model_is_said_before_the_work(model, tmp_path, 
 def test_where_lower_is_better():
     task = SimpleNamespace(scale=1.0, metric="perplexity", higher_is_better=False, unit="")
     setup = SimpleNamespace(job=SimpleNamespace(floor=40.0), prepared=SimpleNamespace(task=task))
-    with pytest.raises(
-        GateError, match=r"perplexity 43\.20: no compression can satisfy --floor 40.* a floor above that"
-    ):
+    with pytest.raises(GateError, match=r"perplexity 43\.20: no compression can satisfy floor=40.* a floor above that"):
         require_floor(setup, SimpleNamespace(value=43.2))
     require_floor(setup, SimpleNamespace(value=40.0))
     with pytest.raises(GateError, match="not a number"):
@@ -74,5 +72,5 @@ def test_on_the_command_line(tmp_path):
 
 
 def test_a_floor_without_a_measure_is_refused(model):
-    with pytest.raises(InputError, match="--floor needs data to measure on"):
+    with pytest.raises(InputError, match="floor needs data to measure on"):
         winnow.compress(model, None, sparsity=0.5, method="magnitude", floor=80)

@@ -259,7 +259,7 @@ class Raises(nn.Module):
         (mlp, torch.randn(64, 21), r"\[8, 21\] float32"),
         (mlp, torch.randint(0, 9, (64, 20)), "int64"),
         (Raises, X, "my own error"),
-        (Two, {"features": X, "other": SIDE}, "--column"),
+        (Two, {"features": X, "other": SIDE}, "column"),
     ],
 )
 def test_data_that_does_not_fit_is_refused_before_any_work(model, data, word, tmp_path):

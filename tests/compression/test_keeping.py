@@ -75,7 +75,7 @@ def test_from_python_by_name(tmp_path):
         right = winnow.load(tmp_path / "int8", factory=classifier)(x).argmax(1) == torch.as_tensor(y)
     assert float(right.double().mean()) == pytest.approx(int8.evaluation.value)  # the model that was measured
     result.save(tmp_path / "int8", candidate="int8-rtn")  # the same once more
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="overwrite=True"):
         result.save(tmp_path / "int8", candidate="int4-g32-rtn")
     result.save(tmp_path / "int8", candidate="int4-g32-rtn", overwrite=True)
 

@@ -225,16 +225,16 @@ def test_the_other_value_types_are_baselines_with_the_same_zeros():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(sparsity=0.5), "--sparsity"),
-        (dict(bits_per_weight=3.0), "--bits-per-weight"),
-        (dict(size="1MB"), "--size"),
-        (dict(max_drop=1.0), "--max-drop"),
-        (dict(structure="2:4"), "--structure"),
-        (dict(structure="neuron"), "--structure"),
-        (dict(score="wanda"), "--score"),
-        (dict(group="row"), "--group"),
-        (dict(allocation="lamp"), "--allocation"),
-        (dict(table={"*": 0.5}), "--table"),
+        (dict(sparsity=0.5), "sparsity"),
+        (dict(bits_per_weight=3.0), "bits_per_weight"),
+        (dict(size="1MB"), "size"),
+        (dict(max_drop=1.0), "max_drop"),
+        (dict(structure="2:4"), "structure"),
+        (dict(structure="neuron"), "structure"),
+        (dict(score="wanda"), "score"),
+        (dict(group="row"), "group"),
+        (dict(allocation="lamp"), "allocation"),
+        (dict(table={"*": 0.5}), "table"),
         (dict(solver="alps"), "alps"),
         (dict(solver="distil"), "distil"),
         (dict(settings={"steps": 3}), "steps"),
@@ -246,7 +246,7 @@ def test_what_does_not_go_together_is_refused(options, words):
 
 
 def test_the_allocation_alone_is_refused():
-    with pytest.raises(InputError, match="--method zeros"):
+    with pytest.raises(InputError, match="method zeros"):
         winnow.compress(sparse(classifier(), [0.5]), sparsity=0.5, method="magnitude", allocation="zeros")
 
 

@@ -43,7 +43,7 @@ def test_a_failed_upload_costs_nothing(fake_hub, tmp_path, failure, words):
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(push_to_hub="me/small"), "--out DIR"),
+    (dict(push_to_hub="me/small"), "out=DIR"),
     (dict(push_to_hub="a/b/c", out="out"), "user/name"),
     (dict(push_to_hub="me/small", out="out", token=None), "hf auth login"),
 ])  # fmt: skip

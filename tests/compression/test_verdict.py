@@ -145,12 +145,22 @@ def test_a_trade_off_says_on_what_it_depends():
     assert unsure.next_step.startswith("Check the examples")
 
 
+def test_two_numbers_of_examples_each_say_what_they_would_tell():
+    """One for the difference from plain quantization, one for the loss against the dense model."""
+    chosen, int4 = pruned(200, accuracy(flipped(12, 6))), plain("int4", 300, accuracy(flipped(9, 6)))
+    found = judge(chosen, [int4], Task(), DENSE, SIZE, "out")
+    apart, settled = found.baseline.needed, examples_needed(chosen.comparison, apart_from=1.0)
+    assert None not in (apart, settled) and apart != settled
+    assert f"with 1,000 examples; about {apart:,} would be needed to tell the two apart" in first(found.sentence)
+    assert f"which 1,000 examples leave open (about {settled:,} would settle that)" in found.sentence
+
+
 def test_what_the_interval_does_not_tell_is_not_called_better():
     """8 examples lost and 3 gained: 0.5 points, of which 0.2 would be noise."""
     int4 = plain("int4", 300, accuracy(flipped(0)))
     found = judge(pruned(200, accuracy(flipped(8, 3))), [int4], Task(), DENSE, SIZE, "out")
     assert found.baseline.chosen_is == "undecided" and found.baseline.drop == pytest.approx(0.5)
-    assert f"not significantly different with 1,000 examples; about {found.baseline.needed:,} would be needed" in first(found.sentence)  # fmt: skip
+    assert f"not significantly different with 1,000 examples; about {found.baseline.needed:,} would be needed to tell the two apart" in first(found.sentence)  # fmt: skip
     assert "better" not in found.sentence and "worse" not in found.sentence
     smaller = judge(pruned(400, accuracy(flipped(8, 3))), [int4], Task(), DENSE, SIZE, "out")
     assert (smaller.tone, smaller.better) == ("bad", "int4")

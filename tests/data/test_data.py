@@ -117,7 +117,7 @@ def test_npz_keys(tmp_path):
     assert (
         plain.kind == "tensors" and plain.inputs[0].dtype == torch.float32 and plain.labels.tolist() == [0.5, 1.5, 2.5]
     )
-    with pytest.raises(InputError, match="--column one of x, y, other"):
+    with pytest.raises(InputError, match="column one of x, y, other"):
         open_data(tmp_path / "b.npz", column="z")
     chosen = open_data(tmp_path / "b.npz", column="other", label="y")
     assert len(chosen) == 3
@@ -170,8 +170,8 @@ def test_image_folders(tmp_path):
         ("a.jsonl", '{"text": "x"}\n{"text": ', {}, "line 2 is not JSON"),
         ("a.jsonl", '{"text": "x"}\n[1]\n', {}, "line 2 is a list"),
         ("a.csv", "a,b\nx,1\ny\n", {"column": "a"}, "row 3 has 1 columns, the first has 2"),
-        ("a.csv", "a,b\nx,1\ny,2\n", {"column": "text"}, "no column 'text': give --column one of a, b"),
-        ("a.csv", "a,b\nx,1\ny,2\n", {"column": "a", "label": "c"}, "no column 'c': give --label one of a, b"),
+        ("a.csv", "a,b\nx,1\ny,2\n", {"column": "text"}, "no column 'text': give column one of a, b"),
+        ("a.csv", "a,b\nx,1\ny,2\n", {"column": "a", "label": "c"}, "no column 'c': give label one of a, b"),
         ("a.csv", "a,b\nx,1\ny,2\n", {}, "which column is the text is not clear"),
         ("a.csv", "a,b\nx,1\ny,2\n", {"column": "5"}, "no column '5'"),
         ("a.jsonl", '{"t": 1}\n{"t": 2}\n', {"column": "t"}, "column 't' holds a int in record 0"),

@@ -82,7 +82,7 @@ def test_what_a_frame_lacks_is_said_in_a_sentence():
     frame.loc[2, "c"] = None
     with pytest.raises(InputError, match="column 'c' has missing values"):
         open_data(frame)
-    with pytest.raises(InputError, match="no column 'z': give --label one of a, b"):
+    with pytest.raises(InputError, match="no column 'z': give label one of a, b"):
         open_data(frame, label="z")
     with pytest.raises(InputError, match="'text' holds nothing in record 1"):
         open_data(pandas.DataFrame({"text": ["a", None], "label": [0, 1]}))

@@ -108,7 +108,7 @@ def test_only_the_same_job_replaces_its_result_unasked(given, tmp_path, monkeypa
                 patch.setattr(OutputFolder, "publish", lambda *_: pytest.fail("wrote"))
             with pytest.raises(InputError, match="finished result of another command") as error:
                 call(given, out)
-        assert words in str(error.value) and "--overwrite" in str(error.value) and "\n" not in str(error.value)
+        assert words in str(error.value) and "overwrite=True" in str(error.value) and "\n" not in str(error.value)
         assert figures(out) == right and sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
         call(given, out, overwrite=True)
         assert figures(out) != right

@@ -290,7 +290,7 @@ def test_two_processes_never_publish_a_mixture(given, tmp_path):
     said = [process.communicate(timeout=120)[0].splitlines() for process in both]
     assert all(lines[-1] == "end" for lines in said)
     told = {line for lines in said for line in lines[:-1]}
-    assert "done" in told and told <= {"done", "another run is writing out: wait for it or choose another --out."}
+    assert "done" in told and told <= {"done", "another run is writing out: wait for it or choose another out."}
     assert figures(tmp_path / "out") in rights
     assert not [p.name for p in tmp_path.iterdir() if p.name not in ("a", "b", "out", "right-0", "right-1")]
 

@@ -50,7 +50,7 @@ def test_another_process_is_refused_until_the_first_is_done(tmp_path, end):
     root = tmp_path / "cc.work"
     process = held(root, end)
     try:
-        with pytest.raises(InputError, match=r"^another run is writing cc: wait for it or choose another --out\.$"):
+        with pytest.raises(InputError, match=r"^another run is writing cc: wait for it or choose another out\.$"):
             Store(root)
         assert (root / f"{KEY}.json").exists()
         go_on(process)

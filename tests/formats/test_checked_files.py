@@ -126,7 +126,7 @@ def test_a_pipe_in_the_place_of_a_file(tmp_path, name, verb):
         [sys.executable, "-m", "winnow", verb, str(folder), *more], capture_output=True, text=True, timeout=120, cwd=tmp_path,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "is a pipe" in " ".join(done.stderr.split())
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_measured_so_is_refused_in_one_sentence():
     model, (x, t), _ = subject("regressor")
     with pytest.raises(InputError, match="two or more outputs"):
         winnow.compress(model, x, sparsity=0.5, task="agreement", **QUICK)
-    with pytest.raises(InputError, match="--task regression"):
+    with pytest.raises(InputError, match="task regression"):
         winnow.compress(model, (x, (t.round() + 9).long()), sparsity=0.5, task="classification", **QUICK)
     with pytest.raises(InputError, match="nothing can be explained"):
         winnow.compress(model, (x, torch.full_like(t, 0.25)), sparsity=0.5, **QUICK)

@@ -435,7 +435,7 @@ def test_scores_that_are_no_scores():
     with pytest.raises(InputError, match=r"all scores are 2\.5"):
         SimilarityTask(records, tokenizer)
     records.labels = None
-    with pytest.raises(InputError, match="--label"):
+    with pytest.raises(InputError, match="column with label"):
         SimilarityTask(records, tokenizer)
     with pytest.raises(InputError, match="two text columns"):
         SimilarityTask(Records("text", ["a", "b"], np.ones(2)), tokenizer)
@@ -501,7 +501,7 @@ def test_the_task_that_fits():
     assert isinstance(open_task(numbered(TRUTH), model_kind="tensors", task="agreement"), AgreementTask)
     texts = Records("text", ["w1 w2 w3 w4"] * 4)
     assert isinstance(open_task(texts, tokenizer, model_kind="causal-lm", length=4), LanguageModelTask)
-    with pytest.raises(InputError, match="--task perplexity, classification"):
+    with pytest.raises(InputError, match="task perplexity, classification"):
         open_task(texts, tokenizer, model_kind="encoder", task="bleu")
 
 

@@ -192,7 +192,7 @@ def test_set_puts_values_in_place(here):
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["ticket.sparsity=3"], ["--set ticket.sparsity=3", "ticket.sparsity", "outside 0 to 1"]),
+        (["ticket.sparsity=3"], ["sets ticket.sparsity=3", "ticket.sparsity", "outside 0 to 1"]),
         (["tickt.sparsity=0.3"], ["no stage tickt"]),
         (["eval.max_drop=3"], ["2 eval stages", "eval.1.max_drop"]),
         (["eval.3.max_drop=3"], ["there are 2"]),
@@ -345,7 +345,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(here, tmp_path, searches
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="not winnow's"):
         run_recipe("recipe.yaml", tmp_path / "mine")
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match="out=DIR"):
         run_recipe("recipe.yaml")
     with pytest.raises(InputError, match="share 240 records"):
         run_recipe("recipe.yaml", tmp_path / "o", sets=["eval.1.data=train.npz"])
@@ -384,10 +384,10 @@ def test_what_cannot_be_opened_is_named_with_line_and_field(here, tmp_path, old,
 
 
 def test_what_a_set_names_and_cannot_be_opened(here):
-    with pytest.raises(InputError, match=r"^recipe\.yaml, --set data=no\.npz: data: no\.npz does not exist in "):
+    with pytest.raises(InputError, match=r"^recipe\.yaml, sets data=no\.npz: data: no\.npz does not exist in "):
         run_recipe("recipe.yaml", sets=["seed=1", "data=no.npz"], dry_run=True)
     with pytest.raises(
-        InputError, match=r"^recipe\.yaml, --set eval\.2\.data=no\.npz: stages\[5\]\.eval\.data: no\.npz"
+        InputError, match=r"^recipe\.yaml, sets eval\.2\.data=no\.npz: stages\[5\]\.eval\.data: no\.npz"
     ):
         run_recipe("recipe.yaml", sets=["eval.2.data=no.npz"], dry_run=True)
 
@@ -405,7 +405,7 @@ def test_one_run_at_a_time(here, tmp_path, monkeypatch):
     (tmp_path / "out.work").mkdir()
     with open(tmp_path / "out.work" / ".lock", "a") as other:  # another open file: as another process has it
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match=r"^another run is writing out: wait for it or choose another --out\.$"):
+        with pytest.raises(InputError, match=r"^another run is writing out: wait for it or choose another out\.$"):
             run_recipe("recipe.yaml", tmp_path / "out")
     run_recipe("recipe.yaml", tmp_path / "out", sets=["train.steps=1", "ticket.steps=1"])
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -543,7 +543,7 @@ def test_a_trial_judges_by_the_gate_after_the_ticket(here, tmp_path, monkeypatch
 
 
 def test_trials_that_cannot_be(here, tmp_path):
-    with pytest.raises(InputError, match=r"may take up to [\d.]+ minutes here: give --poc [\d.]+ or more\.$"):
+    with pytest.raises(InputError, match=r"may take up to [\d.]+ minutes here: give poc=[\d.]+ or more\.$"):
         try_recipe("recipe.yaml", 1e-6, sets=["ticket.steps=5000"])
     for minutes in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="more than 0"):

@@ -187,7 +187,7 @@ def test_earlier_record_says_what_is_missing(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     for record in (None, bare({})):
         html.write(report_with(record), tmp_path)
-        with pytest.raises(InputError, match=r"holds no allocation .*--method fcpts"):
+        with pytest.raises(InputError, match=r"holds no allocation .*method fcpts"):
             earlier_record(tmp_path)
     path = tmp_path / "report.json"
     path.write_text(path.read_text()[:-30])

@@ -617,9 +617,9 @@ def test_bad_input():
     model, batches = mlp()
     with pytest.raises(InputError, match=r"no setting 'rate'.*steps"):
         prune(model, batches, settings={"rate": 1})
-    with pytest.raises(InputError, match="--set steps must be"):
+    with pytest.raises(InputError, match='settings "steps" must be'):
         prune(model, batches, settings={"steps": 0})
-    with pytest.raises(InputError, match="give --data"):
+    with pytest.raises(InputError, match="give data"):
         prune(model, [])
     with pytest.raises(InputError, match="choose another solver"):
         prune(model, batches, structure="neuron")

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         if found is not None:
             _fail(*found)
         if isinstance(error, WinnowError):
-            _fail(str(error), error.exit_code)
+            _fail(error.flagged, error.exit_code)
         show = getattr(error, "show", None)  # a usage error of the command line: it knows how to say itself
         if show is None:
             raise

@@ -231,7 +231,7 @@ class Inputs(BaseModel):
             return
         name = str(first["loc"][0]) if first["loc"] else None
         cause = first.get("ctx", {}).get("error")
-        text = str(cause) if isinstance(cause, InputError) else f"{flag(str(name))} {complaint(first)}."
+        text = cause.flagged if isinstance(cause, InputError) else f"{flag(str(name))} {complaint(first)}."
         if first["type"] == "extra_forbidden":
             near = meant(str(name), type(self).model_fields)
             text = f"there is no option {name!r}{near}: help(winnow.{self.verb}) lists them all."

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from winnow.compression.job import Job
+    from winnow.compression.timing import Timing
     from winnow.measure.prepare import Prepared
     from winnow.models.source import ModelSource
 
@@ -41,15 +42,17 @@ class Plan(Shown):
     rates: list[tuple[str, int, int]]  # (budget, zeros, expected bytes of the weights file)
     dense_file: int
     ledger: Ledger
-    seconds: float  # one candidate: two forwards, statistics and solving
-    disk: int  # bytes while it runs
+    seconds: float  # the requested candidate: forwards, statistics, solving, and training where there is any
+    disk: int  # bytes while it runs: all candidates, packed, and what is written
     method: str
     notes: list[str] = field(default_factory=list)  # how images are fed, what was held out
+    training: float = 0.0  # seconds, for one sparsity
+    total_seconds: float = 0.0  # of the whole run: loading, all candidates made and measured, speed, report
 
     def _card(self) -> Card:
         facts = [
             ("prunable", f"{count(self.prunable)} of {count(self.total)} weights"), ("dense file", size(self.dense_file)),
-            ("time", f"about {duration(self.seconds)} a candidate"), ("memory", size(self.ledger.need)), ("disk", size(self.disk)),
+            ("time", f"about {duration(self.total_seconds)}"), ("memory", size(self.ledger.need)), ("disk", size(self.disk)),
         ]  # fmt: skip
         rows = [{"budget": rate, "zeros": zeros, "file": size(bytes_)} for rate, zeros, bytes_ in self.rates]
         skipped = [{"not pruned": reason, "weights": numel} for reason, numel in self.skipped.items()]
@@ -93,6 +96,7 @@ def make_plan(
     dense: Layout,
     dense_file: int,
     limit: int | None,
+    timing: Timing,
     large: bool = False,
     notes: Sequence[str] = (),
 ) -> Plan:
@@ -116,17 +120,17 @@ def make_plan(
         fitting=_fitting(host, prepared, recipes[0], list(units.values()), tokens) if by_block else None,
         rest=0 if job.rest == "keep" and not large else max((p.numel * (host.stored_dtype[n].itemsize + 2) for n, p in scope.rest.items()), default=0),
     )  # fmt: skip
-    seconds = _seconds(scope, tokens, gram)
+    seconds, training = timing.of(recipes[0]), 0.0
     if by_block:
         share = min(recipes[0].settings["batch"] / max(example_count(prepared.batches), 1), 1.0)
-        seconds += recipes[0].settings["steps"] * 3 * 2 * scope.numel * tokens * share / matmul_flops()
+        seconds += recipes[0].settings["steps"] * 3 * timing.forward * share
     if recipes[0].fitting.trains:
-        ledger, seconds = _training(ledger, host, scope, prepared, recipes[0], seconds)
+        ledger, training = _training(ledger, host, scope, prepared, recipes[0])
     skipped: dict[str, int] = {}
     for s in scope.skipped:
         skipped[s.reason] = skipped.get(s.reason, 0) + s.numel
     rates = [(f"{100 * r.sparsity:.4g}% sparsity", r.zeros, expected_bytes(r, host, scope, dense)) for r in recipes]
-    disk = sum(size for *_, size in rates) + (2 * tokens * hidden * itemsize if ledger.spilled else 0)
+    spilled = 2 * tokens * hidden * itemsize if ledger.spilled else 0
     total = scope.numel + sum(s.numel for s in scope.skipped)
     if job.max_drop is not None:
         rates = []
@@ -135,8 +139,8 @@ def make_plan(
             "the sparsity is searched for: every step of the search compresses and measures one candidate.",
         ]
     return Plan(
-        scope.numel, total, skipped, rates, dense_file, ledger, seconds, disk,
-        recipes[0].method, [*notes, *prepared.notes, *prepared.remarks],
+        scope.numel, total, skipped, rates, dense_file, ledger, seconds + training, spilled,
+        recipes[0].method, [*notes, *prepared.notes, *prepared.remarks], training,
     )  # fmt: skip
 
 
@@ -158,7 +162,7 @@ def _fitting(
 
 
 def _training(
-    ledger: Ledger, host: Host, scope: Scope, prepared: Prepared, recipe: Recipe, others: float
+    ledger: Ledger, host: Host, scope: Scope, prepared: Prepared, recipe: Recipe
 ) -> tuple[TrainingLedger, float]:
     """The ledger and the seconds of a recipe that trains: a step takes three forwards (its own, and the backward for two).
 
@@ -182,7 +186,7 @@ def _training(
     steps = recipe.time if recipe.time is not None else 3 * seconds * share * settings.get("steps", 0) * times
     dense = seconds * share * max(examples.count / settings["batch"], 1)
     kept = asdict(ledger)
-    return TrainingLedger(**kept, training=training, graph=int(left * share)), others + steps + dense
+    return TrainingLedger(**kept, training=training, graph=int(left * share)), steps + dense
 
 
 def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
@@ -211,28 +215,6 @@ def _rehearse(model: nn.Module, batch: Any) -> tuple[float, int, int]:
     return best, held, values.numel() * values.element_size() if torch.is_tensor(values) else 0
 
 
-def _seconds(scope: Scope, tokens: int, gram: bool) -> float:
-    """Two forwards and the statistics at the matrix speed this machine shows right now, solving at a fifth of it."""
-    speed = matmul_flops()
-    flops = 2 * 2 * scope.numel * max(tokens, 1)
-    if gram:
-        inputs = {(p.block, p.cols) for p in scope.prunables.values()}
-        flops += sum(2 * tokens * cols**2 for _, cols in inputs)
-        flops += 5 * sum(2 * p.numel * p.cols + 2 * p.cols**3 for p in scope.prunables.values())
-    return flops / speed + 2e-8 * scope.numel
-
-
-def matmul_flops() -> float:
-    """float32 operations a second of a 512 x 512 product, best of three."""
-    a = torch.ones(512, 512)
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - started)
-    return 2 * 512**3 / best
-
-
 def plan_table(plan: Plan) -> RenderableType:
     """The plan of a dry run."""
     from rich.console import Group
@@ -251,8 +233,9 @@ def plan_table(plan: Plan) -> RenderableType:
         rows.add_row(f"  at {text}: {count(zeros)} weights pruned", f"about {size(expected)}")
     for note in plan.notes:
         rows.add_row(Text(f"note: {note}"), "")
-    rows.add_row("time per candidate, measuring apart", f"about {duration(plan.seconds)}")
-    rows.add_row("disk while it runs", f"about {size(plan.disk)} per candidate")
+    rows.add_row("time to make the requested model", f"about {duration(plan.seconds)}")
+    rows.add_row("time in all, with baselines and measuring", f"about {duration(plan.total_seconds)}")
+    rows.add_row("disk while it runs", f"about {size(plan.disk)}")
     for what, bytes_ in ledger.table():
         if bytes_:
             memory.add_row(f"  {what}", size(bytes_))

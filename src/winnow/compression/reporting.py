@@ -16,6 +16,7 @@ from winnow.compression.keeping import how_to_take
 from winnow.compression.otherwise import unrounded
 from winnow.compression.outcome import Outcome
 from winnow.compression.rest import rest_note
+from winnow.compression.sizing import narrower_note
 from winnow.compression.verdict import COMMAND, doubtful, how_to_use, judge
 from winnow.formats.artifact import read_artifact
 from winnow.forward.batch import example_count, token_count
@@ -91,6 +92,8 @@ def build_report(
     if (harm := setup.recalibrated) is not None and harm.low > 0 and harm.drop > NOTICEABLE:
         judged = replace(judged, next_step=RECALIBRATION)
     verdict = doubtful(judged, doubts)
+    if narrower := narrower_note(setup, recipe):
+        verdict = replace(verdict, sentence=f"{verdict.sentence} {narrower[0][:1].upper()}{narrower[0][1:]}")
     classes = class_rows(task, dense, main.evaluation)
     allocation = _allocation(setup, main, classes=len(classes))
     below = None

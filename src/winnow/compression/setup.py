@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,14 @@ from torch import nn
 from winnow.allocate.zeros import zero_entries
 from winnow.budget import Budget
 from winnow.calibrate.walk_units import find_walk_units, one_stream
-from winnow.compression.candidates import at_values, rounded
-from winnow.compression.checks import check_earlier, check_loadable, check_trainable, check_zeros, stored_quantized
+from winnow.compression.candidates import Candidate, at_values, baselines, rounded
+from winnow.compression.checks import (
+    check_earlier,
+    check_loadable,
+    check_trainable,
+    check_zeros,
+    stored_quantized,
+)
 from winnow.compression.counts import raised, total_zeros, zeros_note
 from winnow.compression.hosts import Host, Loaded, Streamed
 from winnow.compression.job import Job
@@ -25,6 +32,9 @@ from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.rest import LARGE, embedding_bytes, rest_saves
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
+from winnow.compression.sizing import narrower_note
+from winnow.compression.space import disk_bytes, require_space_for
+from winnow.compression.timing import Timing, measure
 from winnow.compression.upload import check_upload
 from winnow.compression.vocabulary import Trimmed, trim
 from winnow.disk.links import refuse_links
@@ -62,6 +72,7 @@ class Setup:
     remarks: list[str] = field(default_factory=list)  # of the rest, for the page
     trimmed: Trimmed | None = None
     large_embeddings: bool = False  # embeddings that stay unpruned are a large part of the dense file
+    timing: Timing = field(kw_only=True)
     existing: int = 0  # zeros among the prunable weights before pruning, that every rate includes
     recalibrated: Comparison | None = None  # what new batch norms alone cost the dense model, once measured
 
@@ -70,6 +81,11 @@ class Setup:
         """What the job says of itself (:mod:`winnow.disk.made`)."""
         hashes = {f"{name} data": value for name, value in self.prepared.hashes.items()}
         return self.job.described({"weights": self.source.sha256(), **hashes})
+
+    def plain(self, level: str | None = None) -> list[Candidate]:
+        """What the requested models are measured against, at a level of baselines (the job's own)."""
+        level = "none" if self.prepared.task is None else self.job.baselines if level is None else level
+        return baselines(self.recipes, level, has_data=bool(self.prepared.batches), embeddings=self.large_embeddings)
 
     def recipe_at(self, sparsity: float, values: str) -> Recipe:
         """The job's recipe at another rate and value type."""
@@ -84,6 +100,7 @@ def set_up(job: Job) -> Setup:
     Raises:
         InputError: anything about the model or the data that would stop it later.
     """
+    started = time.perf_counter()
     source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
     if source.module is not None:
         from winnow.kernels.swap import require_dense
@@ -201,6 +218,12 @@ def set_up(job: Job) -> Setup:
     if not job.keeps_zeros:
         requested = min((b.value for b in budgets if b is not None and b.kind == "sparsity"), default=None)
         notes += zeros_note(zero, scope.numel, job.pattern, requested=requested)
+    base = recipes[0]
+    tried = [base, *(r for c in baselines(recipes, job.baselines, has_data=bool(prepared.batches)) if (r := c.recipe))]
+    with torch.random.fork_rng(devices=[]):
+        timing = measure(
+            host.model, scope, prepared.batches, prepared.task, tried, device=job.device, streamed=host.streamed
+        )
     plan = make_plan(
         job,
         source,
@@ -211,12 +234,19 @@ def set_up(job: Job) -> Setup:
         dense=layout,
         dense_file=dense_file,
         limit=limit,
+        timing=timing,
         large=large and prepared.task is not None and job.baselines != "none",
         notes=[trimmed.note] if trimmed is not None else [],
     )
     setup = Setup(
-        job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, remarks, trimmed, large, existing
-    )
+        job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, remarks, trimmed, large, existing=existing, timing=timing,
+    )  # fmt: skip
+    from winnow.compression.stages import expected
+
+    total = time.perf_counter() - started + sum(stage.guess or 0.0 for stage in expected(setup))
+    notes = [*plan.notes, *narrower_note(setup, recipes[0])]
+    setup.plan = replace(plan, total_seconds=total, disk=plan.disk + disk_bytes(setup), notes=notes)
+    require_space_for(setup)
     if job.out is not None and job.out.exists():
         check_made(job.out, setup.made, job.overwrite)
     return setup

@@ -82,7 +82,7 @@ class Sides:
         b = self.baseline
         text = f"not significantly different with {self._counted(b.n or 0)}"
         if b.needed is not None:
-            return f"{text}; about {b.needed:,} would be needed"
+            return f"{text}; about {b.needed:,} would be needed to tell the two apart"
         if b.drop_low is None or b.drop_high is None or math.isinf(b.drop_low) or math.isinf(b.drop_high):
             return f"{text}, too few for an interval"
         return f"{text}: the difference measured is close to zero"
@@ -110,7 +110,7 @@ class Sides:
             return [f"whether a file {ratio(before, self.file_bytes)} is worth {lost}"]
         bound = f"{SMALL_DROP:g}%" if relative else f"{SMALL_DROP:g} point"
         needed = examples_needed(loss, apart_from=SMALL_DROP)
-        tell = f" (about {needed:,} would tell)" if needed is not None else ""
+        tell = f" (about {needed:,} would settle that)" if needed is not None else ""
         return [f"whether more than {bound} is lost, which {self._counted(loss.n)} leave open{tell}"]
 
     def _counted(self, n: int) -> str:

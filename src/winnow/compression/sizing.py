@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from winnow.budget import parse_size
-from winnow.compression.counts import stored_bits
+from winnow.budget import Budget, index_bits_per_weight, parse_size
+from winnow.compression.counts import VALUE_BITS, scale_bytes, stored_bits, total_zeros
 from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import LEARNED
 from winnow.errors import InputError
@@ -49,6 +50,40 @@ def fit_size(setup: Setup, weigh: Callable[[Recipe], int]) -> None:
         )
     zeros = min(fitting)
     setup.recipes[0] = recipe.model_copy(update=dict(zeros=zeros, sparsity=round(zeros / total, 4)))
+
+
+HIGH = 0.9  # sparsity beyond which a narrower data type for the same budget is mentioned
+
+
+def narrower_note(setup: Setup, recipe: Recipe) -> list[str]:
+    """Of a budget of bytes or bits that takes more than 90% zeros: what sparsity it takes in narrower data types."""
+    job = setup.job
+    if (job.size is None and job.bits_per_weight is None) or recipe.sparsity <= HIGH:
+        return []
+    narrower = [v for v in ("int8", "int4") if VALUE_BITS[v] < VALUE_BITS.get(recipe.values, 16)]
+    found = []
+    for values in narrower:
+        with suppress(InputError):  # not with its scales
+            zeros = max(_zeros_in(values, setup, recipe), setup.existing)
+            if zeros / setup.scope.numel < recipe.sparsity - 0.01:
+                share = f"about {100 * zeros / setup.scope.numel:.0f}%" if zeros else "none"
+                found.append(f"{share} with `--values {values}`")
+    if not found:
+        return []
+    asked = f"{job.bits_per_weight:g} bits per weight" if job.size is None else f"a file of {job.size}"
+    how = "zeros alone" if recipe.values == "keep" else f"zeros and {recipe.values}"
+    return [
+        f"{asked} takes {100 * recipe.sparsity:.4g}% sparsity by {how}, of which few models keep their quality: for the same budget "
+        f"it would be {', '.join(found)}."
+    ]
+
+
+def _zeros_in(values: str, setup: Setup, recipe: Recipe) -> int:
+    """The zeros that bring packed weights in another data type to the bits that they take now. Raises InputError where none do."""
+    host, scope, group, pattern = setup.host, setup.scope, recipe.group_size, recipe.pattern
+    kept = (scope.numel - recipe.zeros) * stored_bits(host, scope, recipe.values, group)
+    bits = (kept + 8 * scale_bytes(host, scope, recipe.values, group)) / scope.numel + index_bits_per_weight(pattern)
+    return total_zeros(Budget.of(bits_per_weight=bits), host, scope, pattern, values, group, 0)
 
 
 def _slack(setup: Setup, recipe: Recipe) -> int:

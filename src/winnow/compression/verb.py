@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from torch import nn
 from typing_extensions import Unpack
 
-from winnow.compression.candidates import VALUES, baselines, primary
+from winnow.compression.candidates import primary
 from winnow.compression.goal import nothing_holds, safest_first, search, within
 from winnow.compression.job import Job
 from winnow.compression.keywords import Keywords, listing
@@ -21,7 +21,8 @@ from winnow.compression.result import Result, finish
 from winnow.compression.runner import Runner
 from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
-from winnow.compression.stages import CLOSING, at_goal, at_rates
+from winnow.compression.space import require_space
+from winnow.compression.stages import CLOSING, at_goal, at_rates, searched
 from winnow.compression.upload import upload
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
@@ -119,6 +120,7 @@ def run(setup: Setup, *, progress: Progress = silent, command: str | None = None
     with contextlib.ExitStack() as stack:
         if job.out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-")))
+            require_space(None, root, setup.plan.disk - sum(bytes_ for *_, bytes_ in setup.plan.rates))
         else:
             root = work_folder(job.out)
         store = Store(root)
@@ -143,7 +145,7 @@ def run(setup: Setup, *, progress: Progress = silent, command: str | None = None
                 if job.out is None or not job.keep_work or not any(root.glob("prune-*")):
                     raise
                 held = f"{root} ({size(folder_bytes(root))}) keeps what was made, which another limit takes up"
-                raise GateError(f"{error} {held}; delete it when you need none.") from None
+                raise GateError(f"{error.flagged} {held}; delete it when you need none.") from None
         closing = progress(CLOSING)
         closing(0, 1, "")
         result = finish(
@@ -161,8 +163,7 @@ def run(setup: Setup, *, progress: Progress = silent, command: str | None = None
 def _at_rates(setup: Setup, runner: Runner, progress: Progress) -> tuple[list[Outcome], list[Outcome]]:
     """The requested rates, and beside them what they are compared with."""
     requested = [primary(r) for r in setup.recipes]
-    level = "none" if runner.task is None else setup.job.baselines
-    others = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches), embeddings=setup.large_embeddings)
+    others = setup.plain()
     names = {c.name for c in (*requested, *others)}
     if unknown := sorted(set(setup.job.keep) - names):
         raise InputError(
@@ -181,10 +182,7 @@ def _at_goal(setup: Setup, runner: Runner, selector: Runner, progress: Progress)
     """The smallest file within the limit: searched by ``selector``, confirmed on data no choice has seen."""
     limit = setup.job.max_drop
     assert limit is not None and setup.prepared.selection is not None
-    level = "all" if setup.job.baselines == "all" else "rtn"
-    plain = baselines(setup.recipes, level, has_data=bool(setup.prepared.batches), embeddings=setup.large_embeddings)
-    values = [setup.job.values] if setup.job.values != "keep" else VALUES
-    quantized = [c for c in plain if c.kind == "quantized" and not c.everything]  # only what was allowed competes
+    plain, quantized, values = searched(setup)
     expect(progress, at_goal(setup, quantized, values))
     dense = selector.measure_dense()
     if dense is not None and (doubt := at_chance(setup.prepared.selection, dense)):

@@ -52,7 +52,7 @@ def refuse_other(folders: tuple[Path, ...], out: Path | str, made: Mapping[str, 
             continue
         if found := difference(made_by(folder), made):
             raise InputError(
-                f"{out} holds the finished result of another command ({found}): choose another --out, or add --overwrite (overwrite=True) to replace it.",
+                f"{out} holds the finished result of another command ({found}): choose another --out, or add --overwrite to replace it.",
                 option="out",
             )
         return

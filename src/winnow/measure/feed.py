@@ -43,6 +43,12 @@ class Feed:
                 rows = planned[first : first + step]
                 yield rows, self._batch(rows, model)
 
+    def share(self, batches: int) -> float:
+        """Which share of all that the model is fed - tokens with their padding, or records - its first batches are."""
+        texts = self._encoded
+        fed = [len(rows) * (max(len(texts[i]["input_ids"]) for i in rows) if texts else 1) for rows in self._plan]
+        return sum(fed[:batches]) / max(sum(fed), 1)
+
     def _batch(self, rows: np.ndarray, model: nn.Module) -> Batch:
         if self._encoded is not None:
             return pad([self._encoded[i] for i in rows], self._processor)

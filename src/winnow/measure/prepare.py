@@ -117,6 +117,7 @@ def prepare(
             )
     if records is not None:
         found.calibration = records
+        found.notes += _one_label(records)
         found.batches = calibration_batches(
             records,
             processor,
@@ -168,6 +169,18 @@ def prepare(
     return found
 
 
+def _one_label(records: Records) -> list[str]:
+    """A note where all calibration records have the same label, but for -1, which stands for labels that are not public."""
+    labels, names = records.labels, records.label_names
+    if labels is None or len(labels) < 2 or labels[0] == -1 or bool((labels != labels[0]).any()):
+        return []
+    label = repr(names[int(labels[0])]) if names is not None else f"{labels[0]:g}"
+    return [
+        f"all {len(labels):,} calibration records of {records.name} have one label, {label}: data sorted by class are a common "
+        "cause; shuffle them before you take a part, so that every class is calibrated on."
+    ]
+
+
 def try_model(prepared: Prepared, model: nn.Module, config: Any = None) -> None:
     """The first batches of calibration and of the measures are put into the model, one example of each.
 
@@ -186,7 +199,7 @@ def try_model(prepared: Prepared, model: nn.Module, config: Any = None) -> None:
             if prepared.kind != "seq2seq":
                 raise
             raise InputError(
-                f"this encoder-decoder cannot be measured on such data, for which it wants decoder inputs ({error.__cause__ or error}): "
+                f"this encoder-decoder cannot be measured on such data, for which it wants decoder inputs ({error.__cause__ or error.flagged}): "
                 "give --task none, which prunes and packs without measuring, or tensors with decoder_input_ids."
             ) from error
     if prepared.evaluation is not None and prepared.task is not None:

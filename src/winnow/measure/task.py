@@ -83,6 +83,10 @@ class Task(ABC):
             evaluation.details.update(self._agreement(evaluation, reference.evaluation, watch))
         return evaluation, watch
 
+    def share(self, batches: int, done: int) -> float:
+        """Which share of an evaluation its first ``batches`` are, at the end of which progress said ``done``."""
+        return done / self.n
+
     def _agreement(self, evaluation: Evaluation, dense: Evaluation, watch: OutputRecorder) -> dict[str, Any]:
         same = matches(evaluation.predictions, dense.predictions)
         low, high = bounded(mean_interval(same))
@@ -135,6 +139,9 @@ class RecordsTask(Task):
 
     def _answers(self) -> int:
         return self.n
+
+    def share(self, batches: int, done: int) -> float:
+        return self._feed.share(batches)
 
     def _batches(self, model: nn.Module, progress: Progress) -> Iterator[tuple[int, np.ndarray, Batch]]:
         """(inputs before the batch, numbers of its inputs, batch); reports each batch when the next one is taken."""

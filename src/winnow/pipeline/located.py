@@ -35,7 +35,7 @@ def about(where: Where | None, *options: Where) -> Iterator[None]:
         place = next((o for o in options if o[-1] == error.option), where)
         if place is None:
             raise
-        raise FieldError(place, str(error)) from None
+        raise FieldError(place, error.flagged) from None
 
 
 def in_fields(sentence: str) -> str:

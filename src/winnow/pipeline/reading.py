@@ -62,7 +62,7 @@ def located(recipe: str | Path, sets: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sentence = in_fields(_from_here(str(error)))
+        sentence = in_fields(_from_here(error.flagged))
         document = _parse(Path(recipe), sets)
         top = (error.option,) if (error.option,) in document.lines else None
         where = error.where if isinstance(error, FieldError) else top
@@ -115,7 +115,7 @@ def _validated(document: Document) -> Pipeline:
             pipeline.check_stage(i, ORDER)
         except InputError as error:
             field_ = [error.option] if error.option in stage.model_fields_set else []
-            raise document.error(("stages", i, stage.kind, *field_), str(error)) from None
+            raise document.error(("stages", i, stage.kind, *field_), error.flagged) from None
     if not any(stage.makes for stage in stages):
         raise document.error(("stages",), f"nothing is made: add a {' or '.join(ORDER)} stage, or use winnow eval")
     return pipeline

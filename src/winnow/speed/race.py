@@ -133,7 +133,9 @@ def milliseconds(times: Spread) -> Times:
 
 def reason(error: Exception) -> str:
     """One line of whatever another library raised."""
-    if isinstance(error, (Unavailable, WinnowError)):
+    if isinstance(error, WinnowError):
+        return error.flagged
+    if isinstance(error, Unavailable):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"failed: {type(error).__name__}: {lines[0][:160] if lines else 'without a message'}"

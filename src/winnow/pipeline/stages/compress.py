@@ -64,7 +64,7 @@ class Compress(Options, Stage):
                 raise InputError("a recipe ends in one artifact: give one sparsity", option="sparsity")
             Job(pipeline.model, pipeline.data, **options)
         except InputError as error:
-            raise InputError(in_fields(str(error)), option=error.option) from None
+            raise InputError(in_fields(error.flagged), option=error.option) from None
 
     def describe(self, inputs: RecipeInputs, number: int) -> str:
         options = self.depends_on(inputs, number)
