@@ -49,6 +49,11 @@ class Gradual:
         limits([], 0, max_rate)  # refuses a wrong one now, not in the middle of a training
         self.max_rate, self.zeros_at_start = max_rate, 0
 
+    @classmethod
+    def of(cls, steps: int, sparsity: float | str, **options: Any) -> Gradual:
+        """Over the first half of a training of ``steps``, in about fifty changes, unless ``options`` say otherwise."""
+        return cls(sparsity, **{"end": max(1, steps // 2), "every": max(1, steps // 100), **options})
+
     def start(self, attached: Attached) -> None:
         present = nonzero(attached)
         zeros = attached.numel - sum(int(k.count_nonzero()) for k in present.values())

@@ -75,8 +75,8 @@ class SignIn:
 
     @classmethod
     def of(cls, steps: int, masks: Any = None, **options: Any) -> SignIn:
-        """With a reset every tenth of a training of ``steps``, the last at nine tenths."""
-        return cls(masks, every=max(1, steps // 10), end=max(1, steps * 9 // 10), **options)
+        """With a reset every tenth of a training of ``steps``, the last at nine tenths, unless ``options`` say otherwise."""
+        return cls(masks, **{"every": max(1, steps // 10), "end": max(1, steps * 9 // 10), **options})
 
     @property
     def gradient(self) -> Any:
