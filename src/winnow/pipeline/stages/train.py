@@ -14,7 +14,7 @@ from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, Stage, figures_of
-from winnow.report.ticket.page import DATA, PAGE
+from winnow.report.ticket.page import DATA, PAGE, read, write
 from winnow.seeding import torch_seed
 from winnow.train.methods import METHODS
 from winnow.train.methods.by_name import INNER, fields_of, known, make, title
@@ -183,4 +183,11 @@ class Train(FineTuning):
         return found | {"method": self.method}
 
     def publish(self, execution: Execution, number: int) -> Publication:
-        return Publication(PAGES)
+        """The report of a training with a method; a dense one is told by those that compare with it."""
+        if self.method == DENSE:
+            return Publication(PAGES)
+        inputs, report = execution.inputs, read(execution.folder(number))
+        report.model.name, report.title = inputs.label, f"Sparse training of {inputs.label}"
+        report.command = execution.command
+        report.task.evaluation_data = None if inputs.held_out is None else inputs.held_out.name
+        return Publication(PAGES, report, (write,), ("Training", PAGE))

@@ -15,7 +15,7 @@ from winnow.errors import InputError, meant
 from winnow.train.method import SparseMethod
 from winnow.train.methods import METHODS
 
-Fields = dict[str, tuple[Any, Any]]  # type and default of each, as pydantic.create_model takes them
+Fields = dict[str, Any]  # type and default of each, as pydantic.create_model takes them
 INNER = "random"  # masks of a method that combines with others, where none are named
 _PLAIN = (int, float, str, bool, NoneType)
 
@@ -60,7 +60,8 @@ def fields_of(name: str, masks: Any = INNER) -> Fields:
     if isinstance(masks, Mapping):
         optional: Any = {n: (kind, None) for n, (kind, _) in theirs.items()}
         inside: Any = create_model(f"Options of {inner}", __config__=ConfigDict(extra="forbid"), **optional)
-        typed = create_model(f"Masks by {inner}", __config__=ConfigDict(extra="forbid"), **{inner: (inside, ...)})
+        around: Any = {inner: (inside, ...)}
+        typed = create_model(f"Masks by {inner}", __config__=ConfigDict(extra="forbid"), **around)
     left = {n: (kind, None if n in own else default) for n, (kind, default) in theirs.items() if n not in found}
     return left | found | {"masks": (typed, INNER)}
 
