@@ -132,7 +132,7 @@ def training(ticket: Ticket, settings: Mapping[str, Any]) -> AllocationRecord:
     return AllocationRecord(
         method=title(name, options) if name else "sparse training", zeros=ticket.zeros, numel=masks.numel, total_parameters=total,
         target=ticket.sparsity, exact_rate=ticket.sparsity, exact_rate_all=ticket.zeros / total,
-        layers=[AllocationLayer(name=n, numel=m.numel, rate=1 - m.nonzeros / m.numel) for n, m in masks.items()],
+        layers=[AllocationLayer(name=n, numel=m.numel, rate=m.zeros / m.numel) for n, m in masks.items()],
         losses=downsample(ticket.losses), steps=ticket.cost.steps, seconds=ticket.cost.seconds,
         settings={k: str(v) for k, v in options.items()},
     )  # fmt: skip

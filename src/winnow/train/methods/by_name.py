@@ -53,8 +53,8 @@ def fields_of(name: str, masks: Any = INNER) -> Fields:
     if not combines(name):
         return found
     inner, own = masks_of(masks)
-    if inner not in METHODS or combines(inner):
-        return found | {"masks": (Annotated[Any, BeforeValidator(_mask_method)], INNER)}
+    if inner not in METHODS or combines(inner):  # the field's own validator says so
+        masks, inner = None, INNER
     theirs = fields_of(inner)
     typed: Any = Annotated[str, BeforeValidator(_mask_method)]
     if isinstance(masks, Mapping):
