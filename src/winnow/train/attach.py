@@ -16,7 +16,7 @@ from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
-from winnow.train.method import SparseMethod, unfinished
+from winnow.train.method import SparseMethod, pruned_by, unfinished
 from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_trained, scope_of
 
 _live: weakref.WeakSet[Attached] = weakref.WeakSet()  # whose hooks are on
@@ -65,6 +65,8 @@ def attach(
     """
     model = unwrap(model)
     require_unmasked(model)
+    if scope is None:
+        include = [*include, *pruned_by(method, model)]
     return Attached(model, plain_optimizers(optimizer), method, scope_of(model, include, exclude, scope), state)
 
 

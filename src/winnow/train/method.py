@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from winnow.train.attach import Attached
 
 
 class SparseMethod(Protocol):
     """What decides about the masks in any training loop: see :mod:`winnow.train.methods`. It holds the state of one training.
 
-    Three more methods are optional, none of which a loop needs to know of:
+    Four more methods are optional, none of which a loop needs to know of:
 
     - ``gradient(attached, name, gradient)`` gets the dense dL/dtheta of every prunable weight, a matrix [rows, cols], each
       time one is accumulated and before it is masked (what RigL grows by): of pruned weights that of the last micro-batch,
@@ -24,6 +26,7 @@ class SparseMethod(Protocol):
       :class:`winnow.train.factors.Factors`; ``attached.factors.follow(everywhere=True)`` splits anew on the way.
     - ``unfinished(attached, last=None)`` returns a sentence that is warned with when training ends at ``attached.step``
       (None: nothing to say); the Trainer's callback also asks at the start, with the ``last`` step to come.
+    - ``pruned(model)`` names tensors that are prunable because the method knows that they are pruned, such as an output head.
     """
 
     def start(self, attached: Attached) -> None:
@@ -43,3 +46,10 @@ def unfinished(attached: Attached, last: int | None = None, method: SparseMethod
     """A warning of the method (one within ``attached.method``, where given) where training ends now, or after ``last``."""
     find = getattr(method or attached.method, "unfinished", None)
     return None if find is None else find(attached, last)
+
+
+def pruned_by(method: SparseMethod, model: nn.Module) -> list[str]:
+    """The tensors of a model that a method knows to be pruned (see ``pruned`` of :class:`SparseMethod`)."""
+    find = getattr(method, "pruned", None)
+    there = dict(model.named_parameters(remove_duplicate=False))
+    return [] if find is None else [name for name in find(model) if name in there]

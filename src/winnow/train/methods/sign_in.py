@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.train.attach import Attached
-from winnow.train.method import SparseMethod, unfinished
+from winnow.train.method import SparseMethod, pruned_by, unfinished
 from winnow.train.methods.fixed import Fixed
 
 Moments = Literal["remap", "keep", "zero"]
@@ -51,7 +53,7 @@ class SignIn:
 
     def __init__(
         self,
-        masks: SparseMethod | MaskSet | Mapping[str, torch.Tensor] | None = None,
+        masks: SparseMethod | MaskSet | Mapping[str, torch.Tensor] | str | os.PathLike[str] | None = None,
         *,
         every: int,
         end: int | None = None,
@@ -77,6 +79,9 @@ class SignIn:
     def of(cls, steps: int, masks: Any = None, **options: Any) -> SignIn:
         """With a reset every tenth of a training of ``steps``, the last at nine tenths, unless ``options`` say otherwise."""
         return cls(masks, **{"every": max(1, steps // 10), "end": max(1, steps * 9 // 10), **options})
+
+    def pruned(self, model: nn.Module) -> list[str]:
+        return pruned_by(self.inner, model)
 
     @property
     def gradient(self) -> Any:
