@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import winnow
-from places import SUPPORT
+from places import REPO, SUPPORT
 from small import Classifier, classifier
 from winnow.errors import InputError
 from winnow.pipeline.reading import read_recipe
@@ -89,6 +89,19 @@ def test_options_are_those_of_the_class(here, tmp_path):
     stage = read_recipe(recipe(tmp_path, fields)).stages[0]
     built = make(stage.method, stage.settings(), steps=100, seed=0)
     assert (built.every, built.end, built.inner.every, built.inner.end) == (9, None, 3, 30)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_guide_lists_its_fields(name):
+    rows = [
+        r
+        for r in (REPO / "docs/guide/training.md").read_text().splitlines()
+        if r.startswith("| `") and f"`{name}`" in r.split("|")[1]
+    ]
+    assert len(rows) == 1, f"{name}: give it a row in the table of docs/guide/training.md"
+    theirs = fields_of("random") if name == "sign-in" else {}  # of its masks
+    missing = [f for f in fields_of(name) if f not in theirs and f"`{f}`" not in rows[0].split("|")[2]]
+    assert not missing, f"{name}: name these fields in its row: {missing}"
 
 
 @pytest.mark.parametrize(
