@@ -141,6 +141,13 @@ def test_mistakes_are_named_with_line_and_field(tmp_path, fields, field, words):
     assert text.endswith(".") and "\n" not in text
 
 
+def test_steps_that_only_the_data_tells(here, tmp_path):
+    path = recipe(tmp_path, "method: sign-in, sparsity: 90%, epochs: 1, every: 30")
+    for options in ({"dry_run": True}, {"out": tmp_path / "out"}):
+        with pytest.raises(InputError, match=r"line 7: stages\[1\].train.every: the first reset would come at step 30"):
+            run_recipe(path, **options)
+
+
 def test_a_ticket_is_not_compared_with_a_sparse_training(tmp_path):
     path = recipe(tmp_path, "method: random, sparsity: 0.5, steps: 2", "  - ticket: {sparsity: 0.9}\n")
     with pytest.raises(InputError, match=r"line 8: stages\[2\].ticket: a ticket is compared with a dense training"):

@@ -12,6 +12,7 @@ from winnow.errors import InputError
 from winnow.measure.evaluation import store_evaluation
 from winnow.pipeline.execution import Execution
 from winnow.pipeline.inputs import Checkpoint, RecipeInputs
+from winnow.pipeline.located import about
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication, Stage, figures_of
 from winnow.report.ticket.page import DATA, PAGE, read, write
@@ -154,6 +155,13 @@ class Train(FineTuning):
     def depends_on(self, inputs: RecipeInputs, number: int) -> Any:
         plain = self.model_dump(mode="json", exclude=set(self.options))
         return plain | ({} if self.method == DENSE else {"options": self.settings()})
+
+    def key(self, inputs: RecipeInputs, number: int, model: str) -> str:
+        steps = self.training_steps(inputs)
+        if self.method != DENSE and steps is not None:  # which epochs have just told
+            with about(None, *(("stages", number, self.kind, n) for n in (*self.options, "method"))):
+                self._made(steps, inputs.pipeline.seed)
+        return super().key(inputs, number, model)
 
     def planned_steps(self, inputs: RecipeInputs) -> int | None:
         return self.training_steps(inputs)
