@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from winnow.pipeline.reading import read_recipe
 from winnow.pipeline.verb import run_recipe
 from winnow.train.methods import METHODS
 from winnow.train.methods.by_name import fields_of, make
+from winnow.train.methods.fixed import Fixed
 
 HEAD = "name: clouds\nmodel: small:classifier\nweights: weights.safetensors\ndata: train.npz\neval: test.npz\nstages:\n"
 NUMEL = 6 * 24 * 48
@@ -69,6 +71,33 @@ def test_every_method_trains(here, tmp_path, sparse, name):
     assert {x["name"]: x["rate"] for x in report["layers"]} == {n: m.zeros / m.numel for n, m in masks.items()}
     assert len(report["losses"]) == 12 and report["losses"][-1] < report["losses"][0]
     assert name in (ran.folder / "ticket.html").read_text()
+
+
+class Scored(Fixed):
+    """Keeps the weights whose gradient is largest, by batches and a loss (for this test; Nobody 2000)."""
+
+    def __init__(self, sparsity: float | str, batches: Any, *, loss: Any = None, power: float = 1.0) -> None:
+        super().__init__()
+        self.sparsity, self.batches, self.loss, self.power = sparsity, list(batches), loss, power
+
+    def start(self, attached: Any) -> None:
+        model = attached.model
+        gradients = torch.autograd.grad(sum(self.loss(model, b) for b in self.batches), list(attached.weights.values()))
+        scores = torch.cat([g.abs().flatten() ** self.power for g in gradients])
+        least = scores.sort().values[round(self.sparsity * len(scores))]
+        attached.set({n: g.abs() ** self.power >= least for n, g in zip(attached.weights, gradients)})
+
+
+@pytest.mark.parametrize("fields", ["method: scored, power: 2", "method: sign-in, masks: scored, power: 2"])
+def test_a_new_method_is_one_line(here, tmp_path, monkeypatch, fields):
+    """Its fields are the plain parameters of its class; seed, batches and loss come from the training."""
+    monkeypatch.setitem(METHODS, "scored", Scored)
+    path = recipe(tmp_path, f"{fields}, sparsity: 75%, steps: 4, lr: 5e-3, batch: 16")
+    ran = run_recipe(path, tmp_path / "out")
+    assert ran.stages[0].figures["zeros"] == round(0.75 * NUMEL) and "scored" in ran.stages[0].what
+    path = recipe(tmp_path, f"{fields}, sparsity: 75%, batches: 3")
+    with pytest.raises(InputError, match=r"train.batches: is no field of a train stage with method"):
+        read_recipe(path)
 
 
 def test_options_are_those_of_the_class(here, tmp_path):

@@ -192,6 +192,9 @@ def test_the_trainer_resumed(name, tmp_path):
     assert callbacks[0].masks == callbacks[1].masks
 
 
+GIVEN: dict[str, Any] = {"seed": 0, "batches": [(X[:32], Y[:32])], "loss": lambda m, b: F.cross_entropy(m(b[0]), b[1])}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_by_name_as_by_class(name):
     """What a recipe can say of it - plain values, the rest by the number of steps - trains as the class does."""
@@ -201,13 +204,13 @@ def test_by_name_as_by_class(name):
         with torch.no_grad():
             for n, p in model.named_parameters():
                 p[p.abs() < 0.1] = 0.0 if n.startswith("blocks") else 0.1
-    made = make(name, offered, steps=STEPS, seed=0)
+    made = make(name, offered, steps=STEPS, **GIVEN)
     assert type(made) is METHODS[name]
     attached = train(attach(model, torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1), made))
     assert 0 < attached.zeros < attached.numel
     if "sparsity" in offered:
         assert attached.zeros == round(OFFERED["sparsity"] * attached.numel)
-    defaults = make(name, {n: v for n, v in offered.items() if n == "sparsity"}, steps=STEPS, seed=0)
+    defaults = make(name, {n: v for n, v in offered.items() if n == "sparsity"}, steps=STEPS, **GIVEN)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what is worked out from the steps fits into them
         model = classifier()

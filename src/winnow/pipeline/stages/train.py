@@ -141,7 +141,7 @@ class Train(FineTuning):
     def _made(self, steps: int, seed: int) -> None:
         """Raises InputError, about the field that its words name, where the method cannot use its options."""
         try:
-            make(self.method, self.settings(), steps=steps, seed=seed)
+            make(self.method, self.settings(), steps=steps, seed=seed, batches=(), loss=None)  # made only to be checked
         except InputError as error:
             field = next((n for n in self.options if re.search(rf"\b{n}\b", str(error))), "method")
             raise InputError(str(error), option=field) from None

@@ -12,7 +12,10 @@ from winnow.settings import read_settings
 from winnow.tickets.method import Method, Settings
 from winnow.tickets.search import Search, Ticket
 from winnow.train.method import unfinished
-from winnow.train.methods.by_name import combines, fields_of, known, make, title
+from winnow.train.methods.by_name import asks, combines, fields_of, known, make, title
+from winnow.train.task.train_mode import training_batches
+
+BATCHES = 8  # mini-batches for a method that scores weights before the first step
 
 
 class SparseTrainingSettings(Settings):
@@ -47,9 +50,13 @@ def sparse_training(search: Search) -> Iterator[Ticket]:
     takes = "sparsity" in fields_of(name, *([options["masks"]] if "masks" in options else []))
     if takes and not all(search.sparsities):
         raise InputError(f"{name} needs a sparsity: give one above 0, such as 90%.", option="sparsity")
+    training = search.training
+    given: dict[str, Any] = {"seed": training.seed, "loss": training.loss}
+    if "batches" in asks(name, options):
+        given["batches"] = training_batches(training, BATCHES)
     for number, sparsity in enumerate(search.sparsities):
         target = {"sparsity": sparsity} if takes else {}
-        method = make(name, target | options, steps=total, seed=search.training.seed)
+        method = make(name, target | options, steps=total, **given)
         run = search.run(f"run-{number}", f"train by {title(name, options)}", method=method)
         if not run.attached.zeros and not takes:
             raise InputError(f"the model has no zeros for {name} to keep: give one that is sparse, or other masks.")

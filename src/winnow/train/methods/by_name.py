@@ -16,6 +16,7 @@ from winnow.train.method import SparseMethod
 from winnow.train.methods import METHODS
 
 Fields = dict[str, Any]  # type and default of each, as pydantic.create_model takes them
+GIVEN = ("seed", "batches", "loss")  # parameters that the training gives, where a method has them
 INNER = "random"  # masks of a method that combines with others, where none are named
 _PLAIN = (int, float, str, bool, NoneType)
 
@@ -37,7 +38,7 @@ def combines(name: str) -> bool:
 def fields_of(name: str, masks: Any = INNER) -> Fields:
     """What can be set about a method.
 
-    These are the parameters of its class that are numbers and words, without ``seed``, which is the training's. Where the class has
+    These are the parameters of its class that are numbers and words, without those that the training gives (``GIVEN``). Where the class has
     ``of(steps, ...)``, what that works out from the steps need not be given. A method that combines with others has ``masks``: the name
     of one, or ``{name: {its own options}}``, and all that this one can be set to beside its own.
 
@@ -76,8 +77,19 @@ def masks_of(given: Any) -> tuple[Any, dict[str, Any]]:
     return given, {}
 
 
-def make(name: str, options: Mapping[str, Any], *, steps: int, seed: int) -> SparseMethod:
-    """The method for a training of so many steps; ``options`` are those that :func:`fields_of` allows.
+def asks(name: str, options: Mapping[str, Any]) -> set[str]:
+    """What a method, and the one of its masks, is given by the training: of ``GIVEN``."""
+    names = [name, masks_of(options.get("masks", INNER))[0]] if combines(name) else [name]
+    return {n for one in names for n in inspect.signature(METHODS[one]).parameters if n in GIVEN}
+
+
+def make(name: str, options: Mapping[str, Any], *, steps: int, **training: Any) -> SparseMethod:
+    """The method for a training of so many steps.
+
+    Args:
+        options: those that :func:`fields_of` allows.
+        training: what the training gives: its ``seed``, and where a method :func:`asks` for them labelled mini-batches, ``batches``,
+            and ``loss``, a function of (model, batch).
 
     Raises:
         InputError: values that the method cannot use.
@@ -87,9 +99,8 @@ def make(name: str, options: Mapping[str, Any], *, steps: int, seed: int) -> Spa
         inner, own = masks_of(given.pop("masks", INNER))
         theirs = [n for n in given if n not in parameters]
         own = {n: given.pop(n) for n in theirs} | own
-        given["masks"] = make(inner, own, steps=steps, seed=seed)
-    if "seed" in inspect.signature(METHODS[name]).parameters:
-        given["seed"] = seed
+        given["masks"] = make(inner, own, steps=steps, **training)
+    given |= {n: training[n] for n in inspect.signature(METHODS[name]).parameters if n in GIVEN}
     cls: Any = METHODS[name]
     return cls.of(steps, **given) if hasattr(cls, "of") else cls(**given)
 
@@ -104,12 +115,12 @@ def title(name: str, options: Mapping[str, Any]) -> str:
 
 @cache
 def _parameters(name: str) -> dict[str, tuple[Any, bool]]:
-    """Type of every parameter of a method's class but the seed, and whether it must be given."""
+    """Type of every parameter of a method's class but what the training gives, and whether it must be set."""
     cls: Any = METHODS[name]
     own, hints = inspect.signature(cls).parameters, get_type_hints(cls.__init__)
     of = list(inspect.signature(cls.of).parameters.values())[1:] if hasattr(cls, "of") else []
     needed = {p.name for p in (of or own.values()) if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    return {n: (hints.get(n, Any), n in needed) for n in own if n != "seed"}
+    return {n: (hints.get(n, Any), n in needed) for n in own if n not in GIVEN}
 
 
 def _is_plain(hint: Any) -> bool:
