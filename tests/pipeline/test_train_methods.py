@@ -182,7 +182,7 @@ def test_a_ticket_is_not_compared_with_a_sparse_training(tmp_path):
     with pytest.raises(InputError, match=r"line 8: stages\[2\].ticket: a ticket is compared with a dense training"):
         read_recipe(path)
     path.write_text(HEAD + "  - ticket: {sparsity: 0.9, method: rigl}\n")
-    with pytest.raises(InputError, match="'rigl' .it is one of a train stage"):
+    with pytest.raises(InputError, match=r"'rigl' .it is one of a train stage"):
         read_recipe(path)
 
 
