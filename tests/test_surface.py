@@ -87,7 +87,7 @@ def test_methods():
 def test_ticket_methods():
     assert set(winnow.tickets.METHODS) == {
         "dense", "random", "magnitude", "snip", "grasp", "synflow", "progressive", "gradual", "earlybird", "imp", "imp-rewind",
-        "lrr", "lottery-pool", "isp", "isp-plain", "isp-matched",
+        "lrr", "lottery-pool", "sparse-training", "isp", "isp-plain", "isp-matched",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +89,43 @@ def digits_mlp() -> DigitsMLP:
 def digits_vit() -> DigitsViT:
     """The untrained demo model, for ``winnow.demo_data:digits_vit`` with ``--weights``."""
     return DigitsViT()
+
+
+class DigitsCNN(nn.Module):
+    """Three convolutions with batch norms for 8x8 digits, to be trained from scratch.
+
+    ``forward(images [B, 1, 8, 8]) -> logits [B, 10]``.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = [1, width, 2 * width, 2 * width]
+        self.body = nn.Sequential(
+            *(
+                layer
+                for i, o in pairwise(widths)
+                for layer in (nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+            )
+        )
+        self.head = nn.Linear(widths[-1], 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images).flatten(1))
+
+
+def digits_cnn() -> DigitsCNN:
+    """An untrained :class:`DigitsCNN`: the model of ``recipes/sparse-cnn.yaml``."""
+    return DigitsCNN()
+
+
+def digits_train() -> Images:
+    """The 1,097 images of :func:`digits` to train on, for recipes: ``data: winnow.demo_data:digits_train``."""
+    return digits()["train"]
+
+
+def digits_test() -> Images:
+    """The 500 images of :func:`digits` to test on."""
+    return digits()["test"]
 
 
 def digits(seed: int = 0) -> dict[str, Images]:

@@ -7,7 +7,9 @@ import shlex
 import shutil
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ QUICK = {
     "{steps: 1000, lr: 2e-5}": "{steps: 60, lr: 3e-3}",
     "{sparsity: 70%, steps: 1000, lr: 2e-5, start: model}": "{sparsity: 50%, steps: 60, lr: 3e-3, start: model, settings: {look_ahead: 3}}",
     "{max_drop: 2}": "{max_drop: 30}",
+    "epochs: 30, batch: 64, lr: 5e-3": "epochs: 2, batch: 64, lr: 5e-3",
     "--batch 1,8 --length 32,128": "--batch 1 --length 8 --rounds 2 --with packed",
 }
 ELSEWHERE = {"winnow demo --out demo-out": "tests/verbs/test_demo_model.py"}
@@ -91,9 +94,9 @@ def world(tmp_path_factory):
     shutil.move(folder / "network.safetensors", folder / "resnet.safetensors")
     shutil.move(folder / "train.npz", folder / "images.npz")
     training = (REPO / "docs/guide/training.md").read_text()
-    (folder / "recipe.yaml").write_text(
-        quick(next(text for _, kind, text in FENCE.findall(training) if kind == "yaml"))
-    )
+    recipes = [quick(text) for _, kind, text in FENCE.findall(training) if kind == "yaml"]
+    for name, text in zip(("recipe.yaml", "from-scratch.yaml"), recipes, strict=True):
+        (folder / name).write_text(text)
     compress(
         str(folder / "my-bert"), str(folder / "train.jsonl"), eval=str(folder / "test.jsonl"), column="text", label="label", sparsity=0.6,
         speed=False, out=folder / "smaller",
@@ -103,6 +106,30 @@ def world(tmp_path_factory):
         task="none", out=folder / "smaller-cnn",
     )  # fmt: skip
     return folder
+
+
+def for_a_trainer(folder: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """A small classifier of texts, arguments for a few steps, and a data set."""
+    import json
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+
+    model, tokenizer = (
+        c.from_pretrained(folder / "my-bert") for c in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()][:32]
+    data = [
+        {
+            **tokenizer(r["text"], padding="max_length", max_length=16, truncation=True),
+            "labels": int(r["label"] == "good"),
+        }
+        for r in rows
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"), max_steps=4, per_device_train_batch_size=8, report_to=[], use_cpu=True, disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    return model, arguments, data
 
 
 def quick(text: str) -> str:
@@ -136,13 +163,14 @@ def test_examples_run(page, world, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(here))
     (x, y), (x_test, y_test) = ([torch.from_numpy(a) for a in images(96, seed)] for seed in (3, 4))
     model = network()
+    text_model, arguments, train_dataset = for_a_trainer(here)
     names = {
-        "torch": torch, "winnow": sys.modules["winnow"], "model": model.eval(), "inputs": x, "labels": y, "x": x, "y": y, "x_test": x_test, "y_test": y_test, "loader": torch.utils.data.DataLoader(list(zip(x, y)), 32),
+        "text_model": text_model, "arguments": arguments, "train_dataset": train_dataset, "torch": torch, "winnow": sys.modules["winnow"], "model": model.eval(), "inputs": x, "labels": y, "x": x, "y": y, "x_test": x_test, "y_test": y_test, "loader": torch.utils.data.DataLoader(list(zip(x, y)), 32),
     }  # fmt: skip
     ran = 0
     for _, kind, text in FENCE.findall((REPO / page).read_text()):
         block = quick(textwrap.dedent(text))
-        if kind == "python":
+        if kind == "python" and not ("import peft" in block and find_spec("peft") is None):
             if not isinstance(names["model"], type(model)):
                 names["model"] = network()
             names["optimizer"] = torch.optim.SGD(names["model"].parameters(), lr=0.01)

@@ -35,12 +35,15 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_it_is_sound_and_says_how_to_run_it_small(recipe):
-    assert {"bert-ticket.yaml", "vision-ticket.yaml"} <= {p.name for p in RECIPES}
-    stages = [s.kind for s in read_recipe(recipe).stages]
-    assert stages == ["train", "eval", "ticket", "compress", "eval"]
+    assert {"bert-ticket.yaml", "vision-ticket.yaml", "sparse-cnn.yaml"} <= {p.name for p in RECIPES}
     assert f"winnow run recipes/{recipe.name} --out" in recipe.read_text()
-    changed = read_recipe(recipe, small_values(recipe))
-    assert changed.model != read_recipe(recipe).model and changed.stages[0].steps <= 100
+    given, changed = read_recipe(recipe), read_recipe(recipe, small_values(recipe))
+    stages = [s.kind for s in given.stages]
+    if recipe.stem == "sparse-cnn":  # brings its model and data along
+        assert stages == ["train", "compress", "eval"] and changed.stages[0].epochs <= 4
+        return
+    assert stages == ["train", "eval", "ticket", "compress", "eval"]
+    assert changed.model != given.model and changed.stages[0].steps <= 100
 
 
 def check(ran, sparsity):
@@ -62,6 +65,31 @@ def test_vision(tiny):
     ticket = load_file(next(Path("tiny/out.work").glob("ticket-*/network/model.safetensors")))
     model = winnow.load("tiny/out", factory=tiny.network)
     assert all(torch.equal(t, ticket[n]) for n, t in model.state_dict().items())  # batch norms too
+
+
+def test_a_sparse_cnn_from_scratch(tmp_path, monkeypatch):
+    """Sign-In from random weights on built-in data: it learns, and what is packed has exactly the zeros of the training."""
+    pytest.importorskip("sklearn")
+    from winnow.demo_data import digits, digits_cnn
+
+    recipe = REPO / "recipes" / "sparse-cnn.yaml"
+    monkeypatch.chdir(tmp_path)
+    ran = run_recipe(recipe, "out", sets=small_values(recipe), keep_work=True, command="winnow run")
+    train, packed, last = (s.figures for s in ran.stages)
+    assert train["value"] > 85 and train["method"] == "sign-in" and last["drop"]["high"] <= 30
+    trained = load_file(next(Path("out.work").glob("train-*/sparse-cnn/model.safetensors")))
+    model = winnow.load("out", factory=digits_cnn).eval()
+    assert all(torch.equal(t, trained[n]) for n, t in model.state_dict().items())
+    zeros = sum(int((trained[f"body.{i}.weight"] == 0).sum()) for i in (0, 4, 8))
+    assert zeros == packed["zeros"] == train["zeros"] == round(0.95 * 32 * 9 * (1 + 64 + 128))
+    assert int((trained["head.weight"] == 0).sum()) == 0 and packed["file_bytes"] < packed["dense_file"] / 4
+    with torch.no_grad():
+        images, labels = digits()["test"]
+        right = (model(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
+    assert 100 * right == pytest.approx(train["value"])
+    page = (ran.folder / "ticket.html").read_text()
+    assert dict(ran.pages) == {"Training": "ticket.html"}
+    assert "Training loss" in page and "Sparsity per layer" in page and "sign-in on random masks" in page
 
 
 @pytest.mark.hf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
@@ -13,7 +14,7 @@ from torch import nn
 import winnow
 from small import save_llama
 from winnow.errors import InputError
-from winnow.train import Fixed, WinnowCallback, attach, merge
+from winnow.train import Fixed, SignIn, WinnowCallback, attach, merge
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
@@ -262,3 +263,77 @@ def test_the_result_of_a_compression_is_warned_of_too(sparse, tmp_path):
     result = winnow.compress(winnow.load(sparse), sparsity=0.6, method="magnitude", task="none", speed=False)
     with pytest.warns(UserWarning, match=f"{sum(x.zeros for x in result.layers):,} pruned weights"):
         trainer(tmp_path, result.model, steps=1).train()
+
+
+# -- fine-tuning with the mask of a pruned artifact -----------------------------------------------------------------------
+
+
+def train_llama(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4) -> list[float]:
+    losses = []
+    ids = torch.randint(4, 27, (8, 12), generator=torch.Generator().manual_seed(0))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def zeros_by_file(folder) -> dict[str, int]:
+    """Pruned weights by tensor, counted in the bytes of the file."""
+    raw = (folder / "model.winnow.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    masks = {n.removesuffix(".winnow_mask"): h["data_offsets"] for n, h in header.items() if n.endswith(".winnow_mask")}
+    at = 8 + int.from_bytes(raw[:8], "little")
+    # Rows are whole bytes here: every bit that is not set is a pruned weight.
+    return {name: sum(8 - bin(byte).count("1") for byte in raw[at + a : at + b]) for name, (a, b) in masks.items()}
+
+
+@pytest.mark.parametrize("given", ["folder", "loaded", "sign-in"])
+def test_fine_tuning_under_the_mask_of_a_folder(sparse, given):
+    """One line: by the folder on whatever weights, or by the zeros of the model that it gave; the head's mask is among them."""
+    expected = zeros_by_file(sparse)
+    assert "lm_head.weight" in expected and sum(expected.values()) > 1000
+    source = sparse if given == "loaded" else sparse.parent / "dense"
+    model = winnow.load(source) if given == "loaded" else transformers.AutoModelForCausalLM.from_pretrained(source)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+    method = {"loaded": Fixed, "folder": lambda: Fixed(sparse), "sign-in": lambda: SignIn(str(sparse), every=2)}[
+        given
+    ]()
+    attached = attach(model, optimizer, method)
+    losses = train_llama(model, optimizer)
+    assert losses[-1] < losses[0] and attached.zeros == sum(expected.values())
+    tuned_ = weights(attached.detach())
+    masks = {n: p != 0 for n, p in weights(winnow.load(sparse)).items() if n in expected}
+    for name, zeros in expected.items():
+        assert int((tuned_[name] == 0).sum()) == zeros and not tuned_[name][~masks[name]].any(), name
+
+
+def test_lora_trained_merged_and_packed_again(sparse, tmp_path):
+    """From the folder to a folder: adapters trained on a sparse base, merged, saved, and packed with exactly the zeros of before."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_pretrained(sparse)
+    made = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "up_proj"], r=4))
+    losses = train_llama(made, torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], 2e-2), 6)
+    model = merge(made)
+    assert losses[-1] < losses[0] and 0 < model.winnow_merged.lost < 1
+    before = weights(winnow.load(sparse))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(model.get_parameter(name), before[name])
+    model.save_pretrained(tmp_path / "merged")
+    winnow.compress(tmp_path / "merged", method="zeros", include=["lm_head.weight"], task="none", speed=False, out=tmp_path / "packed")  # fmt: skip
+    assert zeros_by_file(tmp_path / "packed") == zeros_by_file(sparse)
+    again = weights(winnow.load(tmp_path / "packed"))
+    assert all(torch.equal(again[n], p) for n, p in weights(model).items())
+
+
+def test_folders_without_masks(sparse, tmp_path):
+    with pytest.raises(InputError, match="holds no masks: give a folder that winnow"):
+        Fixed(sparse.parent / "dense")
+    with pytest.raises(InputError, match="holds no masks"):
+        Fixed(tmp_path / "nowhere")
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="is not prunable here"):
+        attach(other, torch.optim.SGD(other.parameters(), 0.1), Fixed(sparse))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from winnow.masks.scope import find_scope
 from winnow.train import Attached, attach, read_state, write_state
 from winnow.train.examples import Examples
 from winnow.train.methods import METHODS
+from winnow.train.methods.by_name import fields_of, make
 from winnow.train.task import run as run_module
 from winnow.train.task.run import Run
 from winnow.train.task.training import Training
@@ -197,6 +199,31 @@ def test_the_trainer_resumed(name, tmp_path):
         models.append(run.model)
     require_same(*models)
     assert callbacks[0].masks == callbacks[1].masks
+
+
+GIVEN: dict[str, Any] = {"seed": 0, "batches": [(X[:32], Y[:32])], "loss": lambda m, b: F.cross_entropy(m(b[0]), b[1])}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_by_name_as_by_class(name):
+    """What a recipe can say of it - plain values, the rest by the number of steps - trains as the class does."""
+    offered = {n: OFFERED[n] for n in fields_of(name) if n in OFFERED and n not in ("begin", "masks")}
+    model = classifier()
+    if "sparsity" not in offered:  # it takes the model's zeros
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                p[p.abs() < 0.1] = 0.0 if n.startswith("blocks") else 0.1
+    made = make(name, offered, steps=STEPS, **GIVEN)
+    assert type(made) is METHODS[name]
+    attached = train(attach(model, torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1), made))
+    assert 0 < attached.zeros < attached.numel
+    if "sparsity" in offered:
+        assert attached.zeros == round(OFFERED["sparsity"] * attached.numel)
+    defaults = make(name, {n: v for n, v in offered.items() if n == "sparsity"}, steps=STEPS, **GIVEN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what is worked out from the steps fits into them
+        model = classifier()
+        train(attach(model, torch.optim.AdamW(model.parameters(), 1e-2), defaults)).detach()
 
 
 @each

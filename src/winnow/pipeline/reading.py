@@ -133,7 +133,8 @@ def _stage(document: Document, number: int, entry: Any) -> Stage:
     if not isinstance(fields, dict):
         raise document.error((*where, kind), "must be a mapping of fields")
     article = "an" if kind[0] in "aeiou" else "a"
-    stage = _model(document, KINDS[kind], fields, (*where, kind), f"{article} {kind} stage")
+    checked = KINDS[kind].variant(fields)
+    stage = _model(document, checked, fields, (*where, kind), f"{article} {kind} stage{checked.such}")
     for name, (model, what) in stage.nested().items():
         _model(document, model, getattr(stage, name), (*where, kind, name), what)
     return stage

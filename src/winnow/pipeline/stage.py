@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,12 @@ class Stage(Part):
     repeats: ClassVar[bool] = False  # even when finished, from what it stored: its figures depend on more than its key
     finished: ClassVar[str] = ".json"  # ending of the file that is there, after the key, once it is finished
     alternatives: ClassVar[dict[str, str]] = {}  # fields that replace each other: with --set the one that is set counts
+    such: ClassVar[str] = ""  # what distinguishes it from others of its kind, in words that follow "a train stage"
+
+    @classmethod
+    def variant(cls, fields: Mapping[str, Any]) -> type[Stage]:
+        """The class that checks these fields: another one where one of them decides which others there are."""
+        return cls
 
     def check(self, pipeline: Pipeline, number: int) -> None:
         """Raises InputError for what can be known to be wrong about stage ``number`` without model and data."""

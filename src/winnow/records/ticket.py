@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from winnow.notebook import Card
+from winnow.records.allocation import AllocationRecord
 from winnow.records.compression import ModelInfo, TaskInfo, Verdict
 from winnow.records.parts import Count, Part, Record, Share, Text
 from winnow.words import duration, number, percent
@@ -187,6 +188,7 @@ class TicketReport(Record):
     notes: list[Text] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
+    training: AllocationRecord | None = None  # of a single sparse training: sparsity by tensor, losses
     described: dict[str, MethodLine] = Field(default_factory=dict)  # by method; reports written before have none
 
     def _card(self) -> Card:

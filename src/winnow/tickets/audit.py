@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,11 @@ from winnow.masks.mask import MaskSet
 from winnow.measure.classification import class_figures
 from winnow.measure.compare import compare
 from winnow.measure.evaluation import Evaluation
+from winnow.records.allocation import AllocationLayer, AllocationRecord
 from winnow.records.ticket import Changes, ClassLine, Figure, OverlapLine, TensorLine
+from winnow.tickets.search import Ticket
+from winnow.train.distil.fit import downsample
+from winnow.train.methods.by_name import title
 
 
 def figure(evaluation: Evaluation, scale: float) -> Figure:
@@ -118,3 +123,16 @@ def tensors(masks: MaskSet, flops: Mapping[str, float]) -> list[TensorLine]:
     return [
         TensorLine(name=name, numel=m.numel, kept=m.nonzeros, flops=flops.get(name, 0.0)) for name, m in masks.items()
     ]
+
+
+def training(ticket: Ticket, settings: Mapping[str, Any]) -> AllocationRecord:
+    """A sparse training's masks, losses and time; ``settings`` are those of :mod:`winnow.tickets.methods.sparse_training`."""
+    masks, name, options = ticket.masks, settings.get("by", ""), settings.get("options", {})
+    total = sum(p.numel() for p in ticket.model.parameters())
+    return AllocationRecord(
+        method=title(name, options) if name else "sparse training", zeros=ticket.zeros, numel=masks.numel, total_parameters=total,
+        target=ticket.sparsity, exact_rate=ticket.sparsity, exact_rate_all=ticket.zeros / total,
+        layers=[AllocationLayer(name=n, numel=m.numel, rate=m.zeros / m.numel) for n, m in masks.items()],
+        losses=downsample(ticket.losses), steps=ticket.cost.steps, seconds=ticket.cost.seconds,
+        settings={k: str(v) for k, v in options.items()},
+    )  # fmt: skip

@@ -59,6 +59,7 @@ class Method:
             method does not fit into so many steps or examples.
         trajectory: one sequence of trainings serves all sparsities, unless its settings have a ``budget``.
         candidates: a run has parts that an executor can compute.
+        open_ended: a sparsity of 0 may be asked for, and the tickets are of what comes of it.
         early_masks: reports check that the last mask fell within the first quarter of the training (ISP's rule).
     """
 
@@ -71,6 +72,7 @@ class Method:
     planned_steps: Callable[[Any, Any, float], int] = one_training
     trajectory: bool = False
     candidates: bool = False
+    open_ended: bool = False
     early_masks: bool = False
 
     def read_settings(self, given: dict[str, Any], name: str, kind: str | None = None) -> Settings:

@@ -93,6 +93,10 @@ def build(
         rows.append(_row(own, theirs, task))
     found = {m: METHODS[m] for m in methods if m in METHODS}
     described = {m: MethodLine(title=f.title, brief=f.brief, meaning=f.meaning) for m, f in found.items()}
+    trained = None
+    if methods == ["sparse-training"] and len(tickets) == 1:
+        trained = audit.training(tickets[0], settings or {})
+        described = {"sparse-training": MethodLine(title=trained.method, meaning=described["sparse-training"].meaning)}
     figures = [audit.figure(e, scale_of(e)) for e in denses.values()]
     report = TicketReport(
         title=title or f"Tickets of {model}", verdict=Verdict(sentence="", tone="mixed"),
@@ -102,7 +106,7 @@ def build(
         ),
         task=task, chosen=chosen, sparsity=0.0, reference=reference, steps=training.steps, batch=batch,
         forward=flops.total, forward_prunable=flops.prunable, dense=audit.pooled(figures, ends_of(task)),
-        tickets=lines, rows=rows, settings=dict(settings or {}), described=described,
+        tickets=lines, rows=rows, settings=dict(settings or {}), training=trained, described=described,
     )  # fmt: skip
     report.verdict, report.sparsity = judge(report)
     report.warnings = warnings(report)

@@ -57,6 +57,7 @@ class Ticket:
         model: trained, masks folded in, in eval mode.
         cost: everything that was spent on it; for one trajectory of several sparsities, up to this one.
         evaluation: at the end of the training (never the best of several), None without evaluation data.
+        losses: of every step, where the method is a single training from its first step to its last; else empty.
     """
 
     method: str
@@ -68,6 +69,7 @@ class Ticket:
     history: list[Round] = field(default_factory=list)
     evaluation: Evaluation | None = None
     notes: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if self.masks.zeros != self.zeros:

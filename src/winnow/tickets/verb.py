@@ -208,7 +208,7 @@ def find_ticket(
     """
     given = {k: v for k, v in locals().items() if k in _DEFAULTS}
     name = known(method)
-    rates = sparsities(sparsity, dense=name == "dense")
+    rates = sparsities(sparsity, zero=METHODS[name].open_ended)
     METHODS[name].read_settings(settings or {}, name)  # mistakes are named before anything is read
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -280,8 +280,8 @@ def _trainings(search: Search) -> int:
     return sum(1 + len(levels(s, search.settings.rate)) for s in searches)  # the dense one, and one after each round
 
 
-def sparsities(given: float | str | Sequence[float | str], *, dense: bool = False) -> list[float]:
-    """One target or several, rising. Raises InputError."""
+def sparsities(given: float | str | Sequence[float | str], *, zero: bool = False) -> list[float]:
+    """One target or several, rising; ``zero``: 0 is one. Raises InputError."""
     listed = given.split(",") if isinstance(given, str) else given
     rates = [parse_sparsity(p) for p in (listed if isinstance(listed, Sequence) else [listed])]
     if not rates:
@@ -290,7 +290,7 @@ def sparsities(given: float | str | Sequence[float | str], *, dense: bool = Fals
         raise InputError(
             f"sparsities {', '.join(map('{:g}'.format, rates))} do not rise: give each once, smallest first."
         )
-    if rates[0] == 0 and not dense:
+    if rates[0] == 0 and not zero:
         raise InputError("a sparsity of 0 removes nothing: give more, or method='dense' for the dense training.")
     return rates
 

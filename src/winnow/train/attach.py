@@ -16,7 +16,7 @@ from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero
-from winnow.train.method import SparseMethod, plan, title, unfinished
+from winnow.train.method import SparseMethod, plan, pruned_by, title, unfinished
 from winnow.train.ranks import asked_for, masked_by, require_same
 from winnow.train.shards import group_of, is_sharded, local, part, whole
 from winnow.train.state_file import of_another_method, require_state
@@ -77,6 +77,8 @@ def attach(
     """
     given, model = model, unwrap(model)
     require_unmasked(model)
+    if scope is None:
+        include = [*include, *pruned_by(method, model)]
     scope = scope_of(model, include, exclude, scope)
     return Attached(model, plain_optimizers(optimizer), method, scope, state, steps, together=group_of(given, model))
 

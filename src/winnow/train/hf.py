@@ -15,7 +15,7 @@ from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import unwrap
 from winnow.train.attach import Attached, attach
-from winnow.train.method import SparseMethod, unfinished
+from winnow.train.method import SparseMethod, pruned_by, unfinished
 from winnow.train.methods.fixed import Fixed
 from winnow.train.ranks import asked_for, masked_by, require_same
 from winnow.train.shards import whole
@@ -60,7 +60,7 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
         self, method: SparseMethod | None = None, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> None:
         self.method: SparseMethod = Fixed() if method is None else method
-        self.include, self.exclude, self._own_zeros = include, exclude, method is None
+        self.include, self.exclude = include, exclude
         self.attached: Attached | None = None
         self.masks: MaskSet | None = None
 
@@ -70,7 +70,7 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
         if self.attached is not None:  # the training before this one ended in an error
             self.attached.release()
         # What was pruned by name only, such as a head, is in no scope by itself.
-        pruned = getattr(unwrap(model), "winnow_zeros", ()) if self._own_zeros else ()
+        pruned = pruned_by(self.method, unwrap(model))
         scope, saved = scope_of(unwrap(model), [*self.include, *pruned], self.exclude, None), None
         if state.global_step:
             path = _resumed(args, state.global_step)

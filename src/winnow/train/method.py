@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from winnow.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from winnow.train.attach import Attached
 
 
 class SparseMethod(Protocol):
     """What decides about the masks in any training loop: see :mod:`winnow.train.methods`. It holds the state of one training.
 
-    Five more things are optional, none of which a loop needs to know of:
+    More things are optional, none of which a loop needs to know of:
 
     - ``plan(steps)`` is called before ``start`` and ``restore`` with the optimizer steps of the whole training, None where they
       are not known: for steps that the user left out, by :func:`planned`.
@@ -32,6 +34,7 @@ class SparseMethod(Protocol):
       where the masks that the method sets are. Gradients, moments and factors are not masked.
     - ``unfinished(attached, last=None)`` returns a sentence that is warned with when training ends at ``attached.step``
       (None: nothing to say); the Trainer's callback also asks at the start, with the ``last`` step to come.
+    - ``pruned(model)`` names tensors that are prunable because the method knows that they are pruned, such as an output head.
     """
 
     def start(self, attached: Attached) -> None:
@@ -75,6 +78,13 @@ def unfinished(attached: Attached, last: int | None = None, method: SparseMethod
     """A warning of the method (one within ``attached.method``, where given) where training ends now, or after ``last``."""
     find = getattr(method or attached.method, "unfinished", None)
     return None if find is None else find(attached, last)
+
+
+def pruned_by(method: SparseMethod, model: nn.Module) -> list[str]:
+    """The tensors of a model that a method knows to be pruned (see ``pruned`` of :class:`SparseMethod`)."""
+    find = getattr(method, "pruned", None)
+    there = dict(model.named_parameters(remove_duplicate=False))
+    return [] if find is None else [name for name in find(model) if name in there]
 
 
 def title(method: Any) -> str:

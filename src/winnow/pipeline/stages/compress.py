@@ -20,7 +20,7 @@ from winnow.pipeline.stage import Publication, Stage
 from winnow.pipeline.stages.compress_page import Dense, compress_report
 from winnow.pipeline.stages.eval import Evaluate
 from winnow.pipeline.stages.ticket import Ticket
-from winnow.pipeline.stages.train import Train
+from winnow.pipeline.stages.train import DENSE, Train
 from winnow.report.compression import card, page
 from winnow.seeding import torch_seed
 from winnow.solve.settings import ReconstructSettings
@@ -30,12 +30,12 @@ FILES = frozenset({"report.html", "report.json", "README.md"})
 
 
 class Compress(Options, Stage):
-    """A packed folder: the options of :func:`winnow.compress`. After a ticket without a budget: its own zeros."""
+    """A packed folder: the options of :func:`winnow.compress`. After a ticket or a sparse training, without a budget: its own zeros."""
 
     kind = "compress"
 
     method: Method | None = None  # type: ignore[assignment]  # None: auto, or the ticket's zeros
-    include: Texts | None = None  # type: ignore[assignment]  # None: as the ticket stage has it
+    include: Texts | None = None  # type: ignore[assignment]  # None: as the stage has it that made the zeros
     exclude: Texts | None = None  # type: ignore[assignment]
 
     @field_validator("settings")
@@ -44,22 +44,22 @@ class Compress(Options, Stage):
         require_settings(value, DistilSettings, FcptsSettings, ReconstructSettings)
         return value
 
-    def options(self, ticket: Ticket | None) -> dict[str, Any]:
-        """Keywords of :func:`winnow.compress`."""
+    def options(self, sparse: Ticket | Train | None) -> dict[str, Any]:
+        """Keywords of :func:`winnow.compress`, after a stage whose model is sparse."""
         found = {name: getattr(self, name) for name in Options.model_fields}
         for name in ("include", "exclude"):
             if found[name] is None:
-                found[name] = getattr(ticket, name) if ticket is not None else ()
+                found[name] = getattr(sparse, name) if sparse is not None else ()
         if self.method is None:
             free = self.structure == "unstructured" and all(found[name] is None for name in BUDGETS)
-            own = ticket is not None and free
+            own = sparse is not None and free
             found["method"] = "zeros" if own else "auto"
         return found
 
     def check(self, pipeline: Pipeline, number: int) -> None:
         """What compress would refuse whatever the model and data."""
         try:
-            options = self.options(pipeline.first(Ticket, before=number))
+            options = self.options(_sparse(pipeline, number))
             if self.sparsity is not None and len(rates_of(self.sparsity)) > 1:
                 raise InputError("a recipe ends in one artifact: give one sparsity", option="sparsity")
             Job(pipeline.model, pipeline.data, **options)
@@ -77,7 +77,7 @@ class Compress(Options, Stage):
         return ", ".join([options["method"], *budget, *structure, f"values {self.values}{how}", *rest])
 
     def depends_on(self, inputs: RecipeInputs, number: int) -> Any:
-        return self.options(inputs.pipeline.first(Ticket, before=number))
+        return self.options(_sparse(inputs.pipeline, number))
 
     def run(self, execution: Execution, number: int) -> dict[str, Any]:
         """The packed folder with its report comes to the stage's folder.
@@ -127,3 +127,9 @@ class Compress(Options, Stage):
             return None
         own = execution.evaluation_file(ticket)
         return Dense(task, other, mine, Evaluation.load(own) if own.exists() else None, reference.made_by)
+
+
+def _sparse(pipeline: Pipeline, number: int) -> Ticket | Train | None:
+    """The stage before stage ``number`` whose model has zeros: a ticket, or a training with a method."""
+    ticket, train = pipeline.first(Ticket, before=number), pipeline.first(Train, before=number)
+    return ticket or (train if train is not None and train.method != DENSE else None)

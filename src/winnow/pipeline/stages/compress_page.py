@@ -77,7 +77,11 @@ def compress_report(
             ]
     else:
         trained = number > 0 and execution.models[number - 1].key != inputs.model.key
-        notes = [(f"“Dense” is the model of {execution.models[number - 1].made_by}; " if trained else "") + FIGURES]
+        zeros = next((r.figures["sparsity"] for r in execution.results[:number] if r.figures.get("sparsity")), 0.0)
+        stored = f" with its {percent(zeros)} of zeros stored like every other weight" if zeros else ""
+        notes = [
+            (f"“Dense” is the model of {execution.models[number - 1].made_by}{stored}; " if trained else "") + FIGURES
+        ]
     report.notes = [*notes, *_stored_smaller(report, inputs), *report.notes]
     return report
 

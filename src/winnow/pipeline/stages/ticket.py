@@ -17,7 +17,7 @@ from winnow.pipeline.inputs import Checkpoint, RecipeInputs
 from winnow.pipeline.part import require_no_truth, require_settings
 from winnow.pipeline.schema import Pipeline
 from winnow.pipeline.stage import Publication
-from winnow.pipeline.stages.train import PAGES, FineTuning, Train
+from winnow.pipeline.stages.train import DENSE, PAGES, SPARSE, FineTuning, Train
 from winnow.records.ticket import TicketReport
 from winnow.report.ticket.page import PAGE, read, write
 from winnow.report.ticket.verdict import judge, warnings
@@ -25,7 +25,10 @@ from winnow.seeding import torch_seed
 from winnow.tickets import audit
 from winnow.tickets.methods.registry import METHODS, known
 from winnow.tickets.reporting import METRICS
+from winnow.train.methods import METHODS as TRAINING
 from winnow.train.task.training import Training
+
+TRAIN_STAGE = (DENSE, SPARSE)  # methods that a train stage has
 
 
 class Ticket(FineTuning):
@@ -52,13 +55,14 @@ class Ticket(FineTuning):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value == "dense":
-            raise ValueError("dense is the train stage: write train in place of ticket")
-        if value != "ticket" and value not in METHODS:
-            known = dict.fromkeys(["ticket", *METHODS])
-            raise ValueError(
-                f"there is no method {value!r}{meant(value, known)}: choose one of {', '.join(m for m in known if m != 'dense')}"
+        known = dict.fromkeys(["ticket", *(m for m in METHODS if m not in TRAIN_STAGE)])
+        if value not in known:
+            found = (
+                " (it is one of a train stage: write train in place of ticket)"
+                if value in (*TRAINING, *TRAIN_STAGE)
+                else meant(value, known)
             )
+            raise ValueError(f"there is no method {value!r}{found}: choose one of {', '.join(known)}")
         return value
 
     @field_validator("settings")
@@ -69,6 +73,11 @@ class Ticket(FineTuning):
         return value
 
     def check(self, pipeline: Pipeline, number: int) -> None:
+        train = pipeline.first(Train, before=number)
+        if train is not None and train.method != DENSE:
+            raise InputError(
+                "a ticket is compared with a dense training: leave out the method of the train stage, or the ticket"
+            )
         if self.start == "model" and pipeline.index(Train, before=number) is None:
             raise InputError("start model is for a ticket after a train stage: leave it out", option="start")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from winnow.errors import InputError
 from winnow.records.ticket import TicketReport
 from winnow.report.folder import write_files
+from winnow.report.ticket import training
 from winnow.report.ticket.view import view
 
 PAGE, DATA = "ticket.html", "ticket-report.json"  # ticket.json is the saved ticket itself
@@ -15,7 +16,7 @@ PAGE, DATA = "ticket.html", "ticket-report.json"  # ticket.json is the saved tic
 
 def render(report: TicketReport) -> str:
     """The whole page as one string: styles and pictures inside, nothing loaded from anywhere."""
-    return view(report).html()
+    return (view(report) if report.training is None else training.view(report, report.training)).html()
 
 
 def write(report: TicketReport, folder: str | os.PathLike[str]) -> Path:

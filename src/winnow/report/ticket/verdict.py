@@ -19,6 +19,8 @@ NAMES, METHODS = 3, 4  # tensors and methods that a warning names
 def judge(report: TicketReport) -> tuple[Verdict, float]:
     """The verdict on the chosen method, and the sparsity it is about: the highest that costs at most one point, else the lowest."""
     rows, task, reference = report.rows, report.task, report.reference
+    if report.training is not None:
+        return _trained(report), report.rows[0].sparsity
     name = report.named(report.chosen)
     own = [r for r in rows if r.method == report.chosen]
     if not own:
@@ -45,6 +47,24 @@ def judge(report: TicketReport) -> tuple[Verdict, float]:
     tone = _tone(row.drop)
     depends = _depends(row.drop, report) if tone == "mixed" else ""
     return Verdict(sentence=_whole(f"{said}{'; ' + full if full else ''}.{depends}"), tone=tone), row.sparsity
+
+
+def _trained(report: TicketReport) -> Verdict:
+    """Of a sparse training: what it reached. A dense training to compare with is another one's business."""
+    row, task = report.rows[0], report.task
+    said = f"{words.capital(report.named(report.chosen))}, {words.percent(row.sparsity)} sparsity: "
+    if row.figure is None:
+        said += "its quality was not measured"
+    else:
+        span = "" if row.figure.low is None or row.figure.high is None else (
+            f"{phrases.plain(row.figure.low, task)} to {phrases.plain(row.figure.high, task)}"
+        )  # fmt: skip
+        said += f"{task.metric} {phrases.with_interval(phrases.quality(row.figure.value, task), span)}"
+    return Verdict(
+        sentence=f"{said}, after {words.count(round(row.steps))} steps. No dense training was measured beside it.",
+        tone="mixed",
+        answer="Trained sparse",
+    )
 
 
 def _depends(drop: Figure | None, report: TicketReport) -> str:

@@ -12,7 +12,7 @@ def dense(search: Search) -> Iterator[Ticket]:
     """T steps of the ordinary training. One ticket of sparsity 0, whatever sparsities were requested."""
     run = search.run("run-dense", "train dense")
     run.advance_to(run.total)
-    yield search.ticket(run, 0)
+    yield search.ticket(run, 0, losses=run.losses)
 
 
-DENSE = Method(dense, "dense", "the same training without pruning", Settings)
+DENSE = Method(dense, "dense", "the same training without pruning", Settings, open_ended=True)

@@ -46,6 +46,7 @@ METHODS = Methods(
         "imp-rewind": "imp:IMP_REWIND",
         "lrr": "imp:LRR",
         "lottery-pool": "lottery_pool:LOTTERY_POOL",
+        "sparse-training": "sparse_training:SPARSE_TRAINING",
         "isp": "isp.isp:ISP",
         "isp-plain": "isp.isp:ISP_PLAIN",
         "isp-matched": "isp.isp:ISP_MATCHED",

@@ -66,6 +66,12 @@ class RigL(RandomMasks):
             raise InputError(f"masks would change every {self.every} steps up to step {end}: give 1 <= every <= end.")
         self.end = end
 
+    @classmethod
+    def of(cls, steps: int, sparsity: float | str, **options: Any) -> RigL:
+        """For a training of ``steps``: the last change after three quarters of it, 100 steps between two or a twentieth of the
+        training where that is less, unless ``options`` say otherwise."""
+        return cls(sparsity, **{"end": max(1, steps * 3 // 4), "every": max(1, min(100, steps // 20)), **options})
+
     def due(self, step: int) -> bool:
         """Whether masks change after this step."""
         return 0 < step <= self.end and step % self.every == 0

@@ -76,6 +76,11 @@ class Gradual:
             )
         self.end = end
 
+    @classmethod
+    def of(cls, steps: int, sparsity: float | str, **options: Any) -> Gradual:
+        """Over the first half of a training of ``steps``, in about fifty changes, unless ``options`` say otherwise."""
+        return cls(sparsity, **{"end": max(1, steps // 2), "every": max(1, steps // 100), **options})
+
     def start(self, attached: Attached) -> None:
         present = nonzero(attached)
         zeros = attached.numel - sum(int(k.count_nonzero()) for k in present.values())

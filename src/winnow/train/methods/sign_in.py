@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.train.attach import Attached
-from winnow.train.method import SparseMethod, plan, planned, unfinished
+from winnow.train.method import SparseMethod, plan, planned, pruned_by, unfinished
 from winnow.train.methods.fixed import Fixed
 from winnow.train.shards import is_sharded, local, whole
 
@@ -54,7 +56,7 @@ class SignIn:
 
     def __init__(
         self,
-        masks: SparseMethod | MaskSet | Mapping[str, torch.Tensor] | None = None,
+        masks: SparseMethod | MaskSet | Mapping[str, torch.Tensor] | str | os.PathLike[str] | None = None,
         *,
         every: int | None = None,
         end: int | None = None,
@@ -79,8 +81,11 @@ class SignIn:
 
     @classmethod
     def of(cls, steps: int, masks: Any = None, **options: Any) -> SignIn:
-        """With a reset every tenth of a training of ``steps``, the last at nine tenths."""
-        return cls(masks, every=max(1, steps // 10), end=max(1, steps * 9 // 10), **options)
+        """With a reset every tenth of a training of ``steps``, the last at nine tenths, unless ``options`` say otherwise."""
+        return cls(masks, **{"every": max(1, steps // 10), "end": max(1, steps * 9 // 10), **options})
+
+    def pruned(self, model: nn.Module) -> list[str]:
+        return pruned_by(self.inner, model)
 
     def plan(self, steps: int | None) -> None:
         plan(self.inner, steps)
