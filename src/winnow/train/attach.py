@@ -15,7 +15,7 @@ from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
 from winnow.train.factors import Factors
-from winnow.train.masking import masked, moments, on_gradient, zero
+from winnow.train.masking import masked, moments, on_gradient, zero, zero_all
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_trained, scope_of
 
@@ -285,10 +285,9 @@ class Attached:
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """With gradients and moments of zero most optimizers leave the zeros alone; those that mix entries (Muon) do not."""
         self._check_places()
-        self.factors.leave(optimizer)
+        whole = self.factors.leave(optimizer)
         self._arrived.difference_update(self._held(optimizer))
-        for name, mask in self._masks.items():
-            zero(self.weights[name], mask, name)
+        zero_all(self.weights, {n: mask for n, mask in self._masks.items() if n not in whole})
         # A fused optimizer is called by GradScaler also where it finds infinite gradients and does nothing.
         infinite = getattr(optimizer, "found_inf", None)
         if optimizer is self.optimizers[-1] and (infinite is None or not bool(infinite)):

@@ -59,15 +59,20 @@ class Factors:
             if self._masks.get(name) is not (self._laid[name][0] if name in self._laid else None):
                 self._move(name)
             factors, values = self.tensors[name], self._values(name, self._weights[name])
-            stale = values != self._method.merge(name, factors)
-            stale = torch.ones_like(stale) if everywhere else stale | (values == 0) if zeros else stale
-            if bool(stale.any()):
-                factors.copy_(torch.where(stale, self._method.split(name, values), factors))
-                self._write(name)
+            merged = None if everywhere else self._method.merge(name, factors)
+            if merged is not None and not zeros and values.dtype == merged.dtype and torch.equal(values, merged):
+                continue  # what every step comes to
+            split = self._method.split(name, values)
+            if merged is not None:
+                stale = values != merged
+                split = torch.where(stale | (values == 0) if zeros else stale, split, factors)
+            factors.copy_(split)
+            self._write(name)
 
     def enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """When a step begins; what it is to be called with instead, where that is a closure."""
-        if not any(id(self._weights[n]) in held([optimizer]) for n in self.tensors):
+        present = held([optimizer])
+        if not any(id(self._weights[n]) in present for n in self.tensors):
             return None
         self._enter(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -83,13 +88,16 @@ class Factors:
         return (args[0], evaluated, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
     @torch.no_grad()
-    def leave(self, optimizer: torch.optim.Optimizer) -> None:
-        """When a step is over: the weights are what the factors have become."""
-        if optimizer in self._entered:
-            self._entered.remove(optimizer)
-            for name in _exchange(optimizer, self.tensors, self._weights):
-                self.tensors[name].grad = None
-                self._write(name)
+    def leave(self, optimizer: torch.optim.Optimizer) -> Collection[str]:
+        """When a step is over: the weights are what the factors have become, and zero elsewhere; their names."""
+        if optimizer not in self._entered:
+            return ()
+        self._entered.remove(optimizer)
+        written = _exchange(optimizer, self.tensors, self._weights)
+        for name in written:
+            self.tensors[name].grad = None
+            self._write(name)
+        return set(written)
 
     def release(self) -> None:
         """Leaves plain weights to the optimizers; the moments were those of factors and are forgotten."""
@@ -164,25 +172,31 @@ class Factors:
             self._write(name)
 
     def _write(self, name: str) -> None:
-        """The weight that the factors stand for."""
+        """The weight that the factors stand for, all of it."""
         weight, merged = self._weights[name], self._method.merge(name, self.tensors[name])
         if name not in self._laid:
             weight.copy_(merged)
-        elif weight.is_contiguous():
-            weight.view(-1).index_copy_(0, self._laid[name][1], merged)
+        elif weight.is_contiguous():  # half the time of index_copy_ and masking
+            weight.zero_().view(-1).scatter_(0, self._laid[name][1], merged)
         else:  # channels last
-            weight.put_(self._laid[name][1], merged)
+            weight.zero_().put_(self._laid[name][1], merged)
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
         self.follow()
         for name in _exchange(optimizer, self._weights, self.tensors):
             factors, gradient = self.tensors[name], self._weights[name].grad
             if gradient is not None:
-                with torch.enable_grad():
-                    merged = self._method.merge(name, factors)
-                    upstream = self._values(name, gradient.to_dense()).to(merged.dtype)
-                    (factors.grad,) = torch.autograd.grad(merged, factors, upstream)
+                factors.grad = self._chain(name, factors, self._values(name, gradient.to_dense()))
         self._entered.add(optimizer)
+
+    def _chain(self, name: str, factors: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+        """dL/dfactors: in closed form where the method knows it, else by autograd through its ``merge``."""
+        if hasattr(self._method, "vjp"):
+            with torch.no_grad():
+                return self._method.vjp(name, factors, gradient)
+        with torch.enable_grad():
+            merged = self._method.merge(name, factors)
+            return torch.autograd.grad(merged, factors, gradient.to(merged.dtype))[0]
 
 
 def _exchange(
