@@ -14,8 +14,10 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
+from winnow.train.cost import TrainingCost
 from winnow.train.factors import Factors
 from winnow.train.masking import masked, moments, on_gradient, zero, zero_all
+from winnow.train.meter import Meter
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.targets import Optimizers, held, places_of, plain_optimizers, require_trained, scope_of
 
@@ -110,19 +112,30 @@ class Attached:
         self._handles: list[Any] = []
         self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
         self.factors = Factors(self.method, self.weights, self.optimizers, self._masks)
+        self.meter = Meter(self)
         if state is None:
             method.start(self)
             self.factors.start()
         else:
             self.load_state_dict(state)
-        self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
-        self._handles += [o.register_step_pre_hook(self._stepping) for o in self.optimizers]
-        self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
+        self.meter.begin()
+        timed = self.meter.timed
+        self._handles += [on_gradient(p, timed(self._gradient(name))) for name, p in self.weights.items()]
+        self._handles += [o.register_step_pre_hook(timed(self._stepping)) for o in self.optimizers]
+        self._handles += [o.register_step_post_hook(timed(self._stepped)) for o in self.optimizers]
+        self._handles += [self.optimizer.register_step_post_hook(self.meter.stepped)]
         _live.add(self)
 
     def __repr__(self) -> str:
         masked = f"{self.zeros:,} of {self.numel:,} weights masked"
         return f"Attached({type(self.method).__name__} on {type(self.model).__name__}, {masked}, step {self.step:,})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.cost()}"
+
+    def cost(self) -> TrainingCost:
+        """Memory, time in the hooks and FLOPs of this training, as far as they are known by now."""
+        return self.meter.cost()
 
     def _check_alone(self) -> None:
         """Two methods on one optimizer undo each other's masks; a second optimizer is a training of its own."""
@@ -215,6 +228,7 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.meter.close()
         self.factors.release()
         _live.discard(self)
         return self.model
@@ -226,7 +240,7 @@ class Attached:
         :func:`winnow.train.write_state`.
         """
         masks = {name: mask.bits for name, mask in self.masks.items()}
-        state = {"step": self.step, "masks": masks, "method": self.method.state()}
+        state = {"step": self.step, "masks": masks, "method": self.method.state(), "cost": self.meter.totals}
         return state | ({"factors": self.factors.state()} if self.factors.tensors else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,6 +266,7 @@ class Attached:
         self.step = int(state["step"])
         self.method.restore(state["method"])
         self.factors.restore(state.get("factors", {}))
+        self.meter.restore(state.get("cost"))
 
     def _gradient(self, name: str) -> Any:
         prunable, dense = self.scope.prunables[name], getattr(self.method, "gradient", None)

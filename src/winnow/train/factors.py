@@ -125,6 +125,10 @@ class Factors:
         self._laid.clear()
         self._expected = frozenset(names)
 
+    def places(self) -> list[torch.Tensor]:
+        """What says of which entries the factors are."""
+        return [places for _, places in self._laid.values()]
+
     def __contains__(self, name: str) -> bool:
         """Whether the optimizers' moments under a weight are those of factors."""
         return name in self.tensors or name in self._expected
