@@ -82,6 +82,7 @@ class Attached:
         keeps: bool matrices [rows, cols] by tensor name, True where the weight stays; change them with :meth:`set`.
         zeros: number of weights that the masks remove.
         step: optimizer steps since the start.
+        meter: what :meth:`cost` is measured by.
         scope: what is prunable.
         weights: the prunable parameters, by the same names.
         factors: what the optimizer steps in the weights' places, where the method splits them.
@@ -122,8 +123,8 @@ class Attached:
         timed = self.meter.timed
         self._handles += [on_gradient(p, timed(self._gradient(name))) for name, p in self.weights.items()]
         self._handles += [o.register_step_pre_hook(timed(self._stepping)) for o in self.optimizers]
-        self._handles += [o.register_step_post_hook(timed(self._stepped)) for o in self.optimizers]
-        self._handles += [self.optimizer.register_step_post_hook(self.meter.stepped)]
+        for o in self.optimizers:
+            self._handles.append(o.register_step_post_hook(timed(self._stepped, last=o is self.optimizer)))
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -134,7 +135,10 @@ class Attached:
         return f"{self!r}\n{self.cost()}"
 
     def cost(self) -> TrainingCost:
-        """Memory, time in the hooks and FLOPs of this training, as far as they are known by now."""
+        """Memory, time in the hooks and FLOPs of this training as far as they are known by now; the hooks measure them.
+
+        Logged once, at INFO after 20 steps, to the logger ``winnow.train.meter``; ``print(attached)`` shows it too.
+        """
         return self.meter.cost()
 
     def _check_alone(self) -> None:

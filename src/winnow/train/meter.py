@@ -49,20 +49,22 @@ class Meter:
         self.totals = None if totals is None else [float(t) for t in totals]
         self._look()
 
-    def timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """The hook, its time counted."""
+    def timed(self, hook: Callable[..., Any], last: bool = False) -> Callable[..., Any]:
+        """The hook, its time counted; with the ``last`` one a step is over."""
 
         def run(*args: Any) -> Any:
             began = time.perf_counter()
             try:
-                return hook(*args)
+                result = hook(*args)
             finally:
                 self._inside += time.perf_counter() - began
+            if last:
+                self._stepped()
+            return result
 
         return run
 
-    def stepped(self, *_: Any) -> None:
-        """To be called when a step and its hooks are over."""
+    def _stepped(self) -> None:
         now, self._taken = time.perf_counter(), self._taken + 1
         self._under.append(dict(self._densities))
         if self._taken == 1 and not self._told:
