@@ -89,7 +89,7 @@ class Factors:
 
     @torch.no_grad()
     def leave(self, optimizer: torch.optim.Optimizer) -> Collection[str]:
-        """When a step is over: the weights are what the factors have become, and zero elsewhere; their names."""
+        """When a step is over: the weights are what the factors have become. Names those that need no mask any more."""
         if optimizer not in self._entered:
             return ()
         self._entered.remove(optimizer)
@@ -97,7 +97,7 @@ class Factors:
         for name in written:
             self.tensors[name].grad = None
             self._write(name)
-        return set(written)
+        return {name for name in written if name in self._laid}  # zero elsewhere
 
     def release(self) -> None:
         """Leaves plain weights to the optimizers; the moments were those of factors and are forgotten."""
