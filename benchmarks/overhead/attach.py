@@ -78,9 +78,14 @@ OPTIMIZERS: dict[str, Callable[[Any], Callable[[Any], Any]]] = {
 
 
 def stepper(
-    model: Any, loss: Callable[[Any], Any], optimizer: str = "adamw", clock: Callable[[], float] = time.perf_counter
+    model: Any,
+    loss: Callable[[Any], Any],
+    optimizer: str = "adamw",
+    clock: Callable[[], float] = time.perf_counter,
+    updates: list[float] | None = None,
 ) -> tuple[Any, Callable[[], float]]:
-    """An optimizer for the model, and one training step that says how long it took."""
+    """An optimizer for the model, and one training step that says how long it took; the optimizer's part of it, with the
+    hooks around it, goes to ``updates``."""
     import torch
 
     made = OPTIMIZERS[optimizer](torch)(model.parameters())
@@ -90,8 +95,12 @@ def stepper(
         made.zero_grad()
         loss(model).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        backward = clock()
         made.step()
-        return clock() - started
+        ended = clock()
+        if updates is not None:
+            updates.append(ended - backward)
+        return ended - started
 
     return made, step
 
