@@ -209,3 +209,10 @@ def test_wrong_models_and_short_trainings():
     with pytest.warns(UserWarning, match=r"before the first reset at step 10: take SignIn\.of\(0\)"):
         attached.detach()
     assert SignIn.of(100).every == 10 and SignIn.of(100).end == 90
+
+
+def test_the_gradient_in_closed_form():
+    factors = torch.randn(2, 50, dtype=torch.float64, requires_grad=True)
+    method, upstream = SignIn(every=1), torch.randn(50, dtype=torch.float64)
+    (by_autograd,) = torch.autograd.grad(method.merge("any", factors), factors, upstream)
+    assert torch.equal(method.vjp("any", factors.detach(), upstream), by_autograd)

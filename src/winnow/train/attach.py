@@ -14,8 +14,10 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import require_unmasked, unwrap
+from winnow.train.cost import TrainingCost
 from winnow.train.factors import Factors
-from winnow.train.masking import masked, moments, on_gradient, zero
+from winnow.train.masking import masked, moments, on_gradient, zero, zero_all
+from winnow.train.meter import Meter
 from winnow.train.method import SparseMethod, plan, pruned_by, title, unfinished
 from winnow.train.ranks import asked_for, masked_by, require_same
 from winnow.train.shards import group_of, is_sharded, local, part, whole
@@ -95,6 +97,7 @@ class Attached:
         keeps: bool matrices [rows, cols] by tensor name, True where the weight stays; change them with :meth:`set`.
         zeros: number of weights that the masks remove.
         step: optimizer steps since the start.
+        meter: what :meth:`cost` is measured by.
         scope: what is prunable.
         weights: the prunable parameters, by the same names.
         factors: what the optimizer steps in the weights' places, where the method splits them.
@@ -137,6 +140,7 @@ class Attached:
         self._handles: list[Any] = []
         self._arrived: set[str] = set()  # weights whose gradients have come through the hook since their last step
         self.factors = Factors(self.method, self.weights, self.optimizers, self._masks)
+        self.meter = Meter(self)
         if state is None:
             method.start(self)
             self.factors.start()
@@ -144,14 +148,27 @@ class Attached:
             self.load_state_dict(state)
         if together is not None:
             require_same(masked_by(self.masks), together)
-        self._handles += [on_gradient(p, self._gradient(name)) for name, p in self.weights.items()]
-        self._handles += [o.register_step_pre_hook(self._stepping) for o in self.optimizers]
-        self._handles += [o.register_step_post_hook(self._stepped) for o in self.optimizers]
+        self.meter.begin()
+        timed = self.meter.timed
+        self._handles += [on_gradient(p, timed(self._gradient(name))) for name, p in self.weights.items()]
+        self._handles += [o.register_step_pre_hook(timed(self._stepping)) for o in self.optimizers]
+        for o in self.optimizers:
+            self._handles.append(o.register_step_post_hook(timed(self._stepped, last=o is self.optimizer)))
         _live.add(self)
 
     def __repr__(self) -> str:
         masked = f"{self.zeros:,} of {self.numel:,} weights masked"
         return f"Attached({type(self.method).__name__} on {type(self.model).__name__}, {masked}, step {self.step:,})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.cost()}"
+
+    def cost(self) -> TrainingCost:
+        """Memory, time in the hooks and FLOPs of this training as far as they are known by now; the hooks measure them.
+
+        Logged once, at INFO after 20 steps, to the logger ``winnow.train.meter``; ``print(attached)`` shows it too.
+        """
+        return self.meter.cost()
 
     def _check_alone(self) -> None:
         """Two methods on one optimizer undo each other's masks; a second optimizer is a training of its own."""
@@ -245,6 +262,7 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.meter.close()
         self.factors.release()
         _live.discard(self)
         return self.model
@@ -257,6 +275,7 @@ class Attached:
         """
         masks = {name: mask.bits for name, mask in self.masks.items()}
         state = {"step": self.step, "masks": masks, "of": title(self.method), "method": self.method.state()}
+        state["cost"] = self.meter.totals
         return state | ({"factors": self.factors.state()} if self.factors.tensors else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,6 +297,7 @@ class Attached:
         self.set({n: mask.unpack() for n, mask in packed.items()})
         self.step = int(state["step"])
         self.factors.restore(state.get("factors", {}))
+        self.meter.restore(state.get("cost"))
 
     def _gradient(self, name: str) -> Any:
         prunable, dense = self.scope.prunables[name], getattr(self.method, "gradient", None)
@@ -314,10 +334,9 @@ class Attached:
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """With gradients and moments of zero most optimizers leave the zeros alone; those that mix entries (Muon) do not."""
         self._check_places()
-        self.factors.leave(optimizer)
+        whole = self.factors.leave(optimizer)
         self._arrived.difference_update(self._held(optimizer))
-        for name, mask in self._masks.items():
-            zero(self.weights[name], mask, name)
+        zero_all(self.weights, {n: mask for n, mask in self._masks.items() if n not in whole})
         # A fused optimizer is called by GradScaler also where it finds infinite gradients and does nothing.
         infinite = getattr(optimizer, "found_inf", None)
         if optimizer is self.optimizers[-1] and (infinite is None or not bool(infinite)):

@@ -63,15 +63,20 @@ class Factors:
             if self._masks.get(name) is not (self._laid[name][0] if name in self._laid else None):
                 self._move(name)
             factors, values = local(self.tensors[name]), self._values(name, self._weights[name])
-            stale = values != self._method.merge(name, factors)
-            stale = torch.ones_like(stale) if everywhere else stale | (values == 0) if zeros else stale
-            if bool(stale.any()):
-                factors.copy_(torch.where(stale, self._method.split(name, values), factors))
-                self._write(name)
+            merged = None if everywhere else self._method.merge(name, factors)
+            if merged is not None and not zeros and values.dtype == merged.dtype and torch.equal(values, merged):
+                continue  # what every step comes to
+            split = self._method.split(name, values)
+            if merged is not None:
+                stale = values != merged
+                split = torch.where(stale | (values == 0) if zeros else stale, split, factors)
+            factors.copy_(split)
+            self._write(name)
 
     def enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """When a step begins; what it is to be called with instead, where that is a closure."""
-        if not any(id(self._weights[n]) in held([optimizer]) for n in self.tensors):
+        present = held([optimizer])
+        if not any(id(self._weights[n]) in present for n in self.tensors):
             return None
         self._enter(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -87,13 +92,16 @@ class Factors:
         return (args[0], evaluated, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
     @torch.no_grad()
-    def leave(self, optimizer: torch.optim.Optimizer) -> None:
-        """When a step is over: the weights are what the factors have become."""
-        if optimizer in self._entered:
-            self._entered.remove(optimizer)
-            for name in _exchange(optimizer, self.tensors, self._weights):
-                self.tensors[name].grad = None
-                self._write(name)
+    def leave(self, optimizer: torch.optim.Optimizer) -> Collection[str]:
+        """When a step is over: the weights are what the factors have become. Names those that need no mask any more."""
+        if optimizer not in self._entered:
+            return ()
+        self._entered.remove(optimizer)
+        written = _exchange(optimizer, self.tensors, self._weights)
+        for name in written:
+            self.tensors[name].grad = None
+            self._write(name)
+        return {name for name in written if self._index(name) is not None}  # zero elsewhere
 
     def release(self) -> None:
         """Leaves plain weights to the optimizers; the moments were those of factors and are forgotten."""
@@ -122,6 +130,10 @@ class Factors:
         self.tensors.clear()
         self._laid.clear()
         self._expected = frozenset(names)
+
+    def places(self) -> list[torch.Tensor]:
+        """What says of which entries the factors are."""
+        return [places for _, places in self._laid.values() if places is not None]
 
     def __contains__(self, name: str) -> bool:
         """Whether the optimizers' moments under a weight are those of factors."""
@@ -183,28 +195,33 @@ class Factors:
             self._write(name)
 
     def _write(self, name: str) -> None:
-        """The weight that the factors stand for."""
+        """The weight that the factors stand for, all of it."""
         weight, index = local(self._weights[name]), self._index(name)
         merged = self._method.merge(name, local(self.tensors[name]))
         if index is None:
             weight.copy_(merged)
-        elif weight.is_contiguous():
-            weight.view(-1).index_copy_(0, index, merged)
+        elif weight.is_contiguous():  # half the time of index_copy_ and masking
+            weight.zero_().view(-1).scatter_(0, index, merged)
         else:  # channels last
-            weight.put_(index, merged)
+            weight.zero_().put_(index, merged)
 
     def _enter(self, optimizer: torch.optim.Optimizer) -> None:
         self.follow()
         for name in _exchange(optimizer, self._weights, self.tensors):
             factors, gradient = self.tensors[name], self._weights[name].grad
             if gradient is not None:
-                with torch.enable_grad():
-                    leaf = local(factors).detach().requires_grad_()
-                    merged = self._method.merge(name, leaf)
-                    upstream = self._values(name, local(gradient).to_dense()).to(merged.dtype)
-                    (found,) = torch.autograd.grad(merged, leaf, upstream)
+                found = self._chain(name, local(factors).detach(), self._values(name, local(gradient).to_dense()))
                 factors.grad = stacked_as(found, self._weights[name])
         self._entered.add(optimizer)
+
+    def _chain(self, name: str, factors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """dL/dfactors: in closed form where the method knows it, else by autograd through its ``merge``."""
+        if hasattr(self._method, "vjp"):
+            with torch.no_grad():
+                return self._method.vjp(name, factors, gradient)
+        with torch.enable_grad():
+            merged = self._method.merge(name, factors.requires_grad_())
+            return torch.autograd.grad(merged, factors, gradient.to(merged.dtype))[0]
 
 
 def _exchange(

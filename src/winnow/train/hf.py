@@ -41,7 +41,9 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     Trainer's ``global_step``; where a method is given no ``end`` or ``every``, they come of its ``max_steps``. Every checkpoint folder gets masks and the method's state (``winnow_train.safetensors``), and
     ``resume_from_checkpoint`` goes on from it. With ``load_best_model_at_end`` the masks are the best checkpoint's, which a
     gradual method may have written before its last zeros: a warning says so. A schedule that is longer than the training is
-    warned about (UserWarning) before the first step and at the end.
+    warned about (UserWarning) before the first step and at the end. What it all costs is in the Trainer's log, as far as it is
+    known: ``winnow_memory_ratio``, ``winnow_hook_seconds``, ``winnow_step_seconds``, ``winnow_dense_flops`` and
+    ``winnow_sparse_flops`` (:class:`winnow.train.cost.TrainingCost`); reporters that come before this callback log without.
 
     Args:
         method: as for :func:`winnow.train.attach`; by default :class:`winnow.train.Fixed`, the model's own zeros.
@@ -88,6 +90,14 @@ class WinnowCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.attached is not None:  # the Trainer counts steps that loss scaling has skipped
             self.attached.step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.attached is None or logs is None or not {"loss", "train_runtime"} & set(logs):
+            return
+        metrics = self.attached.cost().metrics()
+        logs.update(metrics)  # for callbacks after this one: the Trainer's own printer is
+        if state.log_history:
+            state.log_history[-1].update(metrics)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = _folder(args, state.global_step)

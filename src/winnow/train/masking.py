@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from winnow.errors import InputError
 from winnow.train.shards import is_sharded, local
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
-# Elements: from 32,768 on torch splits the work over threads, and waking them costs more than the work.
-_CHUNK = (1 << 15) - 1
+# Elements: torch widens the mask into a temporary first, and a small one stays in the cache and needs no new pages. From
+# 32,768 on it splits the work over its threads, where it has several, and waking them costs more than the work.
+_CHUNK, _CHUNK_OF_ONE_THREAD = (1 << 15) - 1, 1 << 18
 
 
 def on_gradient(parameter: nn.Parameter, hook: Any) -> Any:
@@ -30,20 +31,31 @@ def zero(tensor: torch.Tensor, mask: torch.Tensor, name: str) -> None:
 
     (masked_fill_ and products of floats with bools are 10 to 100 times slower on CPU.) Of a sharded tensor, the part here.
     """
-    tensor = local(tensor)
-    if tensor.device != mask.device:
-        raise InputError(
-            f"{name} moved from {mask.device} to {tensor.device} after attach: move the model first, "
-            "then make the optimizer and attach."
-        )
-    bits = tensor.view(_BITS[tensor.element_size()])
-    if bits.is_cpu and bits.numel() > _CHUNK:
-        # torch widens the mask into a temporary first: a small one stays in the cache and needs no new pages.
-        rows = max(1, _CHUNK * len(bits) // bits.numel())
-        for part, kept in zip(bits.split(rows), mask.split(rows)):
-            part.mul_(kept)
-    else:
-        bits.mul_(mask)
+    zero_all({name: tensor}, {name: mask})
+
+
+def zero_all(tensors: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> None:
+    """:func:`zero` of many tensors by name, in one call of torch: of small ones the calls cost more than the work."""
+    chunk = _CHUNK if torch.get_num_threads() > 1 else _CHUNK_OF_ONE_THREAD
+    parts: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
+    for name, mask in masks.items():
+        tensor = local(tensors[name])
+        if tensor.device != mask.device:
+            raise InputError(
+                f"{name} moved from {mask.device} to {tensor.device} after attach: move the model first, "
+                "then make the optimizer and attach."
+            )
+        bits, ones = tensor.view(_BITS[tensor.element_size()]), mask.view(torch.int8)
+        if bits.is_cpu and bits.numel() > chunk:
+            rows = max(1, chunk * len(bits) // bits.numel())
+            parts.extend(bits.split(rows))
+            kept.extend(ones.split(rows))
+        else:
+            parts.append(bits)
+            kept.append(ones)
+    if parts:
+        torch._foreach_mul_(parts, kept)
 
 
 def masked(grad: torch.Tensor, mask: torch.Tensor, name: str) -> torch.Tensor:

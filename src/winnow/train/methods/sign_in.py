@@ -136,6 +136,10 @@ class SignIn:
     def merge(self, name: str, factors: torch.Tensor) -> torch.Tensor:
         return factors[0] * factors[1]
 
+    def vjp(self, name: str, factors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """dL/dm = g w and dL/dw = g m, stacked, g the gradient of theta."""
+        return factors.flip(0).mul_(gradient)
+
     def stepped(self, attached: Attached) -> None:
         self.inner.stepped(attached)
         if attached.step % self.every == 0 and (self.end is None or attached.step <= self.end):

@@ -114,6 +114,7 @@ class Run:
         if method is not None:  # it finds the zeros
             self.attached.release()
             self.attached = attach(self.model, self.optimizer, method, scope=self.scope, steps=self.total)
+        self.attached.meter.close()  # a run counts its cost itself
         self.step = self.attached.step = first_step
         self.cost = Cost()
         self.losses: list[float] = []
