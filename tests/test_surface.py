@@ -88,7 +88,8 @@ def test_ticket_methods():
 
 def test_packages_for_training():
     assert set(winnow.train.__all__) == {
-        "Attached", "Fixed", "Gradual", "Merged", "RandomMasks", "RigL", "SET", "SignIn", "SparseMethod", "WinnowCallback", "attach",
+        "ACDC", "Attached", "Fixed", "Gradual", "HAM", "Hyperbolic", "Merged", "RandomMasks", "RigL", "SET", "STR", "SignIn", "SparseMethod",
+        "WinnowCallback", "attach",
         "merge", "read_state", "write_state",
     }  # fmt: skip
     assert set(winnow.tickets.__all__) == {

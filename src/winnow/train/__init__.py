@@ -5,21 +5,29 @@ from typing import TYPE_CHECKING, Any
 from winnow.train.adapters import Merged, merge
 from winnow.train.attach import Attached, attach
 from winnow.train.method import SparseMethod
+from winnow.train.methods.acdc import ACDC
 from winnow.train.methods.dynamic import SET, RigL
 from winnow.train.methods.fixed import Fixed
 from winnow.train.methods.gradual import Gradual
+from winnow.train.methods.ham import HAM
+from winnow.train.methods.hyperbolic import Hyperbolic
 from winnow.train.methods.random_masks import RandomMasks
 from winnow.train.methods.sign_in import SignIn
+from winnow.train.methods.soft_threshold import STR
 from winnow.train.state_file import read_state, write_state
 
 if TYPE_CHECKING:
     from winnow.train.hf import WinnowCallback
 
 __all__ = [
+    "ACDC",
+    "HAM",
     "SET",
+    "STR",
     "Attached",
     "Fixed",
     "Gradual",
+    "Hyperbolic",
     "Merged",
     "RandomMasks",
     "RigL",

@@ -65,6 +65,12 @@ class Factors:
                 factors.copy_(torch.where(stale, self._method.split(name, values), factors))
                 self._write(name)
 
+    @torch.no_grad()
+    def write(self) -> None:
+        """Writes the weights anew where the method's ``merge`` has changed; :meth:`follow` first, and before it changes."""
+        for name in self.tensors:
+            self._write(name)
+
     def enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """When a step begins; what it is to be called with instead, where that is a closure."""
         if not any(id(self._weights[n]) in held([optimizer]) for n in self.tensors):
@@ -87,9 +93,14 @@ class Factors:
         """When a step is over: the weights are what the factors have become."""
         if optimizer in self._entered:
             self._entered.remove(optimizer)
+            # A fused optimizer divides by it, in place, the gradients of what it steps.
+            scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
             for name in _exchange(optimizer, self.tensors, self._weights):
                 self.tensors[name].grad = None
                 self._write(name)
+                for leaf in (self._weights[name], self._shared(name)):
+                    if scale is not None and leaf is not None and leaf.grad is not None:
+                        leaf.grad.div_(scale)
 
     def release(self) -> None:
         """Leaves plain weights to the optimizers; the moments were those of factors and are forgotten."""
@@ -120,6 +131,11 @@ class Factors:
     def __contains__(self, name: str) -> bool:
         """Whether the optimizers' moments under a weight are those of factors."""
         return name in self.tensors or name in self._expected
+
+    def _shared(self, name: str) -> nn.Parameter | None:
+        """What the method trains beside the factors of this weight."""
+        find = getattr(self._method, "shared", None)
+        return None if find is None else find(name)
 
     def _lay(self, name: str) -> None:
         """What the mask of now keeps becomes the order of the factors' entries."""
@@ -181,7 +197,11 @@ class Factors:
                 with torch.enable_grad():
                     merged = self._method.merge(name, factors)
                     upstream = self._values(name, gradient.to_dense()).to(merged.dtype)
-                    (factors.grad,) = torch.autograd.grad(merged, factors, upstream)
+                    shared = self._shared(name)
+                    if shared is None:
+                        (factors.grad,) = torch.autograd.grad(merged, factors, upstream)
+                    else:
+                        factors.grad, shared.grad = torch.autograd.grad(merged, (factors, shared), upstream)
         self._entered.add(optimizer)
 
 

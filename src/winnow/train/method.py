@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class SparseMethod(Protocol):
     """What decides about the masks in any training loop: see :mod:`winnow.train.methods`. It holds the state of one training.
 
-    Three more methods are optional, none of which a loop needs to know of:
+    More methods are optional, none of which a loop needs to know of:
 
     - ``gradient(attached, name, gradient)`` gets the dense dL/dtheta of every prunable weight, a matrix [rows, cols], each
       time one is accumulated and before it is masked (what RigL grows by): of pruned weights that of the last micro-batch,
@@ -22,6 +22,9 @@ class SparseMethod(Protocol):
       its type, which the optimizer then steps in its place (None: the weight itself); ``merge`` gives back what factors
       stand for, differentiable. Both work entry by entry; what a weight of zero splits into must merge to zero. See
       :class:`winnow.train.factors.Factors`; ``attached.factors.follow(everywhere=True)`` splits anew on the way.
+    - ``shared(name)`` returns a parameter of the method's own that ``merge`` of this weight depends on as well (None: there is
+      none), such as the threshold of a tensor. Its ``grad`` is set at every step of the optimizer; the method steps it in
+      ``stepped``: ``attached.factors.follow()``, the change, ``attached.factors.write()``.
     - ``unfinished(attached, last=None)`` returns a sentence that is warned with when training ends at ``attached.step``
       (None: nothing to say); the Trainer's callback also asks at the start, with the ``last`` step to come.
     """

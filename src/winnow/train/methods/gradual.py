@@ -41,8 +41,7 @@ class Gradual:
         power: float = 3.0,
         max_rate: float = MAX_RATE,
     ) -> None:
-        if not all(hasattr(n, "__index__") for n in (begin, end, every)):
-            raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
+        require_whole(begin=begin, end=end, every=every)
         if not 0 <= begin < end or every < 1 or not power > 0:
             raise InputError("a gradual schedule needs 0 <= begin < end, every >= 1 and power > 0: check the numbers.")
         self.sparsity, self.begin, self.end, self.every, self.power = parse_sparsity(sparsity), begin, end, every, power
@@ -61,18 +60,27 @@ class Gradual:
         self.zeros_at_start = zeros
 
     def stepped(self, attached: Attached) -> None:
-        t = attached.step
-        # Beyond the end too: a loop that counts steps in its own way may have passed it by.
-        if t < self.begin or (t < self.end and (t - self.begin) % self.every):
+        if not self.due(attached.step):
             return
-        zeros = self.zeros_at(t, attached.numel)
+        zeros = self.zeros_at(attached.step, attached.numel)
         if zeros > attached.zeros:
             attached.set(global_magnitude(attached.matrices(), attached.keeps, zeros, self.max_rate))
+
+    def due(self, step: int) -> bool:
+        """Whether weights may go after this step."""
+        # Beyond the end too: a loop that counts steps in its own way may have passed it by.
+        return step >= self.end or (step >= self.begin and (step - self.begin) % self.every == 0)
+
+    def zeros_now(self, attached: Attached) -> int:
+        """How many weights are zero now."""
+        return attached.zeros
 
     def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
         """A sentence where training ends (now, or after step ``last``) before the target sparsity is reached."""
         numel, step = attached.numel, attached.step if last is None else last
-        zeros = attached.zeros if last is None else max(attached.zeros, self.zeros_at(self._changed(last), numel))
+        zeros = self.zeros_now(attached)
+        if last is not None:
+            zeros = max(zeros, self.zeros_at(self._changed(last), numel))
         if step >= self.end or zeros >= round(self.sparsity * numel):
             return None
         found, target = 100 * zeros / numel, 100 * self.sparsity
@@ -98,3 +106,10 @@ class Gradual:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.zeros_at_start = int(state["zeros_at_start"])
+
+
+def require_whole(**steps: Any) -> None:
+    """Raises InputError unless all of these numbers of steps are whole."""
+    if not all(hasattr(n, "__index__") for n in steps.values()):
+        *names, last = steps
+        raise InputError(f"{', '.join(names)} and {last} are numbers of optimizer steps: give whole numbers.")

@@ -1,0 +1,130 @@
+"""AC/DC: phases of sparse and of dense training by turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+
+from winnow.allocate import LayerInfo, allocate
+from winnow.budget import parse_sparsity
+from winnow.errors import InputError
+from winnow.masks.global_ranking import MAX_RATE, global_magnitude
+from winnow.masks.ranking import limits, lowest
+from winnow.train.attach import Attached
+from winnow.train.methods.gradual import require_whole
+from winnow.train.methods.sign_in import MOMENTUM
+
+Ranking = Literal["global", "uniform", "erk"]
+
+
+class ACDC:
+    """Alternating compressed and decompressed training (Peste et al. 2021, arXiv 2106.12379).
+
+    Dense until step ``begin``, then ``every`` steps sparse, ``every`` steps dense and so on; from ``end`` on sparse for good. Each
+    sparse phase begins with new masks by magnitude, with exactly round(sparsity N) zeros, and each dense one with the pruned
+    weights back at zero. A sparse phase that would last until ``end`` or beyond it is left out, and the dense one before it is
+    longer by as much: ``ACDC.of(100, sparsity)`` is the paper's schedule on ImageNet, epoch for step (10, 5 each, from 75 dense,
+    from 85 sparse). Within :class:`SignIn` the magnitudes are those of m * w, and resets go on in all phases.
+
+    Args:
+        sparsity: share of the prunable weights that is pruned in sparse phases, or text such as "90%".
+        begin: step at which the first sparse phase begins.
+        every: steps of a phase.
+        end: step at which the last sparse phase begins.
+        ranking: "global" is one ranking over all tensors; "uniform" prunes the same share of each, "erk" shares as for
+            :func:`random_masks`.
+        reset: sets the optimizer's momentum to zero when a dense phase begins, as in the paper (of all it trains; second
+            moments stay).
+        max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
+
+    Raises:
+        InputError: steps out of order, an unknown ``ranking`` or a ``max_rate`` outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        sparsity: float | str,
+        *,
+        begin: int,
+        end: int,
+        every: int = 100,
+        ranking: Ranking = "global",
+        reset: bool = True,
+        max_rate: float = MAX_RATE,
+    ) -> None:
+        require_whole(begin=begin, end=end, every=every)
+        if not 0 <= begin < end or every < 1:
+            raise InputError(
+                f"phases of {every} steps from step {begin} to {end}: give 0 <= begin < end and every >= 1, "
+                "or ACDC.of(steps, sparsity)."
+            )
+        if ranking not in get_args(Ranking):
+            raise InputError(f"ranking is {ranking!r}: choose from {', '.join(get_args(Ranking))}.")
+        limits([], 0, max_rate)  # refuses a wrong one
+        self.sparsity, self.begin, self.end, self.every = parse_sparsity(sparsity), begin, end, every
+        self.ranking, self.reset, self.max_rate = ranking, reset, max_rate
+        self.phase = 0  # odd: sparse
+
+    @classmethod
+    def of(cls, steps: int, sparsity: float | str, **options: Any) -> ACDC:
+        """With the paper's shares of a training of ``steps``: a tenth dense, phases of a twentieth, the last 15% sparse."""
+        return cls(sparsity, begin=steps // 10, every=max(1, steps // 20), end=max(1, steps * 17 // 20), **options)
+
+    def start(self, attached: Attached) -> None:
+        attached.set({n: torch.ones_like(k) for n, k in attached.keeps.items()})
+        self.phase = 0
+        self._change(attached)
+
+    def stepped(self, attached: Attached) -> None:
+        self._change(attached)
+
+    def phase_at(self, step: int) -> int:
+        """Which phase the step after this one belongs to: 0 is the dense beginning, odd ones are sparse."""
+        if step >= self.end:
+            return self.phase_at(self.end - 1) + 1
+        if step < self.begin:
+            return 0
+        number = (step - self.begin) // self.every
+        left_out = number % 2 == 0 and self.begin + (number + 1) * self.every >= self.end
+        return number if left_out else number + 1
+
+    def _change(self, attached: Attached) -> None:
+        phase = self.phase_at(attached.step)
+        if phase == self.phase:
+            return
+        self.phase = phase
+        if phase % 2:
+            attached.set(self._masks(attached))
+            return
+        attached.set({n: torch.ones_like(k) for n, k in attached.keeps.items()})
+        for state in (s for o in attached.optimizers for s in o.state.values()) if self.reset else ():
+            for key in MOMENTUM:
+                if torch.is_tensor(state.get(key)):
+                    state[key].zero_()
+
+    def _masks(self, attached: Attached) -> dict[str, torch.Tensor]:
+        zeros, matrices = round(self.sparsity * attached.numel), attached.matrices()
+        if self.ranking == "global":
+            return global_magnitude(matrices, attached.keeps, zeros, self.max_rate)
+        layers = [LayerInfo(n, p.rows, p.cols, p.block, p.shape) for n, p in attached.scope.prunables.items()]
+        counts = allocate(self.ranking, layers, zeros, max_rate=self.max_rate)
+        return {n: ~lowest(m.abs().float(), counts[n]) for n, m in matrices.items()}
+
+    def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
+        step = attached.step if last is None else last
+        if step >= self.end:
+            return None
+        now = "sparse, in a phase that is not the last," if self.phase_at(step) % 2 else "dense"
+        ended = "ended" if last is None else "is going to end"
+        return (
+            f"the model is {now} where training {ended}, at step {step}: the last sparse phase begins at step {self.end}; "
+            f"take ACDC.of({step}, {self.sparsity:g}) for phases that fit."
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"phase": self.phase}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.phase = int(state["phase"])
