@@ -107,12 +107,12 @@ def test_against_a_loop_by_hand(sign_in, reset):
     hand.require_trained()
 
 
-@pytest.mark.parametrize("ranking", ["uniform", "erk"])
-def test_rankings_within_a_tensor(ranking):
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+def test_rankings_within_a_tensor(distribution):
     model = torch.nn.Sequential(*(torch.nn.Conv2d(i, o, 3) for i, o in ((3, 8), (8, 16), (16, 8))))
     before = {n: w.detach().clone() for n, w in model.named_parameters() if n in find_scope(model).prunables}
     attached = attach(
-        model, torch.optim.SGD(model.parameters(), 0.1), ACDC("70%", begin=0, end=9, every=2, ranking=ranking)
+        model, torch.optim.SGD(model.parameters(), 0.1), ACDC("70%", begin=0, end=9, every=2, distribution=distribution)
     )
     assert attached.zeros == round(0.7 * attached.numel)  # sparse from the first step on
     densities = {n: float(k.float().mean()) for n, k in attached.keeps.items()}
@@ -122,7 +122,7 @@ def test_rankings_within_a_tensor(ranking):
     claims = {n: sum(w.shape) / w.numel() for n, w in before.items()}
     eps = 0.3 * attached.numel / sum(claims[n] * before[n].numel() for n in before)
     for name, density in densities.items():
-        assert abs(density - (eps * claims[name] if ranking == "erk" else 0.3)) < 1 / before[name].numel() + 1e-9
+        assert abs(density - (eps * claims[name] if distribution == "erk" else 0.3)) < 1 / before[name].numel() + 1e-9
 
 
 def test_a_loop_that_jumps_over_phases_and_one_that_ends_early():
@@ -148,7 +148,7 @@ def test_a_loop_that_jumps_over_phases_and_one_that_ends_early():
         (dict(begin=5, end=5), "give 0 <= begin < end"),
         (dict(begin=0, end=5, every=0), "give 0 <= begin < end and every >= 1"),
         (dict(begin=0.5, end=5), "begin, end and every are numbers of optimizer steps: give whole numbers"),
-        (dict(begin=0, end=5, ranking="layer"), "choose from global, uniform, erk"),
+        (dict(begin=0, end=5, distribution="layer"), "choose from global, erk, uniform"),
         (dict(begin=0, end=5, max_rate=2), "max_rate"),
     ],
 )

@@ -83,6 +83,7 @@ def begun(lr=LR):
     return attach(model, optimizer, STR(SPARSITY, begin=BEGIN, every=EVERY, end=END, lr=lr))
 
 
+@pytest.mark.filterwarnings("error")
 def test_against_a_loop_by_hand():
     attached = begun()
     hand = Hand(classifier().double(), list(attached.weights))

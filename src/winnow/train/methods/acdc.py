@@ -7,16 +7,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from winnow.allocate import LayerInfo, allocate
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.ranking import limits, lowest
 from winnow.train.attach import Attached
 from winnow.train.methods.gradual import require_whole
+from winnow.train.methods.random_masks import Distribution, distributed
 from winnow.train.methods.sign_in import MOMENTUM
-
-Ranking = Literal["global", "uniform", "erk"]
 
 
 class ACDC:
@@ -33,14 +31,14 @@ class ACDC:
         begin: step at which the first sparse phase begins.
         every: steps of a phase.
         end: step at which the last sparse phase begins.
-        ranking: "global" is one ranking over all tensors; "uniform" prunes the same share of each, "erk" shares as for
-            :func:`random_masks`.
+        distribution: what weights compete with: "global", all others of the model in one ranking; or those of their tensor
+            alone, whose zeros are then "uniform" or "erk" (:func:`winnow.train.methods.random_masks.random_masks`).
         reset: sets the optimizer's momentum to zero when a dense phase begins, as in the paper (of all it trains; second
             moments stay).
         max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
 
     Raises:
-        InputError: steps out of order, an unknown ``ranking`` or a ``max_rate`` outside 0 to 1.
+        InputError: steps out of order, an unknown ``distribution`` or a ``max_rate`` outside 0 to 1.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class ACDC:
         begin: int,
         end: int,
         every: int = 100,
-        ranking: Ranking = "global",
+        distribution: Literal["global"] | Distribution = "global",
         reset: bool = True,
         max_rate: float = MAX_RATE,
     ) -> None:
@@ -60,17 +58,19 @@ class ACDC:
                 f"phases of {every} steps from step {begin} to {end}: give 0 <= begin < end and every >= 1, "
                 "or ACDC.of(steps, sparsity)."
             )
-        if ranking not in get_args(Ranking):
-            raise InputError(f"ranking is {ranking!r}: choose from {', '.join(get_args(Ranking))}.")
+        if distribution not in (known := ("global", *get_args(Distribution))):
+            raise InputError(f"distribution is {distribution!r}: choose from {', '.join(known)}.")
         limits([], 0, max_rate)  # refuses a wrong one
         self.sparsity, self.begin, self.end, self.every = parse_sparsity(sparsity), begin, end, every
-        self.ranking, self.reset, self.max_rate = ranking, reset, max_rate
+        self.distribution, self.reset, self.max_rate = distribution, reset, max_rate
         self.phase = 0  # odd: sparse
 
     @classmethod
     def of(cls, steps: int, sparsity: float | str, **options: Any) -> ACDC:
-        """With the paper's shares of a training of ``steps``: a tenth dense, phases of a twentieth, the last 15% sparse."""
-        return cls(sparsity, begin=steps // 10, every=max(1, steps // 20), end=max(1, steps * 17 // 20), **options)
+        """With the paper's shares of a training of ``steps``: a tenth dense, phases of a twentieth, the last 15% sparse,
+        unless ``options`` say otherwise."""
+        own = {"begin": steps // 10, "every": max(1, steps // 20), "end": max(1, steps * 17 // 20)}
+        return cls(sparsity, **{**own, **options})
 
     def start(self, attached: Attached) -> None:
         attached.set({n: torch.ones_like(k) for n, k in attached.keeps.items()})
@@ -106,10 +106,9 @@ class ACDC:
 
     def _masks(self, attached: Attached) -> dict[str, torch.Tensor]:
         zeros, matrices = round(self.sparsity * attached.numel), attached.matrices()
-        if self.ranking == "global":
+        if self.distribution == "global":
             return global_magnitude(matrices, attached.keeps, zeros, self.max_rate)
-        layers = [LayerInfo(n, p.rows, p.cols, p.block, p.shape) for n, p in attached.scope.prunables.items()]
-        counts = allocate(self.ranking, layers, zeros, max_rate=self.max_rate)
+        counts = distributed(attached.scope, zeros, self.distribution, self.max_rate)
         return {n: ~lowest(m.abs().float(), counts[n]) for n, m in matrices.items()}
 
     def unfinished(self, attached: Attached, last: int | None = None) -> str | None:

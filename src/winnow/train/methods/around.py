@@ -34,10 +34,10 @@ class AroundMasks:
             )
 
     def __getattr__(self, name: str) -> Any:
-        """What a method of masks may have and need not, unless the subclass has it."""
-        if name in ("gradient", "split", "merge", "shared"):
-            return getattr(self.inner, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        """What a method of masks may have beside what every one has: ``gradient``, or the split of :class:`winnow.train.STR`."""
+        if name.startswith("_") or name == "inner":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.inner, name)
 
     def start(self, attached: Attached) -> None:
         self.inner.start(attached)

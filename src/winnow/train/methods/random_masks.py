@@ -10,10 +10,25 @@ import torch
 from winnow.allocate import LayerInfo, allocate
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
+from winnow.masks.global_ranking import MAX_RATE
 from winnow.masks.prunable import Scope
 from winnow.train.attach import Attached
 
 Distribution = Literal["erk", "uniform"]
+
+
+def distributed(
+    scope: Scope, zeros: int, distribution: Distribution = "erk", max_rate: float = MAX_RATE
+) -> dict[str, int]:
+    """Zeros per tensor, ``zeros`` in all; see :func:`random_masks` for the distributions.
+
+    Raises:
+        InputError: an unknown distribution.
+    """
+    if distribution not in get_args(Distribution):
+        raise InputError(f"distribution is {distribution!r}: choose from {', '.join(get_args(Distribution))}.")
+    layers = [LayerInfo(n, p.rows, p.cols, p.block, p.shape) for n, p in scope.prunables.items()]
+    return allocate(distribution, layers, zeros, max_rate=max_rate)
 
 
 def random_masks(
@@ -29,16 +44,13 @@ def random_masks(
     Raises:
         InputError: an unknown distribution or a sparsity outside [0, 1).
     """
-    if distribution not in get_args(Distribution):
-        raise InputError(f"distribution is {distribution!r}: choose from {', '.join(get_args(Distribution))}.")
-    layers = [LayerInfo(n, p.rows, p.cols, p.block, p.shape) for n, p in scope.prunables.items()]
-    counts = allocate(distribution, layers, round(parse_sparsity(sparsity) * scope.numel))
+    counts = distributed(scope, round(parse_sparsity(sparsity) * scope.numel), distribution)
     generator = torch.Generator().manual_seed(seed)
     keeps = {}
-    for layer in layers:
-        keep = torch.ones(layer.numel, dtype=torch.bool)
-        keep[torch.randperm(layer.numel, generator=generator)[: counts[layer.name]]] = False
-        keeps[layer.name] = keep.view(layer.rows, layer.cols)
+    for name, prunable in scope.prunables.items():
+        keep = torch.ones(prunable.numel, dtype=torch.bool)
+        keep[torch.randperm(prunable.numel, generator=generator)[: counts[name]]] = False
+        keeps[name] = keep.view(prunable.rows, prunable.cols)
     return keeps
 
 

@@ -105,7 +105,7 @@ class STR(Gradual):
             size = torch.zeros(keep.shape, device=v.device).masked_scatter_(keep, v.abs().float().reshape(-1))
             # Beyond 1, where a logit ends, it goes on rising, so that no two weights tie there.
             logit = size.clamp_min(1e-38).log() - (1 - size).clamp_min(1e-6).log()
-            scores[name] = prunable.matrix(logit - float(self._s[name]) if self._s else logit)
+            scores[name] = prunable.matrix(logit - float(self._s[name].detach()) if self._s else logit)
         return scores, prune_globally(scores, attached.keeps, zeros, self.max_rate)
 
     def _shift(self, attached: Attached, zeros: int) -> None:
