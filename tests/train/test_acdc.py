@@ -107,6 +107,15 @@ def test_against_a_loop_by_hand(sign_in, reset):
     hand.require_trained()
 
 
+def test_moments_that_are_no_entries_start_anew_where_the_masks_change():
+    """Adafactor's means over rows and columns: of other entries from phase to phase."""
+    model = classifier().double()
+    method = SignIn(ACDC(0.6, begin=2, end=8, every=2), every=3)
+    attached = attach(model, torch.optim.Adafactor(model.parameters(), 1e-2), method)
+    counts = [attached.zeros for _ in train(attached, 10)]
+    assert counts == [round(0.6 * attached.numel) * (t in {2, 3, 8, 9, 10}) for t in range(1, 11)]
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
 def test_rankings_within_a_tensor(distribution):
     model = torch.nn.Sequential(*(torch.nn.Conv2d(i, o, 3) for i, o in ((3, 8), (8, 16), (16, 8))))

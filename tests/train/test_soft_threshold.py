@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
 
 from by_hand import ByHand, lowest, train
 from small import classifier
@@ -62,10 +65,10 @@ class Hand(ByHand):
     def schedule(self, t):
         final = round(SPARSITY * self.numel)
         zeros = round(final - final * (1 - min(max(t - BEGIN, 0) / (END - BEGIN), 1)) ** 3)
-        if zeros and t < END and (t - BEGIN) % EVERY == 0:
+        if zeros and (t - BEGIN) % EVERY == 0:
             scores = self.scores()
             level = sorted(np.concatenate([s.ravel() for s in scores.values()]))[zeros - 1]
-            self.s = {n: self.s.get(n, 0.0) + level for n in self.names}
+            self.s = {n: self.s.get(n, 0.0) + (level if t < END else min(level, 0.0)) for n in self.names}
         gone = lowest(self.scores(), final) if t == END else None
         for n in self.names:
             threshold = 1 / (1 + math.exp(-self.s[n])) if n in self.s else 0.0
@@ -121,6 +124,19 @@ def test_without_a_learning_rate_all_tensors_share_one_threshold():
     assert len(set(attached.method.thresholds.values())) == 1
 
 
+def test_where_learning_has_made_too_many_zero_what_stays_is_not():
+    """A loss that pulls on every weight lifts all thresholds."""
+    model = classifier()
+    attached = attach(model, torch.optim.SGD(model.parameters(), 1e-6), STR(0.5, end=9, every=5, power=8, lr=0.3))
+    for _ in range(9):
+        before = attached.method.zeros_now(attached)
+        attached.optimizer.zero_grad()
+        sum(p.square().sum() for p in model.parameters()).backward()
+        attached.optimizer.step()
+    assert before > 1.2 * attached.zeros
+    assert attached.method.zeros_now(attached) == attached.zeros == round(0.5 * attached.numel)
+
+
 def test_a_tensor_of_small_weights_keeps_what_max_rate_leaves():
     model = classifier()
     name = next(iter(find_scope(model).prunables))
@@ -153,3 +169,17 @@ def test_wrong_options():
         STR(0.5, end=5, lr=-0.1)
     with pytest.raises(InputError, match="0 <= begin < end"):
         STR(0.5, end=5, begin=5)
+
+
+def test_sharded_weights_are_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = classifier()
+        distribute_module(model, init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with pytest.raises(
+            InputError, match=r"blocks\.0\.up\.weight is sharded.*DistributedDataParallel, or take Gradual"
+        ):
+            attach(model, optimizer, STR(0.5, end=5), scope=find_scope(classifier()))
+    finally:
+        dist.destroy_process_group()

@@ -159,6 +159,9 @@ class Factors:
 
         for optimizer in self._optimizers:
             state = optimizer.state.get(weight, {})
+            if any(torch.is_tensor(v) and v.ndim and v.shape != factors.shape for v in state.values()):
+                del optimizer.state[weight]  # means over rows and columns that are no longer the same (Adafactor)
+                continue
             state.update({k: moved(v) for k, v in state.items() if torch.is_tensor(v) and v.shape == factors.shape})
         self.tensors[name] = nn.Parameter(moved(factors))
 

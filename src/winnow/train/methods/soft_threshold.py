@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ class STR(Gradual):
     each by itself (Adam, whose learning rate ``lr`` is that of s: the optimizer of your loop never sees it). So the level is
     yours, and what each tensor gives up is learned. Below its threshold v stays as it was, and weights come back where s falls.
 
-    At ``end`` the weights that lie lowest against their thresholds are pruned, round(S N) in all, to the weight; the others stay as
-    they are, and go on as plain weights under this fixed mask. Until then no mask is set: ``attached.zeros`` counts none, though
+    At ``end`` the weights that lie lowest against their thresholds are pruned, round(S N) in all, to the weight (where learning has
+    made more of them zero, all s fall first); the others stay as they are, and go on as plain weights under this fixed mask. Until then no mask is set: ``attached.zeros`` counts none, though
     weights are zero. v takes as much memory as the weights. Thresholds are below 1, as in the paper: larger weights are not
     pruned before ``end``.
 
@@ -34,7 +35,7 @@ class STR(Gradual):
         lr: how far s moves in a step, about; at 0 all tensors have the same threshold.
 
     Raises:
-        InputError: as :class:`Gradual`, and for a negative ``lr``.
+        InputError: as :class:`Gradual`, for a negative ``lr`` and, when attached, for sharded weights.
     """
 
     def __init__(
@@ -59,6 +60,12 @@ class STR(Gradual):
         self._adam = torch.optim.Adam(s.values(), self.lr) if s else None
 
     def start(self, attached: Attached) -> None:
+        cut_up = next((n for n, w in attached.weights.items() if hasattr(w, "full_tensor")), None)  # DTensor
+        if cut_up is not None:
+            raise InputError(
+                f"{cut_up} is sharded, and each process would learn a threshold of its own: train with STR under "
+                "DistributedDataParallel, or take Gradual."
+            )
         self._hold({})
         super().start(attached)
 
@@ -86,6 +93,9 @@ class STR(Gradual):
             return
         attached.factors.follow()
         if t >= self.end:
+            if self._s:  # where more are zero than are to go: what stays is not zero
+                self._shift(attached, zeros, 0.0)
+                attached.factors.write()
             _, keeps = self._cut(attached, zeros)
             self._hold({})
             attached.set(keeps)  # and v is theta from here on
@@ -108,8 +118,9 @@ class STR(Gradual):
             scores[name] = prunable.matrix(logit - float(self._s[name].detach()) if self._s else logit)
         return scores, prune_globally(scores, attached.keeps, zeros, self.max_rate)
 
-    def _shift(self, attached: Attached, zeros: int) -> None:
-        """All s by the same amount, up to the highest score that is to go; less in tensors that may not lose as much."""
+    def _shift(self, attached: Attached, zeros: int, limit: float = math.inf) -> None:
+        """All s by the same amount, to the highest score that is to go; less in tensors that may not lose as much; by
+        ``limit`` at most."""
         scores, keeps = self._cut(attached, zeros)
         most = caps(attached.keeps, zeros, self.max_rate)
         gone = {n: attached.keeps[n] & ~k for n, k in keeps.items()}
@@ -121,7 +132,7 @@ class STR(Gradual):
         if not self._s:
             self._hold({n: nn.Parameter(torch.zeros((), dtype=torch.float64)) for n in scores})
         for name, s in self._s.items():
-            s.add_(top[name] if name in full else level)
+            s.add_(min(top[name] if name in full else level, limit))
 
     def zeros_now(self, attached: Attached) -> int:
         return sum(int((m == 0).count_nonzero()) for m in attached.matrices().values())
