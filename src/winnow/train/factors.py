@@ -21,7 +21,7 @@ class Factors:
     the weights. At all other times model and optimizer hold the weights, and gradients are dL/dtheta: accumulation, loss
     scaling, gradient clipping, DistributedDataParallel, ``state_dict`` and closures work as for plain weights. The
     optimizer's moments are those of the factors, of their shape, under the weight's number in its state dict; an optimizer
-    that reads matrices (Muon, Adafactor) sees tensors of other dimensions. A weight that comes back, or that somebody else
+    that reads matrices (Muon, Adafactor) sees tensors of other dimensions, and starts anew where masks change. A weight that comes back, or that somebody else
     has written, is split anew before the next step; its moments start from zero.
 
     Attributes:
