@@ -117,6 +117,18 @@ def test_the_schedule_is_kept_on_the_way():
             assert abs(attached.method.zeros_now(attached) - attached.method.zeros_at(t, attached.numel)) <= 1
 
 
+def test_what_lies_below_a_threshold_is_kept_in_mind():
+    """Also where the loop has masks and weights brought into line."""
+    attached = begun()
+    for _ in train(attached, 5):
+        pass
+    before = {n: f.detach().clone() for n, f in attached.factors.tensors.items()}
+    attached.enforce()
+    for name, (v,) in before.items():
+        assert torch.equal(attached.factors.tensors[name].detach()[0], v)
+        assert (v != 0).sum() > 1.5 * attached.weights[name].count_nonzero()
+
+
 def test_without_a_learning_rate_all_tensors_share_one_threshold():
     attached = begun(lr=0)
     for _ in train(attached, END - 1):

@@ -53,14 +53,14 @@ class Factors:
 
     @torch.no_grad()
     def follow(self, *, zeros: bool = False, everywhere: bool = False) -> None:
-        """Splits the weights anew that are not what their factors stand for; with ``zeros`` also those that are zero,
-        with ``everywhere`` all (a reset of the factors' scales). Moments stay."""
+        """Splits the weights anew that are not what their factors stand for; with ``zeros`` also those whose factors are all
+        zero, as where a weight has come back, with ``everywhere`` all (a reset of the factors' scales). Moments stay."""
         for name in self.tensors:
             if self._masks.get(name) is not (self._laid[name][0] if name in self._laid else None):
                 self._move(name)
             factors, values = self.tensors[name], self._values(name, self._weights[name])
             stale = values != self._method.merge(name, factors)
-            stale = torch.ones_like(stale) if everywhere else stale | (values == 0) if zeros else stale
+            stale = torch.ones_like(stale) if everywhere else stale | (factors == 0).all(0) if zeros else stale
             if bool(stale.any()):
                 factors.copy_(torch.where(stale, self._method.split(name, values), factors))
                 self._write(name)
