@@ -18,8 +18,8 @@ class Hyperbolic(AroundMasks):
     theta <- theta - eta sqrt(4 theta^2 + beta^2) dL/dtheta.
 
     It is the limit of :class:`SignIn` (Gadhikar et al. 2025, arXiv 2504.12801) with a reset after every step: one step of
-    SGD differs by eta^2 g^2 theta. There are no factors, no resets and no moments to map; weight decay is that of theta, and
-    momentum is of the gradients so multiplied. Adam and its like divide by a gradient's own size, which takes most of the
+    SGD differs by eta^2 g^2 theta. There is nothing to reset and there are no moments to map; weight decay is that of theta, and
+    momentum is of the gradients so multiplied. Of the weights that stay one copy is held, which the optimizer steps. Adam and its like divide by a gradient's own size, which takes most of the
     factor out again: take SGD. The weights' own gradients stay as they are, for clipping, say.
 
     Args:

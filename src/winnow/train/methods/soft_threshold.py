@@ -21,13 +21,13 @@ class STR(Gradual):
     Trains v, and the model computes with theta = sign(v) relu(|v| - sigmoid(s)), s one number a tensor that is trained along. In
     the paper sparsity is what weight decay makes of s. Here it follows :class:`Gradual`'s cubic: every ``every`` steps all s
     are shifted by the same amount, such that as many weights are zero as the schedule says, and in between the gradient moves
-    each by itself (Adam, whose learning rate ``lr`` is that of s: the optimizer of your loop never sees it). So the level is
-    yours, and what each tensor gives up is learned. Below its threshold v stays as it was, and weights come back where s falls.
+    each by itself (by Adam of the method's own, with ``lr``). So the level is yours, and what each tensor gives up is learned.
+    Below its threshold v gets no gradient, and weights come back where s falls.
 
-    At ``end`` the weights that lie lowest against their thresholds are pruned, round(S N) in all, to the weight (where learning has
-    made more of them zero, all s fall first); the others stay as they are, and go on as plain weights under this fixed mask. Until then no mask is set: ``attached.zeros`` counts none, though
-    weights are zero. v takes as much memory as the weights. Thresholds are below 1, as in the paper: larger weights are not
-    pruned before ``end``.
+    At ``end`` the weights that lie lowest against their thresholds are pruned, round(S N) in all, to the weight (where learning
+    has made more of them zero, all s fall first); the others stay as they are, and go on as plain weights under this fixed
+    mask. Until then no mask is set: ``attached.zeros`` counts none, though weights are zero. v takes as much memory as the
+    weights. Thresholds are below 1, as in the paper: larger weights are not pruned before ``end``.
 
     Args:
         sparsity, end, begin, power, max_rate: as for :class:`Gradual`.
