@@ -177,6 +177,7 @@ def test_training_that_ends_early_says_how_many_weights_are_zero():
 
 
 def test_wrong_options():
+    assert STR(0.5, begin=10, end=210).lr == 1 / 200
     with pytest.raises(InputError, match="learning rate of 0 or more"):
         STR(0.5, end=5, lr=-0.1)
     with pytest.raises(InputError, match="0 <= begin < end"):

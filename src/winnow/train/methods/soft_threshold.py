@@ -32,7 +32,8 @@ class STR(Gradual):
     Args:
         sparsity, end, begin, power, max_rate: as for :class:`Gradual`.
         every: steps between two shifts.
-        lr: how far s moves in a step, about; at 0 all tensors have the same threshold.
+        lr: how far s moves in a step, about; at 0 all tensors have the same threshold. None: 1 / (end - begin), by which one
+            threshold can come to differ from another by a small factor. Much more empties some tensors (to ``max_rate``).
 
     Raises:
         InputError: as :class:`Gradual`, for a negative ``lr`` and, when attached, for sharded weights.
@@ -46,13 +47,15 @@ class STR(Gradual):
         begin: int = 0,
         every: int = 10,
         power: float = 3.0,
-        lr: float = 0.01,
+        lr: float | None = None,
         max_rate: float = MAX_RATE,
     ) -> None:
         super().__init__(sparsity, end=end, begin=begin, every=every, power=power, max_rate=max_rate)
-        if not 0 <= lr < float("inf"):
-            raise InputError(f"lr is {lr}: give the thresholds a learning rate of 0 or more, such as 0.01.")
-        self.lr = lr
+        if lr is not None and not 0 <= lr < math.inf:
+            raise InputError(
+                f"lr is {lr}: give the thresholds a learning rate of 0 or more, such as {1 / (end - begin):g}."
+            )
+        self.lr = 1 / (end - begin) if lr is None else lr
         self._hold({})
 
     def _hold(self, s: dict[str, nn.Parameter]) -> None:
