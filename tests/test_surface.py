@@ -93,8 +93,8 @@ def test_ticket_methods():
 
 def test_packages_for_training():
     assert set(winnow.train.__all__) == {
-        "Attached", "Fixed", "GraSP", "Gradual", "LightningCallback", "Merged", "RandomMasks", "RigL", "SET", "SNIP", "SRSTE", "SignIn", "Signs",
-        "SparseMethod", "SynFlow", "WinnowCallback", "attach", "merge", "read_state", "write_state",
+        "ACDC", "Attached", "Fixed", "GraSP", "Gradual", "HAM", "Hyperbolic", "LightningCallback", "Merged", "RandomMasks", "RigL", "SET", "SNIP",
+        "SRSTE", "STR", "SignIn", "Signs", "SparseMethod", "SynFlow", "WinnowCallback", "attach", "merge", "read_state", "write_state",
     }  # fmt: skip
     assert set(winnow.tickets.__all__) == {
         "METHODS", "Found", "ModelSoup", "Ticket", "Training", "clip_image_classifier", "find_ticket", "instant_model_soup", "sign_ablation", "training_from",

@@ -1,7 +1,7 @@
 """What every training method keeps, in every loop. A new one is found by its line in ``winnow.train.methods``.
 
-Arguments go by the names that the methods share (``OFFERED``). Two methods of the tests come along: one that grows
-weights back, and one that trains factors in the weights' places.
+Arguments go by the names that the methods share (``OFFERED``). Methods of the tests come along: one that grows weights back, one
+that trains factors in the weights' places, and ways of training weights around methods that change the masks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from small import Classifier, classifier, points
 from sparse_methods import Grow, Product, random_keeps
 from winnow.masks.mask import MaskSet
 from winnow.masks.scope import find_scope
-from winnow.train import Attached, attach, read_state, write_state
+from winnow.train import ACDC, HAM, STR, Attached, Gradual, RigL, SignIn, attach, read_state, write_state
 from winnow.train.examples import Examples
 from winnow.train.methods import METHODS
 from winnow.train.methods.by_name import fields_of, make
@@ -36,7 +36,35 @@ OFFERED: dict[str, Any] = {
     "batches": [(X[:48], Y[:48]), (X[48:96], Y[48:96])], "structure": "1:4",
 }  # fmt: skip
 STEPS = 10
-TRIED = {**METHODS, "grow": Grow, "product": Product}
+
+
+def acdc_sign_in(sparsity: float, begin: int, end: int, every: int) -> Any:
+    """Peste et al. 2021 with Gadhikar et al. 2025."""
+    return SignIn(ACDC(sparsity, begin=begin, end=end, every=every), every=3)
+
+
+def gradual_sign_in(sparsity: float, begin: int, end: int, every: int) -> Any:
+    """Zhu and Gupta 2017 with Gadhikar et al. 2025."""
+    return SignIn(Gradual(sparsity, begin=begin, end=end, every=every), every=3)
+
+
+def rigl_sign_in(sparsity: float, end: int, every: int) -> Any:
+    """Evci et al. 2020 with Gadhikar et al. 2025."""
+    return SignIn(RigL(sparsity, end=end, every=every), every=3)
+
+
+def rigl_ham(sparsity: float, end: int, every: int) -> Any:
+    """Evci et al. 2020 with Jacobs et al. 2025."""
+    return HAM(RigL(sparsity, end=end, every=every), alpha=20)
+
+
+def str_ham(sparsity: float, begin: int, end: int, every: int) -> Any:
+    """Kusupati et al. 2020 with Jacobs et al. 2025."""
+    return HAM(STR(sparsity, begin=begin, end=end, every=every), alpha=20)
+
+
+COMBINED: tuple[Any, ...] = (acdc_sign_in, gradual_sign_in, rigl_sign_in, rigl_ham, str_ham)
+TRIED = {**METHODS, "grow": Grow, "product": Product, **{make.__name__: make for make in COMBINED}}
 each = pytest.mark.parametrize("name", TRIED)
 
 
@@ -71,7 +99,8 @@ def require_zeros(attached: Attached) -> None:
             assert not weight.detach()[~keep].count_nonzero(), name
             continue
         if name in attached.factors:  # they and their moments exist of what stays only
-            assert {t.shape[1:] for t in (*state, attached.factors.tensors[name])} == {(int(keep.sum()),)}
+            laid = weight.shape if bool(keep.all()) else (int(keep.sum()),)
+            assert {t.shape[1:] for t in (*state, attached.factors.tensors[name])} == {laid}
             state = []
         for tensor in (weight.detach(), *([] if weight.grad is None else [weight.grad]), *state):
             assert not tensor[~keep].count_nonzero(), name

@@ -24,7 +24,7 @@ class Factors:
     the weights. At all other times model and optimizer hold the weights, and gradients are dL/dtheta: accumulation, loss
     scaling, gradient clipping, DistributedDataParallel, ``state_dict`` and closures work as for plain weights. The
     optimizer's moments are those of the factors, of their shape, under the weight's number in its state dict; an optimizer
-    that reads matrices (Muon, Adafactor) sees tensors of other dimensions. A weight that comes back, or that somebody else
+    that reads matrices (Muon, Adafactor) sees tensors of other dimensions, and starts anew where masks change. A weight that comes back, or that somebody else
     has written, is split anew before the next step; its moments start from zero.
 
     Attributes:
@@ -57,8 +57,8 @@ class Factors:
 
     @torch.no_grad()
     def follow(self, *, zeros: bool = False, everywhere: bool = False) -> None:
-        """Splits the weights anew that are not what their factors stand for; with ``zeros`` also those that are zero,
-        with ``everywhere`` all (a reset of the factors' scales). Moments stay."""
+        """Splits the weights anew that are not what their factors stand for; with ``zeros`` also those whose factors are all
+        zero, as where a weight has come back, with ``everywhere`` all (a reset of the factors' scales). Moments stay."""
         for name in self.tensors:
             if self._masks.get(name) is not (self._laid[name][0] if name in self._laid else None):
                 self._move(name)
@@ -69,8 +69,14 @@ class Factors:
             split = self._method.split(name, values)
             if merged is not None:
                 stale = values != merged
-                split = torch.where(stale | (values == 0) if zeros else stale, split, factors)
+                split = torch.where(stale | (factors == 0).all(0) if zeros else stale, split, factors)
             factors.copy_(split)
+            self._write(name)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Writes the weights anew where the method's ``merge`` has changed; :meth:`follow` first, and before it changes."""
+        for name in self.tensors:
             self._write(name)
 
     def enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -97,10 +103,15 @@ class Factors:
         if optimizer not in self._entered:
             return ()
         self._entered.remove(optimizer)
+        # A fused optimizer divides by it, in place, the gradients of what it steps.
+        scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
         written = _exchange(optimizer, self.tensors, self._weights)
         for name in written:
             self.tensors[name].grad = None
             self._write(name)
+            for leaf in (self._weights[name], self._shared(name)):
+                if scale is not None and leaf is not None and leaf.grad is not None:
+                    leaf.grad.div_(scale)
         return {name for name in written if self._index(name) is not None}  # zero elsewhere
 
     def release(self) -> None:
@@ -139,6 +150,11 @@ class Factors:
         """Whether the optimizers' moments under a weight are those of factors."""
         return name in self.tensors or name in self._expected
 
+    def _shared(self, name: str) -> nn.Parameter | None:
+        """What the method trains beside the factors of this weight."""
+        find = getattr(self._method, "shared", None)
+        return None if find is None else find(name)
+
     def _lay(self, name: str) -> None:
         """What the mask of now keeps becomes the order of the factors' entries."""
         mask = self._masks.get(name)
@@ -171,6 +187,9 @@ class Factors:
 
         for optimizer in self._optimizers:
             state = optimizer.state.get(weight, {})
+            if any(torch.is_tensor(v) and v.ndim and v.shape != factors.shape for v in state.values()):
+                del optimizer.state[weight]  # means over rows and columns that are no longer the same (Adafactor)
+                continue
             state.update({k: moved(v) for k, v in state.items() if torch.is_tensor(v) and v.shape == factors.shape})
         self.tensors[name] = nn.Parameter(moved(factors))
 
@@ -216,12 +235,17 @@ class Factors:
 
     def _chain(self, name: str, factors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """dL/dfactors: in closed form where the method knows it, else by autograd through its ``merge``."""
-        if hasattr(self._method, "vjp"):
+        shared = self._shared(name)
+        if shared is None and hasattr(self._method, "vjp"):
             with torch.no_grad():
                 return self._method.vjp(name, factors, gradient)
         with torch.enable_grad():
             merged = self._method.merge(name, factors.requires_grad_())
-            return torch.autograd.grad(merged, factors, gradient.to(merged.dtype))[0]
+            upstream = gradient.to(merged.dtype)
+            if shared is None:
+                return torch.autograd.grad(merged, factors, upstream)[0]
+            found, shared.grad = torch.autograd.grad(merged, (factors, shared), upstream)
+            return found
 
 
 def _exchange(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from winnow.errors import InputError
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from winnow.train.attach import Attached
+
+
+Made = TypeVar("Made", bound="Planned")
 
 
 class SparseMethod(Protocol):
@@ -34,6 +37,9 @@ class SparseMethod(Protocol):
     - ``trains_pruned = True``, beside ``split`` and ``merge``: pruned weights are trained on behind the masks. Factors are of whole
       tensors, and ``merge``, which may look at a tensor as a whole then, makes the zeros: after every step it must be zero
       where the masks that the method sets are. Gradients, moments and factors are not masked.
+    - ``shared(name)`` returns a parameter of the method's own that ``merge`` of this weight depends on as well (None: there is
+      none), such as the threshold of a tensor. Its ``grad`` is set at every step of the optimizer; the method steps it in
+      ``stepped``: ``attached.factors.follow()``, the change, ``attached.factors.write()``.
     - ``unfinished(attached, last=None)`` returns a sentence that is warned with when training ends at ``attached.step``
       (None: nothing to say); the Trainer's callback also asks at the start, with the ``last`` step to come.
     - ``pruned(model)`` names tensors that are prunable because the method knows that they are pruned, such as an output head.
@@ -57,6 +63,32 @@ def plan(method: SparseMethod, steps: int | None) -> None:
     tell = getattr(method, "plan", None)
     if tell is not None:
         tell(steps)
+
+
+class Planned:
+    """Methods some of whose steps follow from the length of the training, where the user leaves them out."""
+
+    _length: int | None = None
+
+    @classmethod
+    def of(cls: type[Made], steps: int, *args: Any, **options: Any) -> Made:
+        """For a training of ``steps`` optimizer steps, whatever :func:`winnow.train.attach` is told; what else the class takes."""
+        if not hasattr(steps, "__index__") or steps < 1:
+            raise InputError(
+                f"steps is {steps!r}: give the number of optimizer steps of the whole training, 1 or more."
+            )
+        made = cls(*args, **options)
+        made._length = steps
+        made.plan(steps)
+        return made
+
+    def plan(self, steps: int | None) -> None:
+        """See :class:`SparseMethod`."""
+        self._plan(self._length or steps)
+
+    def _plan(self, steps: int | None) -> None:
+        """Works out what was not given."""
+        raise NotImplementedError
 
 
 def planned(method: SparseMethod, name: str, given: int | None, share: float, steps: int | None) -> int:

@@ -64,7 +64,12 @@ def places_of(model: nn.Module, scope: Scope) -> dict[str, Place]:
 
 def held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
     """The ids of the parameters that optimizers train."""
-    return {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    return set(groups_of(optimizers))
+
+
+def groups_of(optimizers: Iterable[torch.optim.Optimizer]) -> dict[int, dict[str, Any]]:
+    """The parameter groups, by the ids of the parameters in them."""
+    return {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
 
 
 def require_trained(weights: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> None:

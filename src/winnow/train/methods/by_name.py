@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError, meant
-from winnow.train.method import SparseMethod
+from winnow.train.method import SparseMethod, plan
 from winnow.train.methods import METHODS
 
 Fields = dict[str, Any]  # type and default of each, as pydantic.create_model takes them
@@ -38,8 +38,7 @@ def combines(name: str) -> bool:
 def fields_of(name: str, masks: Any = INNER) -> Fields:
     """What can be set about a method.
 
-    These are the parameters of its class that are numbers and words, without those that the training gives (``GIVEN``). Where the class has
-    ``of(steps, ...)``, what that works out from the steps need not be given. A method that combines with others has ``masks``: the name
+    These are the parameters of its class that are numbers and words, without those that the training gives (``GIVEN``). A method that combines with others has ``masks``: the name
     of one, or ``{name: {its own options}}``, and all that this one can be set to beside its own.
 
     Args:
@@ -102,7 +101,9 @@ def make(name: str, options: Mapping[str, Any], *, steps: int, **training: Any) 
         given["masks"] = make(inner, own, steps=steps, **training)
     given |= {n: training[n] for n in inspect.signature(METHODS[name]).parameters if n in GIVEN}
     cls: Any = METHODS[name]
-    return cls.of(steps, **given) if hasattr(cls, "of") else cls(**given)
+    made: SparseMethod = cls(**given)
+    plan(made, steps)
+    return made
 
 
 def title(name: str, options: Mapping[str, Any]) -> str:
@@ -118,9 +119,7 @@ def _parameters(name: str) -> dict[str, tuple[Any, bool]]:
     """Type of every parameter of a method's class but what the training gives, and whether it must be set."""
     cls: Any = METHODS[name]
     own, hints = inspect.signature(cls).parameters, get_type_hints(cls.__init__)
-    of = list(inspect.signature(cls.of).parameters.values())[1:] if hasattr(cls, "of") else []
-    needed = {p.name for p in (of or own.values()) if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    return {n: (hints.get(n, Any), n in needed) for n in own if n not in GIVEN}
+    return {n: (hints.get(n, Any), p.default is p.empty) for n, p in own.items() if n not in GIVEN}
 
 
 def _is_plain(hint: Any) -> bool:

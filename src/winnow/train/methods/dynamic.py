@@ -11,13 +11,13 @@ from winnow.errors import InputError
 from winnow.masks.ranking import lowest
 from winnow.seeding import seed_of
 from winnow.train.attach import Attached
-from winnow.train.method import planned
+from winnow.train.method import Planned, planned
 from winnow.train.methods.random_masks import Distribution, RandomMasks
 
 END = 0.75  # of the training
 
 
-class RigL(RandomMasks):
+class RigL(Planned, RandomMasks):
     """The rigged lottery (Evci et al. 2020, arXiv 1911.11134): the smallest weights go, and as many come back where the dense
     gradient is largest.
 
@@ -33,7 +33,7 @@ class RigL(RandomMasks):
         sparsity, distribution, seed, rescale: of the random masks it starts from; see :class:`RandomMasks`.
         end: step of the last change; None: three quarters of the training, the paper's choice, whose length
             :func:`winnow.train.attach` (``steps``) or the Trainer says.
-        every: steps between two changes.
+        every: steps between two changes; None: 100 as in the paper, or a twentieth of the training where that is less.
         fraction: f(0), share of a tensor's weights that change places (the paper's 0.3).
 
     Raises:
@@ -45,7 +45,7 @@ class RigL(RandomMasks):
         sparsity: float | str,
         *,
         end: int | None = None,
-        every: int = 100,
+        every: int | None = None,
         fraction: float = 0.3,
         distribution: Distribution = "erk",
         seed: int = 0,
@@ -54,23 +54,21 @@ class RigL(RandomMasks):
         super().__init__(sparsity, distribution=distribution, seed=seed, rescale=rescale)
         if not 0 < fraction < 1:
             raise InputError(f"fraction is {fraction}: give a number between 0 and 1, such as 0.3.")
-        self.every, self.fraction, self._given = every, fraction, end
-        self._end(every if end is None else end)
+        self._given, self.fraction = (end, every), fraction
+        self.every = 100 if every is None else every
+        self._end(max(self.every, 1) if end is None else end)
         self._dense: dict[str, torch.Tensor] = {}
 
-    def plan(self, steps: int | None) -> None:
-        self._end(planned(self, "end", self._given, END, steps))
+    def _plan(self, steps: int | None) -> None:
+        end, every = self._given
+        if every is None:
+            self.every = 100 if steps is None else max(1, min(100, steps // 20))
+        self._end(planned(self, "end", end, END, steps))
 
     def _end(self, end: int) -> None:
         if self.every < 1 or end < self.every:
             raise InputError(f"masks would change every {self.every} steps up to step {end}: give 1 <= every <= end.")
         self.end = end
-
-    @classmethod
-    def of(cls, steps: int, sparsity: float | str, **options: Any) -> RigL:
-        """For a training of ``steps``: the last change after three quarters of it, 100 steps between two or a twentieth of the
-        training where that is less, unless ``options`` say otherwise."""
-        return cls(sparsity, **{"end": max(1, steps * 3 // 4), "every": max(1, min(100, steps // 20)), **options})
 
     def due(self, step: int) -> bool:
         """Whether masks change after this step."""

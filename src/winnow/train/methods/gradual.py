@@ -12,14 +12,14 @@ from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.ranking import limits, lowest
 from winnow.train.attach import Attached
-from winnow.train.method import planned
+from winnow.train.method import Planned, planned
 from winnow.train.methods.fixed import nonzero
 from winnow.train.methods.random_masks import Distribution, distributed
 
 END = 0.5  # of the training, as winnow.find_ticket has it: the other half recovers
 
 
-class Gradual:
+class Gradual(Planned):
     """Magnitude pruning whose target rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
 
     s(t) = S + (S_0 - S) (1 - (t - begin) / (end - begin))^3, S_0 the sparsity at the start; masks change every ``every``
@@ -30,7 +30,7 @@ class Gradual:
         begin: optimizer step at which it starts to rise.
         end: step at which it is reached; None: half of the training, whose length :func:`winnow.train.attach` (``steps``) or the
             Trainer says.
-        every: steps between two changes.
+        every: steps between two changes; None: a hundredth of the training, 100 where its length is not known.
         power: 3 is the cubic; 1 a straight line.
         max_rate: share of its weights that a tensor may lose at most (:func:`prune_globally`).
         distribution: what weights compete with: "global", all others of the model in one ranking; or those of their tensor
@@ -50,15 +50,15 @@ class Gradual:
         *,
         end: int | None = None,
         begin: int = 0,
-        every: int = 100,
+        every: int | None = None,
         power: float = 3.0,
         max_rate: float = MAX_RATE,
         distribution: Literal["global"] | Distribution = "global",
     ) -> None:
-        if not all(hasattr(n, "__index__") for n in (begin, every, *([] if end is None else [end]))):
-            raise InputError("begin, end and every are numbers of optimizer steps: give whole numbers.")
-        self.sparsity, self.begin, self.every, self.power = parse_sparsity(sparsity), begin, every, power
-        self._given = end
+        require_whole(begin=begin, end=end, every=every)
+        self.sparsity, self.begin, self.power = parse_sparsity(sparsity), begin, power
+        self._given = end, every
+        self.every = 100 if every is None else every
         self._end(begin + 1 if end is None else end)
         limits([], 0, max_rate)  # refuses a wrong one now, not in the middle of a training
         if distribution not in ("global", *get_args(Distribution)):
@@ -66,8 +66,11 @@ class Gradual:
             raise InputError(f"distribution is {distribution!r}: choose from {known}.")
         self.max_rate, self.distribution, self.zeros_at_start = max_rate, distribution, 0
 
-    def plan(self, steps: int | None) -> None:
-        self._end(planned(self, "end", self._given, END, steps))
+    def _plan(self, steps: int | None) -> None:
+        end, every = self._given
+        if every is None:
+            self.every = 100 if steps is None else max(1, steps // 100)
+        self._end(planned(self, "end", end, END, steps))
 
     def _end(self, end: int) -> None:
         if not 0 <= self.begin < end or self.every < 1 or not self.power > 0:
@@ -75,11 +78,6 @@ class Gradual:
                 f"a gradual schedule from step {self.begin} to {end} needs 0 <= begin < end, every >= 1 and power > 0: check the numbers."
             )
         self.end = end
-
-    @classmethod
-    def of(cls, steps: int, sparsity: float | str, **options: Any) -> Gradual:
-        """Over the first half of a training of ``steps``, in about fifty changes, unless ``options`` say otherwise."""
-        return cls(sparsity, **{"end": max(1, steps // 2), "every": max(1, steps // 100), **options})
 
     def start(self, attached: Attached) -> None:
         present = nonzero(attached)
@@ -93,11 +91,9 @@ class Gradual:
         self.zeros_at_start = zeros
 
     def stepped(self, attached: Attached) -> None:
-        t = attached.step
-        # Beyond the end too: a loop that counts steps in its own way may have passed it by.
-        if t < self.begin or (t < self.end and (t - self.begin) % self.every):
+        if not self.due(attached.step):
             return
-        zeros = self.zeros_at(t, attached.numel)
+        zeros = self.zeros_at(attached.step, attached.numel)
         if zeros > attached.zeros:
             attached.set(self.masks(attached, zeros))
 
@@ -115,10 +111,21 @@ class Gradual:
             for n, keep in keeps.items()
         }
 
+    def due(self, step: int) -> bool:
+        """Whether weights may go after this step."""
+        # Beyond the end too: a loop that counts steps in its own way may have passed it by.
+        return step >= self.end or (step >= self.begin and (step - self.begin) % self.every == 0)
+
+    def zeros_now(self, attached: Attached) -> int:
+        """How many weights are zero now."""
+        return attached.zeros
+
     def unfinished(self, attached: Attached, last: int | None = None) -> str | None:
         """A sentence where training ends (now, or after step ``last``) before the target sparsity is reached."""
         numel, step = attached.numel, attached.step if last is None else last
-        zeros = attached.zeros if last is None else max(attached.zeros, self.zeros_at(self._changed(last), numel))
+        zeros = self.zeros_now(attached)
+        if last is not None:
+            zeros = max(zeros, self.zeros_at(self._changed(last), numel))
         if step >= self.end or zeros >= round(self.sparsity * numel):
             return None
         found, target = 100 * zeros / numel, 100 * self.sparsity
@@ -144,3 +151,10 @@ class Gradual:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.zeros_at_start = int(state["zeros_at_start"])
+
+
+def require_whole(**steps: Any) -> None:
+    """Raises InputError unless all of these numbers of steps are whole, or None."""
+    if not all(n is None or hasattr(n, "__index__") for n in steps.values()):
+        *names, last = steps
+        raise InputError(f"{', '.join(names)} and {last} are numbers of optimizer steps: give whole numbers.")

@@ -9,21 +9,20 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
 from winnow.train.attach import Attached
-from winnow.train.method import SparseMethod, plan, planned, pruned_by, unfinished
-from winnow.train.methods.fixed import Fixed
+from winnow.train.method import SparseMethod, planned
+from winnow.train.methods.around import AroundMasks, require_float32
 from winnow.train.shards import is_sharded, local, whole
 
 Moments = Literal["remap", "keep", "zero"]
-_FIRST = ("momentum_buffer", "exp_avg")  # of optimizers of torch: momentum, in units of the gradient
+MOMENTUM = ("momentum_buffer", "exp_avg")  # of optimizers of torch: momentum, in units of the gradient
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # in units of its square
 
 
-class SignIn:
+class SignIn(AroundMasks):
     """Trains theta = m * w with m^2 - w^2 = beta instead of theta (Gadhikar et al. 2025, arXiv 2504.12801).
 
     Under a fixed mask gradient descent hardly ever carries a weight through zero; with beta > 0 the speed of theta near zero
@@ -75,43 +74,20 @@ class SignIn:
         for value in self.beta.values():
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"beta is {value}: give a positive number, 1 unless you have a reason.")
-        self.inner: SparseMethod = masks if hasattr(masks, "stepped") else Fixed(masks)  # type: ignore[assignment, arg-type]
+        super().__init__(masks)
         self._given, self.moments, self.resets = (every, end), moments, 0
         self.every, self.end = int(every or 1), end
 
-    @classmethod
-    def of(cls, steps: int, masks: Any = None, **options: Any) -> SignIn:
-        """With a reset every tenth of a training of ``steps``, the last at nine tenths, unless ``options`` say otherwise."""
-        return cls(masks, **{"every": max(1, steps // 10), "end": max(1, steps * 9 // 10), **options})
-
-    def pruned(self, model: nn.Module) -> list[str]:
-        return pruned_by(self.inner, model)
-
-    def plan(self, steps: int | None) -> None:
-        plan(self.inner, steps)
+    def _plan(self, steps: int | None) -> None:
+        super()._plan(steps)
         every, end = self._given
         self.every = planned(self, "every", every, 0.1, steps)
         if every is None and end is not None:
             self.every = min(self.every, end)
         self.end = planned(self, "end", end, 0.9, steps) if every is None else end
 
-    @property
-    def gradient(self) -> Any:
-        """What the masks' own method does with dense gradients."""
-        return getattr(self.inner, "gradient", None)
-
-    @property
-    def due(self) -> Any:
-        """When it needs them."""
-        return getattr(self.inner, "due", None)
-
     def start(self, attached: Attached) -> None:
-        low = next((n for n, w in attached.weights.items() if w.dtype not in (torch.float32, torch.float64)), None)
-        if low is not None:
-            raise InputError(
-                f"{low} is {str(attached.weights[low].dtype).removeprefix('torch.')}: m stays near 1 and would lose its "
-                "updates; train float32 parameters, under torch.autocast if the arithmetic is to be bfloat16."
-            )
+        require_float32(attached, "m stays near 1 and would lose its updates")
         for pattern, value in self.beta.items():
             if not any(fnmatchcase(n, pattern) for n in attached.weights):
                 raise InputError(
@@ -122,7 +98,7 @@ class SignIn:
                     f"beta {value:g} makes training near zero {value:g} times as fast as plain training: 1 keeps the learning rate.",
                     stacklevel=4,
                 )
-        self.inner.start(attached)
+        super().start(attached)
 
     def beta_of(self, name: str) -> float:
         return next((value for pattern, value in self.beta.items() if fnmatchcase(name, pattern)), 1.0)
@@ -141,7 +117,7 @@ class SignIn:
         return factors.flip(0).mul_(gradient)
 
     def stepped(self, attached: Attached) -> None:
-        self.inner.stepped(attached)
+        super().stepped(attached)
         if attached.step % self.every == 0 and (self.end is None or attached.step <= self.end):
             self.reset(attached)
 
@@ -157,13 +133,13 @@ class SignIn:
             )  # w', m': what dL/dm and dL/dw are multiplied by
             for optimizer in attached.optimizers:
                 for key, moment in optimizer.state.get(attached.weights[name], {}).items():
-                    if key not in (*_FIRST, *_SECOND) or not torch.is_tensor(moment):
+                    if key not in (*MOMENTUM, *_SECOND) or not torch.is_tensor(moment):
                         continue
                     if (moment := local(moment)).shape != new.shape:
                         continue
                     if self.moments == "zero":
                         moment.zero_()
-                    elif key in _FIRST:
+                    elif key in MOMENTUM:
                         moment.copy_(new * ((m * moment[1] + w * moment[0]) / (m * m + w * w)))
                     else:
                         moment.copy_(new * new * ((moment[0] + moment[1]) / (m * m + w * w)))
@@ -186,11 +162,11 @@ class SignIn:
                 f"training ends at step {step}, before the first reset at step {self.every}: "
                 f"take SignIn.of({step}) for a reset every tenth of it."
             )
-        return unfinished(attached, last, self.inner)
+        return super().unfinished(attached, last)
 
     def state(self) -> dict[str, Any]:
-        return {"masks": self.inner.state(), "resets": self.resets}
+        return super().state() | {"resets": self.resets}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.inner.restore(state["masks"])
+        super().restore(state)
         self.resets = int(state["resets"])
