@@ -9,6 +9,7 @@ from fakehub import fake_hub as fake_hub
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whatever test that is
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="winnow-tests-")  # timings kept by a test are nobody else's
 torch.set_num_threads(int(os.environ.get("WINNOW_TEST_THREADS", "1")))
 

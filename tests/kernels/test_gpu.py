@@ -1,13 +1,11 @@
-"""The Triton kernels, in Triton's interpreter on the CPU (TRITON_INTERPRET=1); skipped where triton is not installed."""
-
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
+"""The Triton kernels, in Triton's interpreter on the CPU (TRITON_INTERPRET=1); set in conftest.py; skipped where triton is not
+installed."""
 
 import pytest
 import torch
 
 from winnow.errors import InputError
+from winnow.kernels.expanded import expand
 from winnow.kernels.matrix import PackedMatrix
 from winnow.kernels.modules import PackedLinear
 
@@ -27,7 +25,7 @@ def test_products_on_the_gpu_path_match_float64(values, rows, cols, density, bat
     from winnow.kernels.gpu import GpuLinear
 
     matrix = matrix_of(values, rows, cols, density)
-    dense = matrix.expand(dtype=torch.float64)
+    dense = expand(matrix, dtype=torch.float64)
     x, bias = torch.randn(2, batch, cols)[1], torch.randn(rows)
     y = GpuLinear(matrix, bias)(x)
     expected = x.double() @ dense.T + bias
@@ -41,7 +39,7 @@ def test_blocks_and_dense_integers():
     for density in (0.4, 1.1):
         matrix = matrix_of("int8", 6, 88, density, block=4)
         about = {"rows": 6, "cols": 88, "values": "int8", "block": matrix.block, "group": 88}
-        assert torch.equal(bitmask.expand(matrix.tensors(), about, torch.float32), matrix.expand())
+        assert torch.equal(bitmask.expand(matrix.tensors(), about, torch.float32), expand(matrix))
 
 
 def test_a_packed_model_keeps_its_outputs():

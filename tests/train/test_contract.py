@@ -10,6 +10,8 @@ import copy
 import inspect
 import re
 import warnings
+from functools import reduce
+from operator import add
 from typing import Any
 
 import pytest
@@ -183,7 +185,7 @@ def test_a_run_interrupted(name, tmp_path, monkeypatch):
     whole.advance_to(STEPS)
     require_zeros(whole.attached)
     require_end(name, whole.attached.masks)
-    assert whole.cost.weighted == sum(densities) and len(densities) == STEPS
+    assert whole.cost.weighted == reduce(add, densities) and len(densities) == STEPS
     monkeypatch.setattr(run_module, "SAVE_EVERY", 0.0)
     for stop in range(1, STEPS + 1):
         again = Run(given, method=method(name), folder=tmp_path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -32,8 +31,6 @@ from winnow.compression.recipe import Recipe
 from winnow.compression.recovery import fitting_of, parse_recovery
 from winnow.compression.rest import LARGE, embedding_bytes, rest_saves
 from winnow.compression.sizes import dense_bytes, dense_layout, stored_sizes
-from winnow.compression.sizing import narrower_note
-from winnow.compression.space import disk_bytes, require_space_for
 from winnow.compression.timing import Timing, measure
 from winnow.compression.upload import check_upload
 from winnow.compression.vocabulary import Trimmed, trim
@@ -100,7 +97,6 @@ def set_up(job: Job) -> Setup:
     Raises:
         InputError: anything about the model or the data that would stop it later.
     """
-    started = time.perf_counter()
     source = open_model(job.model, job.weights, trust_remote_code=job.trust_remote_code)
     if source.module is not None:
         from winnow.kernels.swap import require_dense
@@ -241,12 +237,6 @@ def set_up(job: Job) -> Setup:
     setup = Setup(
         job, source, host, scope, prepared, recipes, reason, dense_file, plan, notes, remarks, trimmed, large, existing=existing, timing=timing,
     )  # fmt: skip
-    from winnow.compression.stages import expected
-
-    total = time.perf_counter() - started + sum(stage.guess or 0.0 for stage in expected(setup))
-    notes = [*plan.notes, *narrower_note(setup, recipes[0])]
-    setup.plan = replace(plan, total_seconds=total, disk=plan.disk + disk_bytes(setup), notes=notes)
-    require_space_for(setup)
     if job.out is not None and job.out.exists():
         check_made(job.out, setup.made, job.overwrite)
     return setup

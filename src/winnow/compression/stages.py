@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from winnow.compression.candidates import VALUES, Candidate, primary
+from winnow.compression.sizing import narrower_note
+from winnow.compression.space import disk_bytes, require_space_for
 from winnow.forward.batch import example_count
 from winnow.terminal.progress import Expected
 
@@ -17,6 +20,19 @@ CLOSING = "speed and report"  # the last stage
 CASES, MODELS = 2, 3  # that the measurement of speed is about, usually
 TYPICAL = 0.6  # the sparsity of a model that is tried, for what it takes to make it
 SEARCHED = 3  # models per data type that a bisection of the grid of ``goal`` tries
+
+
+def complete(setup: Setup, seconds: float) -> None:
+    """Adds to the plan what follows from the stages to come: time in all (``seconds`` have passed), disk space, a narrower type.
+
+    Raises:
+        InputError: the disk is too small.
+    """
+    plan = setup.plan
+    total = seconds + sum(stage.guess or 0.0 for stage in expected(setup))
+    notes = [*plan.notes, *narrower_note(setup, setup.recipes[0])]
+    setup.plan = replace(plan, total_seconds=total, disk=plan.disk + disk_bytes(setup), notes=notes)
+    require_space_for(setup)
 
 
 def expected(setup: Setup) -> list[Expected]:

@@ -22,7 +22,7 @@ from winnow.compression.runner import Runner
 from winnow.compression.setup import Setup, set_up
 from winnow.compression.sizing import fit_size
 from winnow.compression.space import require_space
-from winnow.compression.stages import CLOSING, at_goal, at_rates, searched
+from winnow.compression.stages import CLOSING, at_goal, at_rates, complete, searched
 from winnow.compression.upload import upload
 from winnow.compression.verdict import recalibrated_note
 from winnow.compression.workbench import Workbench
@@ -106,7 +106,9 @@ def compress(
             to ``push_to_hub``: it stays where it is.
     """
     with watch(progress) as stages:
+        started = time.perf_counter()
         setup = set_up(Job(model, data, out=out, **options))
+        complete(setup, time.perf_counter() - started)
         return setup.plan if dry_run else run(setup, progress=stages, command=command)
 
 

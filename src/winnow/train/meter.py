@@ -6,27 +6,38 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from winnow.measure.flops import TRAINING, Flops
 from winnow.train.cost import TrainingCost
+from winnow.train.factors import Factors
 from winnow.train.products import Products
-
-if TYPE_CHECKING:
-    from winnow.train.attach import Attached
 
 FIRST, LAST = 3, 20  # steps whose times are kept: the very first ones allocate
 
 log = logging.getLogger(__name__)
 
 
+class Metered(Protocol):
+    """What is read of :class:`winnow.train.attach.Attached`."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    method: Any
+    weights: dict[str, nn.Parameter]
+    keeps: dict[str, torch.Tensor]
+    factors: Factors
+    _masks: dict[str, torch.Tensor]
+
+
 class Meter:
     """Two readings of a clock around every hook, and layers watched during the second step: loss scaling may have skipped
     some before the first, and copies of the model are made before it."""
 
-    def __init__(self, attached: Attached) -> None:
+    def __init__(self, attached: Metered) -> None:
         self._attached = attached
         self._inside, self._ended, self._taken = 0.0, 0.0, 0
         self._times: list[tuple[float, float]] = []  # of a step: in the hooks, in all
