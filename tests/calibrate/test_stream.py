@@ -103,7 +103,7 @@ import accelerate
 reset_peak()
 before = resident()
 result = winnow.compress({str(tmp_path / "model")!r}, {str(tmp_path / "text.txt")!r}, sparsity=0.5, method="wanda", task="none",
-                samples=8, length=32, baselines="none", ram=f"{before // 10**6 + 500}MB", out={str(tmp_path / "out")!r})
+                samples=8, length=32, baselines="none", ram=str(before // 10**6 + 500) + "MB", out={str(tmp_path / "out")!r})
 print(result._setup.plan.ledger.need, peak_rss(), peak_rss() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
