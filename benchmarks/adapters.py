@@ -55,6 +55,11 @@ def resnet(name: str) -> torch.nn.Module:
     return _module("resnet-cifar10").load(name, str(data("resnet-cifar10")))
 
 
+def resnet_class() -> type[torch.nn.Module]:
+    """The class of these ResNets; its argument is the number of blocks of a stage, 3 for ResNet-20."""
+    return _module("resnet-cifar10").CifarResNet
+
+
 def resnet20() -> torch.nn.Module:
     """ResNet-20 fine-tuned on the JPEG set."""
     return resnet("resnet20_jpegft")
