@@ -19,12 +19,12 @@ from winnow.errors import InputError
 from winnow.pipeline.reading import read_recipe
 from winnow.pipeline.verb import run_recipe
 from winnow.train.methods import METHODS
-from winnow.train.methods.by_name import fields_of, make
+from winnow.train.methods.by_name import combines, fields_of, make
 from winnow.train.methods.fixed import Fixed
 
 HEAD = "name: clouds\nmodel: small:classifier\nweights: weights.safetensors\ndata: train.npz\neval: test.npz\nstages:\n"
 NUMEL = 6 * 24 * 48
-EVERY = {"fixed": "", **{n: ", sparsity: 80%" for n in METHODS if n != "fixed"}}
+EVERY = {**{n: ", sparsity: 80%" for n in METHODS}, "fixed": "", "sr-ste": ", structure: '2:4'"}
 
 
 def recipe(tmp_path, fields, more=""):
@@ -64,6 +64,8 @@ def test_every_method_trains(here, tmp_path, sparse, name):
     assert all(not state[n][~m.unpack()].any() for n, m in masks.items())
     if "sparsity" in fields_of(name):
         assert masks.zeros == round(0.8 * (NUMEL + 72))
+    elif "structure" in fields_of(name):
+        assert masks.zeros == (NUMEL + 72) // 2
     else:  # the model's own zeros
         before = load_file(sparse)
         assert masks.zeros == zeros_of(before) and all(torch.equal(state[n] == 0, before[n] == 0) for n in masks)
@@ -128,7 +130,7 @@ def test_the_guide_lists_its_fields(name):
         if r.startswith("| `") and f"`{name}`" in r.split("|")[1]
     ]
     assert len(rows) == 1, f"{name}: give it a row in the table of docs/guide/training.md"
-    theirs = fields_of("random") if name == "sign-in" else {}  # of its masks
+    theirs = fields_of("random") if combines(name) else {}  # of its masks
     missing = [f for f in fields_of(name) if f not in theirs and f"`{f}`" not in rows[0].split("|")[2]]
     assert not missing, f"{name}: name these fields in its row: {missing}"
 
@@ -136,7 +138,7 @@ def test_the_guide_lists_its_fields(name):
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
-        ("method: sign-inn", "method", "there is no training method 'sign-inn' (did you mean sign-in?): choose one of fixed, gradual"),
+        ("method: sign-inn", "method", "there is no training method 'sign-inn' (did you mean sign-in?): choose one of acdc, fixed, gradual"),
         ("method: rigl", "sparsity", "is missing"),
         ("method: rigl, sparsity: 90", "sparsity", "outside 0 to 1 (did you mean 90%?)"),
         ("method: rigl, sparsity: 0", "sparsity", "a sparsity of 0 removes nothing"),

@@ -250,7 +250,7 @@ def test_by_name_as_by_class(name):
     assert 0 < attached.zeros < attached.numel
     if "sparsity" in offered:
         assert attached.zeros == round(OFFERED["sparsity"] * attached.numel)
-    defaults = make(name, {n: v for n, v in offered.items() if n == "sparsity"}, steps=STEPS, **GIVEN)
+    defaults = make(name, {n: v for n, v in offered.items() if n in ("sparsity", "structure")}, steps=STEPS, **GIVEN)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what is worked out from the steps fits into them
         model = classifier()
