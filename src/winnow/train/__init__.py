@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from winnow.train.adapters import Merged, merge
-from winnow.train.attach import Attached, attach
+from winnow.train.attach import attach
+from winnow.train.attached import Attached
 from winnow.train.method import SparseMethod
 from winnow.train.methods.acdc import ACDC
 from winnow.train.methods.dynamic import SET, RigL

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.shards import local, part
 
 

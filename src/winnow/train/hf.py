@@ -14,7 +14,8 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Scope
 from winnow.masks.unwrap import unwrap
-from winnow.train.attach import Attached, attach
+from winnow.train.attach import attach
+from winnow.train.attached import Attached
 from winnow.train.method import SparseMethod, pruned_by, unfinished
 from winnow.train.methods.fixed import Fixed
 from winnow.train.ranks import asked_for, masked_by, require_same

@@ -8,7 +8,8 @@ from typing import Any
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
-from winnow.train.attach import Attached, attach
+from winnow.train.attach import attach
+from winnow.train.attached import Attached
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.methods.fixed import Fixed
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Metered(Protocol):
-    """What is read of :class:`winnow.train.attach.Attached`."""
+    """What is read of :class:`winnow.train.attached.Attached`."""
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]

@@ -10,7 +10,7 @@ from winnow.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from winnow.train.attach import Attached
+    from winnow.train.attached import Attached
 
 
 Made = TypeVar("Made", bound="Planned")

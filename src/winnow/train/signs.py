@@ -15,7 +15,7 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.prunable import Prunable
 from winnow.masks.unwrap import unwrap
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.method import SparseMethod, unfinished
 from winnow.train.methods.fixed import Fixed
 

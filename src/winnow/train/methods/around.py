@@ -10,7 +10,7 @@ import torch
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.method import Planned, SparseMethod, plan, unfinished
 from winnow.train.methods.fixed import Fixed
 

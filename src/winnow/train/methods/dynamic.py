@@ -10,7 +10,7 @@ import torch
 from winnow.errors import InputError
 from winnow.masks.ranking import lowest
 from winnow.seeding import seed_of
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.method import Planned, planned
 from winnow.train.methods.random_masks import Distribution, RandomMasks
 

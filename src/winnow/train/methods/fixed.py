@@ -12,7 +12,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 
 
 class Fixed:

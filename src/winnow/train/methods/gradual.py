@@ -11,7 +11,7 @@ from winnow.budget import largest_remainder, parse_sparsity
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.ranking import limits, lowest
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.method import Planned, planned
 from winnow.train.methods.fixed import nonzero
 from winnow.train.methods.random_masks import Distribution, distributed

@@ -8,7 +8,7 @@ import torch
 
 from winnow.errors import InputError
 from winnow.masks.mask import MaskSet
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.method import SparseMethod
 from winnow.train.methods.around import AroundMasks, require_float32
 from winnow.train.targets import groups_of

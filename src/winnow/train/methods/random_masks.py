@@ -12,7 +12,7 @@ from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE
 from winnow.masks.prunable import Scope
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.beginning import mask_initial
 
 Distribution = Literal["erk", "uniform", "balanced"]

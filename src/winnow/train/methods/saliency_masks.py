@@ -11,7 +11,7 @@ from winnow.budget import parse_sparsity
 from winnow.errors import InputError
 from winnow.forward.modes import eval_mode
 from winnow.masks.global_ranking import MAX_RATE, prune_globally
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.beginning import mask_initial
 from winnow.train.methods.fixed import Fixed
 from winnow.train.norms import batch_statistics

@@ -11,7 +11,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, caps, prune_globally
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.methods.gradual import Gradual
 
 

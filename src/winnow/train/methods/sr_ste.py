@@ -13,7 +13,7 @@ import torch
 from winnow.errors import InputError
 from winnow.masks.prunable import Prunable
 from winnow.masks.structure import NM, check, parse_structure, select
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.shards import is_sharded
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from winnow.errors import InputError
 from winnow.masks.prunable import Scope
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.examples import Examples, batch_rows
 from winnow.train.task_loss import Loss
 

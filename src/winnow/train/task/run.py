@@ -16,7 +16,8 @@ from winnow.errors import InputError
 from winnow.masks.mask import Mask, MaskSet
 from winnow.masks.unwrap import working_copy
 from winnow.seeding import seed_of, seeded
-from winnow.train.attach import Attached, attach
+from winnow.train.attach import attach
+from winnow.train.attached import Attached
 from winnow.train.method import SparseMethod
 from winnow.train.methods.fixed import Fixed
 from winnow.train.resume import EpochOrder, precision

@@ -13,7 +13,7 @@ from winnow.errors import InputError
 from winnow.masks.global_ranking import MAX_RATE, global_magnitude
 from winnow.masks.mask import MaskSet
 from winnow.seeding import generator
-from winnow.train.attach import Attached
+from winnow.train.attached import Attached
 from winnow.train.task.run import Cost, Diverged, Run, trainable
 from winnow.train.task.train_mode import train_mode
 
