@@ -105,7 +105,7 @@ def _setting(found: re.Match[str]) -> str:
 
 
 def _literal(text: str) -> str:
-    return text if not text or re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) else f'"{text}"'
+    return text if not text or re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", text) else f'"{text}"'
 
 
 def meant(name: object, known: Iterable[object]) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError, meant
-from winnow.train.method import SparseMethod, plan
+from winnow.train.method import Planned, SparseMethod
 from winnow.train.methods import METHODS
 
 Fields = dict[str, Any]  # type and default of each, as pydantic.create_model takes them
@@ -101,9 +101,7 @@ def make(name: str, options: Mapping[str, Any], *, steps: int, **training: Any) 
         given["masks"] = make(inner, own, steps=steps, **training)
     given |= {n: training[n] for n in inspect.signature(METHODS[name]).parameters if n in GIVEN}
     cls: Any = METHODS[name]
-    made: SparseMethod = cls(**given)
-    plan(made, steps)
-    return made
+    return cls.of(steps, **given) if issubclass(cls, Planned) else cls(**given)
 
 
 def title(name: str, options: Mapping[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from winnow.budget import parse_sparsity
 from winnow.errors import InputError
@@ -54,6 +55,10 @@ class SNIP(Fixed):
         if not 0 < max_rate <= 1:
             raise InputError(f"max_rate is {max_rate}: give the share that a tensor may lose, such as 0.99.")
         self.batches, self.loss = batches, TaskLoss("classes") if loss is None else loss
+
+    def pruned(self, model: nn.Module) -> Collection[str]:
+        """None: the masks of a new network are not known by name."""
+        return ()
 
     def start(self, attached: Attached) -> None:
         subject = Beginning(attached, self.batches, self.loss)
