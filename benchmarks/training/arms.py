@@ -46,7 +46,9 @@ def _sign_in(masks: Callable[..., Any]) -> Callable[..., Any]:
 
         every = {}
         if (periods := options.get("periods")) is not None:
-            every = {"every": max(1, steps // periods), "end": steps * 9 // 10} if periods else {"every": steps + 1}
+            every = (
+                {"every": max(1, steps // periods), "end": steps * 9 // 10} if periods else {"every": steps}
+            )  # the last step: none
         return SignIn(masks(steps, sparsity, seed, options), beta=options.get("beta", 1.0), **every)
 
     return method

@@ -294,7 +294,7 @@ def test_nan_logits_are_flagged():
         (np.array([0, -1, 1]), "label -1 of record 1"),
         (np.array([0.0, 2.5, 1.0]), "2.5 of record 1 is not a class"),
         (np.array([0.0, math.nan, 1.0]), "not a class"),
-        (None, "--label"),
+        (None, "name their column with label"),
     ],
 )
 def test_labels_that_are_no_classes(labels, message):

@@ -239,7 +239,10 @@ def test_weights_drawn_by_the_function(here, tmp_path, monkeypatch):
     import small
 
     monkeypatch.setattr(small, "fresh", Classifier, raising=False)
-    path = recipe(tmp_path, "method: random, sparsity: 0.5, from_scratch: true, steps: 1, lr: 1e-30, weight_decay: 0")
+    path = recipe(
+        tmp_path,
+        "method: random, sparsity: 0.5, rescale: false, from_scratch: true, steps: 1, lr: 1e-30, weight_decay: 0",
+    )
     ran = run_recipe(path, tmp_path / "out", sets=["model=small:fresh", "seed=5"])
     torch.manual_seed(5)
     expected, found = Classifier().state_dict(), load_file(ran.folder / "model.safetensors")
@@ -289,7 +292,7 @@ def test_a_transformers_model_from_its_configuration(tmp_path, monkeypatch):
     path = tmp_path / "r.yaml"
     path.write_text(
         "model: encoder\ndata: train.jsonl\neval: test.jsonl\ncolumn: text\nlabel: label\nlength: 32\nseed: 3\nstages:\n"
-        "  - train: {method: random, sparsity: 60%, from_scratch: true, steps: 1, lr: 1e-30}\n"
+        "  - train: {method: random, sparsity: 60%, rescale: false, from_scratch: true, steps: 1, lr: 1e-30}\n"
     )
     ran = run_recipe(path, "out")
     found = transformers.AutoModelForSequenceClassification.from_pretrained("out")

@@ -209,7 +209,7 @@ def test_what_is_refused_or_warned_of(tmp_path):
     with pytest.raises(InputError, match=r"another method, Gradual, and this is SignIn\(RigL\)"):
         wrong = callback(SignIn(RigL(0.8, end=9, every=2), every=3))
         fit(Module(), tmp_path, wrong, ckpt_path=tmp_path / "gradual.ckpt", max_epochs=3)
-    with pytest.warns(UserWarning, match="ends at step 16, before the first reset at step 100"):
+    with pytest.raises(InputError, match="the first reset would come at step 100, and the training ends at step 16"):
         fit(Module(), tmp_path, callback(SignIn(Fixed(), every=100)))
 
 

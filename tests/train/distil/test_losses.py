@@ -143,9 +143,9 @@ def test_auto_takes_kl_for_logits_and_mse_for_the_rest():
 @pytest.mark.parametrize(
     ("read", "target", "loss", "fix"),
     [
-        (Outputs(torch.ones(2, 3), None, "features"), torch.ones(2, 3), "kl", "loss=mse"),
-        (Outputs(torch.ones(2, 1)), torch.ones(2, 1), "kl", "loss=mse"),
-        (Outputs(torch.ones(2, 1)), torch.ones(2, 1), "cosine", "loss=mse"),
+        (Outputs(torch.ones(2, 3), None, "features"), torch.ones(2, 3), "kl", 'settings={"loss": "mse"}'),
+        (Outputs(torch.ones(2, 1)), torch.ones(2, 1), "kl", 'settings={"loss": "mse"}'),
+        (Outputs(torch.ones(2, 1)), torch.ones(2, 1), "cosine", 'settings={"loss": "mse"}'),
         (Outputs(torch.ones(2, 3)), torch.ones(3, 3), "auto", "one shape"),
     ],
 )

@@ -135,8 +135,10 @@ class Train(FineTuning):
             self._made(self.steps or 1 << 20, pipeline.seed)
 
     def settings(self) -> dict[str, Any]:
-        """The options of the method that were given, as JSON."""
-        return self.model_dump(mode="json", include=set(self.options), exclude_unset=True)
+        """The options of the method that were given, as JSON. Weights of a trained model are not rescaled for their mask."""
+        given = self.model_dump(mode="json", include=set(self.options), exclude_unset=True)
+        trained = {"rescale": False} if "rescale" in self.options and not self.from_scratch else {}
+        return trained | given
 
     def _made(self, steps: int, seed: int) -> None:
         """Raises InputError, about the field that its words name, where the method cannot use its options."""

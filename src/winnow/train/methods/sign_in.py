@@ -85,6 +85,10 @@ class SignIn(AroundMasks):
         if every is None and end is not None:
             self.every = min(self.every, end)
         self.end = planned(self, "end", end, 0.9, steps) if every is None else end
+        if steps is not None and self.every > steps:
+            raise InputError(
+                f"the first reset would come at step {self.every}, and the training ends at step {steps}: give a smaller every."
+            )
 
     def start(self, attached: Attached) -> None:
         require_float32(attached, "m stays near 1 and would lose its updates")
