@@ -621,7 +621,8 @@ def test_a_killed_run_goes_on_inside_its_stage_and_ends_equal(folder, tmp_path):
     assert process.stdout is not None
     lines = []
     while lines.count("step") < 12 + 7:
-        assert (line := process.stdout.readline()), "it ended before it could be killed"
+        line = process.stdout.readline()
+        assert line, "it ended before it could be killed"
         lines.append(line.strip())
     process.send_signal(signal.SIGKILL)
     process.wait()

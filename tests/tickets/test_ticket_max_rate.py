@@ -35,7 +35,9 @@ def gone_of_first(method: str, sparsity: float, **more) -> int:
     return ticket.masks["0.weight"].zeros
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("dense", "sparse-training")]  # whose method has its own)
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m not in ("dense", "sparse-training")]
+)  # its methods have their own
 def test_a_tensor_keeps_its_share(method):
     """Rankings by magnitude empty the first tensor where they may; random ones need not be told."""
     assert gone_of_first(method, 0.7, max_rate=0.75) <= 0.75 * FIRST
