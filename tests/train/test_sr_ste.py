@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from small import classifier, convnet, images, points
 from winnow.errors import InputError
 from winnow.masks.scope import find_scope
-from winnow.train import SRSTE, SignIn, attach
+from winnow.train import HAM, SRSTE, SignIn, attach
 
 X, Y = points()
 X, Y = X.double(), torch.as_tensor(Y)
@@ -150,7 +150,9 @@ def test_bad_input():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(InputError, match=r"2:4 needs a multiple of 4 inputs, which 0\.weight of 8 x 10 does not have"):
         attach(model, optimizer, SRSTE("2:4"))
-    with pytest.raises(InputError, match="attach it alone"):
+    with pytest.raises(InputError, match="both say how weights are trained"):
         attach(model, optimizer, SignIn(SRSTE("2:4"), every=2), exclude=["0.weight"])
+    with pytest.raises(InputError, match="attach it alone"):
+        attach(model, optimizer, HAM(SRSTE("2:4")), exclude=["0.weight"])
     assert all(torch.equal(p, before.get_parameter(n)) for n, p in model.named_parameters())
     attach(model, optimizer, SRSTE("2:4"), exclude=["0.weight"]).detach()

@@ -67,7 +67,9 @@ class ACDC(Planned):
     def _plan(self, steps: int | None) -> None:
         begin, end, every = self._given
         self.every = planned(self, "every", every, 0.05, steps)
-        self._phases(planned(self, "begin", begin, 0.1, steps), planned(self, "end", end, 0.85, steps))
+        last = planned(self, "end", end, 0.85, steps)
+        first = planned(self, "begin", begin, 0.1, steps)
+        self._phases(min(first, last - 1) if begin is None else first, last)  # trainings of a few steps begin sparse
 
     def _phases(self, begin: int, end: int) -> None:
         if not 0 <= begin < end or self.every < 1:
