@@ -14,6 +14,7 @@ from small import classifier, convnet, points
 from winnow.compression import space, timing
 from winnow.compression.job import Job
 from winnow.compression.setup import set_up
+from winnow.compression.stages import complete
 from winnow.compression.timing import Group
 from winnow.errors import InputError
 
@@ -95,7 +96,7 @@ def test_the_plan_counts_what_the_run_will_do(build, monkeypatch):
     monkeypatch.setattr(timing, "_forwards", lambda model, batches: 1000.0)
     monkeypatch.setattr(timing, "_evaluation", lambda model, task: 1e6)
     job = Job(build(), data, sparsity=0.5, method="alps", speed=False)
-    setup = set_up(job)
+    complete(setup := set_up(job), 0.0)
     result = winnow.compress(build(), data, sparsity=0.5, method="alps", speed=False, progress=False)
     assert setup.plan.total_seconds == pytest.approx(
         1e6 * (1 + len(result.outcomes)), rel=0.02
