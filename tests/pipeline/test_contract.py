@@ -40,7 +40,7 @@ WORDS = [
     "row",
     "erk",
     "lm",
-    "rigl",
+    "fixed",
 ]
 VALUES = (False, True, 2, 32, 0.5, 0.25, *WORDS, ["a"], {"a": 0.5})
 

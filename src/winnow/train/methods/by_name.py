@@ -100,6 +100,8 @@ def make(name: str, options: Mapping[str, Any], *, steps: int, **training: Any) 
         own = {n: given.pop(n) for n in theirs} | own
         given["masks"] = make(inner, own, steps=steps, **training)
     given |= {n: training[n] for n in inspect.signature(METHODS[name]).parameters if n in GIVEN}
+    if missing := [n for n, (_, required) in parameters.items() if required and n not in given]:
+        raise InputError(f"{missing[0]} is missing: {name} needs it.", option=missing[0])
     cls: Any = METHODS[name]
     return cls.of(steps, **given) if issubclass(cls, Planned) else cls(**given)
 
