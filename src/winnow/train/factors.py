@@ -69,7 +69,10 @@ class Factors:
             split = self._method.split(name, values)
             if merged is not None:
                 stale = values != merged
-                split = torch.where(stale | (factors == 0).all(0) if zeros else stale, split, factors)
+                if zeros:  # pruned shards keep their places, and factors of zero
+                    sharded = name in self._laid and self._index(name) is None
+                    stale |= (values == 0) if sharded else (factors == 0).all(0)
+                split = torch.where(stale, split, factors)
             factors.copy_(split)
             self._write(name)
 
