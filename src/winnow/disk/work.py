@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from winnow.errors import InputError, disk_errors
 
 _BEGUN = re.compile(rf"{re.escape(LOCK)}|{re.escape(MARK)}\.\d+\.tmp|\.writable")  # there before the mark is
 _STAGE = re.compile(r"[\w.+-]+-[0-9a-f]{16}([.-].*)?")  # a key of winnow.run.store.stage_key, and what goes by it
+LOOKS = 3  # at a folder that is not ours, before that is said
 _STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp")
 
 
@@ -102,8 +104,12 @@ def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names
     for path in _paths(inputs):
         _require_separate(final, path, str(out))
     for folder in (final, backup_path(final)):
-        found = first_foreign(folder, kind, names_only=names_only) if folder.exists() else None
-        if found is not None:
+        for _ in range(LOOKS):  # another process that replaces the folder right now shows parts of two
+            found = first_foreign(folder, kind, names_only=names_only) if folder.exists() else None
+            if found is None:
+                break
+            time.sleep(0.02)
+        else:
             raise InputError(f"{folder} holds something else ({', '.join(found)}): choose another --out, or move it.")
     check_work(work_folder(final))
 
