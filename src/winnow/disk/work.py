@@ -104,14 +104,21 @@ def _check(out: Path | str, final: Path, kind: str, inputs: Iterable[Any], names
     for path in _paths(inputs):
         _require_separate(final, path, str(out))
     for folder in (final, backup_path(final)):
-        for _ in range(LOOKS):  # another process that replaces the folder right now shows parts of two
-            found = first_foreign(folder, kind, names_only=names_only) if folder.exists() else None
-            if found is None:
-                break
-            time.sleep(0.02)
-        else:
+        found = _foreign_for_good(folder, kind, names_only)
+        if found is not None:
             raise InputError(f"{folder} holds something else ({', '.join(found)}): choose another --out, or move it.")
     check_work(work_folder(final))
+
+
+def _foreign_for_good(folder: Path, kind: str, names_only: bool) -> tuple[str, str] | None:
+    """What is not ours in an output; looked at again, since a process that replaces it right now shows parts of two."""
+    found = None
+    for look in range(LOOKS):
+        time.sleep(0.02 * look)
+        found = first_foreign(folder, kind, names_only=names_only) if folder.exists() else None
+        if found is None:
+            break
+    return found
 
 
 def check_work(root: Path) -> None:
