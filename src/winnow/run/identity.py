@@ -148,6 +148,8 @@ def _function(function: types.FunctionType) -> tuple[Any, ...]:
     if version := installed(space.get("__name__", "")):
         return (version, *held)
     try:
+        if function.__code__.co_filename == "<string>":  # since Python 3.13 the text of `python -c` goes by that name
+            raise OSError
         source = inspect.getsource(function.__code__)  # of the function it would be that of what it is wrapped around
     except (OSError, TypeError):
         raise Unnameable(f"the function {name}, which has no source") from None
