@@ -82,8 +82,8 @@ def test_a_start_that_cannot_be_is_one_sentence():
     scope, weights = model()
     units = Elements(scope)
     cases = [
-        (("erk", {"head.weight": 0.5}), "start=table"),
-        (("table", None), "give --table"),
+        (("erk", {"head.weight": 0.5}), '"start": "table"'),
+        (("table", None), "give table with rates"),
         (("table", {"tail.*": 0.5}), "names no prunable layer"),
         (("table", {"*": 0.5}), "set the sparsity to 0.5"),
         (("kaiming", None), "unknown allocation"),
