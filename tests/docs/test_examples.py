@@ -30,6 +30,7 @@ QUICK = {
     "{sparsity: 70%, steps: 1000, lr: 2e-5, start: model}": "{sparsity: 50%, steps: 60, lr: 3e-3, start: model, settings: {look_ahead: 3}}",
     "{max_drop: 2}": "{max_drop: 30}",
     "epochs: 30, batch: 64, lr: 5e-3": "epochs: 2, batch: 64, lr: 5e-3",
+    "--ram 2GB --out": "--ram 6GB --out",  # the process of the tests holds more than the example's
     "--batch 1,8 --length 32,128": "--batch 1 --length 8 --rounds 2 --with packed",
 }
 ELSEWHERE = {"winnow demo --out demo-out": "tests/verbs/test_demo_model.py"}
