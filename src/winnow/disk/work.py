@@ -20,7 +20,7 @@ from winnow.errors import InputError, disk_errors
 
 _BEGUN = re.compile(rf"{re.escape(LOCK)}|{re.escape(MARK)}\.\d+\.tmp|\.writable")  # there before the mark is
 _STAGE = re.compile(r"[\w.+-]+-[0-9a-f]{16}([.-].*)?")  # a key of winnow.run.store.stage_key, and what goes by it
-LOOKS = 3  # at a folder that is not ours, before that is said
+LOOKS = 6  # at a folder that is not ours, before that is said
 _STORED = (".safetensors", ".json", ".npz", ".bin", ".tmp")
 
 
@@ -114,7 +114,7 @@ def _foreign_for_good(folder: Path, kind: str, names_only: bool) -> tuple[str, s
     """What is not ours in an output; looked at again, since a process that replaces it right now shows parts of two."""
     found = None
     for look in range(LOOKS):
-        time.sleep(0.02 * look)
+        time.sleep(0.03 * look)
         found = first_foreign(folder, kind, names_only=names_only) if folder.exists() else None
         if found is None:
             break
